@@ -1,0 +1,1 @@
+"""Backbones: causal language models, embeddings -> hidden states."""

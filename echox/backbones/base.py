@@ -1,0 +1,91 @@
+"""The backbone interface: a causal language model that takes embeddings and gives hidden states."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from echox.registry import Registry
+
+
+@dataclass(kw_only=True, slots=True)
+class BackboneConfig:
+    """Base of every backbone's config."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneState:
+    """One forward pass of a backbone."""
+
+    hidden: Tensor  # [B, S, H] after the final norm: what `logits` takes
+    cache: Any  # opaque key/value cache for the next call, or None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation as a chat template sees it."""
+
+    role: str  # "system", "user" or "assistant"
+    text: str
+    has_audio: bool = False  # an audio stands before the text of this turn
+
+
+class Backbone(nn.Module, ABC):
+    """A causal LM with its tokenizer. Token ids are int64; padding never influences real positions."""
+
+    hidden_size: int
+    vocab_size: int
+    end_id: int  # ends an assistant turn
+    pad_id: int
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> input embeddings [..., H]."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False) -> BackboneState:
+        """Run the decoder.
+
+        Args:
+            embeddings: [B, S, H]; with a cache, only the new positions.
+            mask: bool [B, S_all] over cached and new positions, True where real; left or right padded.
+            cache: what the previous call returned.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> next-token logits [..., V]."""
+
+    @abstractmethod
+    def head_rows(self) -> Tensor:
+        """The output head's weight [V, H]: the space hidden states live in, the text rows of the unit decoder."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Plain text -> ids, without any special token."""
+
+    @abstractmethod
+    def detokenize(self, ids: list[int]) -> str:
+        """Ids -> plain text, special tokens dropped."""
+
+    @abstractmethod
+    def token_texts(self) -> list[str]:
+        """The surface string of every id, length V ("" for special tokens)."""
+
+    @abstractmethod
+    def prompt(self, turns: list[Turn]) -> list[list[int]]:
+        """A conversation in this model's chat template, opened for the assistant's answer.
+
+        Returns:
+            n + 1 id lists for n audios: audio i belongs between lists i and i + 1.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of the weights' origin and the settings that change what the model computes."""
+
+
+BACKBONES: Registry[Backbone] = Registry("backbone", BackboneConfig)

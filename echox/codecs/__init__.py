@@ -1,0 +1,1 @@
+"""Codecs: waveform <-> units."""

@@ -1,0 +1,56 @@
+"""The codec interface: waveform <-> discrete units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from echox.registry import Registry
+from echox.signals import Units, Waveform
+
+
+@dataclass(kw_only=True, slots=True)
+class CodecConfig:
+    """Base of every codec's config."""
+
+
+class Codec(nn.Module, ABC):
+    """Speech as a sequence of small integers, and back. Attributes are set by the constructor."""
+
+    rate_hz: int  # sample rate of both waveforms, Hz
+    unit_rate_hz: float  # units per second before repeats are merged
+    vocab_size: int  # number of units
+
+    @abstractmethod
+    def encode(self, wave: Waveform) -> Units:
+        """Samples [B, T] -> units [B, U], adjacent repeats merged where the codec works on merged units.
+
+        Raises:
+            SignalError: the sample rate is not the codec's.
+        """
+
+    @abstractmethod
+    def decode(self, units: Units) -> Waveform:
+        """Units [B, U] -> samples [B, T]; an empty row gives a waveform of length 0."""
+
+    @abstractmethod
+    def words(self, units: list[int]) -> list[int]:
+        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U."""
+
+    @abstractmethod
+    def units_of(self, words: list[int]) -> list[int]:
+        """Unit-language words -> units; the inverse of `words`."""
+
+    @property
+    @abstractmethod
+    def word_count(self) -> int:
+        """Size of the unit language; equal to `vocab_size` where a word is a unit."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides `encode`, `decode` and `words`; manifests and checkpoints record it."""
+
+
+CODECS: Registry[Codec] = Registry("codec", CodecConfig)

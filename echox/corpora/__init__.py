@@ -1,0 +1,1 @@
+"""Corpora: spoken data made on the spot."""

@@ -1,0 +1,1 @@
+"""Criteria: outputs, batch -> loss and its parts."""

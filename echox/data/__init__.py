@@ -1,0 +1,1 @@
+"""Data: manifests, audio, caches, batching."""

@@ -1,0 +1,44 @@
+"""The encoder interface: waveform -> features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from echox.registry import Registry
+from echox.signals import Features, Waveform
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderConfig:
+    """Base of every encoder's config."""
+
+
+class Encoder(nn.Module, ABC):
+    """Turns audio into frame features. Attributes are set by the constructor."""
+
+    rate_hz: int  # sample rate it takes, Hz
+    frame_rate_hz: float  # frames per second it gives
+    dim: int  # feature channels D
+
+    @abstractmethod
+    def forward(self, wave: Waveform) -> Features:
+        """Encode a batch.
+
+        Args:
+            wave: samples [B, T] float32 in [-1, 1] at `self.rate_hz`.
+        Returns:
+            values [B, F, D] with F about T / rate_hz * frame_rate_hz; a row's values depend on its own samples only, never on
+            the padding or on its neighbours.
+        Raises:
+            SignalError: `wave.rate_hz` is not the encoder's.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides the features (weights and settings); caches are keyed by it."""
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder", EncoderConfig)

@@ -1,0 +1,1 @@
+"""Engine: the training loop, one duty a file."""

@@ -1,0 +1,1 @@
+"""Generation: from a spoken question to a spoken answer."""

@@ -1,0 +1,1 @@
+"""Kernels: GPU code, each beside its plain reference."""

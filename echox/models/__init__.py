@@ -1,0 +1,1 @@
+"""Models: speech adapter, speech LLM, unit decoder, Echo."""

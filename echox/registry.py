@@ -1,0 +1,139 @@
+"""Registries: the names by which people ask for encoders, backbones, codecs, tasks and criteria.
+
+A plugin is a config dataclass and a class:
+
+    @ENCODERS.register("mel", MelConfig)
+    class MelEncoder(Encoder): ...
+
+The name is for the door, the type is for the house: `build` dispatches on `type(config)`, checkpoints store `describe(config)`,
+and loading uses `parse(dict)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from echox.config import from_plain, near, to_plain
+from echox.errors import PluginError
+
+T = TypeVar("T")
+
+_origin: ContextVar[str] = ContextVar("origin", default="echox")
+
+
+@contextlib.contextmanager
+def registering_from(origin: str) -> Iterator[None]:
+    """Names registered inside are recorded as coming from `origin` (a package, an entry point, a file)."""
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A plugin that did not load."""
+
+    origin: str
+    reason: str
+
+
+FAILURES: list[Failure] = []
+"""Plugins that failed to load in this process, in order; named by every registry that misses a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """One registered name."""
+
+    name: str
+    config_type: type
+    implementation: type[T]
+    origin: str
+
+
+class Registry(Mapping[str, Entry[T]]):
+    """Names -> (config dataclass, class) of one kind; a read-only mapping that only `register` extends."""
+
+    def __init__(self, kind: str, config_base: type) -> None:
+        self.kind = kind
+        self.config_base = config_base
+        self._entries: dict[str, Entry[T]] = {}
+        self._by_type: dict[type, Entry[T]] = {}
+
+    def register(self, name: str, config_type: type) -> Callable[[type[T]], type[T]]:
+        """Class decorator that gives `name` and `config_type` to an implementation.
+
+        Raises:
+            PluginError: the name or the config type is taken, or the config is not a dataclass below this kind's base.
+        """
+        if not (dataclasses.is_dataclass(config_type) and issubclass(config_type, self.config_base)):
+            raise PluginError(
+                f"{self.kind} {name!r}: its config {config_type.__name__} must be a dataclass that inherits {self.config_base.__name__}"
+            )
+        for taken in (self._entries.get(name), self._by_type.get(config_type)):
+            if taken is not None:
+                raise PluginError(
+                    f"{self.kind} {name!r} from {_origin.get()} clashes with {taken.name!r} from {taken.origin}; choose another name and config class"
+                )
+
+        def add(implementation: type[T]) -> type[T]:
+            entry = Entry(name, config_type, implementation, _origin.get())
+            self._entries[name] = self._by_type[config_type] = entry
+            return implementation
+
+        return add
+
+    def withdraw(self, origin: str) -> None:
+        """Forget every name that came from `origin` (a plugin that failed half way leaves nothing behind)."""
+        for entry in [entry for entry in self._entries.values() if entry.origin == origin]:
+            del self._entries[entry.name], self._by_type[entry.config_type]
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        if name in self._entries:
+            return self._entries[name]
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        known = ", ".join(sorted(self._entries)) or "none"
+        failed = "".join(f"; plugin {f.origin} failed to load: {f.reason}" for f in FAILURES)
+        hint = near(name, self._entries)
+        raise PluginError(f"no {self.kind} named {name!r}{hint}{'' if hint else f'; to use {article} {self.kind} of your own, register it in a plugin;'} known: {known}{failed}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry_of(self, config: Any) -> Entry[T]:
+        """The entry whose config type is exactly `type(config)`.
+
+        Raises:
+            PluginError: the type was never registered.
+        """
+        entry = self._by_type.get(type(config))
+        if entry is None:
+            raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {', '.join(sorted(self._entries))}")
+        return entry
+
+    def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
+        """Construct the implementation that belongs to `type(config)`."""
+        return self.entry_of(config).implementation(config, *args, **kwargs)
+
+    def describe(self, config: Any) -> dict[str, Any]:
+        """`{"name": ..., field: value, ...}`, JSON-ready; `parse` reads it back."""
+        return {"name": self.entry_of(config).name, **to_plain(config)}
+
+    def parse(self, data: Mapping[str, Any]) -> Any:
+        """The config that `describe` wrote.
+
+        Raises:
+            PluginError: its name is not registered. ConfigError: a field is unknown.
+        """
+        fields = dict(data)
+        return from_plain(self[fields.pop("name")].config_type, fields)

@@ -1,0 +1,1 @@
+"""Tasks: what each stage reads, builds, feeds and validates."""

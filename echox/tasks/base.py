@@ -1,0 +1,104 @@
+"""The task interface: what one stage reads, builds, feeds and validates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from echox.backbones.base import BackboneConfig
+from echox.codecs.base import CodecConfig
+from echox.encoders.base import EncoderConfig
+from echox.registry import Registry
+from echox.signals import Batch, Outputs
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """Base of every task's config."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The swappable parts a recipe names; a task builds those it needs."""
+
+    encoder: EncoderConfig
+    backbone: BackboneConfig
+    codec: CodecConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """Where a stage stands: its parts, its folders, and the stages before it."""
+
+    parts: Parts
+    seed: int
+    cache_dir: Path  # derived data that can be made again (features, pseudo-labels, alignments)
+    parents: Mapping[str, Path] = field(default_factory=dict)  # stage name -> folder of its finished checkpoint
+    device: torch.device = torch.device("cpu")
+    bf16: bool = False  # run frozen parts under bfloat16 autocast
+
+
+class Examples(Sequence[Any], ABC):
+    """A split of the data: map-style, each example with a cost by which batches are bucketed."""
+
+    @abstractmethod
+    def cost(self, index: int) -> int:
+        """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
+
+
+class Task(ABC):
+    """One stage of training. Constructed as `implementation(config, context)`; cheap until `build` or `prepare`."""
+
+    parents: tuple[str, ...] = ()  # names of the stages whose checkpoints `build` reads
+
+    def __init__(self, config: Any, context: StageContext) -> None:
+        self.config = config
+        self.context = context
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The stage's model on the CPU: pretrained parts loaded and frozen, parents' learned weights loaded, the rest seeded."""
+
+    @abstractmethod
+    def learned(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors a checkpoint of this stage must hold: all that echox trained, here or in a parent stage, by their names in `model`."""
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients."""
+        return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    def prepare(self, model: nn.Module) -> None:
+        """Long work done once before the first step and kept in `context.cache_dir`, with a progress bar; safe to kill and call again."""
+
+    @abstractmethod
+    def examples(self, split: str) -> Examples:
+        """The examples of "train" or "valid", after `prepare`.
+
+        Raises:
+            ManifestError: the manifest is missing, empty or broken beyond what the config allows.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Examples -> one padded batch on the CPU. It may not draw random numbers: resuming must give the same batch."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Run the model on a batch that is on the model's device; called for training and for validation."""
+
+    def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        """Metrics beyond the loss on the validation batches (accuracy, token error rate ...), model in eval mode, no gradients."""
+        return {}
+
+    @abstractmethod
+    def data_fingerprints(self) -> dict[str, str]:
+        """Name -> fingerprint of every manifest, codec and cache this stage learns from; stored in the checkpoint's lineage."""
+
+
+TASKS: Registry[Task] = Registry("task", TaskConfig)
