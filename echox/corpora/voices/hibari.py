@@ -1,0 +1,98 @@
+"""The hibari voice and the speakers made from it by changing pitch, vocal tract, pace, tilt and breath."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from echox.corpora.voices.base import Role, Voice
+from echox.corpora.voices.vocoder import Speaker, respeak
+from echox.errors import AssetError
+
+TRAINING_SPEAKERS = {
+    "hibari_bass": Speaker(pitch=0.50, formants=0.82, speed=0.95, tilt_db=-1.0),
+    "hibari_low_male": Speaker(pitch=0.55, formants=0.85),
+    "hibari_slow_male": Speaker(pitch=0.57, formants=0.86, speed=0.85, intonation=0.8, tilt_db=-1.5),
+    "hibari_male": Speaker(pitch=0.60, formants=0.87, intonation=1.1),
+    "hibari_brisk_male": Speaker(pitch=0.62, formants=0.88, speed=1.15, intonation=1.2, tilt_db=1.0),
+    "hibari_flat_male": Speaker(pitch=0.65, formants=0.90, intonation=0.5),
+    "hibari_old_male": Speaker(pitch=0.68, formants=0.88, speed=0.82, intonation=1.3, tilt_db=-1.0, breath_db=5.0),
+    "hibari_young_male": Speaker(pitch=0.72, formants=0.93, speed=1.08, intonation=1.2),
+    "hibari_low_female": Speaker(pitch=0.82, formants=0.95, speed=0.95),
+    "hibari_alto": Speaker(pitch=0.90, formants=0.98, speed=1.05, intonation=0.8, tilt_db=-1.0),
+    "hibari_breathy_female": Speaker(pitch=1.00, formants=1.00, speed=0.92, tilt_db=-1.0, breath_db=7.0),
+    "hibari_bright_female": Speaker(pitch=1.05, formants=1.03, speed=1.05, intonation=1.2, tilt_db=1.5),
+    "hibari_brisk_female": Speaker(pitch=1.10, formants=1.05, speed=1.20),
+    "hibari_high_female": Speaker(pitch=1.20, formants=1.08, intonation=1.2),
+    "hibari_child": Speaker(pitch=1.30, formants=1.20, intonation=1.2),
+    "hibari_small_child": Speaker(pitch=1.38, formants=1.22, speed=0.90, breath_db=2.0),
+}
+
+# Combinations that no training speaker has: a short tract on a low voice, a slow bright woman, a flat quick child.
+TEST_SPEAKERS = {
+    "hibari_test_male": Speaker(pitch=0.59, formants=0.93, speed=1.10, intonation=0.9, tilt_db=-0.5, breath_db=2.0),
+    "hibari_test_female": Speaker(pitch=0.95, formants=1.07, speed=0.88, intonation=1.3, tilt_db=1.0),
+    "hibari_test_child": Speaker(pitch=1.25, formants=1.14, speed=1.10, intonation=0.7, tilt_db=-1.0, breath_db=3.0),
+}
+
+
+@lru_cache(maxsize=1)
+def engine():
+    """Load the hibari network and its pronunciation rules once per process, on one thread.
+
+    Raises:
+        AssetError: the package is not installed.
+    """
+    try:
+        from hibari import Hibari
+    except ImportError as error:
+        raise AssetError("the hibari voices need the package hibari-tts; pip install hibari-tts") from error
+    return Hibari(threads=1)
+
+
+class HibariVoice(Voice):
+    """The recorded speaker, as the package speaks it: the voice of the answers."""
+
+    rate_hz = 24_000
+
+    def __init__(self) -> None:
+        self.name = "hibari"
+        self.role = Role.ANSWER
+
+    def _render(self, text: str, seed: int) -> np.ndarray:
+        return engine()(text, seed=seed)
+
+
+class HibariSpeaker(Voice):
+    """Another speaker, made from the same network's spectrum and F0."""
+
+    rate_hz = 24_000
+
+    def __init__(self, name: str, role: Role, speaker: Speaker) -> None:
+        self.name = name
+        self.role = role
+        self.speaker = speaker
+
+    def _render(self, text: str, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        parts = [respeak(*frames(phonemes, self.speaker.speed), self.speaker, rng) for phonemes in engine().phonemize(text)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def frames(phonemes: str, speed: float) -> tuple[np.ndarray, np.ndarray]:
+    """Run the network on one sentence.
+
+    Args:
+        phonemes: one string of the package's alphabet.
+        speed: ratio to the recorded speaking rate.
+    Returns:
+        (spectrum complex64 [601, F] of the recorded speaker without the package's small noise branch, F0 [F] in Hz).
+    """
+    from hibari import dsp
+
+    network = engine()
+    inputs = {"ids": np.asarray([network.ids(phonemes)], np.int64), "speed": np.asarray([speed], np.float32)}
+    level, turn, _, free_level, free_phase, f0_hz = (output[0] for output in network.sess.run(None, inputs))
+    spectrum = dsp.stft(dsp.pulses(f0_hz), level.shape[1])
+    spectrum *= dsp.ex(level) * np.exp(1j * np.pi * np.tanh(turn))
+    spectrum += dsp.ex(free_level) * np.exp(1j * free_phase)
+    return spectrum, f0_hz

@@ -1,0 +1,85 @@
+"""Voices of programs on this machine: flite, festival and espeak, each listed only where its program is installed."""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from echox.corpora.voices.base import Role, Voice
+from echox.errors import AssetError, SignalError
+
+TIMEOUT_S = 60.0
+TEXT, OUTPUT = "{text}", "{output}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """How one program is asked to speak."""
+
+    command: tuple[str, ...]
+    """Program and arguments, with `{text}` (a file holding the text) and `{output}` (the wav to write) in their places."""
+    role: Role
+    """What the voice may be used for."""
+    rate_hz: int
+    """Samples per second of the wav it writes."""
+
+
+def flite(speaker: str, role: Role, rate_hz: int = 16_000) -> Program:
+    """One of the speakers built into flite."""
+    return Program(command=("flite", "-voice", speaker, "-f", TEXT, "-o", OUTPUT), role=role, rate_hz=rate_hz)
+
+
+PROGRAMS = {
+    "flite_slt": flite("slt", Role.TEST),
+    "flite_rms": flite("rms", Role.TEST),
+    "flite_awb": flite("awb", Role.TRAIN),
+    "flite_kal16": flite("kal16", Role.TRAIN),
+    "festival_slt": Program(
+        command=("text2wave", "-eval", "(voice_cmu_us_slt_arctic_hts)", TEXT, "-o", OUTPUT), role=Role.TRAIN, rate_hz=32_000
+    ),
+    "espeak": Program(command=("espeak-ng", "-v", "en-us", "-f", TEXT, "-w", OUTPUT), role=Role.TRAIN, rate_hz=22_050),
+}
+
+
+def installed_programs() -> tuple[str, ...]:
+    """Names of the voices whose program is on the search path."""
+    return tuple(name for name, program in PROGRAMS.items() if shutil.which(program.command[0]))
+
+
+class ProgramVoice(Voice):
+    """A voice spoken by a program run once per text; it uses no randomness, so the seed changes nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.program = PROGRAMS[name]
+        self.role = self.program.role
+        self.rate_hz = self.program.rate_hz
+
+    def _render(self, text: str, seed: int) -> np.ndarray:
+        import soundfile
+
+        executable = self.program.command[0]
+        if shutil.which(executable) is None:
+            raise AssetError(f"voice '{self.name}' needs the program {executable}; install it or choose another voice")
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "text.txt"), Path(folder, "speech.wav")
+            source.write_text(text + "\n", encoding="utf-8")
+            self._run([part.format(text=source, output=target) for part in self.program.command])
+            if not target.is_file():
+                raise SignalError(f"voice '{self.name}' wrote no audio for {text!r}; give it a text with words")
+            samples, rate_hz = soundfile.read(target, dtype="float32", always_2d=True)
+        if rate_hz != self.rate_hz:
+            raise SignalError(f"voice '{self.name}' should speak at {self.rate_hz} Hz but wrote {rate_hz} Hz; its program differs from ours")
+        return samples.mean(axis=1)
+
+    def _run(self, command: list[str]) -> None:
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise SignalError(f"voice '{self.name}' did not finish within {TIMEOUT_S:.0f} s; give it a shorter text") from error
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines()
+            raise SignalError(f"voice '{self.name}' failed: {said[-1] if said else f'exit status {error.returncode}'}") from error
