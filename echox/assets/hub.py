@@ -1,0 +1,95 @@
+"""Model folders from the Hugging Face hub: the local copy if it is whole, else a quick, quiet try over the network."""
+
+import json
+from pathlib import Path
+
+from echox.errors import AssetError
+
+_TIMEOUT_S = 5.0
+# Weights as safetensors only: the other weight formats are twice the download or run code when read.
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
+    """Find or fetch a model on the Hugging Face hub.
+
+    Args:
+        hub_id: `org/name`.
+        progress: show huggingface_hub's bars while downloading.
+    Returns:
+        the snapshot folder in huggingface_hub's own cache.
+    Raises:
+        AssetError: it is not in that cache and the hub cannot be asked, does not have it, or has no safetensors of it.
+    """
+    # Imported here because most runs find their assets without the hub.
+    from huggingface_hub import constants, snapshot_download
+
+    cached = _cached_snapshot(hub_id)
+    if cached is not None:
+        return cached
+    if constants.is_offline_mode():
+        raise AssetError(f"{hub_id} is not in the Hugging Face cache and HF_HUB_OFFLINE is set")
+    revision = _revision(hub_id)
+    try:
+        folder = Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS, etag_timeout=_TIMEOUT_S, tqdm_class=_bar_class(progress))
+        )
+    except Exception as error:  # The hub client's failures come from several network libraries and share no base of ours.
+        raise AssetError(f"the download of {hub_id} from the Hugging Face hub broke off ({_gist(error)})") from error
+    if not _is_whole(folder):
+        raise AssetError(f"{hub_id} on the Hugging Face hub has no safetensors weights")
+    return folder
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=_PATTERNS))
+    except HFValidationError as error:
+        raise AssetError(f"{hub_id!r} is not a valid hub id of the form org/name") from error
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_whole(folder) else None
+
+
+def _revision(hub_id: str) -> str:
+    """Ask the hub for the newest commit: one request with a short timeout, so that a machine without network learns it at once."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return HfApi().model_info(hub_id, timeout=_TIMEOUT_S).sha
+    except GatedRepoError as error:
+        raise AssetError(f"{hub_id} asks for a login (hf auth login) and consent on its hub page") from error
+    except RepositoryNotFoundError as error:
+        raise AssetError(f"the Hugging Face hub has no public model {hub_id}") from error
+    except Exception as error:  # Name resolution, proxies, certificates and timeouts each raise their own kind.
+        raise AssetError(f"the Hugging Face hub did not answer about {hub_id} ({_gist(error)})") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has a config and all shards of its weights (an interrupted download leaves a partial folder)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        weights = all((folder / shard).is_file() for shard in shards)
+    else:
+        weights = any(folder.glob("*.safetensors"))
+    return weights and (folder / "config.json").is_file()
+
+
+def _bar_class(progress: bool):
+    from huggingface_hub.utils import tqdm as hub_tqdm
+
+    class _Bar(hub_tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": not progress})
+
+    return _Bar
+
+
+def _gist(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:160]
