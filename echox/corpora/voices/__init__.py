@@ -36,9 +36,12 @@ def available_voices(role: Role | str | None = None) -> tuple[str, ...]:
         role: "answer", "train" or "test"; None for all.
     Returns:
         names in a fixed order; programs that are not installed are left out, `joe` is fetched when it first speaks.
+    Raises:
+        ConfigError: the role is none of the three.
     """
-    wanted = None if role is None else Role(role)
-    return tuple(name for name, one in every_voice().items() if wanted in (None, one.role))
+    if role is not None and role not in set(Role):
+        raise ConfigError(f"a voice's role is one of {', '.join(one.value for one in Role)}, not '{role}'; choose one of them")
+    return tuple(name for name, one in every_voice().items() if role in (None, one.role))
 
 
 def voice(name: str) -> Voice:

@@ -41,7 +41,9 @@ class Voice(ABC):
             SignalError: the text holds nothing this voice can say, or the engine failed on it.
             AssetError: the engine or its weights cannot be had.
         """
-        samples = np.asarray(self._render(text, seed), dtype=np.float32)
+        samples = np.zeros(0, np.float32)
+        if any(character.isalnum() for character in text):
+            samples = np.asarray(self._render(text, seed), dtype=np.float32)
         if samples.size == 0:
             raise SignalError(f"voice '{self.name}' found nothing to say in {text!r}; give it a text with words")
         return within_full_scale(samples)

@@ -69,7 +69,9 @@ def respeak(spectrum: np.ndarray, f0_hz: np.ndarray, speaker: Speaker, rng: np.r
     return dsp.ola(pulses + noise)
 
 
-def envelopes(magnitude: np.ndarray, f0_hz: np.ndarray, voiced: np.ndarray, formants: float, rate_hz: int):
+def envelopes(
+    magnitude: np.ndarray, f0_hz: np.ndarray, voiced: np.ndarray, formants: float, rate_hz: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Read the harmonic and the noise envelope of each frame, stretched along frequency by `formants`.
 
     Args:
@@ -85,15 +87,13 @@ def envelopes(magnitude: np.ndarray, f0_hz: np.ndarray, voiced: np.ndarray, form
     bin_hz = rate_hz / 2 / (K - 1)
     spacing = np.where(voiced, f0_hz, UNVOICED_SPACING_HZ) / bin_hz  # bins between harmonics, [F]
     position = np.arange(K)[:, None] / (formants * spacing[None, :])  # where to read, in harmonic numbers
-    # The window spreads a harmonic over two bins either side: the root of the mean power there tells its level.
-    power = np.square(magnitude)
-    between = between_harmonics(power, position, spacing, voiced)
+    breathed = between_harmonics(np.square(magnitude), position, spacing, voiced)
     at = np.log(np.maximum(magnitude, FLOOR))
     low = np.maximum(np.floor(position), 1.0)
     share = np.clip(position - low, 0.0, 1.0).astype(np.float32)
     sung = np.exp((1 - share) * read(at, low * spacing) + share * read(at, (low + 1) * spacing))
     sung[:, ~voiced] = 0.0
-    return sung, between
+    return sung, breathed
 
 
 def between_harmonics(power: np.ndarray, position: np.ndarray, spacing: np.ndarray, voiced: np.ndarray) -> np.ndarray:
@@ -151,9 +151,7 @@ def minimum_phase(magnitude: np.ndarray, n_fft: int) -> np.ndarray:
         complex64 [K, F] of the same magnitude.
     Source: Oppenheim and Schafer, Discrete-Time Signal Processing, the chapter on the cepstrum.
     """
-    from scipy import fft
-
-    cepstrum = fft.irfft(np.log(np.maximum(magnitude, FLOOR)).astype(np.float32).T, n_fft, axis=1)
+    cepstrum = np.fft.irfft(np.log(np.maximum(magnitude, FLOOR)).astype(np.float32).T, n_fft, axis=1)
     cepstrum[:, 1 : n_fft // 2] *= 2
     cepstrum[:, n_fft // 2 + 1 :] = 0
-    return np.ascontiguousarray(np.exp(fft.rfft(cepstrum, n_fft, axis=1)).T).astype(np.complex64)
+    return np.ascontiguousarray(np.exp(np.fft.rfft(cepstrum, n_fft, axis=1)).T.astype(np.complex64))
