@@ -15,7 +15,9 @@ import inspect
 import textwrap
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, Protocol, TypeVar
 
 from echox.errors import ConfigError
 
@@ -50,46 +52,93 @@ def _literal_docs(owner: type) -> dict[str, str]:
     return docs
 
 
+class Names(Protocol):
+    """What this module asks of a registry: the names of the configs below one base."""
+
+    def name_of(self, config: Any) -> str | None: ...
+
+    def parse(self, data: Mapping[str, Any]) -> Any: ...
+
+
+_NAMES: dict[type, Names] = {}
+
+
+def name_below(config_base: type, names: Names) -> None:
+    """Write configs below `config_base` with their registered name, so that a field typed by the base can be read back."""
+    _NAMES[config_base] = names
+
+
+def _names_for(config_type: Any) -> Names | None:
+    bases = config_type.__mro__ if isinstance(config_type, type) else ()
+    return next((_NAMES[base] for base in bases if base in _NAMES), None)
+
+
 def to_plain(value: Any) -> Any:
-    """A config (or any nesting of dataclasses, enums, lists, dicts) as JSON-ready data."""
+    """A config (or any nesting of dataclasses, enums, paths, lists, dicts) as JSON-ready data.
+
+    The config of a registered part also says its name, as the key "name".
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = _names_for(type(value))
+        name = names.name_of(value) if names else None
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return fields if name is None else {"name": name, **fields}
     if isinstance(value, enum.Enum):
         return value.name
-    if isinstance(value, dict):
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return value
 
 
-def from_plain(config_type: type[C], data: dict[str, Any]) -> C:
+def from_plain(config_type: type[C], data: Mapping[str, Any]) -> C:
     """Rebuild a config from `to_plain` data.
 
     Raises:
-        ConfigError: a key is not a field of `config_type`.
+        ConfigError: a key is not a field of `config_type`. PluginError: a part's name is not registered.
     """
     hints = typing.get_type_hints(config_type)
     names = [f.name for f in dataclasses.fields(config_type)]
-    unknown = [key for key in data if key not in names]
-    if unknown:
-        raise ConfigError(f"{config_type.__name__} has no field {unknown[0]!r}{near(unknown[0], names)}; its fields are {', '.join(names)}")
-    return config_type(**{key: _restore(hints[key], item) for key, item in data.items()})
+    given = {key: item for key, item in data.items() if key != "name" or "name" in names}
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"{config_type.__name__} has no field {key!r}{near(key, names)}; its fields are {', '.join(names) or 'none'}")
+    return config_type(**{key: _restore(hints[key], item) for key, item in given.items()})
 
 
 def _restore(hint: Any, item: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if item is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return item if isinstance(item, hint) else hint[item]
-    if dataclasses.is_dataclass(hint) and isinstance(item, dict):
-        return from_plain(hint, item)
+    if item is None:
+        return None
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in arguments if option is not type(None)]
+        return _restore(options[0], item) if len(options) == 1 else item
+    if origin is list:
+        return [_restore(arguments[0], element) for element in item]
+    if origin is dict:
+        return {key: _restore(arguments[1], element) for key, element in item.items()}
+    if not isinstance(hint, type) or isinstance(item, hint):
+        return item
+    if issubclass(hint, enum.Enum):
+        return _member(hint, item)
+    if issubclass(hint, PurePath):
+        return hint(item)
+    if dataclasses.is_dataclass(hint) and isinstance(item, Mapping):
+        names = _names_for(hint)
+        return names.parse(item) if names and "name" in item else from_plain(hint, item)
     return item
 
 
-def near(word: str, known: typing.Iterable[str]) -> str:
+def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
+    if name not in kind.__members__:
+        raise ConfigError(f"{kind.__name__} has no value {name!r}{near(name, kind.__members__)}; its values are {', '.join(kind.__members__)}")
+    return kind[name]
+
+
+def near(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'whisper'?` for a misspelt word, or nothing."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""

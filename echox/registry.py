@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from echox.config import from_plain, near, to_plain
+from echox.config import from_plain, name_below, near, to_plain
 from echox.errors import PluginError
 
 T = TypeVar("T")
@@ -48,6 +48,11 @@ FAILURES: list[Failure] = []
 """Plugins that failed to load in this process, in order; named by every registry that misses a name."""
 
 
+def failures() -> str:
+    """The plugins that failed to load, to be appended where a name is missed; "" when all loaded."""
+    return "".join(f"; plugin {failure.origin} failed to load: {failure.reason}" for failure in FAILURES)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
     """One registered name."""
@@ -66,6 +71,7 @@ class Registry(Mapping[str, Entry[T]]):
         self.config_base = config_base
         self._entries: dict[str, Entry[T]] = {}
         self._by_type: dict[type, Entry[T]] = {}
+        name_below(config_base, self)
 
     def register(self, name: str, config_type: type) -> Callable[[type[T]], type[T]]:
         """Class decorator that gives `name` and `config_type` to an implementation.
@@ -77,6 +83,8 @@ class Registry(Mapping[str, Entry[T]]):
             raise PluginError(
                 f"{self.kind} {name!r}: its config {config_type.__name__} must be a dataclass that inherits {self.config_base.__name__}"
             )
+        if "name" in (f.name for f in dataclasses.fields(config_type)):
+            raise PluginError(f"{self.kind} {name!r}: {config_type.__name__} may not have a field called 'name'; that key holds {name!r} in checkpoints")
         for taken in (self._entries.get(name), self._by_type.get(config_type)):
             if taken is not None:
                 raise PluginError(
@@ -98,11 +106,8 @@ class Registry(Mapping[str, Entry[T]]):
     def __getitem__(self, name: str) -> Entry[T]:
         if name in self._entries:
             return self._entries[name]
-        article = "an" if self.kind[0] in "aeiou" else "a"
         known = ", ".join(sorted(self._entries)) or "none"
-        failed = "".join(f"; plugin {f.origin} failed to load: {f.reason}" for f in FAILURES)
-        hint = near(name, self._entries)
-        raise PluginError(f"no {self.kind} named {name!r}{hint}{'' if hint else f'; to use {article} {self.kind} of your own, register it in a plugin;'} known: {known}{failed}")
+        raise PluginError(f"no {self.kind} named {name!r}{near(name, self._entries)}; known: {known}{failures()}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -121,19 +126,26 @@ class Registry(Mapping[str, Entry[T]]):
             raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {', '.join(sorted(self._entries))}")
         return entry
 
+    def name_of(self, config: Any) -> str | None:
+        """The name of a config's exact type, or None where it was never registered."""
+        entry = self._by_type.get(type(config))
+        return entry and entry.name
+
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
         """Construct the implementation that belongs to `type(config)`."""
         return self.entry_of(config).implementation(config, *args, **kwargs)
 
     def describe(self, config: Any) -> dict[str, Any]:
         """`{"name": ..., field: value, ...}`, JSON-ready; `parse` reads it back."""
-        return {"name": self.entry_of(config).name, **to_plain(config)}
+        self.entry_of(config)
+        return to_plain(config)
 
     def parse(self, data: Mapping[str, Any]) -> Any:
         """The config that `describe` wrote.
 
         Raises:
-            PluginError: its name is not registered. ConfigError: a field is unknown.
+            PluginError: it has no name, or one that is not registered. ConfigError: a field is unknown.
         """
-        fields = dict(data)
-        return from_plain(self[fields.pop("name")].config_type, fields)
+        if "name" not in data:
+            raise PluginError(f"a described {self.kind} needs the key 'name'; it has {', '.join(data) or 'no key'}")
+        return from_plain(self[data["name"]].config_type, data)

@@ -1,0 +1,1 @@
+"""The doors of echox: thin command line entries; all work happens in `echox`."""

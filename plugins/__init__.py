@@ -1,0 +1,1 @@
+"""Worked example plugins; see README.md in this folder."""

@@ -1,0 +1,1 @@
+"""Recipes and presets, installed as `echox_recipes` so that a wheel works without a checkout."""
