@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from echox.errors import AssetError
 from echox.assets.convert import ctranslate2_whisper, gguf_llama, plain, torchscript_hifigan
+from echox.errors import AssetError
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ _ASSETS = (
             ),
         ),
         converter=ctranslate2_whisper.convert,
-        revision=1,
+        revision=2,
         contents=_WHISPER_FILES,
         licence="MIT",
         doc="Whisper base, multilingual speech recognition, 72.6 M parameters.",
@@ -145,7 +145,7 @@ _ASSETS = (
             ),
         ),
         converter=ctranslate2_whisper.convert,
-        revision=1,
+        revision=2,
         contents=_WHISPER_FILES,
         licence="MIT",
         doc="Whisper tiny, English speech recognition, 37.8 M parameters.",
@@ -167,7 +167,7 @@ _ASSETS = (
             ),
         ),
         converter=gguf_llama.convert,
-        revision=1,
+        revision=2,
         contents=("config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
         licence="Apache-2.0",
         doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters, dequantised from 4 bits.",

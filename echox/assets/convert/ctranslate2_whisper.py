@@ -6,6 +6,7 @@ Source: CTranslate2 4.x, `python/ctranslate2/specs/model_spec.py` (how the file 
 (what the arrays mean); Radford et al. 2022, arXiv:2212.04356 (the model).
 """
 
+import io
 import json
 import shutil
 import struct
@@ -28,7 +29,7 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FRONT_END = {"feature_size": 80, "sampling_rate": 16_000, "hop_length": 160, "chunk_length": 30, "n_fft": 400}
 
 
-def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
+def read_ctranslate2(file: BinaryIO) -> dict[str, np.ndarray]:
     """Read all arrays of a CTranslate2 model file.
 
     Layout, little endian: u32 version; string spec name; u32 spec revision; u32 count, then per array a string name, u8 rank,
@@ -36,26 +37,25 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
     a u16 length that counts a closing zero byte, then the bytes.
 
     Args:
-        path: `model.bin`.
+        file: `model.bin`, open for reading bytes.
     Returns:
         name -> array; an alias shares the array it stands for.
     Raises:
         AssetError: the file is of another version or model kind, or it ends too early.
     """
-    with path.open("rb") as file:
-        (version,) = _unpack(file, "<I")
-        if version != BINARY_VERSION:
-            raise AssetError(f"{path.name} is a CTranslate2 file of version {version}; echox reads version {BINARY_VERSION}")
-        spec = _string(file)
-        if spec != SPEC_NAME:
-            raise AssetError(f"{path.name} holds a {spec!r}; echox reads {SPEC_NAME!r}")
-        _unpack(file, "<I")
-        (count,) = _unpack(file, "<I")
-        arrays = dict(_array(file) for _ in range(count))
-        (alias_count,) = _unpack(file, "<I")
-        for _ in range(alias_count):
-            alias, name = _string(file), _string(file)
-            arrays[alias] = arrays[name]
+    (version,) = _unpack(file, "<I")
+    if version != BINARY_VERSION:
+        raise AssetError(f"the model file is of CTranslate2 version {version}; echox reads version {BINARY_VERSION}")
+    spec = _string(file)
+    if spec != SPEC_NAME:
+        raise AssetError(f"the CTranslate2 file holds a {spec!r}; echox reads {SPEC_NAME!r}")
+    _unpack(file, "<I")
+    (count,) = _unpack(file, "<I")
+    arrays = dict(_array(file) for _ in range(count))
+    (alias_count,) = _unpack(file, "<I")
+    for _ in range(alias_count):
+        alias, name = _string(file), _string(file)
+        arrays[alias] = arrays[name]
     return arrays
 
 
@@ -68,8 +68,7 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         AssetError: the arrays do not make a whole Whisper model.
     """
-    arrays = read_ctranslate2(_joined(source, target))
-    (target / "joined.bin").unlink(missing_ok=True)
+    arrays = read_ctranslate2(_model_file(source))
     lists = json.loads((source / "config.json").read_text("utf-8"))
     ids = _token_ids(source / "tokenizer.json")
 
@@ -194,6 +193,8 @@ def _generation_config(lists: dict, ids: dict[str, int], config):
     if settings["is_multilingual"]:
         languages = set(lists["lang_ids"])
         settings["lang_to_id"] = {token: number for token, number in ids.items() if number in languages}
+        # Without a task the prompt of a detected language would lack one, and Whisper then loops.
+        settings["task"] = "transcribe"
         settings["task_to_id"] = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
     return GenerationConfig(**settings)
 
@@ -242,16 +243,10 @@ def _token_ids(file: Path) -> dict[str, int]:
     return {token["content"]: token["id"] for token in json.loads(file.read_text("utf-8"))["added_tokens"]}
 
 
-def _joined(source: Path, target: Path) -> Path:
-    parts = sorted(source.glob("model.bin.part*"))
-    if not parts:
-        return source / "model.bin"
-    whole = target / "joined.bin"
-    with whole.open("wb") as out:
-        for part in parts:
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, out)
-    return whole
+def _model_file(source: Path) -> BinaryIO:
+    """`model.bin`, joined in memory (at most 150 MB here) where it comes in parts."""
+    parts = sorted(source.glob("model.bin*"))
+    return io.BytesIO(b"".join(part.read_bytes() for part in parts))
 
 
 def _array(file: BinaryIO) -> tuple[str, np.ndarray]:

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from echox.assets.hub import hub_folder
+from echox.errors import AssetError
+
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def snapshot(shop, tmp_path):
+    """An empty snapshot of `someone/model` in huggingface_hub's cache."""
+    model = tmp_path / "hub" / "models--someone--model"
+    folder = model / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    return folder
+
+
+def test_a_whole_snapshot_is_used_without_asking(snapshot):
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"")
+    assert hub_folder("someone/model") == snapshot
+
+
+def test_a_snapshot_without_weights_is_not_used(snapshot):
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(AssetError, match="not in the Hugging Face cache"):
+        hub_folder("someone/model")
+
+
+def test_a_snapshot_without_all_shards_is_not_used(snapshot):
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model-1.safetensors").write_bytes(b"")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(AssetError, match="not in the Hugging Face cache"):
+        hub_folder("someone/model")
+    (snapshot / "model-2.safetensors").write_bytes(b"")
+    assert hub_folder("someone/model") == snapshot
+
+
+def test_a_silent_hub_is_one_sentence(shop, monkeypatch):
+    def silent(*args, **kwargs):
+        raise TimeoutError("timed out\nafter a while")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
+    with pytest.raises(AssetError, match="did not answer about someone/model .TimeoutError: timed out.$"):
+        hub_folder("someone/model")
+
+
+def test_an_impossible_id_is_refused(shop):
+    with pytest.raises(AssetError, match="not a valid hub id"):
+        hub_folder("some one/mod el")
