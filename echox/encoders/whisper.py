@@ -1,0 +1,150 @@
+"""The Whisper encoder: log-mel spectrogram, two convolutions, transformer layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import WhisperConfig as HubWhisperConfig
+from transformers import WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWhisperEncoder
+
+from echox.assets import asset_folder
+from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
+from echox.errors import ConfigError, SignalError
+from echox.signals import Features, Waveform, valid_mask
+
+RATE_HZ = 16_000
+HOP_SAMPLES = 160
+FFT_SAMPLES = 400
+WINDOW_FRAMES = 3_000  # mel frames in the 30 s Whisper was trained on
+
+
+@dataclass(kw_only=True, slots=True)
+class WhisperConfig(EncoderConfig):
+    """Whisper's encoder, frozen, from a catalogue name, a hub id or a local folder."""
+
+    weights: str = "whisper_base"
+    """Catalogue name, hub id or local folder of the weights; "random" builds a small untrained encoder for tests."""
+    layers: int | None = None
+    """Transformer layers to run; None runs all of them and the final norm, fewer give the states of that layer."""
+    pad_to_window: bool = False
+    """Pad every clip to the 30 s window of Whisper's training; off, a clip costs only its own length."""
+    random_dim: int = 32
+    """Channels of the random encoder."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and self.layers < 1:
+            raise ConfigError(f"encoder.layers is {self.layers}; use 1 or more, or null for all layers")
+
+
+@ENCODERS.register("whisper", WhisperConfig)
+class WhisperEncoder(Encoder):
+    """Whisper's encoder run on unpadded clips, 50 frames/s; longer audio is encoded in windows of 30 s and joined.
+
+    On a clip of exactly 30 s it equals the original. On a shorter one it sees no padding, which suits a trained adapter but not
+    Whisper's own decoder; `pad_to_window` restores the original there too.
+    Source: Radford et al. 2022, arXiv:2212.04356, section 2.2.
+    """
+
+    rate_hz = RATE_HZ
+    frame_rate_hz = 50.0
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, mel_filters = _load(config)
+        self.encoder.requires_grad_(False).eval()
+        kept = len(self.encoder.layers) if config.layers is None else config.layers
+        if kept > len(self.encoder.layers):
+            raise ConfigError(f"encoder.layers is {kept} but {config.weights!r} has {len(self.encoder.layers)} layers")
+        self.apply_final_norm = kept == len(self.encoder.layers)
+        self.encoder.layers = self.encoder.layers[:kept]
+        self.dim = self.encoder.config.d_model
+        self.register_buffer("mel_filters", mel_filters, persistent=False)  # [M, 201]
+        self.register_buffer("hann", torch.hann_window(FFT_SAMPLES), persistent=False)
+
+    def train(self, mode: bool = True) -> WhisperEncoder:
+        return super().train(False)  # frozen: dropout never acts
+
+    @torch.no_grad()
+    def forward(self, wave: Waveform) -> Features:
+        if wave.rate_hz != RATE_HZ:
+            raise SignalError(f"the Whisper encoder takes audio at {RATE_HZ} Hz, got {wave.rate_hz} Hz; resample it first")
+        mel, mel_lengths = self._log_mel(wave)  # [B, M, 2F], even
+        windows = [self._encode_window(mel, mel_lengths, start) for start in range(0, mel.shape[2], WINDOW_FRAMES)]
+        lengths = (mel_lengths + 1) // 2
+        return Features(torch.cat(windows, dim=1)[:, : int(lengths.max())], lengths, self.frame_rate_hz)
+
+    def _encode_window(self, mel: Tensor, mel_lengths: Tensor, start: int) -> Tensor:
+        """One window of at most 30 s: mel [B, M, N] from frame `start` -> [B, <=1500, D], zeros where a row has ended."""
+        window = mel[:, :, start : start + WINDOW_FRAMES]
+        left = window.shape[2] if self.config.pad_to_window else (mel_lengths - start).clamp(0, window.shape[2])
+        left = torch.as_tensor(left, device=mel.device).expand(mel.shape[0])
+        encoder = self.encoder
+        keep = valid_mask(left, window.shape[2])
+        # Zeros past a row's end are what the convolutions pad with, so a row cannot tell padding from its own border.
+        states = F.gelu(encoder.conv1(window * keep[:, None])) * keep[:, None]
+        states = F.gelu(encoder.conv2(states)).transpose(1, 2)
+        B, N, _ = states.shape
+        states = states + encoder.embed_positions.weight[:N]
+        real = valid_mask((left + 1) // 2, N)
+        real[:, 0] |= ~real.any(dim=1)  # a row that ended before this window still needs one key
+        mask = torch.zeros(B, 1, 1, N, dtype=states.dtype, device=states.device).masked_fill(~real[:, None, None, :], float("-inf"))
+        mask = mask.expand(B, 1, N, N)
+        for layer in encoder.layers:
+            states = layer(states, mask)
+            states = states[0] if isinstance(states, tuple) else states
+        if self.apply_final_norm:
+            states = encoder.layer_norm(states)
+        return states * real[:, :, None]
+
+    def _log_mel(self, wave: Waveform) -> tuple[Tensor, Tensor]:
+        """Whisper's log-mel: samples [B, T] -> ([B, M, N], lengths [B] before any window padding) at 100 frames/s, in float32."""
+        frames = torch.div(wave.lengths + HOP_SAMPLES - 1, HOP_SAMPLES, rounding_mode="floor").clamp(min=2)
+        frames = frames + frames % 2
+        columns = int(frames.max())
+        if self.config.pad_to_window:
+            columns = -(-columns // WINDOW_FRAMES) * WINDOW_FRAMES
+        size = columns * HOP_SAMPLES
+        with torch.autocast(wave.samples.device.type, enabled=False):
+            samples = wave.samples.float() * valid_mask(wave.lengths, wave.samples.shape[1])
+            samples = F.pad(samples, (0, max(0, size - samples.shape[1]) + FFT_SAMPLES))
+            # Reflected at the start as Whisper's features are; at the end the zeros stand in for its 30 s padding.
+            samples = torch.cat([samples[:, 1 : FFT_SAMPLES // 2 + 1].flip(1), samples], dim=1)
+            spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=self.hann, center=False, return_complex=True)
+            power = spectrum[:, :, :columns].abs().square()
+            mel = (self.mel_filters @ power).clamp(min=1e-10).log10()
+            keep = valid_mask(frames, mel.shape[2])[:, None]
+            loudest = mel.masked_fill(~keep, -10.0).amax(dim=(1, 2), keepdim=True)
+            mel = (torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0
+            # Silence (not zero) fills the 30 s window, as it would if the samples had been padded.
+            floor = ((loudest - 8.0).clamp(min=-10.0) + 4.0) / 4.0
+            return torch.where(keep, mel, floor if self.config.pad_to_window else torch.zeros_like(floor)), frames
+
+    def fingerprint(self) -> str:
+        with torch.no_grad():
+            probe = [p.flatten()[:64].double().sum().item() for p in self.encoder.parameters()]
+        settings = [self.config.layers, self.config.pad_to_window, "v1"]
+        return hashlib.sha256(json.dumps([probe, settings]).encode()).hexdigest()[:16]
+
+
+def _load(config: WhisperConfig) -> tuple[nn.Module, Tensor]:
+    if config.weights == "random":
+        shape = HubWhisperConfig(d_model=config.random_dim, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=2 * config.random_dim)
+        generator_state = torch.get_rng_state()
+        torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
+        encoder = HubWhisperEncoder(shape)
+        torch.set_rng_state(generator_state)
+        extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
+    else:
+        from transformers import WhisperModel
+
+        folder = asset_folder(config.weights)
+        encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
+        extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    return encoder, torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T.contiguous()
