@@ -23,12 +23,12 @@ from echox.errors import PluginError
 
 T = TypeVar("T")
 
-_origin: ContextVar[str] = ContextVar("origin", default="echox")
+_origin: ContextVar[str | None] = ContextVar("origin", default=None)
 
 
 @contextlib.contextmanager
 def registering_from(origin: str) -> Iterator[None]:
-    """Names registered inside are recorded as coming from `origin` (a package, an entry point, a file)."""
+    """Names registered inside are recorded as coming from `origin` (an entry point, a file); outside, from their module."""
     token = _origin.set(origin)
     try:
         yield
@@ -71,6 +71,7 @@ class Registry(Mapping[str, Entry[T]]):
         self.config_base = config_base
         self._entries: dict[str, Entry[T]] = {}
         self._by_type: dict[type, Entry[T]] = {}
+        self._contested: dict[str, str] = {}  # a name that was asked for twice -> who came second
         name_below(config_base, self)
 
     def register(self, name: str, config_type: type) -> Callable[[type[T]], type[T]]:
@@ -85,29 +86,41 @@ class Registry(Mapping[str, Entry[T]]):
             )
         if "name" in (f.name for f in dataclasses.fields(config_type)):
             raise PluginError(f"{self.kind} {name!r}: {config_type.__name__} may not have a field called 'name'; that key holds {name!r} in checkpoints")
+        origin = _origin.get() or config_type.__module__
         for taken in (self._entries.get(name), self._by_type.get(config_type)):
             if taken is not None:
-                raise PluginError(
-                    f"{self.kind} {name!r} from {_origin.get()} clashes with {taken.name!r} from {taken.origin}; choose another name and config class"
-                )
+                self._contested[name] = origin
+                raise PluginError(f"{self._contest(taken, origin)}; choose another name and config class for one of them")
 
         def add(implementation: type[T]) -> type[T]:
-            entry = Entry(name, config_type, implementation, _origin.get())
+            entry = Entry(name, config_type, implementation, origin)
             self._entries[name] = self._by_type[config_type] = entry
             return implementation
 
         return add
 
+    def contested(self, name: str) -> str | None:
+        """Who else asked for a name, or None."""
+        return self._contested.get(name)
+
+    def _contest(self, taken: Entry[T], origin: str) -> str:
+        return f"{self.kind} {taken.name!r} is registered twice, by {taken.origin} and by {origin}"
+
     def withdraw(self, origin: str) -> None:
         """Forget every name that came from `origin` (a plugin that failed half way leaves nothing behind)."""
-        for entry in [entry for entry in self._entries.values() if entry.origin == origin]:
+        for entry in [entry for entry in self._entries.values() if f"{entry.origin}.".startswith(f"{origin}.")]:
             del self._entries[entry.name], self._by_type[entry.config_type]
 
     def __getitem__(self, name: str) -> Entry[T]:
-        if name in self._entries:
-            return self._entries[name]
-        known = ", ".join(sorted(self._entries)) or "none"
-        raise PluginError(f"no {self.kind} named {name!r}{near(name, self._entries)}; known: {known}{failures()}")
+        """The entry of a name.
+
+        Raises:
+            PluginError: nobody registered it; the text names what did not load.
+        """
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries)) or "none"
+            raise PluginError(f"no {self.kind} named {name!r}{near(name, self._entries)}; known: {known}{failures()}")
+        return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -119,11 +132,14 @@ class Registry(Mapping[str, Entry[T]]):
         """The entry whose config type is exactly `type(config)`.
 
         Raises:
-            PluginError: the type was never registered.
+            PluginError: the type was never registered, or its name was registered twice.
         """
         entry = self._by_type.get(type(config))
         if entry is None:
-            raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {', '.join(sorted(self._entries))}")
+            raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {', '.join(sorted(self._entries))}{failures()}")
+        # Whoever uses a doubtful name must not silently get the part that happened to load first.
+        if entry.name in self._contested:
+            raise PluginError(f"{self._contest(entry, self._contested[entry.name])}; rename one of them")
         return entry
 
     def name_of(self, config: Any) -> str | None:

@@ -1,0 +1,195 @@
+"""Finds plugins: the built-in parts, installed packages by entry point, and folders of the user.
+
+`discover` is called by the doors and by tests, never at import. A plugin that fails to load is remembered in
+`registry.FAILURES` and named by whoever misses it; nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from echox.backbones.base import BACKBONES
+from echox.codecs.base import CODECS
+from echox.criteria.base import CRITERIA
+from echox.encoders.base import ENCODERS
+from echox.errors import ConfigError, PluginError
+from echox.registry import FAILURES, Failure, Registry, registering_from
+from echox.tasks.base import TASKS
+
+REGISTRIES: dict[str, Registry] = {registry.kind: registry for registry in (ENCODERS, BACKBONES, CODECS, TASKS, CRITERIA)}
+"""Kind -> registry; a kind is also the name of its Hydra config group."""
+
+ENTRY_POINTS = "echox.plugins"
+FOLDERS_VARIABLE = "ECHOX_PLUGINS"
+DEFAULT_FOLDER = "plugins"
+BUILT_INS = ("echox.encoders", "echox.backbones", "echox.codecs", "echox.criteria", "echox.tasks")
+
+_seen: set[str] = set()  # modules, entry points, paths and file digests that were already run in this process
+_ran: list[Path] = []
+_published: dict[tuple[str, str], type] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What was found in this process so far."""
+
+    files: tuple[Path, ...]  # plugin files and packages from folders, whose code was run
+    failures: tuple[Failure, ...]
+
+
+def discover(plugin_dirs: Iterable[str | Path] = ()) -> Discovery:
+    """Load every plugin that was not loaded yet, and publish all configs to Hydra's ConfigStore.
+
+    Args:
+        plugin_dirs: folders beside `./plugins` (where it exists) and those in the variable ECHOX_PLUGINS.
+    Raises:
+        ConfigError: a folder that was asked for does not exist.
+    """
+    for name in _built_in_modules():
+        _load(name, name, lambda name=name: importlib.import_module(name))
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        origin = f"entry point {point.name} = {point.value}"
+        _load(origin, origin, lambda point=point, origin=origin: _load_entry_point(point, origin))
+    for folder in _folders(plugin_dirs):
+        for path in _plugin_paths(folder):
+            _load_path(path)
+    return Discovery(tuple(_ran), tuple(FAILURES))
+
+
+def _built_in_modules() -> Iterator[str]:
+    """Every module and package one level below the rooms of the kinds."""
+    for room in BUILT_INS:
+        for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
+            if module.name != "base":
+                yield f"{room}.{module.name}"
+
+
+def _load_entry_point(point: importlib.metadata.EntryPoint, origin: str) -> None:
+    with registering_from(origin):
+        point.load()
+    source = getattr(sys.modules[point.module], "__file__", None)
+    if source:
+        _seen.update((source, _digest(Path(source))))
+
+
+def _folders(plugin_dirs: Iterable[str | Path]) -> Iterator[Path]:
+    if Path(DEFAULT_FOLDER).is_dir():
+        yield Path(DEFAULT_FOLDER)
+    named = [(folder, "plugin_dirs") for folder in plugin_dirs]
+    named += [(folder, FOLDERS_VARIABLE) for folder in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if folder]
+    for folder, where in named:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise ConfigError(f"{where} names the plugin folder {str(folder)!r}, which does not exist; create it or remove it there")
+        yield path
+
+
+def _plugin_paths(folder: Path) -> Iterator[Path]:
+    """Modules and packages in a folder; names with a leading underscore or dot and test files are not plugins."""
+    for path in sorted(folder.iterdir()):
+        is_plugin = path.suffix == ".py" or (path / "__init__.py").is_file()
+        if is_plugin and not path.name.startswith(("_", ".", "test_", "conftest")):
+            yield path
+
+
+def _load_path(path: Path) -> None:
+    source = path / "__init__.py" if path.is_dir() else path
+    digest = _digest(source)
+    # A worked example that is installed and also lies in ./plugins of a checkout is one plugin, not two.
+    if path.is_file() and digest in _seen:
+        return
+    key = str(path.resolve())
+    if key not in _seen:
+        _ran.append(path)
+    _load(key, str(path), lambda: _run_file(path, source))
+    _seen.add(digest)
+
+
+def _run_file(path: Path, source: Path) -> ModuleType:
+    """Execute a plugin file or package under a module name nobody else has."""
+    name = f"echox_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=[str(path)] if path.is_dir() else None)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with registering_from(str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _digest(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def _load(key: str, origin: str, run: Callable[[], object]) -> None:
+    """Run a plugin once; on any fault remember it, and take back what it had registered."""
+    if key in _seen:
+        return
+    _seen.add(key)
+    try:
+        run()
+        _publish()
+    # A stranger's module may fail in any way, even by leaving; its absence is reported where it matters.
+    except (Exception, SystemExit) as error:
+        for registry in REGISTRIES.values():
+            registry.withdraw(origin)
+        FAILURES.append(Failure(origin, _reason(error)))
+
+
+def _reason(error: BaseException) -> str:
+    """One line: what went wrong, and the file and line nearest to the plugin's author."""
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
+    if isinstance(error, SyntaxError):
+        return f"{kind}{error.msg} ({error.filename}:{error.lineno})"
+    own = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    outside = [frame for frame in frames if own not in Path(frame.filename).parents] or frames
+    return f"{kind}{text} ({outside[-1].filename}:{outside[-1].lineno})"
+
+
+def _publish() -> None:
+    """Give every registered config to Hydra: group = kind, option = name.
+
+    Raises:
+        PluginError: a config has a field that Hydra cannot type.
+    """
+    for kind, registry in REGISTRIES.items():
+        for name in registry:
+            config_type = registry[name].config_type
+            if _published.get((kind, name)) is config_type:
+                continue
+            _check_typed(kind, name, config_type)
+            ConfigStore.instance().store(group=kind, name=name, node=config_type, provider="echox")
+            _published[kind, name] = config_type
+
+
+def _check_typed(kind: str, name: str, config_type: type) -> None:
+    try:
+        OmegaConf.structured(config_type)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        field = getattr(error, "full_key", None) or ", ".join(f.name for f in dataclasses.fields(config_type))
+        raise PluginError(
+            f"{kind} {name!r}: Hydra cannot type {config_type.__name__} ({field}): {first}; "
+            "use int, float, str, bool, Path, Enum (not Literal), list, dict or dataclass fields"
+        ) from error

@@ -1,0 +1,249 @@
+"""A recipe: everything one run is made of, typed; composed from a YAML file and the command line.
+
+A recipe file names its parts in a Hydra defaults list and sets what differs from the dataclasses' defaults:
+
+    # echox-train recipe=my_run
+    doc: What this recipe is for.
+    defaults:
+      - _three_stages          # the tasks and criteria of s2t, t2c and echo
+      - encoder: whisper_base  # a preset in recipes/encoder/, or a registered name
+      - backbone: smollm2_135m
+      - codec: embedded
+      - _self_
+    s2t:
+      train:
+        steps: 400
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import echox_recipes
+import yaml
+from omegaconf import MISSING, OmegaConf
+
+from echox.backbones.base import BackboneConfig
+from echox.codecs.base import CodecConfig
+from echox.compose import compose, finish, parse_overrides
+from echox.config import from_plain, near, to_plain
+from echox.criteria.base import CriterionConfig
+from echox.encoders.base import EncoderConfig
+from echox.engine.config import TrainConfig
+from echox.errors import ConfigError
+from echox.plugins import REGISTRIES
+from echox.tasks.base import TaskConfig
+
+DEFAULT_RECIPE = "echo_mini"
+FOLDERS_VARIABLE = "ECHOX_RECIPES"
+DEFAULT_FOLDER = "recipes"
+STAGES = ("s2t", "t2c", "echo")
+
+
+@dataclass(kw_only=True, slots=True)
+class StagePlan:
+    """One stage of training."""
+
+    task: TaskConfig = MISSING
+    """What the stage reads, builds and validates."""
+    criterion: CriterionConfig = MISSING
+    """Its loss."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DemoCorpusConfig:
+    """The spoken question-answer corpus a recipe makes for itself."""
+
+    folder: str = "${cache_dir}/corpora/${name}"
+    """Folder of its manifests and audio."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Recipe:
+    """Everything one run is made of."""
+
+    name: str = MISSING
+    """Name of the run; the recipe's file name where it is not set."""
+    doc: str = ""
+    """What the recipe is for, in one sentence."""
+    seed: int = 1
+    """Seed of every random draw."""
+    run_dir: str = "runs/${name}"
+    """Folder of checkpoints, metrics and logs."""
+    cache_dir: str = "runs/cache"
+    """Folder of derived data that can be made again (features, pseudo-labels, corpora)."""
+    device: str = "auto"
+    """Device to run on: auto, cpu, cuda or cuda:N."""
+    plugin_dirs: list[str] = field(default_factory=list)
+    """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+    stage: str | None = None
+    """Run this stage alone; null runs all of `stages`."""
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    """Stages in the order they are run."""
+    encoder: EncoderConfig = MISSING
+    """What hears."""
+    backbone: BackboneConfig = MISSING
+    """The language model."""
+    codec: CodecConfig = MISSING
+    """What turns speech into units and back."""
+    corpus: DemoCorpusConfig | None = None
+    """The corpus to synthesise before training; null where manifests are given."""
+    s2t: StagePlan | None = None
+    """Speech to text."""
+    t2c: StagePlan | None = None
+    """Text to codec units."""
+    echo: StagePlan | None = None
+    """Hidden states to codec units."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, and is {self.seed}")
+        if not self.stages:
+            raise ConfigError(f"stages is empty; name at least one of {', '.join(STAGES)}")
+        for stage in [*self.stages, *([self.stage] if self.stage else [])]:
+            if stage not in STAGES:
+                raise ConfigError(f"no stage named {stage!r}{near(stage, STAGES)}; stages are {', '.join(STAGES)}")
+        for stage in self.planned:
+            if getattr(self, stage) is None:
+                raise ConfigError(f"the recipe runs stage {stage!r} but has no plan for it; add '- _three_stages' to its defaults list or set {stage}.task")
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdecimal():
+            raise ConfigError(f"device {self.device!r} is unknown; use auto, cpu, cuda or cuda:N")
+
+    @property
+    def planned(self) -> list[str]:
+        """The stages this run trains, in order."""
+        return [self.stage] if self.stage else self.stages
+
+    def plan(self, stage: str) -> StagePlan:
+        """The plan of a stage by its name."""
+        return {"s2t": self.s2t, "t2c": self.t2c, "echo": self.echo}[stage]
+
+
+def recipe_folders(recipe_dirs: Sequence[str | Path] = ()) -> list[Path]:
+    """Where recipes and presets are looked for, first wins: `recipe_dirs`, ECHOX_RECIPES, ./recipes, those of echox.
+
+    Raises:
+        ConfigError: a folder that was asked for does not exist.
+    """
+    named = [(Path(folder), "the recipe folder") for folder in recipe_dirs]
+    named += [(Path(folder), FOLDERS_VARIABLE) for folder in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if folder]
+    for folder, where in named:
+        if not folder.is_dir():
+            raise ConfigError(f"{where} {str(folder)!r} does not exist")
+    candidates = [folder for folder, _ in named] + [Path(DEFAULT_FOLDER), Path(echox_recipes.__file__).parent]
+    return list({folder.resolve(): folder for folder in candidates if folder.is_dir()}.values())
+
+
+def list_recipes(recipe_dirs: Sequence[str | Path] = ()) -> dict[str, Path]:
+    """Name -> file of every recipe that can be run; names with a leading underscore are building blocks."""
+    files = [path for folder in recipe_folders(recipe_dirs) for path in sorted(folder.glob("*.yaml")) if not path.name.startswith("_")]
+    return {path.stem: path for path in reversed(files)}
+
+
+def recipe_doc(path: Path) -> str:
+    """The one sentence a recipe file says about itself."""
+    return str(_read_yaml(path).get("doc", ""))
+
+
+def find_recipe(name: str, recipe_dirs: Sequence[str | Path] = ()) -> Path:
+    """The file of a recipe, by name or by path.
+
+    Raises:
+        ConfigError: there is none; the text lists those there are.
+    """
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        path = Path(name) if name.endswith((".yaml", ".yml")) else Path(f"{name}.yaml")
+        if not path.is_file():
+            raise ConfigError(f"no recipe file {str(path)!r}; give the path of a YAML file, or one of the names {', '.join(list_recipes(recipe_dirs))}")
+        return path
+    known = list_recipes(recipe_dirs)
+    if name not in known:
+        raise ConfigError(f"no recipe named {name!r}{near(name, known)}; known: {', '.join(sorted(known)) or 'none'}")
+    return known[name]
+
+
+def plugin_dirs_of(name: str, overrides: Sequence[str] = (), recipe_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """The plugin folders a recipe asks for, readable before its plugins are loaded; an override replaces the file's."""
+    folders = _read_yaml(find_recipe(name, recipe_dirs)).get("plugin_dirs") or []
+    for assignment in parse_overrides(overrides):
+        if assignment.key == "plugin_dirs":
+            folders = assignment.value
+    if not isinstance(folders, list):
+        raise ConfigError(f"plugin_dirs takes a list of folders, plugin_dirs=[a,b], not {folders!r}")
+    return [str(folder) for folder in folders]
+
+
+def load_recipe(name: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), recipe_dirs: Sequence[str | Path] = ()) -> Recipe:
+    """Compose a recipe; `plugins.discover` must have been called before.
+
+    Args:
+        name: a recipe's name, or the path of a YAML file.
+        overrides: `a.b=value` or `encoder=preset`, applied after the file.
+        recipe_dirs: folders to search before all others.
+    Raises:
+        ConfigError: the recipe, a field, a value or a part does not exist or does not fit.
+        PluginError: a part's name was registered twice.
+    """
+    recipe = finish(compose_recipe(name, overrides, recipe_dirs))
+    for kind, config in _parts(recipe):
+        REGISTRIES[kind].entry_of(config)
+    return recipe
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    yield from (("encoder", recipe.encoder), ("backbone", recipe.backbone), ("codec", recipe.codec))
+    for stage in recipe.planned:
+        plan = recipe.plan(stage)
+        yield from (("task", plan.task), ("criterion", plan.criterion))
+
+
+def compose_recipe(name: str, overrides: Sequence[str] = (), recipe_dirs: Sequence[str | Path] = ()) -> Any:
+    """The typed tree of a recipe, before its values are checked."""
+    path = find_recipe(name, recipe_dirs)
+    _refuse_inline_parts(path)
+    folders = list(dict.fromkeys([path.parent, *recipe_folders(recipe_dirs)]))
+    tree = compose(Recipe, parse_overrides(overrides), path.stem, folders)
+    if OmegaConf.is_missing(tree, "name"):
+        tree.name = path.stem
+    return tree
+
+
+def _refuse_inline_parts(path: Path) -> None:
+    """`encoder: mel` in the body reads well, but a part is chosen in the defaults list."""
+    body = _read_yaml(path)
+    for kind in ("encoder", "backbone", "codec"):
+        if isinstance(body.get(kind), str):
+            raise ConfigError(f"{path} says '{kind}: {body[kind]}' in its body; write '- {kind}: {body[kind]}' in its defaults list")
+
+
+def freeze(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-ready data, each part with its name; stored in checkpoints."""
+    return to_plain(recipe)
+
+
+def restore(data: Mapping[str, Any]) -> Recipe:
+    """The recipe that `freeze` wrote.
+
+    Raises:
+        ConfigError: a field is unknown. PluginError: a part's plugin is not there.
+    """
+    return from_plain(Recipe, data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a recipe; it must hold `key: value` lines")
+    return data or {}
