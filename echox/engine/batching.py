@@ -1,0 +1,113 @@
+"""Which examples make which batch: length-bucketed, shuffled by (seed, epoch), and resumable from two integers.
+
+The order of batches is a pure function of the costs, the seed and the epoch, and ranks take turns in it. So a place in the data is
+(epoch, index), one for the whole world: it is exact in the middle of an epoch, and holds at another world size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from echox.signals import Batch
+from echox.tasks.base import Examples
+
+# Lengths are sorted within pools of about this many batches: more pads less, fewer mixes lengths better over a step.
+POOL_BATCHES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the endless sequence of batches: the next batch is number `index` of `epoch`."""
+
+    epoch: int = 0
+    index: int = 0
+
+
+class BatchOrder:
+    """The batches of every epoch; each holds every example exactly once.
+
+    Args:
+        costs: length of each example.
+        batch_cost: longest example times examples, at most, in a batch of more than one example; None for no limit.
+        batch_size: examples at most in a batch; None for no limit.
+    """
+
+    def __init__(self, costs: Sequence[int], *, batch_cost: int | None, batch_size: int | None, seed: int) -> None:
+        self.costs = np.asarray(costs, dtype=np.int64)
+        self.batch_cost = batch_cost
+        self.batch_size = batch_size
+        self.seed = seed
+        # Two, because a loader that reads ahead enters an epoch before the loop leaves the one before it.
+        self._cached_plan = functools.lru_cache(maxsize=2)(self._plan)
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """Epoch number `epoch` as lists of example indices."""
+        return self._cached_plan(epoch)
+
+    def advance(self, position: Position, batches: int) -> Position:
+        """Where one stands `batches` batches after `position`."""
+        epoch, index = position.epoch, position.index + batches
+        while index >= len(self.epoch(epoch)):
+            index -= len(self.epoch(epoch))
+            epoch += 1
+        return Position(epoch, index)
+
+    def stream(self, position: Position, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
+        """Batches without end from `position`, every `world`-th of them, beginning with the `rank`-th."""
+        position = self.advance(position, rank)
+        while True:
+            yield self.epoch(position.epoch)[position.index]
+            position = self.advance(position, world)
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.costs))
+        size = self._pool_size()
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [batch for pool in pools for batch in self._cut(pool)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def _pool_size(self) -> int:
+        sizes = [len(self.costs)] if self.batch_size is None else [self.batch_size]
+        if self.batch_cost is not None:
+            sizes.append(int(self.batch_cost / max(1.0, float(self.costs.mean()))))
+        return POOL_BATCHES * max(1, min(sizes))
+
+    def _cut(self, pool: np.ndarray) -> Iterator[list[int]]:
+        batch: list[int] = []
+        # Shortest first: the example at hand is the longest so far, so it alone decides the padding.
+        for index in pool[np.argsort(self.costs[pool], kind="stable")].tolist():
+            if batch and self._overflows(len(batch) + 1, int(self.costs[index])):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _overflows(self, examples: int, longest: int) -> bool:
+        too_many = self.batch_size is not None and examples > self.batch_size
+        return too_many or (self.batch_cost is not None and examples * longest > self.batch_cost)
+
+
+def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int | None, seed: int) -> BatchOrder:
+    """The batch order of a split, by each example's own cost."""
+    return BatchOrder([examples.cost(i) for i in range(len(examples))], batch_cost=batch_cost, batch_size=batch_size, seed=seed)
+
+
+def load_batches(
+    examples: Examples, collate: Callable[[Sequence[Any]], Batch], batches: Iterable[list[int]], num_workers: int = 0
+) -> Iterator[Batch]:
+    """Read and collate batches of example indices, on the CPU.
+
+    A plain DataLoader is enough: the loop knows how many batches it has taken, so the loader needs no state of its own.
+    """
+    # The loader draws a seed for its workers; from the global generator, that draw would differ between a run and its resumption.
+    own = torch.Generator().manual_seed(0)
+    return iter(DataLoader(examples, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, generator=own))

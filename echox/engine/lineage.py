@@ -1,0 +1,53 @@
+"""Where a checkpoint comes from: its parents, its data and the versions that made it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from echox.engine.checkpoint import Checkpoint, fingerprint
+from echox.errors import CheckpointError
+from echox.tasks.base import Task
+
+
+def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON-ready lineage: fingerprints of parent checkpoints and of data, versions, and `extra` (plugins, for one)."""
+    return {
+        "parents": {name: fingerprint(folder) for name, folder in task.context.parents.items() if name in task.parents},
+        "data": dict(task.data_fingerprints()),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("echox", "torch", "transformers")}},
+        **(extra or {}),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_same_origin(checkpoint: Checkpoint, lineage: Mapping[str, Any]) -> None:
+    """Refuse to resume a run on other ground than it began on.
+
+    Raises:
+        CheckpointError: a parent or the data has changed since.
+    """
+    before = checkpoint.meta.get("lineage", {})
+    for kind in ("parents", "data"):
+        changed = [name for name in lineage[kind] if before.get(kind, {}).get(name) != lineage[kind][name]]
+        if changed:
+            raise CheckpointError(
+                f"{checkpoint.folder} was trained with other {kind} ({', '.join(changed)} changed since); "
+                f"delete {checkpoint.folder.parent} to train anew, or choose another run folder"
+            )
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted names of the settings in which two plain recipes differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [name for key in keys for name in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))]
+    return [] if before == after else [path]

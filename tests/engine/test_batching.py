@@ -1,0 +1,59 @@
+"""Every example once an epoch, in batches of like lengths, from any position, for any number of ranks."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from echox.engine.batching import BatchOrder, Position, load_batches
+
+from .toy import toy_task
+
+COSTS = random.Random(0).choices(range(5, 400), k=1000)
+LIMITS = [dict(batch_cost=None, batch_size=16), dict(batch_cost=2000, batch_size=None), dict(batch_cost=2000, batch_size=8), dict(batch_cost=100, batch_size=None)]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_each_example_once_within_the_limits(limits):
+    order = BatchOrder(COSTS, seed=1, **limits)
+    for epoch in (0, 1):
+        batches = order.epoch(epoch)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(COSTS)))
+        for batch in batches:
+            assert limits["batch_size"] is None or len(batch) <= limits["batch_size"]
+            padded = len(batch) * max(COSTS[i] for i in batch)
+            assert limits["batch_cost"] is None or padded <= limits["batch_cost"] or len(batch) == 1
+
+
+def test_buckets_waste_little_padding():
+    batches = BatchOrder(COSTS, batch_cost=4000, batch_size=None, seed=1).epoch(0)
+    padded = sum(len(batch) * max(COSTS[i] for i in batch) for batch in batches)
+    assert sum(COSTS) / padded > 0.9
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=seed).epoch(epoch)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1) != order(2, 1)
+    # Lengths come in no order, or the loss would swing with the length.
+    means = [sum(COSTS[i] for i in batch) / len(batch) for batch in order(1, 0)]
+    assert means != sorted(means)
+
+
+def test_ranks_take_turns_and_a_position_holds_for_any_number_of_them():
+    order = BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=1)
+    alone = list(islice(order.stream(Position()), 150))
+    ranks = [list(islice(order.stream(Position(), rank, 3), 50)) for rank in range(3)]
+    assert [batch for turn in zip(*ranks) for batch in turn] == alone
+    at_100 = order.advance(Position(), 100)
+    assert at_100.epoch == 1
+    assert list(islice(order.stream(at_100), 50)) == alone[100:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaded_batches_come_in_order(workers):
+    task = toy_task()
+    batches = load_batches(task.examples("train"), task.collate, [[3, 1], [2]], workers)
+    assert [batch.row_ids for batch in batches] == [("row-3", "row-1"), ("row-2",)]

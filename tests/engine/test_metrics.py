@@ -1,0 +1,30 @@
+"""metrics.jsonl and its TensorBoard view."""
+
+import json
+
+import pytest
+
+from echox.engine.metrics import MetricsLog
+
+
+def test_a_resumed_log_drops_what_lies_beyond_its_step(tmp_path):
+    log = MetricsLog(tmp_path, step=0)
+    for step in (1, 2, 3):
+        log.write(step, "train", {"loss": 1.0 / step})
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "spl')
+    resumed = MetricsLog(tmp_path, step=2)
+    resumed.write(3, "valid", {"loss": float("nan")})
+    resumed.close()
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1] == {"step": 3, "split": "valid", "loss": None}
+
+
+def test_tensorboard_by_config(tmp_path):
+    pytest.importorskip("tensorboard")
+    log = MetricsLog(tmp_path, step=0, tensorboard=True)
+    log.write(1, "train", {"loss": 1.0})
+    log.close()
+    assert list((tmp_path / "tensorboard").glob("events.*"))

@@ -1,0 +1,28 @@
+"""Where bfloat16 is used, and that weights stay float32."""
+
+import pytest
+import torch
+from torch import nn
+
+from echox.engine.config import Precision
+from echox.engine.precision import autocast, uses_bf16
+
+CPU = torch.device("cpu")
+
+
+def test_auto_follows_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+        assert uses_bf16(Precision.auto, CPU) is supported
+    assert not uses_bf16(Precision.auto, torch.device("meta"))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)])
+def test_products_are_rounded_and_weights_are_not(precision, dtype):
+    model = nn.Linear(4, 4)
+    with autocast(precision, CPU):
+        out = model(torch.ones(1, 4))
+    out.sum().backward()
+    assert out.dtype is dtype
+    assert model.weight.dtype is model.weight.grad.dtype is torch.float32

@@ -1,0 +1,118 @@
+"""A run that is stopped, however it is stopped, ends where an undisturbed one does."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from echox.engine import checkpoint
+from echox.engine.interruption import Interrupted
+from echox.errors import CheckpointError, TrainingError
+
+from .toy import toy_task, train_toy
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The final checkpoint of a run of 12 steps."""
+    torch.set_num_threads(1)
+    return train_toy(tmp_path_factory.mktemp("undisturbed"))
+
+
+def metric_lines(run_dir):
+    """The lines of metrics.jsonl without what a clock put there."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
+
+
+def test_interrupted_at_once_and_again_it_ends_with_the_same_bits(tmp_path, undisturbed):
+    for at in (7, 10, 1):
+        with pytest.raises(Interrupted) as stopped:
+            train_toy(tmp_path, toy_task(signal_at={at: signal.SIGTERM}))
+        assert stopped.value.code == 128 + signal.SIGTERM
+    final = train_toy(tmp_path)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
+
+
+def test_sigkill_then_resume_ends_with_the_same_bits(tmp_path, undisturbed, run_toy):
+    killed = run_toy(tmp_path, "--signal", signal.SIGKILL, "--at", 15)
+    assert killed.returncode == -signal.SIGKILL
+    assert [f.name for f in checkpoint.step_folders(tmp_path / "checkpoints")] == ["step_000000005"]
+    final = train_toy(tmp_path)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
+    assert metric_lines(tmp_path) == metric_lines(undisturbed.parent)
+
+
+def test_sigterm_saves_says_so_and_exits_with_its_number(tmp_path, run_toy):
+    stopped = run_toy(tmp_path, "--signal", int(signal.SIGTERM), "--at", 5)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "stopped and saved after step 3" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, undisturbed, caplog):
+    with pytest.raises(Interrupted):
+        train_toy(tmp_path, toy_task(signal_at={24: signal.SIGTERM}), steps=12)
+    newest = checkpoint.step_folders(tmp_path / "checkpoints")[-1]
+    (newest / "state.pt").write_bytes(b"cut")
+    final = train_toy(tmp_path)
+    assert "is damaged: state.pt has 3 bytes" in caplog.text
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
+
+
+def test_a_finished_stage_is_left_alone(tmp_path, undisturbed, capsys):
+    before = (undisturbed / "meta.json").stat().st_mtime_ns
+    assert train_toy(undisturbed.parent, steps=20) == undisturbed
+    assert (undisturbed / "meta.json").stat().st_mtime_ns == before
+    assert "finished already" in (said := capsys.readouterr().err) and "(steps)" in said
+
+
+def test_the_final_checkpoint_says_where_it_comes_from(undisturbed):
+    assert sorted(path.name for path in undisturbed.iterdir()) == ["meta.json", "model.safetensors"]
+    meta = checkpoint.verify(undisturbed)
+    assert (meta["stage"], meta["step"], meta["recipe"]) == ("toy", 12, {"steps": 12})
+    assert meta["lineage"]["data"] == {"letters": "letters-1"}
+    assert meta["lineage"]["versions"]["torch"] and meta["metrics"]["rows"] == 8.0
+
+
+def test_other_data_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        train_toy(tmp_path, toy_task(signal_at={3: signal.SIGTERM}))
+    with pytest.raises(CheckpointError, match="trained with other data .letters changed"):
+        train_toy(tmp_path, toy_task(fingerprint="letters-2"))
+
+
+def test_a_loss_that_is_not_finite_names_its_rows(tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step \d+, on rows .*\brow-3\b"):
+        train_toy(tmp_path, toy_task(poisoned_row="row-3"))
+
+
+def test_no_examples_is_an_error(tmp_path):
+    with pytest.raises(TrainingError, match="no training examples"):
+        train_toy(tmp_path, toy_task(rows=0))
+
+
+def test_a_spent_time_budget_ends_the_stage(tmp_path):
+    final = train_toy(tmp_path, time_budget_s=1e-6, steps=1000)
+    assert checkpoint.verify(final)["step"] < 1000
+
+
+def test_metrics_and_old_checkpoints(undisturbed):
+    lines = metric_lines(undisturbed.parent)
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [4, 8, 12]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 5, 6, 8, 10, 12]
+    assert lines[-1]["loss"] < lines[0]["loss"] and 0 <= lines[-1]["accuracy"] <= 1
+    assert [f.name for f in checkpoint.step_folders(undisturbed.parent / "checkpoints")] == ["step_000000005", "step_000000010"]
+
+
+def test_two_ranks_have_the_gradients_of_one(tmp_path, run_toy):
+    train_toy(tmp_path / "one", toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4)
+    done = run_toy(tmp_path / "two", "--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip", "--accumulation", 2, ranks=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step_000000001").state["optimizer"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        # After one step, AdamW's mean is (1 - beta1) times the gradient.
+        torch.testing.assert_close(two[name]["exp_avg"] / 0.1, one[name]["exp_avg"] / 0.1, atol=1e-6, rtol=0)
