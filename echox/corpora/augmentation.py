@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from echox.corpora.resampling import resample
 from echox.corpora.voices.base import within_full_scale
 from echox.errors import ConfigError
 
@@ -87,26 +88,6 @@ class Augment:
             samples = samples + noise * np.sqrt(power / 10 ** (rng.uniform(*config.snr_db) / 10))
         loud = samples * 10 ** (rng.uniform(*config.gain_db) / 20)
         return within_full_scale(loud.astype(np.float32), CEILING)
-
-
-def resample(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Resample by cutting or lengthening the spectrum, free of aliases at any ratio.
-
-    Args:
-        samples: [T] float32.
-        factor: new samples per old one; 2/3 takes 24 kHz to 16 kHz.
-    Returns:
-        samples [round(T * factor)] float32, at the same level.
-    """
-    T = len(samples)
-    # Room around the clip, so that its ends do not meet; a power of two keeps the transform fast.
-    padded = 1 << int(T + 512 - 1).bit_length()
-    wanted = round(padded * factor)
-    spectrum = np.fft.rfft(samples, padded)
-    kept = np.zeros(wanted // 2 + 1, spectrum.dtype)
-    shared = min(len(kept), len(spectrum))
-    kept[:shared] = spectrum[:shared]
-    return (np.fft.irfft(kept, wanted)[: round(T * factor)] * (wanted / padded)).astype(np.float32)
 
 
 def in_room(samples: np.ndarray, rate_hz: int, rt60_s: float, direct_db: float, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from echox.corpora.augmentation import Augment, AugmentConfig, resample
+from echox.corpora.augmentation import Augment, AugmentConfig
+from echox.corpora.resampling import resample
 from echox.corpora.voices import voice
 from echox.errors import ConfigError, EchoxError
 
@@ -59,8 +60,8 @@ def synthesise(
 ) -> Report:
     """Speak jobs to mono 16-bit files at 16 kHz.
 
-    A file appears only when complete, and one that exists is never spoken again. Processes are spawned: a script that calls this with
-    more than one worker needs an `if __name__ == "__main__":` guard.
+    A file appears only when complete, and one that exists is never spoken again. Processes are spawned: a script that calls
+    this with more than one worker needs an `if __name__ == "__main__":` guard.
 
     Args:
         jobs: (text, voice name, seed, augmentation seed or None, path) each.

@@ -1,7 +1,7 @@
 """Rewrite phonemes of the misaki alphabet as the IPA that espeak-ng writes for American English.
 
-Piper voices were trained on espeak's phonemes; the pronunciations here come from hibari's lexicon instead, so no GPL program is needed.
-Stress marks stand right before the vowel in both alphabets and pass unchanged.
+Piper voices were trained on espeak's phonemes; the pronunciations here come from hibari's lexicon instead, so no GPL program is
+needed. Stress marks stand right before the vowel in both alphabets and pass unchanged.
 Source: the phoneme inventory of misaki's English (github.com/hexgrad/misaki, EN_PHONES.md) and espeak-ng's en-us voice.
 """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from echox.corpora.resampling import resample
 from echox.corpora.voices.base import Role, Voice
 from echox.errors import AssetError, SignalError
 
@@ -24,7 +25,7 @@ class Program:
     role: Role
     """What the voice may be used for."""
     rate_hz: int
-    """Samples per second of the wav it writes."""
+    """Samples per second of its speech; a wav of another rate is resampled."""
 
 
 def flite(speaker: str, role: Role, rate_hz: int = 16_000) -> Program:
@@ -39,7 +40,7 @@ PROGRAMS = {
     "flite_kal16": flite("kal16", Role.TRAIN),
     # The same woman as flite_slt, so she is held out here too.
     "festival_slt": Program(
-        command=("text2wave", "-eval", "(voice_cmu_us_slt_arctic_hts)", TEXT, "-o", OUTPUT), role=Role.TEST, rate_hz=32_000
+        command=("text2wave", "-eval", "(voice_cmu_us_slt_arctic_hts)", TEXT, "-o", OUTPUT), role=Role.TEST, rate_hz=16_000
     ),
     "espeak": Program(command=("espeak-ng", "-v", "en-us", "-f", TEXT, "-w", OUTPUT), role=Role.TRAIN, rate_hz=22_050),
 }
@@ -70,17 +71,19 @@ class ProgramVoice(Voice):
             source.write_text(text + "\n", encoding="utf-8")
             self._run([part.format(text=source, output=target) for part in self.program.command])
             if not target.is_file():
-                raise SignalError(f"voice '{self.name}' wrote no audio for {text!r}; give it a text with words")
+                raise SignalError(f"voice '{self.name}' wrote no audio for {text!r}; run {executable} by hand to see why")
             samples, rate_hz = soundfile.read(target, dtype="float32", always_2d=True)
-        if rate_hz != self.rate_hz:
-            raise SignalError(f"voice '{self.name}' should speak at {self.rate_hz} Hz but wrote {rate_hz} Hz; its program differs from ours")
-        return samples.mean(axis=1)
+        mono = samples.mean(axis=1)
+        # Releases of a program differ in the rate they write.
+        return mono if rate_hz == self.rate_hz else resample(mono, self.rate_hz / rate_hz)
 
     def _run(self, command: list[str]) -> None:
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise SignalError(f"voice '{self.name}' did not finish within {TIMEOUT_S:.0f} s; give it a shorter text") from error
+        except OSError as error:
+            raise AssetError(f"voice '{self.name}' could not start {command[0]} ({error.strerror}); reinstall it") from error
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines()
             raise SignalError(f"voice '{self.name}' failed: {said[-1] if said else f'exit status {error.returncode}'}") from error
