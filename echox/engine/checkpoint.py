@@ -10,7 +10,6 @@ were there before. `fingerprint` names a checkpoint by the sha256 of its weights
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from echox.engine.disk import room_for
 from echox.errors import CheckpointError
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
@@ -52,20 +52,19 @@ def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], s
         meta: JSON-ready; `format` and `files` are added.
         state: values that `torch.load(weights_only=True)` reads back; None for a final checkpoint.
     Raises:
-        CheckpointError: the disk is full; what was there before still is.
+        TrainingError: the disk is full; what was there before still is.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_partials(folder.parent)
-        partial.mkdir()
-        _write_files(partial, tensors, meta, state)
-        _put_in_place(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CheckpointError(f"no space left on the disk to write checkpoint {folder}; earlier checkpoints are untouched: free some space and start again to resume") from error
+    with room_for(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_partials(folder.parent)
+            partial.mkdir()
+            _write_files(partial, tensors, meta, state)
+            _put_in_place(partial, folder)
+        finally:
+            # Renamed if all went well; otherwise it only takes up room.
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from echox.engine.disk import room_for
 from echox.errors import ConfigError
 
 
@@ -21,20 +22,24 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, step: int, tensorboard: bool = False) -> None:
         self.path = run_dir / "metrics.jsonl"
         _truncate(self.path, step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self.path.touch()
         self._board = _open_board(run_dir / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Log `values` of "train" or "valid" after `step` steps."""
-        self._file.write(json.dumps({"step": step, "split": split, **finite(values)}) + "\n")
-        self._file.flush()
+        """Log `values` of "train" or "valid" after `step` steps.
+
+        Raises:
+            TrainingError: the disk is full.
+        """
+        # Opened for each line, so that nothing waits in a buffer to fail a second time.
+        with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "split": split, **finite(values)}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Flush what TensorBoard holds."""
         if self._board is not None:
             self._board.close()
 

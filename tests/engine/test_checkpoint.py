@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from echox.engine import checkpoint
-from echox.errors import CheckpointError
+from echox.errors import CheckpointError, TrainingError
 
 META = {"stage": "toy", "step": 1, "recipe": {}, "lineage": {}, "metrics": {}}
 
@@ -50,7 +50,7 @@ def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="no space left on the disk") as error:
+    with pytest.raises(TrainingError, match="no space left on the disk") as error:
         save_step(tmp_path, 2)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == [sound.name]

@@ -1,10 +1,13 @@
 """metrics.jsonl and its TensorBoard view."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from echox.engine.metrics import MetricsLog
+from echox.errors import TrainingError
 
 
 def test_a_resumed_log_drops_what_lies_beyond_its_step(tmp_path):
@@ -20,6 +23,15 @@ def test_a_resumed_log_drops_what_lies_beyond_its_step(tmp_path):
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1] == {"step": 3, "split": "valid", "loss": None}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_a_full_disk_is_one_sentence(tmp_path):
+    log = MetricsLog(tmp_path, step=0)
+    log.path = Path("/dev/full")
+    with pytest.raises(TrainingError, match="no space left on the disk to write /dev/full"):
+        log.write(1, "train", {"loss": 1.0})
+    log.close()
 
 
 def test_tensorboard_by_config(tmp_path):

@@ -1,0 +1,36 @@
+"""Where a checkpoint comes from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from echox.engine import checkpoint, lineage
+from echox.errors import CheckpointError
+from echox.tasks.base import StageContext
+
+from .toy import ToyConfig, ToyTask
+
+
+class Child(ToyTask):
+    parents = ("s2t",)
+
+
+def child_of(folder):
+    return Child(ToyConfig(), StageContext(parts=None, seed=0, cache_dir=Path("unused"), parents={"s2t": folder, "t2c": Path("not read")}))
+
+
+def test_a_run_begun_on_another_parent_is_refused(tmp_path):
+    first, second = (checkpoint.save(tmp_path / name, {"w": torch.full((2,), value)}, {}) for name, value in (("a", 1.0), ("b", 2.0)))
+    traced = lineage.trace(child_of(first), {"plugins": ["mel"]})
+    assert traced["parents"] == {"s2t": checkpoint.fingerprint(first)} and traced["plugins"] == ["mel"]
+    begun = checkpoint.load(checkpoint.save(tmp_path / "run", {"w": torch.zeros(2)}, {"lineage": traced}))
+    lineage.check_same_origin(begun, traced)
+    with pytest.raises(CheckpointError, match="trained with other parents .s2t changed"):
+        lineage.check_same_origin(begun, lineage.trace(child_of(second)))
+
+
+def test_differences_are_dotted_names():
+    before = {"train": {"lr": 1, "steps": 5}, "task": {"name": "s2t"}}
+    after = {"train": {"lr": 2, "steps": 5}, "task": {"name": "s2t", "beam": 4}}
+    assert lineage.differences(before, after) == ["train.lr", "task.beam"]
