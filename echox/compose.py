@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import types
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -50,14 +50,33 @@ class Assignment:
 
     text: str  # as it was typed
     key: str
-    value: Any
+    parsed: Any
+    fault: str = ""  # why Hydra's grammar cannot read the value
+
+    @property
+    def value(self) -> Any:
+        """The value by Hydra's grammar.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        if self.fault:
+            raise ConfigError(f"override {self.text!r}: {self.fault}")
+        return self.parsed
+
+    @property
+    def literal(self) -> str | None:
+        """The value of a field of text: as it was typed, so that `input=a (1), b.wav` needs no quotes."""
+        typed = self.text.partition("=")[2]
+        quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
+        return self.value if quoted or typed == "null" else typed
 
 
 def parse_overrides(texts: Sequence[str]) -> list[Assignment]:
     """Read `key=value` strings by Hydra's grammar.
 
     Raises:
-        ConfigError: one is not well formed, deletes something, or asks for a sweep.
+        ConfigError: one has no key, or deletes something.
     """
     return [_parse(text) for text in texts]
 
@@ -65,17 +84,21 @@ def parse_overrides(texts: Sequence[str]) -> list[Assignment]:
 def _parse(text: str) -> Assignment:
     if text.startswith("~"):
         raise ConfigError(f"override {text!r} deletes a field, which configs do not allow; set it to null instead")
-    if "=" not in text or text.startswith("="):
-        raise ConfigError(f"{text!r} is not an override; write key=value")
-    try:
-        override: Override = OverridesParser.create().parse_override(text)
-    except (OverrideParseException, HydraException) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"override {text!r} cannot be read ({reason}); quote values with spaces or commas: key='\"a, b\"'") from error
-    if override.is_sweep_override():
-        raise ConfigError(f"override {text!r} gives several values; a list is written key=[a,b], and a text with commas key='\"a,b\"'")
     # `task@s2t.task=mine` is how Hydra's own command line says `s2t.task=mine`.
-    return Assignment(text, override.package or override.key_or_group, override.value())
+    key, equals, _ = text.partition("=")
+    key = key.lstrip("+").rpartition("@")[2]
+    if not (equals and key):
+        raise ConfigError(f"{text!r} is not an override; write key=value")
+    if not all(part.isidentifier() for part in key.split(".")):
+        raise ConfigError(f"override {text!r}: {key!r} is not a field name; write key=value or part.key=value")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        return Assignment(text, key, None, f"the value cannot be read ({reason}); quote a text with special characters: {key}='\"...\"'")
+    if override.is_sweep_override():
+        return Assignment(text, key, None, f"it gives several values; a list is written {key}=[a,b]")
+    return Assignment(text, key, override.value())
 
 
 def compose(schema: type[C], overrides: Sequence[Assignment] = (), yaml_name: str | None = None, folders: Sequence[Path] = ()) -> DictConfig:
@@ -146,18 +169,23 @@ def _hydra_compose(config_name: str | None, overrides: list[str], folders: Seque
 
 
 def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) -> None:
-    path, _, last = assignment.key.rpartition(".")
-    parent = _begin(tree, path)
-    kind = _kind_of(_hint_at(tree, assignment.key))
-    if kind and isinstance(assignment.value, str):
-        OmegaConf.update(tree, assignment.key, _part(kind, assignment.value, folders), merge=False)
+    parent = _begin(tree, assignment.key.rpartition(".")[0])
+    hint = type_at(tree, assignment.key)
+    value = assignment.literal if _is_text(hint) else assignment.value
+    kind = _kind_of(hint)
+    if kind and isinstance(value, str):
+        OmegaConf.update(tree, assignment.key, _part(kind, value, folders), merge=False)
         return
-    if isinstance(assignment.value, dict):
+    if isinstance(value, dict):
         _begin(tree, assignment.key)
     # A mapping takes new keys; a dataclass does not.
     is_mapping = isinstance(parent, DictConfig) and OmegaConf.get_type(parent) is dict
     with open_dict(parent) if is_mapping else contextlib.nullcontext():
-        OmegaConf.update(tree, assignment.key, assignment.value)
+        OmegaConf.update(tree, assignment.key, value)
+
+
+def _is_text(hint: Any) -> bool:
+    return any(option in (str, Path) for option in (typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)))
 
 
 def _begin(tree: DictConfig, path: str) -> Any:
@@ -169,12 +197,17 @@ def _begin(tree: DictConfig, path: str) -> Any:
         if not isinstance(node, DictConfig):
             return None
         if node.get(key) is None:
-            hint = _hint_at(tree, walked)
+            hint = type_at(tree, walked)
             config_type = next((option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)), None)
             if config_type is not None:
                 node[key] = OmegaConf.structured(config_type)
         node = node.get(key)
     return node
+
+
+def kind_at(tree: DictConfig, key: str) -> str | None:
+    """The kind of part that stands at a dotted key, or None."""
+    return _kind_of(type_at(tree, key))
 
 
 def _kind_of(hint: Any) -> str | None:
@@ -234,11 +267,11 @@ def _sentence(tree: DictConfig, error: Exception) -> str:
     if isinstance(fault, (ConfigAttributeError, ConfigKeyError)):
         return _unknown_field(tree, key, fault.object_type)
     if isinstance(fault, MissingMandatoryValue):
-        kind = _kind_of(_hint_at(tree, key))
+        kind = kind_at(tree, key)
         return f"{key} has no value; set {key}={'NAME, one of ' + ', '.join(options(kind)) if kind else '...'}"
     if isinstance(fault, InterpolationKeyError):
         return f"{key} refers to a field that does not exist ({reason})"
-    hint = _hint_at(tree, key)
+    hint = type_at(tree, key)
     return f"{key} takes {type_name(hint)}, not {_shown(fault.value)}" if hint is not None else f"{key}: {reason}"
 
 
@@ -274,13 +307,14 @@ def field_paths(tree: DictConfig, path: str = "") -> Iterator[str]:
             yield from field_paths(node, f"{path}{key}.")
 
 
-def _hint_at(tree: DictConfig, key: str) -> Any:
+def type_at(tree: DictConfig, key: str) -> Any:
+    """The declared type of the field at a dotted key, or None."""
     path, _, last = key.rpartition(".")
     parent = OmegaConf.select(tree, path, throw_on_missing=False) if path else tree
     owner = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
     if dataclasses.is_dataclass(owner):
         return typing.get_type_hints(owner).get(last)
-    arguments = typing.get_args(_hint_at(tree, path)) if path else ()
+    arguments = typing.get_args(type_at(tree, path)) if path else ()
     return arguments[1] if owner is dict and len(arguments) == 2 else None
 
 

@@ -1,0 +1,74 @@
+"""Splits a command line into the door's own options and `key=value` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from echox.config import near
+from echox.errors import ConfigError
+
+OPTIONS = {
+    "--help": "show this help",
+    "--version": "show the version",
+    "--cfg": "show the resolved config and stop",
+    "--completion": "print a script that completes by tab: --completion bash or zsh",
+}
+RECIPE_OPTIONS = {
+    "--config-name": "the recipe, as recipe=NAME",
+    "--config-path": "a folder of recipes and presets to search first",
+    "--config": "the recipe as the path of a YAML file",
+}
+_SHORT = {"-h": "--help", "-cn": "--config-name", "-cp": "--config-path", "--config-dir": "--config-path"}
+_WITHOUT_VALUE = ("--help", "--version", "--cfg")
+_CFG_KINDS = ("job", "all", "hydra")  # Hydra's `--cfg job`; here there is only one config
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A command line, split."""
+
+    options: dict[str, str]  # "--config-name" -> value, "" for options without one
+    overrides: list[str]  # "a.b=value"
+
+
+def split(argv: Sequence[str], takes_recipe: bool) -> Arguments:
+    """Split a command line.
+
+    `--field value` and `--field=value` are read as `field=value`, so both ways of calling work.
+
+    Raises:
+        ConfigError: an option lacks its value, or a word is neither option nor override.
+    """
+    known = {**OPTIONS, **(RECIPE_OPTIONS if takes_recipe else {}), "--complete": ""}
+    options: dict[str, str] = {}
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = _SHORT.get(flag, flag)
+        if not word.startswith("-"):
+            overrides.append(_override(word))
+        elif flag in _WITHOUT_VALUE:
+            options[flag] = value
+            if flag == "--cfg" and words and words[0] in _CFG_KINDS:
+                words.pop(0)
+        elif flag.startswith("--") and len(flag) > 2:
+            if not equals:
+                if not words:
+                    raise ConfigError(f"{flag} needs a value{near(flag, known)}")
+                value = words.pop(0)
+            if flag in known:
+                options[flag] = value
+            else:
+                overrides.append(f"{flag[2:].replace('-', '_')}={value}")
+        else:
+            raise ConfigError(f"unknown option {word!r}{near(word, known)}; options are {', '.join(option for option in known if known[option])}")
+    return Arguments(options, overrides)
+
+
+def _override(word: str) -> str:
+    if "=" not in word and not word.startswith("~"):
+        raise ConfigError(f"{word!r} is neither an option nor key=value")
+    return word

@@ -1,0 +1,156 @@
+"""What every door does: read the command line, load plugins, compose the config, run, and say in one line what went wrong.
+
+Exit codes: 0 done, 2 the user can mend it, 130 interrupted; a bug of ours keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from echox.compose import compose, finish, parse_overrides
+from echox.config import to_plain
+from echox.errors import ConfigError, EchoxError
+from echox.plugins import Discovery, discover
+from echox.recipe import DEFAULT_RECIPE, Recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
+from echox_cli import completion
+from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split
+from echox_cli.fields import WIDTH, field_lines, summary
+
+C = TypeVar("C")
+
+# Faults of the machine rather than of the program: each is one sentence of the operating system.
+_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
+
+
+def guarded(program: str, body: Callable[[], None]) -> int:
+    """Run a door's work and turn its end into an exit code."""
+    try:
+        body()
+    except EchoxError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `echox-info | head`
+            sys.stderr.close()
+            return 0
+        if error.errno not in _ENVIRONMENT:
+            raise
+        print(f"{program}: {error.strerror}: {error.filename or 'while writing'}; free some space or choose another folder", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str] | None, doc: str) -> int:
+    """A door that takes a recipe: `program recipe=NAME a.b=value ...`."""
+    return guarded(program, lambda: _recipe_door(program, function, sys.argv[1:] if argv is None else argv, doc))
+
+
+def _recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str], doc: str) -> None:
+    arguments = split(argv, takes_recipe=True)
+    if _answered_at_once(program, arguments, lambda line: completion.recipe_candidates(line)):
+        return
+    if "--help" in arguments.options:
+        print("\n".join(_recipe_help(program, doc, _recipe_dirs(arguments))))
+        return
+    name, overrides = chosen_recipe(arguments)
+    folders = _recipe_dirs(arguments)
+    announce(discover(plugin_dirs_of(name, overrides, folders)))
+    recipe = load_recipe(name, overrides, folders)
+    if "--cfg" in arguments.options:
+        print(yaml.safe_dump(freeze(recipe), sort_keys=False, allow_unicode=True), end="")
+        return
+    function(recipe)
+
+
+def chosen_recipe(arguments: Arguments) -> tuple[str, list[str]]:
+    """The recipe's name or path, and the overrides without it.
+
+    Raises:
+        ConfigError: two different recipes were asked for.
+    """
+    names = [arguments.options[flag] for flag in ("--config-name", "--config") if flag in arguments.options]
+    names += [text.partition("=")[2] for text in arguments.overrides if text.startswith("recipe=")]
+    if len(set(names)) > 1:
+        raise ConfigError(f"the command line names several recipes: {', '.join(names)}; name one")
+    name = names[0] if names else DEFAULT_RECIPE
+    return name, [text for text in arguments.overrides if not text.startswith("recipe=")]
+
+
+def _recipe_dirs(arguments: Arguments) -> list[str]:
+    return [arguments.options["--config-path"]] if "--config-path" in arguments.options else []
+
+
+def run_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str] | None = None) -> int:
+    """A door whose config is one dataclass: `program field=value ...`; its docstring and field docs are the help."""
+    return guarded(program, lambda: _config_door(program, config_type, function, sys.argv[1:] if argv is None else argv))
+
+
+def _config_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str]) -> None:
+    arguments = split(argv, takes_recipe=False)
+    if _answered_at_once(program, arguments, lambda line: completion.config_candidates(config_type, line)):
+        return
+    if "--help" in arguments.options:
+        print("\n".join(_config_help(program, config_type)))
+        return
+    assignments = parse_overrides(arguments.overrides)
+    announce(discover([folder for assignment in assignments if assignment.key == "plugin_dirs" for folder in assignment.value]))
+    config = finish(compose(config_type, assignments, folders=recipe_folders()))
+    if "--cfg" in arguments.options:
+        print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
+        return
+    function(config)
+
+
+def _answered_at_once(program: str, arguments: Arguments, candidates: Callable[[str], list[str]]) -> bool:
+    """The questions any door answers without a config."""
+    if "--version" in arguments.options:
+        print(f"{program} {importlib.metadata.version('echox')}")
+    elif "--completion" in arguments.options:
+        print(completion.script(program, arguments.options["--completion"]))
+    elif "--complete" in arguments.options:
+        print("\n".join(candidates(arguments.options["--complete"])))
+    else:
+        return False
+    return True
+
+
+def announce(found: Discovery) -> None:
+    """Say whose code was run: a plugin folder is code."""
+    if found.files:
+        print(f"plugins run: {', '.join(map(str, found.files))}", file=sys.stderr)
+
+
+def _recipe_help(program: str, doc: str, recipe_dirs: Sequence[str | Path]) -> Iterator[str]:
+    yield from (doc, "", f"usage: {program} [recipe=NAME] [field=value ...]", "", "recipes (recipe=..., or the path of a YAML file):")
+    for name, path in sorted(list_recipes(recipe_dirs).items()):
+        default = " (default)" if name == DEFAULT_RECIPE else ""
+        yield from textwrap.wrap(f"{name}{default}  {recipe_doc(path)}", WIDTH, initial_indent="  ", subsequent_indent="      ")
+    yield from ("", "fields:", *field_lines(Recipe))
+    yield from (
+        "",
+        "A part is swapped by name (encoder=mel) and set by its fields (encoder.bins=40); `echox-info` lists the parts, `echox-info",
+        "encoder mel` explains one. A stage is set in the same way: s2t.task=NAME, s2t.train.steps=400.",
+    )
+    yield from _option_lines({**OPTIONS, **RECIPE_OPTIONS})
+
+
+def _config_help(program: str, config_type: type) -> Iterator[str]:
+    yield from (summary(config_type.__doc__), "", f"usage: {program} [field=value ...]", "", "fields:", *field_lines(config_type))
+    yield from _option_lines(OPTIONS)
+
+
+def _option_lines(options: dict[str, str]) -> Iterator[str]:
+    yield from ("", "options:")
+    for option, doc in options.items():
+        yield f"  {option:<14} {doc}"

@@ -1,0 +1,152 @@
+"""`echox-info`: what is installed, registered and known, and from where."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from echox.assets import CATALOGUE
+from echox.compose import options
+from echox.config import near
+from echox.errors import ConfigError
+from echox.plugins import REGISTRIES, Discovery, discover
+from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
+from echox_cli.arguments import OPTIONS
+from echox_cli.door import guarded
+from echox_cli.fields import WIDTH, field_lines, summary
+
+PROGRAM = "echox-info"
+TOPICS = (*REGISTRIES, "recipe", "asset")
+PACKAGES = ("echox", "torch", "torchaudio", "transformers", "hydra-core", "omegaconf", "sentencepiece", "peft", "triton")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return guarded(PROGRAM, lambda: _info(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _info(words: list[str]) -> None:
+    plugin_dirs = [word.partition("=")[2].strip("[]") for word in words if word.startswith("plugin_dirs=")]
+    words = [word for word in words if not word.startswith("plugin_dirs=")]
+    print("\n".join(_answer(words, [folder for value in plugin_dirs for folder in value.split(",") if folder])))
+
+
+def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
+    if any(word in ("-h", "--help") for word in words):
+        yield from _help()
+        return
+    if words == ["--version"]:
+        yield f"{PROGRAM} {importlib.metadata.version('echox')}"
+        return
+    # `kind=name` says the same as `kind name`: it is what the other doors take.
+    words = [part for word in words for part in word.split("=", 1)]
+    if len(words) > 2 or any(word.startswith("-") for word in words):
+        raise ConfigError(f"cannot explain {' '.join(words)!r}; write {PROGRAM} [KIND [NAME]]")
+    if words and words[0] not in TOPICS:
+        raise ConfigError(f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}")
+    found = discover(plugin_dirs)
+    if not words:
+        yield from _overview(found)
+    elif words[0] == "recipe":
+        yield from _recipe(words[1]) if len(words) == 2 else _recipes()
+    elif words[0] == "asset":
+        yield from _asset(words[1]) if len(words) == 2 else _assets()
+    else:
+        yield from _entry(words[0], words[1]) if len(words) == 2 else _registry(words[0])
+
+
+def _help() -> Iterator[str]:
+    yield "Show versions, devices, and everything that is registered."
+    yield from ("", f"usage: {PROGRAM} [KIND [NAME]]", "", f"kinds: {', '.join(TOPICS)}", "", f"  {PROGRAM} encoder           lists the encoders")
+    yield from (f"  {PROGRAM} encoder whisper   explains one", f"  {PROGRAM} recipe echo_mini  shows a recipe in full", "")
+    yield f"  --version      {OPTIONS['--version']}"
+
+
+def _overview(found: Discovery) -> Iterator[str]:
+    yield from _section("versions", [f"python {platform.python_version()} on {platform.system()} {platform.machine()}", *_versions()])
+    yield from _section("devices", _devices())
+    for kind in REGISTRIES:
+        yield from _section(f"{kind}s" if kind != "criterion" else "criteria", _registry(kind))
+    yield from _section("plugins run from folders", map(str, found.files))
+    yield from _section("plugins that failed to load", (f"{failure.origin}: {failure.reason}" for failure in found.failures))
+    yield from _section("recipes", _recipes())
+    yield from _section("assets", _assets())
+
+
+def _section(title: str, lines: Iterator[str] | list[str]) -> Iterator[str]:
+    yield f"{title}:"
+    yield from [f"  {line}" for line in lines] or ["  none"]
+    yield ""
+
+
+def _versions() -> Iterator[str]:
+    for package in PACKAGES:
+        try:
+            yield f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{package} is not installed"
+
+
+def _devices() -> Iterator[str]:
+    yield f"cpu: {torch.get_num_threads()} threads"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _registry(kind: str) -> Iterator[str]:
+    registry = REGISTRIES[kind]
+    for name in sorted(registry):
+        entry = registry[name]
+        yield f"{name:<18} {summary(entry.implementation.__doc__ or entry.config_type.__doc__)}  [{entry.origin}]"
+        if second := registry.contested(name):
+            yield f"{'':<18} registered a second time by {second}: rename one"
+    presets = [option for option in options(kind, recipe_folders()) if option not in registry]
+    if presets:
+        yield f"presets: {', '.join(presets)}"
+
+
+def _entry(kind: str, name: str) -> Iterator[str]:
+    entry = REGISTRIES[kind][name]
+    implementation = entry.implementation
+    yield f"{kind} {name}: {implementation.__module__}.{implementation.__qualname__}, from {entry.origin}"
+    if implementation.__doc__:
+        yield from ("", textwrap.indent(textwrap.dedent(f"    {implementation.__doc__.strip()}"), "  "))
+    yield from ("", f"fields of {entry.config_type.__name__}: {summary(entry.config_type.__doc__)}")
+    yield from list(field_lines(entry.config_type)) or ["  none"]
+
+
+def _recipes() -> Iterator[str]:
+    for name, path in sorted(list_recipes().items()):
+        yield from textwrap.wrap(f"{name:<18} {recipe_doc(path)}  [{path.parent}]", WIDTH, subsequent_indent=" " * 19)
+
+
+def _recipe(name: str) -> Iterator[str]:
+    import yaml
+
+    path = find_recipe(name)
+    discover(plugin_dirs_of(name))
+    yield f"recipe {name}: {path}"
+    yield from ("", yaml.safe_dump(freeze(load_recipe(name)), sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _assets() -> Iterator[str]:
+    for asset in CATALOGUE.values():
+        yield f"{asset.name:<22} {asset.doc}"
+
+
+def _asset(name: str) -> Iterator[str]:
+    if name not in CATALOGUE:
+        raise ConfigError(f"no asset named {name!r}{near(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}")
+    asset = CATALOGUE[name]
+    yield f"asset {name}: {asset.doc}"
+    yield from ("", f"  hub id   {asset.hub_id or 'none'}", f"  licence  {asset.licence}", f"  files    {', '.join(asset.contents)}")
+    yield from (f"  wheel    {wheel.package}=={wheel.version}, {wheel.size_bytes / 1e6:.0f} MB" for wheel in asset.wheels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""`echox-train recipe=NAME [field=value ...]`: train the stages of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from echox.recipe import Recipe
+from echox_cli.door import run_recipe_door
+
+
+def train(recipe: Recipe) -> None:
+    """Run a recipe."""
+    # Imported here so that --help and completion do not load the models.
+    from echox.chain import run_recipe
+
+    run_recipe(recipe)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_recipe_door("echox-train", train, argv, "Train a speech-to-speech model, stage by stage, as a recipe says.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
