@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+
+M = TypeVar("M", bound="_Movable")
 
 
 class _Movable:
@@ -23,7 +26,7 @@ class _Movable:
 
     __slots__ = ()
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: M, device: torch.device | str) -> M:
         moved = {f.name: _move(getattr(self, f.name), device) for f in dataclasses.fields(self) if f.init}
         return dataclasses.replace(self, **moved)
 

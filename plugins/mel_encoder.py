@@ -22,7 +22,7 @@ class MelEncoder(Encoder):
     def forward(self, wave: Waveform) -> Features:
         if wave.rate_hz != self.rate_hz:
             raise SignalError(f"the mel encoder takes {self.rate_hz} Hz, got {wave.rate_hz} Hz; resample first")
-        samples = wave.samples * valid_mask(wave.lengths, wave.samples.shape[1])  # padding may hold anything
+        samples = wave.samples.where(valid_mask(wave.lengths, wave.samples.shape[1]), 0)  # padding may hold anything
         mel = self.mel(torch.nn.functional.pad(samples, (0, 400))).clamp(min=1e-5).log()  # [B, D, F or F + 1]
         return Features(mel.mT[:, : -(-samples.shape[1] // 160)], -(-wave.lengths // 160), self.frame_rate_hz)
 

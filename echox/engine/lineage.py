@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from echox.engine.checkpoint import Checkpoint, fingerprint
+from echox.checkpoint import Checkpoint, fingerprint
 from echox.errors import CheckpointError
 from echox.tasks.base import Task
 

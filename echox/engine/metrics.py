@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echox.engine.disk import room_for
+from echox.disk import room_for
 from echox.errors import ConfigError
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from echox.criteria.base import Criterion
-from echox.engine import checkpoint, lineage as ancestry, randomness
+from echox import checkpoint
+from echox.engine import lineage as ancestry, randomness
 from echox.engine.batching import Position, load_batches, order_batches
-from echox.engine.checkpoint import Checkpoint
+from echox.checkpoint import Checkpoint
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World, join
 from echox.engine.interruption import Interrupted, StopRequest, listening

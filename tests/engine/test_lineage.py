@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from echox.engine import checkpoint, lineage
+from echox import checkpoint
+from echox.engine import lineage
 from echox.errors import CheckpointError
 from echox.tasks.base import StageContext
 

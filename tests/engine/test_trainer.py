@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from echox.engine import checkpoint
+from echox import checkpoint
 from echox.engine.interruption import Interrupted
 from echox.errors import CheckpointError, TrainingError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from echox.engine import checkpoint
+from echox import checkpoint
 from echox.errors import CheckpointError, TrainingError
 
 META = {"stage": "toy", "step": 1, "recipe": {}, "lineage": {}, "metrics": {}}

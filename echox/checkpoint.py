@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from echox.engine.disk import room_for
+from echox.disk import room_for
 from echox.errors import CheckpointError
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
@@ -163,8 +163,11 @@ def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def latest(parent: Path) -> Checkpoint | None:

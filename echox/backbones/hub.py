@@ -1,0 +1,149 @@
+"""Any causal language model of the Hugging Face library, with LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from echox.assets import asset_folder
+from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
+from echox.errors import ConfigError
+
+AUDIO_MARK = "\ufffc"  # stands where an audio goes while the template is rendered; never reaches the model
+BYTE_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters on the backbone (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    """Rank of every adapter; 0 leaves the backbone frozen as it is."""
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Probability of dropping an adapter's input in training."""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of the linear layers that get an adapter."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HubBackboneConfig(BackboneConfig):
+    """A Hugging Face causal LM, frozen, with optional LoRA."""
+
+    weights: str = "smollm2_135m"
+    """Catalogue name, hub id or local folder; "random" builds a tiny byte-level Llama for tests."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters trained in S2T and Echo."""
+    system: str = "Answer in one short sentence."
+    """System message of every conversation that has none; empty for none."""
+    random_width: int = 64
+    """Channels of the random model."""
+
+
+@BACKBONES.register("hub", HubBackboneConfig)
+class HubBackbone(Backbone):
+    """Llama, Qwen, SmolLM2 and whatever else `AutoModelForCausalLM` loads."""
+
+    def __init__(self, config: HubBackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model, self.tokenizer = _random_model(config) if config.weights == "random" else _pretrained(config)
+        self.model.requires_grad_(False)
+        self.hidden_size = self.model.config.hidden_size
+        self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self.end_id = self.tokenizer.eos_token_id
+        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
+        self._origin = _probe(self.model)
+        if config.lora.rank:
+            _add_lora(self.model, config.lora)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False) -> BackboneState:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+        output = self.model.model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
+        return BackboneState(output.last_hidden_state, output.past_key_values if use_cache else None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden)
+
+    def head_rows(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def detokenize(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def token_texts(self) -> list[str]:
+        special = set(self.tokenizer.all_special_ids)
+        known = len(self.tokenizer)
+        return ["" if i in special or i >= known else self.tokenizer.decode([i]) for i in range(self.vocab_size)]
+
+    def prompt(self, turns: list[Turn]) -> list[list[int]]:
+        if self.config.system and all(turn.role != "system" for turn in turns):
+            turns = [Turn("system", self.config.system), *turns]
+        messages = [{"role": turn.role, "content": (AUDIO_MARK if turn.has_audio else "") + turn.text} for turn in turns]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return [self.tokenize(piece) for piece in text.split(AUDIO_MARK)]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([self._origin, self.config.system]).encode()).hexdigest()[:16]
+
+
+def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+    folder = asset_folder(config.weights)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+    tokenizer = byte_tokenizer()
+    width = config.random_width
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
+    model = LlamaForCausalLM(shape)
+    torch.set_rng_state(generator_state)
+    return model, tokenizer
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer made on the spot: one token per byte, plus role and end marks and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=specials[1:], chat_template=BYTE_TEMPLATE)
+
+
+def _add_lora(model: nn.Module, config: LoraConfig) -> None:
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    try:
+        inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets), model)
+    except ValueError as error:
+        raise ConfigError(f"backbone.lora.targets {config.targets} name no layer of {type(model).__name__}; use names such as q_proj") from error
+
+
+def _probe(model: nn.Module) -> list[float]:
+    """A few sums that tell one set of weights from another, cheap at any size."""
+    with torch.no_grad():
+        return [p.flatten()[:64].double().sum().item() for p in model.parameters()]

@@ -1,0 +1,179 @@
+"""The unit decoder (T2C, and the voice of Echo): text vectors in, unit-language words out, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.cache_utils import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from echox.errors import ConfigError
+from echox.signals import valid_mask
+
+IGNORE = -100
+
+
+@dataclass(kw_only=True, slots=True)
+class UnitDecoderConfig:
+    """Shape of the unit decoder: a Llama-style causal transformer over text vectors, then words."""
+
+    layers: int = 4
+    """Transformer layers."""
+    width: int = 256
+    """Channels of the transformer."""
+    heads: int = 4
+    """Attention heads; must divide `width`."""
+    feed_forward: int = 1024
+    """Channels inside the feed-forward blocks."""
+    dropout: float = 0.1
+    """Probability of dropping an input channel or an attention weight in training."""
+    monotonic: bool = True
+    """Mark in the target where each text token ends and show the decoder the token it is speaking; off, it is the paper's plain prefix form."""
+    max_words_per_token: int = 60
+    """Words one text token may take in generation before the decoder is moved on."""
+    positions: int = 2048
+    """Positions of the transformer: text vectors plus words."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"the unit decoder's width {self.width} is no multiple of its heads {self.heads}; change one")
+
+
+class UnitDecoder(nn.Module):
+    """Predicts unit-language words from text vectors [B, S, H].
+
+    The sequence is: text vectors, BEGIN, words ..., END. In the monotonic form a NEXT mark follows the words of every text
+    token, so that counting NEXT says which token is being spoken; that token's vector and its neighbours are added to the
+    input of the step. Text and speech advance together, hence the decoder cannot skip or repeat, and it need not discover the
+    alignment by itself (which took the published form thousands of hours).
+
+    Output ids: 0 .. words-1 are words, then BEGIN, END, NEXT.
+    """
+
+    def __init__(self, config: UnitDecoderConfig, text_width: int, word_count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.word_count = word_count
+        self.begin_id, self.end_id, self.next_id = word_count, word_count + 1, word_count + 2
+        self.text_in = nn.Linear(text_width, config.width)
+        self.text_near = nn.Conv1d(config.width, config.width, 5, padding=2)
+        self.spoken_in = nn.Linear(config.width, config.width)
+        self.words = nn.Embedding(word_count + 3, config.width)
+        nn.init.normal_(self.words.weight, std=0.5)
+        self.drop = nn.Dropout(config.dropout)
+        self.body = LlamaModel(
+            LlamaConfig(
+                vocab_size=1,
+                hidden_size=config.width,
+                intermediate_size=config.feed_forward,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                max_position_embeddings=config.positions,
+                attention_dropout=config.dropout,
+                attn_implementation="sdpa",
+                tie_word_embeddings=False,
+            )
+        )
+        self.body.embed_tokens = None
+        self.head = nn.Linear(config.width, word_count + 3, bias=False)
+
+    def read_text(self, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Text vectors [B, S, H] -> prefix [B, S, C] and, per token, what the decoder sees while speaking it [B, S+1, C]."""
+        real = valid_mask(text_lengths, text.shape[1])[..., None]
+        prefix = self.drop(self.text_in(text)) * real
+        near = prefix + F.gelu(self.text_near(prefix.transpose(1, 2)).transpose(1, 2))
+        spoken = self.spoken_in(near) * real
+        return prefix, F.pad(spoken, (0, 0, 0, 1))  # after the last token there is nothing to speak
+
+    def forward(self, text: Tensor, text_lengths: Tensor, targets: Tensor) -> Tensor:
+        """Teacher-forced hidden states.
+
+        Args:
+            text: [B, S, H] right-padded; targets: [B, U] output ids, IGNORE-padded, as `target_of` makes them.
+        Returns:
+            hidden [B, U, C]; position u predicts targets[:, u]. `logits` turns them into scores.
+        """
+        prefix, spoken = self.read_text(text, text_lengths)
+        B, S, C = prefix.shape
+        inputs = F.pad(targets[:, :-1], (1, 0), value=self.begin_id)
+        real = inputs != IGNORE
+        steps = self._steps(inputs.masked_fill(~real, self.end_id), spoken)
+        mask = torch.cat([valid_mask(text_lengths, S), real], dim=1)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        states = self.body(inputs_embeds=torch.cat([prefix, steps], dim=1), attention_mask=mask.long(), position_ids=positions, use_cache=False)
+        return states.last_hidden_state[:, S:]
+
+    def _steps(self, inputs: Tensor, spoken: Tensor, passed: Tensor | None = None) -> Tensor:
+        """Step inputs [B, U] -> embeddings [B, U, C]; `passed` [B, 1] counts the NEXT marks before them."""
+        steps = self.drop(self.words(inputs))
+        if not self.config.monotonic:
+            return steps
+        at = (inputs == self.next_id).long().cumsum(1)
+        at = (at if passed is None else at + passed).clamp(max=spoken.shape[1] - 1)
+        return steps + spoken.gather(1, at[..., None].expand(-1, -1, spoken.shape[2]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden [..., C] -> scores [..., words + 3]."""
+        return self.head(hidden)
+
+    def target_of(self, words_per_token: list[list[int]]) -> list[int]:
+        """Words of each text token -> target ids: NEXT marks where monotonic, END last."""
+        mark = [self.next_id] if self.config.monotonic else []
+        return [word for words in words_per_token for word in [*words, *mark]] + [self.end_id]
+
+    @torch.no_grad()
+    def generate(self, text: Tensor, text_lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
+        """Greedy words for text vectors [B, S, H]; marks are removed. Rows never influence each other.
+
+        Returns:
+            per row, the words of the whole text in order.
+        """
+        rows = self.generate_targets(text, text_lengths, max_words)
+        return [[word for word in row if word < self.word_count] for row in rows]
+
+    @torch.no_grad()
+    def generate_targets(self, text: Tensor, text_lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
+        """As `generate`, with NEXT and END marks kept: what `forward` takes as targets (pseudo-labels)."""
+        prefix, spoken = self.read_text(text, text_lengths)
+        B, S, C = prefix.shape
+        mask = valid_mask(text_lengths, S)
+        cache = DynamicCache(config=self.body.config)
+        token = torch.full((B, 1), self.begin_id, device=text.device)
+        passed = torch.zeros_like(token)
+        run = torch.zeros_like(token)
+        done = text_lengths[:, None] == 0
+        outputs = []
+        embeddings = torch.cat([prefix, self._steps(token, spoken, passed)], dim=1)
+        for _ in range(max_words):
+            mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+            state = self.body(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True)
+            cache = state.past_key_values
+            token = self._choose(self.logits(state.last_hidden_state[:, -1:]).float(), passed, run, text_lengths[:, None])
+            token = torch.where(done, self.end_id, token)
+            outputs.append(token)
+            is_next = token == self.next_id
+            embeddings = self._steps(token, spoken, passed)
+            passed, run = passed + is_next, torch.where(is_next, 0, run + 1)
+            done = done | (token == self.end_id)
+            if bool(done.all()):
+                break
+        table = torch.cat(outputs, dim=1).tolist()
+        return [row[: row.index(self.end_id) + 1] if self.end_id in row else [*row, self.end_id] for row in table]
+
+    def _choose(self, scores: Tensor, passed: Tensor, run: Tensor, text_lengths: Tensor) -> Tensor:
+        """Greedy choice [B, 1] among what may stand here: scores [B, 1, words + 3]."""
+        scores = scores[:, 0].clone()
+        scores[:, self.begin_id] = float("-inf")
+        if not self.config.monotonic:
+            scores[:, self.next_id] = float("-inf")
+            return scores.argmax(-1, keepdim=True)
+        scores[:, self.end_id] = float("-inf")
+        token = scores.argmax(-1, keepdim=True)
+        token = torch.where(run >= self.config.max_words_per_token, self.next_id, token)
+        return torch.where(passed >= text_lengths, self.end_id, token)
