@@ -1,0 +1,316 @@
+"""The demo corpus: spoken questions with written and spoken answers, made on the spot by voices that pip installs.
+
+    folder/questions.{train,valid,test}.jsonl   templates and general knowledge; test phrasings and test voices are never trained
+    folder/unseen.test.jsonl                    capitals and sums that are trained in no phrasing
+    folder/free.{train,test}.jsonl              free English questions, with the language model's own answers
+    folder/speech.{train,valid,test}.jsonl      sentences in the answers' voice
+    folder/corpus.json                          config, voices, rows, hours and fingerprints
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from echox.config import to_plain
+from echox.corpora.augmentation import AugmentConfig
+from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
+from echox.corpora.speech_texts import Line, Pool, choose_speech
+from echox.corpora.splits import Ask, Splits, split_questions, spread
+from echox.corpora.studio import REVISION, Studio, deal, digest, is_program, voices_of
+from echox.corpora.synthesis import Report
+from echox.corpora.templates import Fact, all_facts
+from echox.corpora.voices import Role as Use
+from echox.corpora.wording import NearDuplicates, clean, first_sentence, text_lines
+from echox.data.audio import duration_s
+from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
+from echox.data.writing import appearing
+from echox.errors import AssetError, ConfigError
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "corpus.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class DemoCorpusConfig:
+    """The spoken question-answer corpus that echox makes for itself."""
+
+    folder: str = "corpora/demo"
+    """Folder of its manifests and audio."""
+    seed: int = 1
+    """Seed of every split, voice and augmentation."""
+    share: float = 1.0
+    """Share of all texts and counts below that is used, above 0 and up to 1: small for a smoke test."""
+    clips_per_question: int = 2
+    """Training voices in which each training question is spoken."""
+    test_questions: int = 160
+    """Held-out phrasings of trained facts, asked by test voices."""
+    valid_questions: int = 60
+    """Other held-out phrasings of trained facts, asked by training voices."""
+    unseen_facts: int = 30
+    """Capitals and sums that are trained in no phrasing, asked by test voices."""
+    free_questions: bool = True
+    """Include free English questions, which the language model answers itself where `answer_questions` is given."""
+    free_test_questions: int = 100
+    """Free questions kept for the test."""
+    backbone: str = "smollm2-135m-instruct"
+    """Language model whose own answers are used; only a label here, so that another model's answers are not taken for its."""
+    sampled_answers: int = 0
+    """Further answers sampled to each free question, for the speech manifests alone."""
+    max_answer_words: int = 24
+    """Words of an own answer's first sentence above which it is not used."""
+    speech_hours: float = 4.5
+    """Hours of training speech in the answers' voice, by estimate; fewer where the texts run out."""
+    programs: bool = True
+    """Use voices of installed programs (flite, festival, espeak-ng) beside those from pip; their test rows are marked."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training questions are changed; test questions are clean."""
+    workers: int | None = None
+    """Processes that speak; null for one per processor."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, and is {self.share}")
+        for name in ("clips_per_question", "test_questions", "valid_questions", "max_answer_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
+        for name in ("unseen_facts", "free_test_questions", "sampled_answers", "speech_hours"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers must be at least 1 or null, and is {self.workers}")
+
+    def scaled(self, count: int) -> int:
+        """A count as this config's share of it."""
+        return math.ceil(count * self.share)
+
+
+def build_demo_corpus(config: DemoCorpusConfig, answer_questions: AnswerQuestions | None = None) -> Path:
+    """Speak and write the corpus, or find it built; safe to kill and call again.
+
+    Args:
+        config: what it holds and where.
+        answer_questions: (questions, seed or None for greedy) -> the language model's whole answers; None leaves the free
+            questions' answers empty, so that they serve the transcription alone.
+    Returns:
+        the folder.
+    Raises:
+        AssetError: a voice could not be had and a manifest would be empty, or the folder cannot be written.
+        ConfigError: the machine has no voice of some role.
+    """
+    folder = Path(config.folder)
+    fingerprint = corpus_fingerprint(config, answer_questions is not None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not is_built(folder, fingerprint):
+                _build(folder, fingerprint, config, answer_questions)
+    except OSError as error:
+        raise AssetError(f"the corpus folder {folder} could not be written: {error.strerror or error}") from error
+    return folder
+
+
+def corpus_fingerprint(config: DemoCorpusConfig, with_own_answers: bool) -> str:
+    """What the corpus depends on: the config but for its folder and workers, the texts, and this machine's voices."""
+    plain = {key: value for key, value in to_plain(config).items() if key not in ("folder", "workers")}
+    texts = [[dataclasses.astuple(fact) for fact in all_facts()], text_lines("questions.txt"), text_lines("sentences.txt")]
+    return digest([REVISION, plain, texts, _voices(config), with_own_answers])
+
+
+def is_built(folder: Path, fingerprint: str) -> bool:
+    """Whether a whole corpus of this fingerprint lies in the folder."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+        present = all((folder / name).is_file() for name in summary["manifests"])
+        return present and summary["fingerprint"] == fingerprint
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _voices(config: DemoCorpusConfig) -> dict[str, tuple[str, ...]]:
+    return {use.value: voices_of(use, config.programs and use is not Use.ANSWER) for use in Use}
+
+
+def _build(folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_questions: AnswerQuestions | None) -> None:
+    own_answers = answer_questions and OwnAnswers(folder / f"own_answers.{digest(config.backbone, 8)}.jsonl", answer_questions)
+    studio = Studio(folder, config.seed, config.augment)
+    manifests = _Planner(config, studio, own_answers).manifests()
+    report = studio.record(config.workers)
+    _warn_of_failures(report)
+    spoken = {name: _present(rows) for name, rows in manifests.items()}
+    _refuse_empty(manifests, spoken, report)
+    for name, rows in spoken.items():
+        write_manifest(folder / name, rows)
+    summary = {
+        "fingerprint": fingerprint,
+        "config": to_plain(config),
+        "voices": _voices(config),
+        "manifests": {name: _counts(folder / name, rows) for name, rows in spoken.items()},
+        "missing_clips": len(report.failures),
+    }
+    studio.clear_leftovers()
+    # Written last: without it the corpus counts as unfinished.
+    with appearing(folder / SUMMARY) as unfinished:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+
+
+class _Planner:
+    """Decides every row of every manifest, and asks the studio for its clips."""
+
+    def __init__(self, config: DemoCorpusConfig, studio: Studio, own_answers: OwnAnswers | None) -> None:
+        self.config = config
+        self.studio = studio
+        self.own_answers = own_answers
+        self.voices = _voices(config)
+        self.reader = self.voices[Use.ANSWER.value][0]
+        self.test_voices = [voice for voice in self.voices[Use.TEST.value] if not is_program(voice)]
+        self.program_voices = [voice for voice in self.voices[Use.TEST.value] if is_program(voice)]
+        self.spoken_answers: set[str] = set()
+
+    def manifests(self) -> dict[str, list[Row]]:
+        """File name -> rows, whose clips are asked for but not recorded yet."""
+        config = self.config
+        facts = spread_share(all_facts(), config)
+        counts = {"test": config.test_questions, "valid": config.valid_questions, "unseen": config.unseen_facts}
+        splits = split_questions(facts, seed=config.seed, **{name: config.scaled(count) for name, count in counts.items()})
+        free_train, free_test = self._free_texts(facts)
+        manifests = self._speech(facts, splits, free_train, free_test)
+        manifests |= self._questions(splits)
+        if config.free_questions:
+            manifests["free.train.jsonl"] = self._free("train", free_train)
+            manifests["free.test.jsonl"] = self._free("test", free_test)
+        return {name: rows for name, rows in manifests.items() if rows}
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.config.seed} {purpose}")
+
+    def _questions(self, splits: Splits) -> dict[str, list[Row]]:
+        training, testing = self.voices[Use.TRAIN.value], self.test_voices
+        clips = self.config.clips_per_question
+        unseen = self._asked("unseen", splits.unseen, testing) + self._asked("unseen_program", splits.unseen, self.program_voices)
+        return {
+            "questions.train.jsonl": self._asked("train", splits.train, training, clips=clips, augmented=True),
+            "questions.valid.jsonl": self._asked("valid", splits.valid, training, augmented=True),
+            "questions.test.jsonl": self._asked("test", splits.test, testing) + self._asked("test_program", splits.test, self.program_voices),
+            "unseen.test.jsonl": [dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen],
+        }
+
+    def _asked(self, use: str, asks: Sequence[Ask], voices: Sequence[str], *, clips: int = 1, augmented: bool = False) -> list[Row]:
+        """One row per question and clip, the voices dealt in turn; none where there is no voice."""
+        hands = deal(voices, self._rng(f"voices {use}")) if voices else None
+        asks = asks if hands else ()
+        return [self._question_row(use, ask, clip, next(hands), augmented) for ask in asks for clip in range(clips)]
+
+    def _question_row(self, use: str, ask: Ask, clip: int, voice: str, augmented: bool) -> Row:
+        fact = ask.fact
+        labels = {"kind": fact.kind, "answer": fact.answer, "fact": fact.id, "phrasing": ask.phrasing}
+        row_id = f"{use}-{fact.id}-p{ask.phrasing}" + (f"-c{clip}" if use == "train" else "")
+        return self._row(row_id, ask.text, fact.sentence, voice, augmented, labels)
+
+    def _row(self, row_id: str, question: str, answer: str, voice: str, augmented: bool, labels: dict[str, Any]) -> Row:
+        asked = Item(Role.USER, audio=self.studio.clip(question, voice, augmented=augmented))
+        spoken = self.studio.clip(answer, self.reader) if answer in self.spoken_answers else None
+        said = Item(Role.ASSISTANT, answer, audio=spoken, transcription=question)
+        return Row(row_id, (asked, said), {**labels, "voice": voice, "voice_source": "program" if is_program(voice) else "pip"})
+
+    def _free_texts(self, facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
+        """Free questions for training and for the test, nothing like a trained kind's, and no training one like a test one."""
+        if not self.config.free_questions:
+            return [], []
+        templates = NearDuplicates([phrasing for fact in facts for phrasing in fact.phrasings])
+        texts = sample_share(_cleaned("questions.txt"), self.config, "free questions")
+        texts = [text for text in texts if text not in templates]
+        test = texts[: min(self.config.scaled(self.config.free_test_questions), len(texts) // 2)]
+        kept_out = NearDuplicates(test)
+        return [text for text in texts[len(test) :] if text not in kept_out], test
+
+    def _free(self, use: str, questions: Sequence[str]) -> list[Row]:
+        hands = deal(self.voices[Use.TRAIN.value] if use == "train" else self.test_voices, self._rng(f"voices free {use}"))
+        answers = self._answers(questions)
+        return [
+            self._row(f"free-{digest(question, 12)}", question, answers.get(question, ""), next(hands), use == "train", {"kind": "free"})
+            for question in questions
+        ]
+
+    def _answers(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
+        """The language model's usable answers by question."""
+        if self.own_answers is None:
+            return {}
+        firsts = {question: first_sentence(answer, self.config.max_answer_words) for question, answer in self.own_answers.to(questions, seed).items()}
+        return {question: first for question, first in firsts.items() if first is not None}
+
+    def _speech(self, facts: Sequence[Fact], splits: Splits, free_train: list[str], free_test: list[str]) -> dict[str, list[Row]]:
+        pool = Pool(
+            answers=[fact.sentence for fact in facts],
+            own_answers=[answer for seed in (None, *range(self.config.sampled_answers)) for answer in self._answers(free_train, seed).values()],
+            reserved_answers=list(self._answers(free_test).values()),
+            sentences=sample_share(_cleaned("sentences.txt"), self.config, "sentences"),
+            questions=free_train,
+            fillers=[ask.text for ask in splits.train],
+        )
+        hours = self.config.speech_hours * self.config.share
+        texts = choose_speech(pool, hours=hours, share=self.config.share, seed=self.config.seed)
+        lines = {"train": texts.train, "valid": texts.valid, "test": texts.test}
+        self.spoken_answers = {line.text for use in lines.values() for line in use}
+        return {f"speech.{use}.jsonl": [self._speech_row(line) for line in chosen] for use, chosen in lines.items()}
+
+    def _speech_row(self, line: Line) -> Row:
+        said = Item(Role.ASSISTANT, line.text, audio=self.studio.clip(line.text, self.reader))
+        return Row(f"{line.kind}-{digest(line.text, 12)}", (said,), {"kind": line.kind, "voice": self.reader})
+
+
+def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:
+    """The config's share of the facts, spread over the kinds; all of them in their order where it is 1."""
+    if config.share == 1:
+        return list(facts)
+    return spread(facts, config.scaled(len(facts)), random.Random(f"{config.seed} facts"))
+
+
+def sample_share(texts: Sequence[str], config: DemoCorpusConfig, purpose: str) -> list[str]:
+    """The config's share of texts, in random order."""
+    return random.Random(f"{config.seed} {purpose}").sample(texts, config.scaled(len(texts)))
+
+
+def _cleaned(name: str) -> list[str]:
+    """The lines of a text file that can be spoken, each once."""
+    return list(dict.fromkeys(text for line in text_lines(name) if (text := clean(line)) is not None))
+
+
+def _present(rows: Iterable[Row]) -> list[Row]:
+    """Rows whose clips were all recorded; a spoken answer that failed costs only itself."""
+    kept = []
+    for row in rows:
+        if row.turns[0].audio.exists():
+            turns = [item if item.audio is None or item.audio.exists() else dataclasses.replace(item, audio=None) for item in row.turns]
+            kept.append(dataclasses.replace(row, turns=tuple(turns)))
+    return kept
+
+
+def _warn_of_failures(report: Report) -> None:
+    for (voice, reason), count in Counter((job.voice, reason) for job, reason in report.failures).most_common(5):
+        log.warning("%d clips of voice %s could not be made and their rows are left out: %s", count, voice, reason)
+
+
+def _refuse_empty(planned: dict[str, list[Row]], spoken: dict[str, list[Row]], report: Report) -> None:
+    for name, rows in planned.items():
+        if not spoken[name]:
+            reason = report.failures[0][1] if report.failures else "no clip was made"
+            raise AssetError(f"{name} would be empty, for none of its {len(rows)} clips could be spoken: {reason}")
+
+
+def _counts(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows, hours of the rows' own clips, kinds, and the manifest's fingerprint."""
+    hours = sum(duration_s(row.turns[0].audio) for row in rows) / 3600
+    kinds = dict(Counter(row.extra["kind"] for row in rows))
+    return {"rows": len(rows), "hours": round(hours, 3), "kinds": kinds, "fingerprint": manifest_fingerprint(path)}

@@ -1,0 +1,75 @@
+"""Which question is for training, which for validation, and which is asked only in the test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import NamedTuple
+
+from echox.corpora.templates import Fact
+
+
+class Ask(NamedTuple):
+    """One fact asked in one way."""
+
+    fact: Fact
+    phrasing: int
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.fact.phrasings[self.phrasing]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Questions by use; no question is in two of them."""
+
+    train: tuple[Ask, ...]
+    valid: tuple[Ask, ...]  # of facts trained in other phrasings
+    test: tuple[Ask, ...]  # of facts trained in other phrasings
+    unseen: tuple[Ask, ...]  # of facts never trained in any phrasing
+
+
+def split_questions(facts: Sequence[Fact], *, test: int, valid: int, unseen: int, seed: int) -> Splits:
+    """Take one phrasing of every fact out of training, and a few facts altogether.
+
+    Args:
+        facts: what may be asked.
+        test, valid: held-out phrasings wanted in each, spread over the kinds; no fact is in both.
+        unseen: capitals and sums never trained; facts that would give them away leave training with them.
+    """
+    held_out = held_out_phrasings(facts, random.Random(f"{seed} phrasings"))
+    hidden = spread([fact for fact in facts if fact.template in ("capital", "plus")], unseen, random.Random(f"{seed} unseen"))
+    hidden_topics = {fact.topic for fact in hidden}
+    known = [fact for fact in facts if fact.topic not in hidden_topics]
+    chosen = spread(known, test + valid, random.Random(f"{seed} test"))
+    # Turns are taken by kind, so a prefix and the rest are both spread over the kinds.
+    asked = [Ask(fact, held_out[fact.id]) for fact in chosen]
+    train = [Ask(fact, number) for fact in known for number in range(len(fact.phrasings)) if number != held_out[fact.id]]
+    hidden_asked = tuple(Ask(fact, held_out[fact.id]) for fact in hidden)
+    return Splits(tuple(train), tuple(asked[test:]), tuple(asked[:test]), hidden_asked)
+
+
+def held_out_phrasings(facts: Iterable[Fact], rng: random.Random) -> dict[str, int]:
+    """Fact id -> the phrasing kept out of training, each phrasing of a template about equally often."""
+    families: dict[str, list[Fact]] = {}
+    for fact in facts:
+        families.setdefault(fact.template, []).append(fact)
+    held_out = {}
+    for family in families.values():
+        for turn, fact in enumerate(rng.sample(family, len(family)), start=rng.randrange(len(family))):
+            held_out[fact.id] = turn % len(fact.phrasings)
+    return held_out
+
+
+def spread(facts: Iterable[Fact], count: int, rng: random.Random) -> list[Fact]:
+    """At most `count` facts, drawn from the kinds in turn, one fact per topic."""
+    by_topic = {fact.topic: fact for fact in sorted(facts, key=lambda fact: rng.random())}
+    by_kind: dict[str, list[Fact]] = {}
+    for fact in by_topic.values():
+        by_kind.setdefault(fact.kind, []).append(fact)
+    in_turn = chain.from_iterable(zip_longest(*(by_kind[kind] for kind in sorted(by_kind))))
+    return [fact for fact in in_turn if fact is not None][:count]
