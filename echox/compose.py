@@ -174,7 +174,7 @@ def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) ->
     value = assignment.literal if _is_text(hint) else assignment.value
     kind = _kind_of(hint)
     if kind and isinstance(value, str):
-        OmegaConf.update(tree, assignment.key, _part(kind, value, folders), merge=False)
+        OmegaConf.update(tree, assignment.key, part(kind, value, folders), merge=False)
         return
     if isinstance(value, dict):
         _begin(tree, assignment.key)
@@ -216,15 +216,19 @@ def _kind_of(hint: Any) -> str | None:
     return next((kind for kind, registry in REGISTRIES.items() if registry.config_base in candidates), None)
 
 
-def _part(kind: str, name: str, folders: Sequence[Path]) -> DictConfig:
-    """The config of a preset or of a registered name."""
+def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
+    """The typed config of a preset or of a registered name.
+
+    Raises:
+        ConfigError: there is none; the text lists those there are, and the plugins that did not load.
+    """
     known = options(kind, folders)
     if name not in known:
-        raise _unknown_part(kind, name, known)
+        raise _unknownpart(kind, name, known)
     return _hydra_compose(None, [f"+{kind}={name}"], folders)[kind]
 
 
-def _unknown_part(kind: str, name: str, known: Sequence[str]) -> ConfigError:
+def _unknownpart(kind: str, name: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"no {kind} named {name!r}{near(name, known)}; known: {', '.join(known) or 'none'}{failures()}")
 
 
@@ -253,7 +257,7 @@ def _explained(tree: DictConfig, where: str, folders: Sequence[Path] = ()) -> It
 def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> str:
     kind, _, name = (error.missing_cfg_file or "").rpartition("/")
     if kind in REGISTRIES:
-        return str(_unknown_part(kind, name, options(kind, folders)))
+        return str(_unknownpart(kind, name, options(kind, folders)))
     known = [path.stem for folder in folders for path in (folder / kind).glob("*.yaml")]
     return f"the defaults list names {error.missing_cfg_file!r}, which is in none of {', '.join(map(str, folders))}{near(name, known)}"
 

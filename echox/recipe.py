@@ -147,8 +147,11 @@ def list_recipes(recipe_dirs: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 
 def recipe_doc(path: Path) -> str:
-    """The one sentence a recipe file says about itself."""
-    return str(_read_yaml(path).get("doc", ""))
+    """The one sentence a recipe file says about itself; of a broken file, what is wrong with it."""
+    try:
+        return str(_read_yaml(path).get("doc", ""))
+    except ConfigError as error:
+        return str(error)
 
 
 def find_recipe(name: str, recipe_dirs: Sequence[str | Path] = ()) -> Path:

@@ -122,6 +122,13 @@ class Registry(Mapping[str, Entry[T]]):
             raise PluginError(f"no {self.kind} named {name!r}{near(name, self._entries)}; known: {known}{failures()}")
         return self._entries[name]
 
+    # A missing name is a PluginError, not a KeyError, so Mapping's own versions of these two would raise it.
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._entries.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

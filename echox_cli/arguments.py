@@ -30,6 +30,7 @@ class Arguments:
 
     options: dict[str, str]  # "--config-name" -> value, "" for options without one
     overrides: list[str]  # "a.b=value"
+    words: list[str]  # all others
 
 
 def split(argv: Sequence[str], takes_recipe: bool) -> Arguments:
@@ -38,37 +39,32 @@ def split(argv: Sequence[str], takes_recipe: bool) -> Arguments:
     `--field value` and `--field=value` are read as `field=value`, so both ways of calling work.
 
     Raises:
-        ConfigError: an option lacks its value, or a word is neither option nor override.
+        ConfigError: an option is unknown or lacks its value.
     """
     known = {**OPTIONS, **(RECIPE_OPTIONS if takes_recipe else {}), "--complete": ""}
     options: dict[str, str] = {}
     overrides: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
         flag, equals, value = word.partition("=")
         flag = _SHORT.get(flag, flag)
         if not word.startswith("-"):
-            overrides.append(_override(word))
+            (overrides if "=" in word or word.startswith("~") else words).append(word)
         elif flag in _WITHOUT_VALUE:
             options[flag] = value
-            if flag == "--cfg" and words and words[0] in _CFG_KINDS:
-                words.pop(0)
+            if flag == "--cfg" and rest and rest[0] in _CFG_KINDS:
+                rest.pop(0)
         elif flag.startswith("--") and len(flag) > 2:
             if not equals:
-                if not words:
+                if not rest:
                     raise ConfigError(f"{flag} needs a value{near(flag, known)}")
-                value = words.pop(0)
+                value = rest.pop(0)
             if flag in known:
                 options[flag] = value
             else:
                 overrides.append(f"{flag[2:].replace('-', '_')}={value}")
         else:
             raise ConfigError(f"unknown option {word!r}{near(word, known)}; options are {', '.join(option for option in known if known[option])}")
-    return Arguments(options, overrides)
-
-
-def _override(word: str) -> str:
-    if "=" not in word and not word.startswith("~"):
-        raise ConfigError(f"{word!r} is neither an option nor key=value")
-    return word
+    return Arguments(options, overrides, words)

@@ -48,31 +48,31 @@ def script(program: str, shell: str) -> str:
 
 def recipe_candidates(line: str) -> list[str]:
     """How the last word of a command line that takes a recipe may go on."""
-    before, word = _words(line)
+    before, word = words_of(line)
     if word.startswith("recipe=") or (before and before[-1] == "--config-name"):
         prefix = "recipe=" if word.startswith("recipe=") else ""
-        return _matching(word, (f"{prefix}{name}" for name in list_recipes()))
+        return matching(word, (f"{prefix}{name}" for name in list_recipes()))
     if word.startswith("-"):
-        return _matching(word, {**OPTIONS, **RECIPE_OPTIONS})
+        return matching(word, {**OPTIONS, **RECIPE_OPTIONS})
     tree, folders = _recipe_tree(before)
-    return _matching(word, [*(["recipe="] if "=" not in word else []), *_tree_candidates(tree, word, folders)])
+    return matching(word, [*(["recipe="] if "=" not in word else []), *_tree_candidates(tree, word, folders)])
 
 
 def config_candidates(config_type: type, line: str) -> list[str]:
     """How the last word of a command line with one config may go on."""
-    before, word = _words(line)
+    before, word = words_of(line)
     if word.startswith("-"):
-        return _matching(word, OPTIONS)
+        return matching(word, OPTIONS)
     discover()
     folders = recipe_folders()
     try:
         tree = compose(config_type, parse_overrides(split(before, takes_recipe=False).overrides), folders=folders)
     except EchoxError:
         tree = compose(config_type)
-    return _matching(word, _tree_candidates(tree, word, folders))
+    return matching(word, _tree_candidates(tree, word, folders))
 
 
-def _words(line: str) -> tuple[list[str], str]:
+def words_of(line: str) -> tuple[list[str], str]:
     """The finished words after the program's name, and the one under the cursor."""
     try:
         words = shlex.split(line)
@@ -129,5 +129,6 @@ def _values(tree: DictConfig, key: str, folders: Sequence[Path]) -> Iterable[str
     return ()
 
 
-def _matching(word: str, candidates: Iterable[str]) -> list[str]:
+def matching(word: str, candidates: Iterable[str]) -> list[str]:
+    """The candidates that begin with a word."""
     return [candidate for candidate in candidates if candidate.startswith(word)]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import os
 import sys
 import textwrap
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-from echox.compose import compose, finish, parse_overrides
+from echox.compose import Assignment, compose, finish, parse_overrides
 from echox.config import to_plain
 from echox.errors import ConfigError, EchoxError
 from echox.plugins import Discovery, discover
@@ -27,28 +29,34 @@ from echox_cli.fields import WIDTH, field_lines, summary
 C = TypeVar("C")
 
 # Faults of the machine rather than of the program: each is one sentence of the operating system.
-_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
+_ENVIRONMENT = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder or file that you may use",
+    errno.EPERM: "choose a folder or file that you may use",
+}
 
 
-def guarded(program: str, body: Callable[[], None]) -> int:
-    """Run a door's work and turn its end into an exit code."""
+def guarded(program: str, body: Callable[[], object]) -> int:
+    """Run a door's work and turn its end into an exit code; an integer that `body` returns is taken as it is."""
     try:
-        body()
+        status = body()
     except EchoxError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `echox-info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.errno == errno.EPIPE:  # `echox-info | head`
-            sys.stderr.close()
-            return 0
         if error.errno not in _ENVIRONMENT:
             raise
-        print(f"{program}: {error.strerror}: {error.filename or 'while writing'}; free some space or choose another folder", file=sys.stderr)
+        print(f"{program}: {error.strerror}: {error.filename or 'while writing'}; {_ENVIRONMENT[error.errno]}", file=sys.stderr)
         return 2
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def run_recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str] | None, doc: str) -> int:
@@ -56,21 +64,23 @@ def run_recipe_door(program: str, function: Callable[[Recipe], object], argv: Se
     return guarded(program, lambda: _recipe_door(program, function, sys.argv[1:] if argv is None else argv, doc))
 
 
-def _recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str], doc: str) -> None:
+def _recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str], doc: str) -> object:
     arguments = split(argv, takes_recipe=True)
-    if _answered_at_once(program, arguments, lambda line: completion.recipe_candidates(line)):
-        return
+    if answered_at_once(program, arguments, completion.recipe_candidates):
+        return 0
     if "--help" in arguments.options:
         print("\n".join(_recipe_help(program, doc, _recipe_dirs(arguments))))
-        return
+        return 0
+    if arguments.words:
+        raise ConfigError(f"{arguments.words[0]!r} is not key=value; did you mean recipe={arguments.words[0]}?")
     name, overrides = chosen_recipe(arguments)
     folders = _recipe_dirs(arguments)
     announce(discover(plugin_dirs_of(name, overrides, folders)))
     recipe = load_recipe(name, overrides, folders)
     if "--cfg" in arguments.options:
         print(yaml.safe_dump(freeze(recipe), sort_keys=False, allow_unicode=True), end="")
-        return
-    function(recipe)
+        return 0
+    return function(recipe)
 
 
 def chosen_recipe(arguments: Arguments) -> tuple[str, list[str]]:
@@ -91,28 +101,46 @@ def _recipe_dirs(arguments: Arguments) -> list[str]:
     return [arguments.options["--config-path"]] if "--config-path" in arguments.options else []
 
 
-def run_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str] | None = None) -> int:
-    """A door whose config is one dataclass: `program field=value ...`; its docstring and field docs are the help."""
-    return guarded(program, lambda: _config_door(program, config_type, function, sys.argv[1:] if argv is None else argv))
+def run_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str] | None = None, positional: str | None = None) -> int:
+    """A door whose config is one dataclass: `program field=value ...`; its docstring and field docs are the help.
+
+    Args:
+        function: does the work; an integer it returns is the exit code.
+        positional: the field that words without `=` belong to; a list field takes several.
+    """
+    return guarded(program, lambda: _config_door(program, config_type, function, sys.argv[1:] if argv is None else argv, positional))
 
 
-def _config_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str]) -> None:
+def _config_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str], positional: str | None) -> object:
     arguments = split(argv, takes_recipe=False)
-    if _answered_at_once(program, arguments, lambda line: completion.config_candidates(config_type, line)):
-        return
+    if answered_at_once(program, arguments, lambda line: completion.config_candidates(config_type, line)):
+        return 0
     if "--help" in arguments.options:
-        print("\n".join(_config_help(program, config_type)))
-        return
-    assignments = parse_overrides(arguments.overrides)
+        print("\n".join(_config_help(program, config_type, positional)))
+        return 0
+    assignments = [*_positional(config_type, positional, arguments.words), *parse_overrides(arguments.overrides)]
     announce(discover([folder for assignment in assignments if assignment.key == "plugin_dirs" for folder in assignment.value]))
     config = finish(compose(config_type, assignments, folders=recipe_folders()))
     if "--cfg" in arguments.options:
         print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
-        return
-    function(config)
+        return 0
+    return function(config)
 
 
-def _answered_at_once(program: str, arguments: Arguments, candidates: Callable[[str], list[str]]) -> bool:
+def _positional(config_type: type, field: str | None, words: Sequence[str]) -> list[Assignment]:
+    """Words without `=` as the value of one field."""
+    if not words:
+        return []
+    if field is None:
+        raise ConfigError(f"{words[0]!r} is not key=value")
+    if typing.get_origin(typing.get_type_hints(config_type)[field]) is list:
+        return [Assignment(" ".join(words), field, list(words))]
+    if len(words) > 1:
+        raise ConfigError(f"one {field} is taken, not {len(words)}: {' '.join(words)}")
+    return [Assignment(f"{field}={words[0]}", field, words[0])]
+
+
+def answered_at_once(program: str, arguments: Arguments, candidates: Callable[[str], list[str]]) -> bool:
     """The questions any door answers without a config."""
     if "--version" in arguments.options:
         print(f"{program} {importlib.metadata.version('echox')}")
@@ -145,8 +173,9 @@ def _recipe_help(program: str, doc: str, recipe_dirs: Sequence[str | Path]) -> I
     yield from _option_lines({**OPTIONS, **RECIPE_OPTIONS})
 
 
-def _config_help(program: str, config_type: type) -> Iterator[str]:
-    yield from (summary(config_type.__doc__), "", f"usage: {program} [field=value ...]", "", "fields:", *field_lines(config_type))
+def _config_help(program: str, config_type: type, positional: str | None) -> Iterator[str]:
+    words = f" [{positional.upper()}]" if positional else ""
+    yield from (summary(config_type.__doc__), "", f"usage: {program}{words} [field=value ...]", "", "fields:", *field_lines(config_type))
     yield from _option_lines(OPTIONS)
 
 

@@ -7,17 +7,20 @@ import platform
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
+import yaml
 
 from echox.assets import CATALOGUE
-from echox.compose import options
-from echox.config import near
+from echox.compose import finish, options, parse_overrides, part
+from echox.config import near, to_plain
 from echox.errors import ConfigError
 from echox.plugins import REGISTRIES, Discovery, discover
 from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
-from echox_cli.arguments import OPTIONS
-from echox_cli.door import guarded
+from echox_cli import completion
+from echox_cli.arguments import OPTIONS, split
+from echox_cli.door import answered_at_once, guarded
 from echox_cli.fields import WIDTH, field_lines, summary
 
 PROGRAM = "echox-info"
@@ -29,22 +32,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(PROGRAM, lambda: _info(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _info(words: list[str]) -> None:
-    plugin_dirs = [word.partition("=")[2].strip("[]") for word in words if word.startswith("plugin_dirs=")]
-    words = [word for word in words if not word.startswith("plugin_dirs=")]
-    print("\n".join(_answer(words, [folder for value in plugin_dirs for folder in value.split(",") if folder])))
+def _info(argv: list[str]) -> None:
+    # `kind=name` says the same as `kind name`: it is what the other doors take.
+    topics = [part for word in argv for part in (word.split("=", 1) if word.partition("=")[0] in TOPICS else [word])]
+    arguments = split(topics, takes_recipe=False)
+    if answered_at_once(PROGRAM, arguments, _candidates):
+        return
+    plugin_dirs: list[str] = []
+    for assignment in parse_overrides(arguments.overrides):
+        if assignment.key != "plugin_dirs" or not isinstance(assignment.value, list):
+            raise ConfigError(f"cannot explain {assignment.text!r}; write {PROGRAM} [KIND [NAME]] [plugin_dirs=[a,b]]")
+        plugin_dirs = assignment.value
+    print("\n".join(_help() if "--help" in arguments.options else _answer(arguments.words, plugin_dirs)))
+
+
+def _candidates(line: str) -> list[str]:
+    before, word = completion.words_of(line)
+    if not before:
+        return completion.matching(word, TOPICS)
+    discover()
+    return completion.matching(word, _names(before[0]))
+
+
+def _names(topic: str) -> list[str]:
+    if topic in REGISTRIES:
+        return options(topic, recipe_folders())
+    return list({"recipe": list_recipes, "asset": CATALOGUE.copy}.get(topic, list)())
 
 
 def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
-    if any(word in ("-h", "--help") for word in words):
-        yield from _help()
-        return
-    if words == ["--version"]:
-        yield f"{PROGRAM} {importlib.metadata.version('echox')}"
-        return
-    # `kind=name` says the same as `kind name`: it is what the other doors take.
-    words = [part for word in words for part in word.split("=", 1)]
-    if len(words) > 2 or any(word.startswith("-") for word in words):
+    if len(words) > 2:
         raise ConfigError(f"cannot explain {' '.join(words)!r}; write {PROGRAM} [KIND [NAME]]")
     if words and words[0] not in TOPICS:
         raise ConfigError(f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}")
@@ -63,7 +80,7 @@ def _help() -> Iterator[str]:
     yield "Show versions, devices, and everything that is registered."
     yield from ("", f"usage: {PROGRAM} [KIND [NAME]]", "", f"kinds: {', '.join(TOPICS)}", "", f"  {PROGRAM} encoder           lists the encoders")
     yield from (f"  {PROGRAM} encoder whisper   explains one", f"  {PROGRAM} recipe echo_mini  shows a recipe in full", "")
-    yield f"  --version      {OPTIONS['--version']}"
+    yield from (f"  {option:<14} {OPTIONS[option]}" for option in ("--version", "--completion"))
 
 
 def _overview(found: Discovery) -> Iterator[str]:
@@ -111,6 +128,11 @@ def _registry(kind: str) -> Iterator[str]:
 
 
 def _entry(kind: str, name: str) -> Iterator[str]:
+    folders = recipe_folders()
+    config = part(kind, name, folders)
+    if name not in REGISTRIES[kind]:
+        yield from _preset(kind, name, folders, finish(config))
+        return
     entry = REGISTRIES[kind][name]
     implementation = entry.implementation
     yield f"{kind} {name}: {implementation.__module__}.{implementation.__qualname__}, from {entry.origin}"
@@ -120,14 +142,18 @@ def _entry(kind: str, name: str) -> Iterator[str]:
     yield from list(field_lines(entry.config_type)) or ["  none"]
 
 
+def _preset(kind: str, name: str, folders: Sequence[Path], config: object) -> Iterator[str]:
+    path = next(file for folder in folders if (file := folder / kind / f"{name}.yaml").is_file())
+    yield f"{kind} {name}: a preset of {kind} {REGISTRIES[kind].name_of(config)}, {path}"
+    yield from ("", yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True).rstrip())
+
+
 def _recipes() -> Iterator[str]:
     for name, path in sorted(list_recipes().items()):
         yield from textwrap.wrap(f"{name:<18} {recipe_doc(path)}  [{path.parent}]", WIDTH, subsequent_indent=" " * 19)
 
 
 def _recipe(name: str) -> Iterator[str]:
-    import yaml
-
     path = find_recipe(name)
     discover(plugin_dirs_of(name))
     yield f"recipe {name}: {path}"

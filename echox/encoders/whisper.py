@@ -112,7 +112,7 @@ class WhisperEncoder(Encoder):
             columns = -(-columns // WINDOW_FRAMES) * WINDOW_FRAMES
         size = columns * HOP_SAMPLES
         with torch.autocast(wave.samples.device.type, enabled=False):
-            samples = wave.samples.float() * valid_mask(wave.lengths, wave.samples.shape[1])
+            samples = wave.samples.float().where(valid_mask(wave.lengths, wave.samples.shape[1]), 0)
             samples = F.pad(samples, (0, max(0, size - samples.shape[1]) + FFT_SAMPLES))
             # Reflected at the start as Whisper's features are; at the end the zeros stand in for its 30 s padding.
             samples = torch.cat([samples[:, 1 : FFT_SAMPLES // 2 + 1].flip(1), samples], dim=1)

@@ -1,0 +1,17 @@
+"""`echox-generate manifest=... ` or `echox-generate input=question.wav output=answer.wav`: answer spoken questions aloud."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from echox.generation.generate import GenerateConfig, generate
+from echox_cli.door import run_door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_door("echox-generate", GenerateConfig, generate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""`echox-prepare COMMAND ...`: what has to be there before training: manifests, assets, plugins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from echox.assets import CATALOGUE, asset_folder
+from echox.config import near
+from echox.data.manifest_check import ManifestCheckConfig, check_manifest
+from echox.errors import ConfigError
+from echox.scaffold import ScaffoldConfig, write_plugin
+from echox_cli import completion
+from echox_cli.arguments import split
+from echox_cli.door import answered_at_once, guarded, run_door
+from echox_cli.fields import summary
+
+PROGRAM = "echox-prepare"
+
+
+@dataclass(kw_only=True, slots=True)
+class AssetsConfig:
+    """Fetch weights and voices by name, and say where they lie."""
+
+    names: list[str] = field(default_factory=list)
+    """Names in the catalogue (`echox-info asset` lists them), hub ids or local folders; none means the whole catalogue."""
+
+
+def fetch_assets(config: AssetsConfig) -> None:
+    for name in config.names or CATALOGUE:
+        print(f"{name}: {asset_folder(name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its config, its work, and the field that words without `=` belong to."""
+
+    config_type: type
+    function: Callable[[Any], object]
+    positional: str | None = None
+
+
+COMMANDS = {
+    "manifest": Command(ManifestCheckConfig, check_manifest, "path"),
+    "assets": Command(AssetsConfig, fetch_assets, "names"),
+    "plugin": Command(ScaffoldConfig, write_plugin, "name"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        command = COMMANDS[words[0]]
+        return run_door(f"{PROGRAM} {words[0]}", command.config_type, command.function, words[1:], command.positional)
+    return guarded(PROGRAM, lambda: _without_command(words))
+
+
+def _without_command(words: list[str]) -> None:
+    arguments = split(words, takes_recipe=False)
+    if answered_at_once(PROGRAM, arguments, _candidates):
+        return
+    if faulty := [*arguments.words, *arguments.overrides]:
+        raise ConfigError(f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; commands are {', '.join(COMMANDS)}")
+    print(f"Prepare data, weights and plugins.\n\nusage: {PROGRAM} COMMAND [field=value ...]\n\ncommands ({PROGRAM} COMMAND --help explains one):")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {summary(command.config_type.__doc__)}")
+
+
+def _candidates(line: str) -> list[str]:
+    before, word = completion.words_of(line)
+    if before and before[0] in COMMANDS:
+        return completion.config_candidates(COMMANDS[before[0]].config_type, line.partition(before[0])[2])
+    return completion.matching(word, COMMANDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Settings of the whole test run, and the toy parts many tests are made of."""
+
+import os
+
+# Before anything imports Triton or the hub client: kernels are interpreted, and no test reaches for the network.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import textwrap
+
+import pytest
+import torch
+from hydra.core.config_store import ConfigStore
+
+from echox import plugins
+from echox.registry import FAILURES
+
+torch.set_num_threads(os.cpu_count() or 1)
+
+
+@pytest.fixture
+def house(monkeypatch, tmp_path):
+    """An empty working folder, and registries that forget what the test registered."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ECHOX_PLUGINS", raising=False)
+    monkeypatch.delenv("ECHOX_RECIPES", raising=False)
+    plugins.discover()
+    for registry in plugins.REGISTRIES.values():
+        for attribute in ("_entries", "_by_type", "_contested"):
+            monkeypatch.setattr(registry, attribute, dict(getattr(registry, attribute)))
+    monkeypatch.setattr(plugins, "_seen", set(plugins._seen))
+    monkeypatch.setattr(plugins, "_ran", [])
+    monkeypatch.setattr(plugins, "_published", dict(plugins._published))
+    store = ConfigStore.instance().repo
+    before, groups = list(FAILURES), {kind: dict(store.get(kind, {})) for kind in plugins.REGISTRIES}
+    yield tmp_path
+    FAILURES[:] = before
+    store.update(groups)
+
+
+@pytest.fixture
+def toy_house(house):
+    """A working folder with a plugin of every kind and the recipe `toy`."""
+    write(house / "plugins/toy.py", TOY_PLUGIN)
+    write(house / "recipes/toy.yaml", TOY_RECIPE)
+    write(house / "recipes/encoder/wide_ear.yaml", "defaults:\n  - toy_ear\n  - _self_\nwidth: 9\n")
+    plugins.discover()
+    return house
+
+
+def write(path, text):
+    """A text file, with the folders it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return path
+
+
+TOY_PLUGIN = '''
+    import enum
+    from dataclasses import dataclass, field
+
+    from echox.backbones.base import BACKBONES, BackboneConfig
+    from echox.codecs.base import CODECS, CodecConfig
+    from echox.criteria.base import CRITERIA, CriterionConfig
+    from echox.encoders.base import ENCODERS, EncoderConfig
+    from echox.errors import ConfigError
+    from echox.tasks.base import TASKS, TaskConfig
+
+
+    class Mood(enum.Enum):
+        calm = "calm"
+        lively = "lively"
+
+
+    @dataclass(kw_only=True, slots=True)
+    class EarConfig(EncoderConfig):
+        """A toy ear."""
+
+        width: int = 4
+        """Channels."""
+        mood: Mood = Mood.calm
+        """How it listens."""
+
+        def __post_init__(self):
+            if self.width < 1:
+                raise ConfigError(f"width must be at least 1, not {self.width}")
+
+
+    @dataclass(kw_only=True, slots=True)
+    class OtherEarConfig(EncoderConfig):
+        bins: int = 8
+
+
+    @dataclass(kw_only=True, slots=True)
+    class MindConfig(BackboneConfig):
+        weights: str | None = None
+
+
+    @dataclass(kw_only=True, slots=True)
+    class VoiceConfig(CodecConfig):
+        encoder: EncoderConfig = field(default_factory=EarConfig)
+        gains: dict[str, float] = field(default_factory=dict)
+
+
+    @dataclass(kw_only=True, slots=True)
+    class WorkConfig(TaskConfig):
+        rows: int = 3
+
+
+    @dataclass(kw_only=True, slots=True)
+    class OtherWorkConfig(TaskConfig):
+        lines: int = 3
+
+
+    @dataclass(kw_only=True, slots=True)
+    class AimConfig(CriterionConfig):
+        weight: float = 1.0
+
+
+    class Part:
+        """A toy part."""
+
+        def __init__(self, config):
+            self.config = config
+
+
+    for registry, name, config in (
+        (ENCODERS, "toy_ear", EarConfig),
+        (ENCODERS, "other_ear", OtherEarConfig),
+        (BACKBONES, "toy_mind", MindConfig),
+        (CODECS, "toy_voice", VoiceConfig),
+        (TASKS, "toy_work", WorkConfig),
+        (TASKS, "other_work", OtherWorkConfig),
+        (CRITERIA, "toy_aim", AimConfig),
+    ):
+        registry.register(name, config)(Part)
+'''
+
+TOY_RECIPE = """
+    doc: A toy recipe.
+    defaults:
+      - encoder: wide_ear
+      - backbone: toy_mind
+      - codec: toy_voice
+      - task@s2t.task: toy_work
+      - criterion@s2t.criterion: toy_aim
+      - _self_
+    stages: [s2t]
+    s2t:
+      train:
+        steps: 7
+"""
