@@ -1,0 +1,250 @@
+"""The embedded codec: k-means units of a pretrained encoder, spoken again by small nets and a vocoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.unit_vocoder.kmeans import nearest
+from echox.codecs.unit_vocoder.language import UnitLanguage
+from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
+from echox.codecs.unit_vocoder.vocoder import REACH_FRAMES, Vocoder, build_vocoder
+from echox.config import from_plain
+from echox.encoders.base import ENCODERS, Encoder
+from echox.errors import CheckpointError, ConfigError, SignalError
+from echox.signals import Units, Waveform, valid_mask
+
+FORMAT = 1
+MODEL_FILE, LANGUAGE_FILE, CONFIG_FILE = "model.safetensors", "language.model", "config.json"
+RANDOM = "random"
+
+
+@dataclass(kw_only=True, slots=True)
+class KMeansCodecConfig(CodecConfig):
+    """Units from k-means over encoder features, fitted beforehand and kept in a folder."""
+
+    folder: str = "codec"
+    """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never fitted, for tests."""
+    random_units: int = 32
+    """Number of units of the random codec."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecFolder:
+    """What a fitted folder holds, read and checked."""
+
+    encoder: Mapping[str, Any]  # as `ENCODERS.describe` wrote it
+    vocoder: str
+    sizes: SpeakerSizes
+    tensors: Mapping[str, Tensor]  # "centroids" [V, D], and the speaker's under "speaker."
+    language: bytes  # sentencepiece model, empty where a word is a unit
+    metrics: Mapping[str, Any]
+    fingerprint: str
+
+
+@CODECS.register("kmeans", KMeansCodecConfig)
+class KMeansCodec(Codec):
+    """Encoder features to the nearest centroid, repeats merged; back by durations, melody, mel and vocoder."""
+
+    def __init__(self, config: KMeansCodecConfig) -> None:
+        """
+        Raises:
+            CheckpointError: the folder is missing, incomplete, changed or of another version.
+        """
+        super().__init__()
+        self.config = config
+        content = _random_folder(config) if config.folder == RANDOM else read_folder(Path(config.folder))
+        self.encoder: Encoder = ENCODERS.build(ENCODERS.parse(content.encoder))
+        self.vocoder: Vocoder = build_vocoder(content.vocoder)
+        self.register_buffer("centroids", content.tensors["centroids"])
+        self.rate_hz = self.encoder.rate_hz
+        self.unit_rate_hz = self.encoder.frame_rate_hz
+        self.vocab_size = len(self.centroids)
+        self.language = UnitLanguage(self.vocab_size, content.language)
+        self.metrics = content.metrics  # what fitting measured
+        self.speaker = UnitSpeaker(self.vocab_size, content.sizes, frames_ratio(self.encoder, self.vocoder), self.vocoder.recipe)
+        _load_speaker(self.speaker, content.tensors, config.folder)
+        self._fingerprint = content.fingerprint
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> KMeansCodec:
+        return super().train(False)  # frozen
+
+    @torch.no_grad()
+    def encode(self, wave: Waveform) -> Units:
+        """Samples [B, T] -> merged units [B, U]; an empty row gives no unit.
+
+        Under an autocast context the encoder follows it; a percent or so of the units may then differ.
+        """
+        features = self.encoder(wave)
+        frames = torch.where(wave.lengths > 0, features.lengths, 0)
+        labels = nearest(features.values, self.centroids)
+        rows = [torch.unique_consecutive(row[:count]) for row, count in zip(labels, frames.tolist(), strict=True)]
+        lengths = torch.tensor([len(row) for row in rows], device=labels.device)
+        return Units(pad_sequence(rows, batch_first=True), lengths, None)
+
+    @torch.no_grad()
+    def decode(self, units: Units) -> Waveform:
+        """Merged units [B, U] -> samples [B, T], T = encoder frames * samples per frame; an empty row has length 0.
+
+        Raises:
+            SignalError: a unit is not one of the codec's.
+        """
+        self._check(units)
+        if not units.lengths.any():
+            return Waveform(torch.zeros(len(units.lengths), 0, device=units.ids.device), torch.zeros_like(units.lengths), self.rate_hz)
+        mel, lengths = self.speaker(units)
+        hop = self.vocoder.recipe.hop_length
+        # Silence as far as the vocoder reaches, so that a row sounds the same whatever it is batched with.
+        mel = F.pad(mel, (0, 0, 0, REACH_FRAMES))
+        silence = torch.log(torch.tensor(self.vocoder.recipe.clamp_min, device=mel.device))
+        mel = torch.where(valid_mask(lengths, mel.shape[1])[:, :, None], mel, silence)
+        samples = self.vocoder(mel).float()[:, : int(lengths.max()) * hop]
+        lengths = lengths * hop
+        return Waveform(samples * valid_mask(lengths, samples.shape[1]), lengths, self.rate_hz)
+
+    def _check(self, units: Units) -> None:
+        real = units.ids[valid_mask(units.lengths, units.ids.shape[1])]
+        if len(real) and not 0 <= int(real.min()) <= int(real.max()) < self.vocab_size:
+            raise SignalError(f"units from {int(real.min())} to {int(real.max())} do not fit the codec's 0..{self.vocab_size - 1}")
+
+    def words(self, units: list[int]) -> list[int]:
+        return self.language.words(units)
+
+    def units_of(self, words: list[int]) -> list[int]:
+        return self.language.units_of(words)
+
+    @property
+    def word_count(self) -> int:
+        return self.language.word_count
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def frames_ratio(encoder: Encoder, vocoder: Vocoder) -> int:
+    """Mel frames per encoder frame.
+
+    Raises:
+        ConfigError: the two do not fit each other.
+    """
+    recipe = vocoder.recipe
+    ratio = recipe.sampling_rate / recipe.hop_length / encoder.frame_rate_hz
+    if encoder.rate_hz != recipe.sampling_rate or ratio != int(ratio):
+        raise ConfigError(
+            f"the encoder gives {encoder.frame_rate_hz} frames/s from {encoder.rate_hz} Hz, the vocoder takes "
+            f"{recipe.sampling_rate / recipe.hop_length} mel frames/s at {recipe.sampling_rate} Hz; the rates must be multiples, so choose another pair"
+        )
+    return int(ratio)
+
+
+def write_folder(
+    folder: Path,
+    *,
+    encoder: Mapping[str, Any],
+    vocoder: str,
+    sizes: Mapping[str, Any],
+    centroids: Tensor,
+    speaker: nn.Module,
+    language: bytes,
+    metrics: Mapping[str, Any],
+) -> str:
+    """Write a fitted codec; `config.json` comes last, so an unfinished folder is never taken for a codec.
+
+    Returns:
+        its fingerprint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    tensors = {"centroids": centroids, **{f"speaker.{name}": tensor for name, tensor in speaker.state_dict().items()}}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f"{MODEL_FILE}.unfinished")
+    os.replace(folder / f"{MODEL_FILE}.unfinished", folder / MODEL_FILE)
+    write_whole(folder / LANGUAGE_FILE, language)
+    files = {name: _sha256(folder / name) for name in (MODEL_FILE, LANGUAGE_FILE)}
+    decisive = {"format": FORMAT, "encoder": encoder, "vocoder": vocoder, "sizes": sizes, "files": files}
+    document = {**decisive, "fingerprint": _hash(decisive), "metrics": metrics}
+    write_whole(folder / CONFIG_FILE, (json.dumps(document, indent=2) + "\n").encode())
+    return document["fingerprint"]
+
+
+def read_folder(folder: Path) -> CodecFolder:
+    """Read and check a fitted codec.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, changed or of another version.
+    """
+    try:
+        document = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        decisive = {key: document[key] for key in ("format", "encoder", "vocoder", "sizes", "files")}
+        recorded = document["fingerprint"]
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no codec in {folder}: {CONFIG_FILE} is missing; fit one with echox-prepare codec") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the codec in {folder} has a damaged {CONFIG_FILE} ({type(error).__name__}: {error}); fit it again") from error
+    if decisive["format"] != FORMAT:
+        raise CheckpointError(f"the codec in {folder} has format {decisive['format']}, this version reads {FORMAT}; fit it again")
+    if _hash(decisive) != recorded:
+        raise CheckpointError(f"the codec in {folder} was changed after fitting: {CONFIG_FILE} does not match its fingerprint; fit it again")
+    for name, digest in decisive["files"].items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"the codec in {folder} is incomplete: {name} is missing; copy the whole folder or fit it again")
+        if _sha256(folder / name) != digest:
+            raise CheckpointError(f"the codec in {folder} is damaged: {name} is not the file that was fitted; copy it again or fit it again")
+    try:
+        tensors = load_file(folder / MODEL_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(f"the codec in {folder} has an unreadable {MODEL_FILE} ({error}); fit it again") from error
+    sizes = from_plain(SpeakerSizes, decisive["sizes"])
+    language = (folder / LANGUAGE_FILE).read_bytes()
+    return CodecFolder(decisive["encoder"], decisive["vocoder"], sizes, tensors, language, document.get("metrics", {}), recorded)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears only when it is complete."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def _load_speaker(speaker: UnitSpeaker, tensors: Mapping[str, Tensor], folder: str) -> None:
+    weights = {name.removeprefix("speaker."): tensor for name, tensor in tensors.items() if name.startswith("speaker.")}
+    try:
+        speaker.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the codec in {folder} holds nets of another shape than this version builds; fit it again") from error
+
+
+def _random_folder(config: KMeansCodecConfig) -> CodecFolder:
+    """A codec whose units are frames of noise under the random encoder: the same one in every process."""
+    described = {"name": "whisper", "weights": "random"}
+    encoder, vocoder = ENCODERS.build(ENCODERS.parse(described)), build_vocoder(RANDOM)
+    sizes = SpeakerSizes(prosody_channels=16, prosody_depth=1, mel_channels=16, coarse_depth=1, fine_depth=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        samples = 0.1 * torch.randn(1, encoder.rate_hz * config.random_units // int(encoder.frame_rate_hz))
+        features = encoder(Waveform(samples, torch.tensor([samples.shape[1]]), encoder.rate_hz)).values[0]
+        speaker = UnitSpeaker(config.random_units, sizes, frames_ratio(encoder, vocoder), vocoder.recipe)
+    tensors = {"centroids": features[: config.random_units].clone(), **{f"speaker.{name}": tensor for name, tensor in speaker.state_dict().items()}}
+    return CodecFolder(described, RANDOM, sizes, tensors, b"", {}, _hash({"random": config.random_units, "format": FORMAT}))
+
+
+def _hash(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

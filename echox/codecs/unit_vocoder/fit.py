@@ -1,0 +1,323 @@
+"""Fitting of the codec: features, clusters, unit language, nets; every phase's result is kept until the whole is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder, write_whole
+from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
+from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
+from echox.codecs.unit_vocoder.mel import MelJudge
+from echox.codecs.unit_vocoder.pitch import fundamental
+from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
+from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody
+from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
+from echox.config import to_plain
+from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
+from echox.errors import ConfigError, SignalError
+from echox.signals import Units, Waveform
+
+WORK_FOLDER = ".fitting"
+KEY_FILE = "key.json"
+
+
+def _whisper_base_layer_4() -> EncoderConfig:
+    return ENCODERS.parse({"name": "whisper", "weights": "whisper_base", "layers": 4})
+
+
+@dataclass(kw_only=True, slots=True)
+class LanguageConfig:
+    """How units are grouped into words."""
+
+    words: int = 2_000
+    """Words of the unit language, single units included; 0 leaves each unit a word."""
+    kind: str = "bpe"
+    """"bpe" merges the commonest neighbours; "unigram" finds the most probable segmentation, and groups little on a small corpus."""
+    longest: int = 8
+    """Units in a word at most."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CodecFitConfig:
+    """What `echox-prepare codec` fits."""
+
+    folder: str = "codec"
+    """Where the codec is written; an interrupted fit goes on from what is there."""
+    encoder: EncoderConfig = field(default_factory=_whisper_base_layer_4)
+    """The encoder whose features become units."""
+    vocoder: str = "hifigan_16k"
+    """Catalogue name or folder of HiFi-GAN weights; "griffin_lim" needs no weights, "random" is for tests."""
+    units: int = 512
+    """Number of clusters, the size of the unit vocabulary."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """The unit language."""
+    sizes: SpeakerSizes = field(default_factory=SpeakerSizes)
+    """Sizes of the nets."""
+    seed: int = 0
+    """Of the clustering, the initial weights and the batches."""
+    batch_s: float = 60.0
+    """Audio encoded at once, seconds with padding."""
+    held_out: float = 0.02
+    """Share of the clips kept for the final measurements."""
+    prosody_steps: int = 400
+    """Training steps of the durations, and of the melody."""
+    mel_steps: int = 2_000
+    """Training steps of the mel net at most."""
+    mel_limit_s: float = 240.0
+    """The mel net is finished when this many seconds have passed, however many steps that was."""
+    batch: int = 16
+    """Clips or crops in a training step."""
+    crop_frames: int = 64
+    """Encoder frames of a crop the mel net learns from."""
+    judge_from: float = 0.4
+    """Share of the mel steps after which the adversarial judge joins; 1 leaves it out and the mels smooth."""
+    judge_weight: float = 0.2
+    """Weight of the judge beside the absolute error."""
+    judge_channels: int = 24
+    """Width of the judge."""
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in ("units", "batch", "crop_frames", "prosody_steps", "mel_steps") if getattr(self, name) < 1]
+        if wrong:
+            raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out is {self.held_out}; use a share between 0 and 1, such as 0.02")
+
+
+def fit_codec(config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cpu") -> dict[str, Any]:
+    """Fit a codec to recordings of the voice it shall speak with, and write it to `config.folder`.
+
+    Args:
+        clips: samples [T] float32 in [-1, 1] at the encoder's rate, one tensor a recording; a lazy sequence is read three times.
+        device: of the encoder, the clustering and the nets.
+    Returns:
+        what was measured on the held-out clips, rates and seconds per phase; `config.json` holds it too.
+    Raises:
+        SignalError: there are fewer than two clips, or all are too short. ConfigError: settings that do not fit together.
+    """
+    return _Fit(config, clips, torch.device(device)).run()
+
+
+class _Fit:
+    """One fit: the phases in order, each reading what those before it kept."""
+
+    def __init__(self, config: CodecFitConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+        if len(clips) < 2:
+            raise SignalError(f"fitting a codec needs at least two recordings, got {len(clips)}; give an hour of one voice")
+        self.config, self.clips, self.device = config, clips, device
+        self.lengths = [len(clip) for clip in clips]
+        self.work = _work_folder(config, clips)
+        self.vocoder: Vocoder = build_vocoder(config.vocoder)
+        self.encoder: Encoder = ENCODERS.build(config.encoder).to(device)
+        self.ratio = frames_ratio(self.encoder, self.vocoder)
+        self.seconds: dict[str, float] = {}
+        count = max(1, round(config.held_out * len(clips)))
+        self.held_rows = set(torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))[:count].tolist())
+
+    def run(self) -> dict[str, Any]:
+        features = self._kept("features", self._features)
+        clusters = self._kept("units", lambda: self._units(features))
+        del features
+        labels = [clusters[f"labels.{row}"].long() for row in range(len(self.clips))]
+        language = self._language(labels)
+        speaker = self._speaker(clusters["centroids"], labels)
+        metrics = {**_rates(labels, language, sum(self.lengths) / self.encoder.rate_hz), **self._measure(speaker, labels), "seconds": self.seconds}
+        fingerprint = write_folder(
+            Path(self.config.folder),
+            encoder=ENCODERS.describe(self.config.encoder),
+            vocoder=self.config.vocoder,
+            sizes=to_plain(self.config.sizes),
+            centroids=clusters["centroids"],
+            speaker=speaker,
+            language=language.model,
+            metrics=metrics,
+        )
+        shutil.rmtree(self.work)
+        return {**metrics, "fingerprint": fingerprint}
+
+    def _kept(self, phase: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A phase's tensors, from the work folder if an earlier run left them there."""
+        path = self.work / f"{phase}.safetensors"
+        if not path.is_file():
+            began_s = time.monotonic()
+            unfinished = path.with_suffix(".unfinished")
+            made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+            self.seconds[phase] = round(time.monotonic() - began_s, 1)
+            save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
+            os.replace(unfinished, path)
+            return made
+        return load_file(path)
+
+    def _features(self) -> dict[str, Tensor]:
+        """Clip row -> features [F, D] float16; clips of about equal length are encoded together."""
+        found: dict[str, Tensor] = {}
+        with tqdm(total=len(self.clips), desc="features", unit="clip", leave=False, disable=None) as bar:
+            for rows in _batches(self.lengths, int(self.config.batch_s * self.encoder.rate_hz)):
+                samples = torch.nn.utils.rnn.pad_sequence([self.clips[row] for row in rows], batch_first=True)
+                lengths = torch.tensor([self.lengths[row] for row in rows])
+                wave = Waveform(samples, lengths, self.encoder.rate_hz).to(self.device)
+                with torch.no_grad(), self._autocast():
+                    features = self.encoder(wave)
+                for row, values, count in zip(rows, features.values, features.lengths.tolist(), strict=True):
+                    found[str(row)] = values[:count].half()
+                bar.update(len(rows))
+        return found
+
+    def _units(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Centroids, and a unit per frame of every clip; held-out clips take no part in the clustering."""
+        rows = range(len(self.clips))
+        points = torch.cat([features[str(row)] for row in rows if row not in self.held_rows]).to(self.device)
+        centroids = fit_kmeans(points, self.config.units, seed=self.config.seed)
+        labels = {f"labels.{row}": nearest(features[str(row)].to(self.device), centroids).short() for row in rows}
+        return {"centroids": centroids, **labels}
+
+    def _language(self, labels: Sequence[Tensor]) -> UnitLanguage:
+        path = self.work / "language.model"
+        if not path.is_file():
+            began_s = time.monotonic()
+            settings = self.config.language
+            merged = [torch.unique_consecutive(row).tolist() for row in labels]
+            learned = train_language(merged, self.config.units, settings.words, kind=settings.kind, longest=settings.longest)
+            self.seconds["language"] = round(time.monotonic() - began_s, 1)
+            write_whole(path, learned.model)
+        return UnitLanguage(self.config.units, path.read_bytes())
+
+    def _speaker(self, centroids: Tensor, labels: Sequence[Tensor]) -> UnitSpeaker:
+        """The trained nets."""
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            speaker = UnitSpeaker(config.units, config.sizes, self.ratio, self.vocoder.recipe)
+            judge = MelJudge(config.judge_channels).to(self.device)
+        speaker.start_from(centroids, config.seed)
+        speaker = speaker.to(self.device)
+        clips = self._clips(labels, [row for row in range(len(labels)) if row not in self.held_rows])
+        prosody = Effort(config.prosody_steps, config.batch, 2e-3, float("inf"))
+        mel = Effort(config.mel_steps, config.batch, 1e-3, config.mel_limit_s)
+        net_of: dict[str, tuple[torch.nn.Module, Callable[[], float]]] = {
+            "durations": (speaker.durations, lambda: train_durations(speaker.durations, clips(), prosody, config.seed, self._autocast)),
+            "melody": (speaker.melody, lambda: train_melody(speaker.melody, clips(), prosody, config.crop_frames * 2, config.seed, self._autocast)),
+            "mel": (
+                speaker.mel,
+                lambda: train_mel(
+                    speaker.mel, clips(), mel, config.crop_frames, judge, config.judge_from, config.judge_weight, config.seed, self._autocast
+                ),
+            ),
+        }
+        for phase, (net, train) in net_of.items():
+
+            def trained(net=net, train=train) -> dict[str, Tensor]:
+                train()
+                return net.state_dict()
+
+            net.load_state_dict(self._kept(phase, trained))
+        return speaker
+
+    def _clips(self, labels: Sequence[Tensor], rows: Sequence[int]) -> Callable[[], list[Clip]]:
+        """What the nets learn from, computed when the first phase asks for it."""
+        made: list[Clip] = []
+
+        def clips() -> list[Clip]:
+            if not made:
+                began_s = time.monotonic()
+                made.extend(clip for row in tqdm(rows, desc="mel and pitch", unit="clip", leave=False, disable=None) if len((clip := self._clip(row, labels[row])).units))
+                self.seconds["mel and pitch"] = round(time.monotonic() - began_s, 1)
+                if not made:
+                    raise SignalError("every recording is too short to fit a codec to; give clips of a second or more")
+            return made
+
+        return clips
+
+    def _clip(self, row: int, labels: Tensor) -> Clip:
+        recipe = self.vocoder.recipe
+        samples = self.clips[row]
+        mel = MelSpectrogram(recipe)(samples)
+        pitch_hz = fundamental(samples, recipe.sampling_rate, recipe.hop_length)
+        F = min(len(labels), len(mel) // self.ratio)
+        fine = F * self.ratio
+        return Clip(*(part.to(self.device) for part in (labels[:F], pitch_hz[:fine], mel[:fine].half())))
+
+    @torch.no_grad()
+    def _measure(self, speaker: UnitSpeaker, labels: Sequence[Tensor]) -> dict[str, float]:
+        """Errors on the held-out clips: mel with true and with predicted pitch, pitch, voicing, total duration."""
+        found: dict[str, list[Tensor]] = {"mel_error_true_pitch": [], "mel_error": [], "pitch_error_octaves": [], "voicing_error": [], "duration_ratio": []}
+        for clip in self._clips(labels, sorted(self.held_rows))():
+            units, pitch_hz = clip.units[None], clip.pitch_hz[None]
+            keep = torch.ones_like(units, dtype=torch.bool)
+            predicted_hz = speaker.melody.pitch_hz(units, keep)
+            both = (pitch_hz > 0) & (predicted_hz > 0)
+            merged = torch.unique_consecutive(clip.units)[None]
+            _, frames = speaker(Units(merged, torch.tensor([merged.shape[1]], device=merged.device), None))
+            found["mel_error_true_pitch"].append((speaker.mel.mel(units, pitch_hz, keep)[0] - clip.mel).abs().mean())
+            found["mel_error"].append((speaker.mel.mel(units, predicted_hz, keep)[0] - clip.mel).abs().mean())
+            found["voicing_error"].append(((pitch_hz > 0) != (predicted_hz > 0)).float().mean())
+            found["duration_ratio"].append(frames[0] / len(clip.mel))
+            if both.any():
+                found["pitch_error_octaves"].append((pitch_hz[both] / predicted_hz[both]).log2().abs().mean())
+        return {name: round(float(torch.stack(values).mean()), 4) for name, values in found.items() if values}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=_multiplies_bf16_fast(self.device))
+
+
+def _multiplies_bf16_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # A CPU without these instructions emulates bfloat16, slower than float32.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _work_folder(config: CodecFitConfig, clips: Sequence[Tensor]) -> Path:
+    """The folder of unfinished phases; emptied if it belongs to other settings or other recordings."""
+    work = Path(config.folder) / WORK_FOLDER
+    key = json.dumps({"config": to_plain(config), "clips": _digest(clips)}, sort_keys=True).encode()
+    path = work / KEY_FILE
+    if not path.is_file() or path.read_bytes() != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_whole(path, key)
+    return work
+
+
+def _digest(clips: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(len(clip).to_bytes(8, "little") + clip.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length, in batches of at most `budget` samples with padding."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or lengths[row] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def _rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> dict[str, float]:
+    merged = [torch.unique_consecutive(row).tolist() for row in labels]
+    units = sum(map(len, merged))
+    words = sum(len(language.words(row)) for row in merged)
+    return {
+        "audio_s": round(audio_s, 1),
+        "units": language.vocab_size,
+        "words": language.word_count,
+        "units_per_s": round(units / audio_s, 2),
+        "words_per_s": round(words / audio_s, 2),
+        "units_per_word": round(units / max(1, words), 3),
+    }

@@ -1,0 +1,121 @@
+"""The unit language: runs of units grouped into words by sentencepiece, each unit one private-use character."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+from echox.errors import ConfigError, SignalError
+
+FIRST_CHARACTER = 0xE000  # Unicode's private use area, U+E000 to U+F8FF
+MOST_UNITS = 6_400  # its size
+
+
+class UnitLanguage:
+    """Words over units; every single unit is a word too, so that any sequence of units can be said.
+
+    Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909 (byte-pair merges).
+    """
+
+    def __init__(self, vocab_size: int, model: bytes = b"") -> None:
+        """
+        Args:
+            vocab_size: number of units V.
+            model: a trained sentencepiece model; without one a word is a unit.
+        Raises:
+            ConfigError: the model does not spell every unit.
+        """
+        self.vocab_size = vocab_size
+        self.model = model
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
+        self._spelling = self._spell() if self._pieces else [[unit] for unit in range(vocab_size)]
+        if {word[0] for word in self._spelling if len(word) == 1} != set(range(vocab_size)):
+            raise ConfigError(f"the unit language does not spell each of {vocab_size} units; fit the codec again")
+
+    def _spell(self) -> list[list[int]]:
+        """The units of each word; piece 0 is sentencepiece's unknown symbol, which no unit sequence needs."""
+        pieces = (self._pieces.id_to_piece(index) for index in range(1, self._pieces.get_piece_size()))
+        return [[ord(character) - FIRST_CHARACTER for character in piece] for piece in pieces]
+
+    @property
+    def word_count(self) -> int:
+        """Number of words W."""
+        return len(self._spelling)
+
+    def words(self, units: Sequence[int]) -> list[int]:
+        """Units -> words, the most probable segmentation (or the merges).
+
+        Raises:
+            SignalError: a unit is not in 0..V-1.
+        """
+        for unit in units:
+            if not 0 <= unit < self.vocab_size:
+                raise SignalError(f"unit {unit} is outside the codec's 0..{self.vocab_size - 1}")
+        if self._pieces is None:
+            return list(units)
+        return [index - 1 for index in self._pieces.encode(_characters(units))]
+
+    def units_of(self, words: Sequence[int]) -> list[int]:
+        """Words -> units.
+
+        Raises:
+            SignalError: a word is not in 0..W-1.
+        """
+        for word in words:
+            if not 0 <= word < self.word_count:
+                raise SignalError(f"word {word} is outside the unit language's 0..{self.word_count - 1}")
+        return [unit for word in words for unit in self._spelling[word]]
+
+
+def train_language(sequences: Iterable[Sequence[int]], vocab_size: int, words: int, *, kind: str = "unigram", longest: int = 8) -> UnitLanguage:
+    """Learn words from merged unit sequences.
+
+    Args:
+        sequences: unit sequences [U], ids 0..V-1.
+        vocab_size: number of units V.
+        words: size asked for, single units included; fewer come out where the sequences hold fewer regular runs. 0: no grouping.
+        kind: "unigram" or "bpe".
+        longest: units in a word at most.
+    Raises:
+        ConfigError: the kind is unknown, there are more units than private characters, or `words` leaves none for groups.
+    """
+    if kind not in ("unigram", "bpe"):
+        raise ConfigError(f"language.kind is {kind!r}; use 'unigram' or 'bpe'")
+    if vocab_size > MOST_UNITS:
+        raise ConfigError(f"{vocab_size} units do not fit the {MOST_UNITS} private characters of the unit language; use fewer clusters")
+    if not words:
+        return UnitLanguage(vocab_size)
+    if words <= vocab_size:
+        raise ConfigError(f"a unit language of {words} words cannot hold {vocab_size} single units and groups; use more words, or 0 for none")
+    sentences = [_characters(units) for units in sequences if len(units)]
+    # Only characters that occur become pieces, so each unit is said once alone.
+    sentences += [_characters([unit]) for unit in range(vocab_size)]
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=written,
+        model_type=kind,
+        vocab_size=words + 1,  # and the unknown symbol
+        hard_vocab_limit=False,
+        required_chars=_characters(range(vocab_size)),
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        split_by_whitespace=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        max_sentencepiece_length=longest,
+        max_sentence_length=1_000_000,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return UnitLanguage(vocab_size, written.getvalue())
+
+
+def _characters(units: Iterable[int]) -> str:
+    return "".join(chr(FIRST_CHARACTER + unit) for unit in units)
