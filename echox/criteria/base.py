@@ -1,11 +1,11 @@
-"""The criterion interface: what a forward pass returned -> a loss and its parts."""
+"""The criterion interface, and the outputs of forward passes that criteria read."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs
@@ -25,3 +25,41 @@ class Criterion(nn.Module, ABC):
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentOutputs(Outputs):
+    """Clips scored against the words spoken in them."""
+
+    ctc_logits: Tensor  # [A, F, C], the blank last
+    frame_lengths: Tensor  # [A]
+    targets: Tensor  # [A, S] indices into C, right-padded
+    target_lengths: Tensor  # [A]; 0 where nothing is known of what was said
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTextOutputs(AlignmentOutputs):
+    """A language model's predictions of its answers, at label positions only."""
+
+    text_logits: Tensor  # [N, V]
+    text_labels: Tensor  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOutputs(Outputs):
+    """A unit decoder's predictions, at label positions only."""
+
+    unit_logits: Tensor  # [N, W]
+    unit_labels: Tensor  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class EchoOutputs(Outputs):
+    """Units predicted from hidden states, and what the denoising adapter made of those."""
+
+    unit_logits: Tensor  # [N, W]
+    unit_labels: Tensor  # [N]
+    denoised: Tensor  # [M, H] the adapter's text vectors
+    text_vectors: Tensor  # [M, H] those of the pseudo-label text
+    text_logits: Tensor  # [L, V]
+    text_labels: Tensor  # [L]

@@ -1,0 +1,47 @@
+"""Text as it is compared: lower-case words without punctuation, numbers spelled out."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text: accents dropped, digits spelled out, nothing but letters left."""
+    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", plain)
+    plain = re.sub(r"\d+", lambda match: f" {number_words(int(match.group()))} ", plain)
+    return re.sub(r"[^\w\s]|_", " ", plain.replace("'", "")).split()
+
+
+def number_words(number: int) -> str:
+    """0 .. 999,999 in words; larger numbers digit by digit."""
+    if number < 20:
+        return ONES[number]
+    if number < 100:
+        return TENS[number // 10] + (f" {ONES[number % 10]}" if number % 10 else "")
+    if number < 1000:
+        return f"{ONES[number // 100]} hundred" + (f" {number_words(number % 100)}" if number % 100 else "")
+    if number < 1_000_000:
+        return f"{number_words(number // 1000)} thousand" + (f" {number_words(number % 1000)}" if number % 1000 else "")
+    return " ".join(ONES[int(digit)] for digit in str(number))
+
+
+def contains_answer(text: str, answer: str) -> bool:
+    """Whether the answer's words stand next to each other in the text (the rule of DPR and UltraEval-Audio, numbers spelled out)."""
+    words, wanted = words_of(text), words_of(answer)
+    return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def edit_distance(left: Sequence, right: Sequence) -> int:
+    """Levenshtein distance between two sequences."""
+    row = list(range(len(right) + 1))
+    for i, item in enumerate(left, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(right, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (item != other))
+    return row[-1]

@@ -1,0 +1,64 @@
+"""Greedy text from a backbone, with the hidden state that predicted each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from echox.backbones.base import Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenText:
+    """What a backbone answered."""
+
+    ids: Tensor  # [B, S] int64, end token excluded, padded with pad_id
+    hidden: Tensor  # [B, S, H]: hidden[:, s] is the state that predicted ids[:, s]
+    lengths: Tensor  # [B]
+    ended: Tensor  # [B] bool: the model ended by itself, not by the limit
+
+
+@torch.no_grad()
+def greedy_text(backbone: Backbone, embeddings: Tensor, mask: Tensor, max_tokens: int, temperature: float = 0.0, seed: int | None = None) -> SpokenText:
+    """Decode from prompts of ragged length.
+
+    Args:
+        embeddings: [B, P, H] right-padded; mask: bool [B, P].
+        max_tokens: answer tokens at most.
+        temperature: 0 is greedy; above, tokens are drawn with `seed`.
+    Rows never influence each other: padding inside the cache is masked and positions count real tokens only.
+    """
+    B = embeddings.shape[0]
+    generator = None if seed is None else torch.Generator(embeddings.device).manual_seed(seed)
+    state = backbone(embeddings, mask, use_cache=True)
+    last = state.hidden[torch.arange(B, device=mask.device), mask.sum(1) - 1][:, None]
+    done = torch.zeros(B, dtype=torch.bool, device=mask.device)
+    ids, hidden = [], []
+    for _ in range(max_tokens):
+        token = _choose(backbone.logits(last)[:, 0].float(), temperature, generator)
+        token = torch.where(done, backbone.end_id, token)
+        done = done | (token == backbone.end_id)
+        ids.append(token)
+        hidden.append(last[:, 0])
+        if bool(done.all()):
+            break
+        mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
+        state = backbone(backbone.embed(token[:, None]).to(embeddings.dtype), mask, state.cache, use_cache=True)
+        last = state.hidden
+    return _cut(torch.stack(ids, 1), torch.stack(hidden, 1), done, backbone)
+
+
+def _choose(scores: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    if temperature == 0.0:
+        return scores.argmax(-1)
+    return torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _cut(ids: Tensor, hidden: Tensor, done: Tensor, backbone: Backbone) -> SpokenText:
+    ends = ids == backbone.end_id
+    lengths = torch.where(ends.any(1), ends.long().argmax(1), ids.shape[1])
+    size = max(1, int(lengths.max()))
+    past = torch.arange(size, device=ids.device)[None] >= lengths[:, None]
+    return SpokenText(ids[:, :size].masked_fill(past, backbone.pad_id), hidden[:, :size], lengths, done)

@@ -1,0 +1,145 @@
+"""The speech adapter: encoder frames -> a few vectors that the language model reads like words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echox.errors import ConfigError
+from echox.signals import Features, valid_mask
+
+
+@dataclass(kw_only=True, slots=True)
+class SpeechAdapterConfig:
+    """Shape of the adapter between the encoder and the language model."""
+
+    stack: int = 2
+    """Encoder frames joined into one adapter frame; 2 makes 25 frames/s of Whisper's 50."""
+    layers: int = 1
+    """Transformer layers of the alignment encoder."""
+    heads: int = 8
+    """Attention heads of the alignment encoder and of the look-back."""
+    feed_forward: int = 2
+    """Channels of the feed-forward blocks as a multiple of the width."""
+    dropout: float = 0.1
+    """Probability of dropping a channel in training."""
+    keep_blanks: bool = False
+    """Keep one frame of every run of CTC blanks too, as the EchoX release does."""
+
+    def __post_init__(self) -> None:
+        if self.stack < 1:
+            raise ConfigError(f"adapter.stack is {self.stack}; use 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedSpeech:
+    """What the adapter makes of a batch of clips."""
+
+    ctc_logits: Tensor  # [B, F, C]: C-1 spoken tokens, the blank last
+    frame_lengths: Tensor  # [B] adapter frames
+    vectors: Tensor  # [B, L, H] for the backbone, right-padded
+    lengths: Tensor  # [B] vectors
+
+
+class SpeechAdapter(nn.Module):
+    """Stack frames, align them to the LLM's tokens by CTC, keep one vector per run, let each look back at all frames.
+
+    A kept vector is the text embedding expected under the run's CTC posterior, plus what the look-back attention adds: the
+    language model reads words it knows, and the residual carries what words do not say.
+    Source: the shrinking adapter of Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174); posterior times embedding table is ours.
+    """
+
+    def __init__(self, config: SpeechAdapterConfig, feature_dim: int, token_ids: Tensor, token_rows: Tensor) -> None:
+        """Args: token_ids [C-1], the LLM's tokens that CTC may emit; token_rows [C-1, H], their embeddings, which start its head."""
+        super().__init__()
+        self.config = config
+        tokens, H = token_rows.shape
+        self.register_buffer("token_ids", token_ids.clone())
+        if H % config.heads:
+            raise ConfigError(f"adapter.heads {config.heads} does not divide the language model's width {H}; choose a divisor")
+        self.blank = tokens
+        self.projector = nn.Linear(config.stack * feature_dim, H)
+        self.position = nn.Conv1d(H, H, 9, padding=4, groups=config.heads)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(H, config.heads, config.feed_forward * H, config.dropout, batch_first=True, norm_first=True)
+            for _ in range(config.layers)
+        )
+        self.out_norm = nn.LayerNorm(H)
+        self.ctc_head = nn.Linear(H, tokens + 1)
+        self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout, batch_first=True)
+        self.look_back_norm = nn.LayerNorm(H)
+        self.register_buffer("token_rows", token_rows.detach().float().clone(), persistent=False)
+        self._initialise(token_rows)
+
+    def _initialise(self, token_rows: Tensor) -> None:
+        with torch.no_grad():
+            scale = token_rows.float().square().mean().sqrt() * token_rows.shape[1] ** 0.5
+            self.ctc_head.weight[:-1] = token_rows.float() / scale
+            self.ctc_head.weight[-1].zero_()
+            self.ctc_head.bias.zero_()
+            # The look-back starts silent: at first the LLM sees text embeddings alone.
+            self.look_back.out_proj.weight.zero_()
+            self.look_back.out_proj.bias.zero_()
+
+    def forward(self, features: Features) -> AdaptedSpeech:
+        """Adapt features [B, F, D]; a row's result depends on its own frames only."""
+        frames, lengths = self.align(features)
+        logits = self.ctc_head(frames)
+        vectors, kept = self.shrink(frames, logits, lengths)
+        return AdaptedSpeech(logits, lengths, vectors, kept)
+
+    def align(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Features [B, F, D] -> aligned frames [B, F / stack, H] and their lengths."""
+        k = self.config.stack
+        real = valid_mask(features.lengths, features.values.shape[1])[..., None]
+        values = F.pad(features.values * real, (0, 0, 0, -features.values.shape[1] % k))
+        B, N, D = values.shape
+        frames = self.projector(values.reshape(B, N // k, k * D))
+        lengths = torch.div(features.lengths + k - 1, k, rounding_mode="floor")
+        real = valid_mask(lengths, N // k)
+        frames = frames * real[..., None]
+        frames = frames + F.gelu(self.position(frames.transpose(1, 2)).transpose(1, 2))
+        for layer in self.layers:
+            frames = layer(frames, src_key_padding_mask=~real)
+        return self.out_norm(frames) * real[..., None], lengths
+
+    def shrink(self, frames: Tensor, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """One vector per run of equal CTC tokens: frames [B, F, H], logits [B, F, C] -> vectors [B, L, H], lengths [B]."""
+        B, N, H = frames.shape
+        real = valid_mask(lengths, N)
+        best = logits.argmax(-1)
+        first, run = runs(best, real, None if self.config.keep_blanks else self.blank)
+        kept = first.sum(1)
+        L = max(1, int(kept.max()))
+        spoken = logits[..., : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
+        vectors = run_means(spoken, run, L)
+        queries = run_means(self.look_back_norm(frames).to(spoken.dtype), run, L)
+        looked, _ = self.look_back(queries, self.look_back_norm(frames), self.look_back_norm(frames), key_padding_mask=~real, need_weights=False)
+        return vectors + looked, kept
+
+
+def runs(best: Tensor, real: Tensor, dropped: int | None) -> tuple[Tensor, Tensor]:
+    """Runs of equal tokens.
+
+    Args:
+        best: [B, F] token per frame; real: bool [B, F]; dropped: a token whose runs are left out, or None.
+    Returns:
+        first: bool [B, F], True where a kept run begins; run: [B, F] index of the kept run a frame belongs to, -1 for none.
+    """
+    kept = real if dropped is None else real & (best != dropped)
+    changed = torch.ones_like(real)
+    changed[:, 1:] = best[:, 1:] != best[:, :-1]
+    first = kept & changed
+    return first, torch.where(kept, first.long().cumsum(1) - 1, -1)
+
+
+def run_means(values: Tensor, run: Tensor, size: int) -> Tensor:
+    """Mean of the frames of each run: values [B, F, H], run [B, F] (-1 for none) -> [B, size, H], zeros where no run is."""
+    B, N, H = values.shape
+    index = torch.where(run < 0, size, run)
+    sums = values.new_zeros(B, size + 1, H).scatter_add(1, index[..., None].expand(-1, -1, H), values)
+    counts = values.new_zeros(B, size + 1).scatter_add(1, index, torch.ones_like(index, dtype=values.dtype))
+    return (sums / counts.clamp(min=1.0)[..., None])[:, :size]

@@ -1,0 +1,160 @@
+"""Alignment: teach the speech adapter which of the language model's tokens it hears, without running the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from echox.backbones.base import BACKBONES, Backbone
+from echox.criteria.base import AlignmentOutputs
+from echox.data.text import edit_distance
+from echox.encoders.base import ENCODERS, Encoder
+from echox.errors import ManifestError
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, runs
+from echox.signals import Batch, Features, valid_mask
+from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
+from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
+
+
+@dataclass(kw_only=True, slots=True)
+class AlignmentTaskConfig(TaskConfig):
+    """CTC training of the speech adapter (stage I of Soundwave)."""
+
+    data: SpokenDataConfig = field(default_factory=SpokenDataConfig)
+    """Clips with known words: questions with transcriptions, answers with audio."""
+    adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
+    """Shape of the adapter."""
+    full_vocabulary: bool = False
+    """Let CTC emit every token of the LLM; off, only tokens that occur in the training texts, which is much cheaper."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentBatch(Batch):
+    """Clips and what is said in them."""
+
+    features: Features
+    targets: Tensor  # [A, S] indices into the adapter's tokens
+    target_lengths: Tensor  # [A]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    row_id: str
+    path: Path
+    token_ids: tuple[int, ...]
+
+
+class Clips(Examples):
+    """Clips with known words."""
+
+    def __init__(self, clips: Sequence[_Clip], data: SpokenData) -> None:
+        self.clips, self.data = clips, data
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> _Clip:
+        return self.clips[index]
+
+    def cost(self, index: int) -> int:
+        return self.data.frames(self.clips[index].path)
+
+
+class AlignmentModel(nn.Module):
+    """The adapter in training; encoder and embeddings are frozen and only read."""
+
+    def __init__(self, encoder: Encoder, adapter: SpeechAdapter) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+
+
+@TASKS.register("align", AlignmentTaskConfig)
+class AlignmentTask(Task):
+    """Clips -> the LLM's tokens by CTC."""
+
+    def __init__(self, config: AlignmentTaskConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.data = SpokenData(config.data, context.cache_dir)
+
+    def build(self) -> AlignmentModel:
+        encoder = ENCODERS.build(self.context.parts.encoder)
+        self.backbone = BACKBONES.build(self.context.parts.backbone)
+        self.splits = {split: self._clips(split) for split in ("train", "valid")}
+        ids = self._token_ids()
+        with torch.no_grad():
+            rows = self.backbone.embed(ids)
+        return AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, rows))
+
+    def _clips(self, split: str) -> list[_Clip]:
+        pairs = [(row.id, path, said) for row in self.data.rows(split) for path, said in spoken_pairs(row)]
+        if split == "train" and not pairs:
+            raise ManifestError(f"no row of {', '.join(self.config.data.train)} has both audio and its words; set 'transcription' on the assistant's turns")
+        return [_Clip(row_id, path, tuple(self.backbone.tokenize(said))) for row_id, path, said in pairs]
+
+    def _token_ids(self) -> Tensor:
+        if self.config.full_vocabulary:
+            return torch.arange(self.backbone.vocab_size)
+        return torch.tensor(sorted({token for clip in self.splits["train"] for token in clip.token_ids}))
+
+    def learned(self, model: AlignmentModel) -> dict[str, Tensor]:
+        return {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
+
+    def prepare(self, model: AlignmentModel) -> None:
+        clips = [clip.path for split in self.splits.values() for clip in split]
+        self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding clips")
+        self.index = token_index(model.adapter.token_ids, self.backbone.vocab_size)
+
+    def examples(self, split: str) -> Examples:
+        longest = self.config.data.max_audio_s * self.data.rate_hz
+        return Clips([clip for clip in self.splits[split] if self.data.frames(clip.path) <= longest], self.data)
+
+    def collate(self, examples: Sequence[_Clip]) -> AlignmentBatch:
+        targets = [known_indices(self.index, clip.token_ids) for clip in examples]
+        return AlignmentBatch(
+            row_ids=tuple(clip.row_id for clip in examples),
+            count=max(1, sum(map(len, targets))),
+            features=self.data.features([clip.path for clip in examples]),
+            targets=padded(targets, 0),
+            target_lengths=torch.tensor([len(target) for target in targets]),
+        )
+
+    def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> AlignmentOutputs:
+        frames, lengths = model.adapter.align(batch.features)
+        return AlignmentOutputs(model.adapter.ctc_head(frames), lengths, batch.targets, batch.target_lengths)
+
+    def score(self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        errors = tokens = 0
+        for batch in batches():
+            outputs = self.forward(model, batch)
+            for heard, said, length in zip(ctc_tokens(outputs.ctc_logits, outputs.frame_lengths), batch.targets.tolist(), batch.target_lengths.tolist()):
+                errors += edit_distance(heard, said[:length])
+                tokens += length
+        return {"token_error": errors / max(1, tokens)}
+
+    def data_fingerprints(self) -> dict[str, str]:
+        return self.data.fingerprints()
+
+
+def token_index(token_ids: Tensor, vocab_size: int) -> list[int]:
+    """LLM token id -> index in the adapter's tokens, -1 for those CTC cannot emit."""
+    index = torch.full((vocab_size,), -1)
+    index[token_ids.cpu()] = torch.arange(len(token_ids))
+    return index.tolist()
+
+
+def known_indices(index: Sequence[int], token_ids: Iterable[int]) -> list[int]:
+    """CTC targets of a text; tokens that CTC cannot emit are left out."""
+    return [index[token] for token in token_ids if index[token] >= 0]
+
+
+def ctc_tokens(logits: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Greedy CTC: logits [A, F, C], blank last -> indices per clip, repeats merged, blanks dropped."""
+    best = logits.argmax(-1)
+    first, _ = runs(best, valid_mask(lengths, best.shape[1]), logits.shape[2] - 1)
+    return [row[keep].tolist() for row, keep in zip(best, first)]

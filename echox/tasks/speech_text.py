@@ -1,0 +1,234 @@
+"""S2T: a spoken question in, the answer's text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echox import checkpoint
+from echox.backbones.base import BACKBONES
+from echox.criteria.base import SpeechTextOutputs
+from echox.data.text import contains_answer
+from echox.encoders.base import ENCODERS
+from echox.errors import CheckpointError, ManifestError
+from echox.models.decoding import greedy_text
+from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
+from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM
+from echox.signals import Batch, Features
+from echox.tasks.alignment import known_indices, token_index
+from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
+from echox.tasks.spoken import SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+
+
+@dataclass(kw_only=True, slots=True)
+class SpeechTextTaskConfig(TaskConfig):
+    """Instruction tuning on spoken conversations."""
+
+    data: SpokenDataConfig = field(default_factory=SpokenDataConfig)
+    """Spoken conversations with written answers."""
+    adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
+    """Shape of the adapter; that of the align stage."""
+    adapter_lr_scale: float = 0.3
+    """Learning rate of the adapter as a multiple of the stage's; it comes aligned, LoRA starts from nothing."""
+    max_answer_tokens: int = 48
+    """Tokens generated at most per answer in validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTextBatch(Batch):
+    """Spoken conversations."""
+
+    ids: Tensor  # [B, N] prompt and answer ids with AUDIO placeholders, PAD-padded
+    labels: Tensor  # [B, N] the id that comes next, IGNORE where it is no target
+    prompt_lengths: Tensor  # [B] ids before the answer
+    features: Features  # A clips, in the order of their placeholders
+    clip_rows: Tensor  # [A] the row of each clip
+    ctc_targets: Tensor  # [A, S]
+    ctc_lengths: Tensor  # [A]
+    answers: tuple[str, ...]  # short gold answers, "" where the manifest has none
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row made ready."""
+
+    row_id: str
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]  # ends with the end token
+    clips: tuple[Path, ...]
+    said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
+    answer: str
+
+
+class Conversations(Examples):
+    """Spoken conversations with written answers."""
+
+    def __init__(self, rows: Sequence[Conversation], data: SpokenData, frames_per_token: int = 8) -> None:
+        self.rows, self.data, self.frames_per_token = rows, data, frames_per_token
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.rows[index]
+
+    def cost(self, index: int) -> int:
+        row = self.rows[index]
+        heard = sum(self.data.frames(clip) for clip in row.clips) // self.frames_per_token
+        return len(row.prompt) + len(row.target) + heard
+
+
+def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
+    """The S2T model with pretrained parts loaded; adapter and LoRA as at the start of training."""
+    encoder = ENCODERS.build(parts.encoder)
+    backbone = BACKBONES.build(parts.backbone)
+    with torch.no_grad():
+        rows = backbone.embed(token_ids)
+    return SpeechLLM(encoder, SpeechAdapter(adapter, encoder.dim, token_ids, rows), backbone)
+
+
+def learned_speech_llm(model: SpeechLLM) -> dict[str, Tensor]:
+    """Adapter and LoRA: what echox trains of an S2T model."""
+    tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
+    tensors |= {f"backbone.{name}": p for name, p in model.backbone.named_parameters() if "lora_" in name}
+    return tensors
+
+
+def adapter_token_ids(parent: checkpoint.Checkpoint) -> Tensor:
+    """The tokens a trained adapter's CTC emits.
+
+    Raises:
+        CheckpointError: the checkpoint holds no adapter.
+    """
+    if "adapter.token_ids" not in parent.tensors:
+        raise CheckpointError(f"{parent.folder} holds no speech adapter; it must come from the align, s2t or echo stage")
+    return parent.tensors["adapter.token_ids"]
+
+
+@TASKS.register("s2t", SpeechTextTaskConfig)
+class SpeechTextTask(Task):
+    """Stage I: LoRA and the adapter learn to answer what is heard."""
+
+    parents = ("align",)
+
+    def __init__(self, config: SpeechTextTaskConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.data = SpokenData(config.data, context.cache_dir)
+
+    def build(self) -> SpeechLLM:
+        parent = checkpoint.load(self.context.parents["align"])
+        model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
+        checkpoint.fill(model, parent, set(parent.tensors))
+        self.read(model)
+        return model
+
+    def read(self, model: SpeechLLM) -> None:
+        """Read the manifests in the model's tokens."""
+        self.backbone = model.backbone
+        self.index = token_index(model.adapter.token_ids, self.backbone.vocab_size)
+        self.splits = {split: self._conversations(split) for split in ("train", "valid")}
+
+    def _conversations(self, split: str) -> list[Conversation]:
+        rows = [self._conversation(row) for row in self.data.rows(split) if row.answer is not None and row.answer.text]
+        if split == "train" and not rows:
+            raise ManifestError(f"no row of {', '.join(self.config.data.train)} has an answer to learn; give the assistant's turns a 'value'")
+        return rows
+
+    def _conversation(self, row) -> Conversation:
+        prompt, target, clips = conversation_ids(self.backbone, row)
+        said = [following.transcription for item, following in zip(row.turns, row.turns[1:]) if item.audio is not None and item.audio in clips]
+        tokens = tuple(tuple(self.backbone.tokenize(text)) for text in said)
+        return Conversation(row.id, tuple(prompt), tuple(target), tuple(clips), tokens, str(row.extra.get("answer", "")))
+
+    def learned(self, model: SpeechLLM) -> dict[str, Tensor]:
+        return learned_speech_llm(model)
+
+    def parameter_groups(self, model: SpeechLLM) -> list[dict]:
+        lora = [p for p in model.backbone.parameters() if p.requires_grad]
+        adapter = [p for p in model.adapter.parameters() if p.requires_grad]
+        groups = [{"name": "adapter", "params": adapter, "lr_scale": self.config.adapter_lr_scale}]
+        return groups + ([{"name": "lora", "params": lora, "lr_scale": 1.0}] if lora else [])
+
+    def prepare(self, model: SpeechLLM) -> None:
+        clips = [clip for rows in self.splits.values() for row in rows for clip in row.clips]
+        self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding questions")
+
+    def examples(self, split: str) -> Examples:
+        longest = self.config.data.max_audio_s * self.data.rate_hz
+        rows = [row for row in self.splits[split] if all(self.data.frames(clip) <= longest for clip in row.clips)]
+        return Conversations(rows, self.data)
+
+    def collate(self, examples: Sequence[Conversation]) -> SpeechTextBatch:
+        return collate_conversations(examples, self.data, self.index)
+
+    def forward(self, model: SpeechLLM, batch: SpeechTextBatch) -> SpeechTextOutputs:
+        speech, hidden = teacher_forced(model, batch)
+        labels = batch.labels != IGNORE
+        return SpeechTextOutputs(
+            ctc_logits=speech.ctc_logits,
+            frame_lengths=speech.frame_lengths,
+            targets=batch.ctc_targets,
+            target_lengths=batch.ctc_lengths,
+            text_logits=model.backbone.logits(hidden[labels]),
+            text_labels=batch.labels[labels],
+        )
+
+    def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        right = asked = 0
+        for batch in batches():
+            texts = answer_texts(model, batch, self.config.max_answer_tokens)
+            graded = [(text, gold) for text, gold in zip(texts, batch.answers) if gold]
+            right += sum(contains_answer(text, gold) for text, gold in graded)
+            asked += len(graded)
+        return {"answer_accuracy": right / asked} if asked else {}
+
+    def data_fingerprints(self) -> dict[str, str]:
+        return self.data.fingerprints()
+
+
+def collate_conversations(examples: Sequence[Conversation], data: SpokenData, index: Sequence[int]) -> SpeechTextBatch:
+    """Conversations -> one padded batch."""
+    ids, labels = prompt_and_labels([row.prompt for row in examples], [row.target for row in examples])
+    said = [known_indices(index, tokens) for row in examples for tokens in row.said]
+    return SpeechTextBatch(
+        row_ids=tuple(row.row_id for row in examples),
+        count=max(1, int((labels != IGNORE).sum())),
+        ids=ids,
+        labels=labels,
+        prompt_lengths=torch.tensor([len(row.prompt) for row in examples]),
+        features=data.features([clip for row in examples for clip in row.clips]),
+        clip_rows=torch.tensor([number for number, row in enumerate(examples) for _ in row.clips]),
+        ctc_targets=padded(said, 0),
+        ctc_lengths=torch.tensor([len(tokens) for tokens in said]),
+        answers=tuple(row.answer for row in examples),
+    )
+
+
+def teacher_forced(model: SpeechLLM, batch: SpeechTextBatch) -> tuple[AdaptedSpeech, Tensor]:
+    """The adapter's result, and the hidden state at every id of the batch [B, N, H] (at PAD and AUDIO ids it is of no use)."""
+    speech = model.adapter(batch.features)
+    prompted = model.prompt(batch.ids, speech, batch.clip_rows)
+    hidden = model.backbone(prompted.embeddings, prompted.mask).hidden
+    # The last vector of a clip has the AUDIO id's place plus its width, so ids after it are found by their own start.
+    at = prompted.positions.clamp(max=hidden.shape[1] - 1)
+    return speech, hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+@torch.no_grad()
+def prompt_only(model: SpeechLLM, batch: SpeechTextBatch) -> Prompted:
+    """The batch's prompts without their answers, spliced."""
+    width = int(batch.prompt_lengths.max())
+    inside = torch.arange(width, device=batch.ids.device)[None] < batch.prompt_lengths[:, None]
+    ids = torch.where(inside, batch.ids[:, :width], PAD)
+    return model.prompt(ids, model.adapter(batch.features), batch.clip_rows)
+
+
+def answer_texts(model: SpeechLLM, batch: SpeechTextBatch, max_tokens: int) -> list[str]:
+    """Greedy answers to the batch's prompts."""
+    prompted = prompt_only(model, batch)
+    said = greedy_text(model.backbone, prompted.embeddings, prompted.mask, max_tokens)
+    return [model.backbone.detokenize(ids[:length]) for ids, length in zip(said.ids.tolist(), said.lengths.tolist())]

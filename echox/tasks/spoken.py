@@ -1,0 +1,133 @@
+"""Spoken conversations as tensors: what the align, S2T and Echo tasks share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from echox.backbones.base import Backbone, Turn
+from echox.data.audio import audio_header, load_audio, pad_waveforms
+from echox.data.cache import ArrayCache
+from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
+from echox.encoders.base import Encoder
+from echox.models.speech_llm import AUDIO, IGNORE, PAD
+from echox.signals import Features
+
+
+@dataclass(kw_only=True, slots=True)
+class SpokenDataConfig:
+    """Manifests of spoken conversations."""
+
+    train: list[str] = field(default_factory=list)
+    """Manifests to train on."""
+    valid: list[str] = field(default_factory=list)
+    """Manifests to validate on."""
+    on_broken: OnBroken = OnBroken.skip
+    """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
+    allow_outside: bool = False
+    """Allow audio outside a manifest's folder."""
+    max_audio_s: float = 30.0
+    """Seconds of audio at most; longer clips are left out and counted."""
+    batch_s: float = 120.0
+    """Audio encoded at once when features are cached, seconds with padding."""
+
+
+class SpokenData:
+    """Rows of manifests, and the frozen encoder's features of their clips, cached on disk."""
+
+    def __init__(self, config: SpokenDataConfig, cache_dir: Path) -> None:
+        self.config = config
+        self.folder = cache_dir / "features"
+        self._caches: dict[str, ArrayCache] = {}
+
+    def paths(self, split: str) -> list[str]:
+        """Manifests of a split."""
+        return {"train": self.config.train, "valid": self.config.valid}[split]
+
+    def rows(self, split: str) -> list[Row]:
+        """Rows of a split; none where no manifest is named for "valid"."""
+        if split == "valid" and not self.config.valid:
+            return []
+        return list(read_manifests(self.paths(split), on_broken=self.config.on_broken, allow_outside=self.config.allow_outside))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> fingerprint of every manifest."""
+        return {f"manifest:{Path(path).name}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+
+    def cache_features(self, clips: Sequence[Path], encoder: Encoder, *, bf16: bool, label: str) -> None:
+        """Encode what is not cached yet, in batches of like length, and remember where it is."""
+        self.cache = ArrayCache(self.folder, encoder.fingerprint())
+        headers = {clip_key(path): (path, audio_header(path)) for path in clips}
+        costs = [round(header.duration_s * 100) for _, header in headers.values()]
+        device = next(encoder.parameters()).device
+
+        def compute(keys: list[str]) -> list[Tensor]:
+            wave = pad_waveforms([load_audio(headers[key][0], encoder.rate_hz) for key in keys], encoder.rate_hz).to(device)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                features = encoder(wave)
+            return [values[:length].bfloat16() for values, length in zip(features.values, features.lengths.tolist())]
+
+        self.rate_hz = encoder.frame_rate_hz
+        self.cache.fill(list(headers), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
+
+    def features(self, clips: Sequence[Path]) -> Features:
+        """Cached features of clips, padded to one batch [A, F, D] float32."""
+        values = [self.cache[clip_key(path)].float() for path in clips]
+        lengths = torch.tensor([len(value) for value in values])
+        return Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True), lengths, self.rate_hz)
+
+    def frames(self, clip: Path) -> int:
+        """Frames of a cached clip."""
+        return self.cache.length(clip_key(clip))
+
+
+def clip_key(path: Path) -> str:
+    """What a clip's features are cached under: its name, size and time of change, so that a new recording is encoded anew."""
+    about = path.stat()
+    return hashlib.sha256(f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:24]
+
+
+def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int], list[Path]]:
+    """A row in the backbone's chat template.
+
+    Returns:
+        prompt ids with AUDIO placeholders up to the last answer; that answer's ids with the end token (empty where the row has
+        none); the clips in the order of their placeholders.
+    """
+    turns = list(row.turns)
+    answer = turns.pop() if turns and turns[-1].role is Role.ASSISTANT else None
+    pieces = backbone.prompt([Turn(item.role.value, item.text, item.audio is not None and item.role is Role.USER) for item in turns])
+    ids = [token for number, piece in enumerate(pieces) for token in ([AUDIO] if number else []) + piece]
+    clips = [item.audio for item in turns if item.audio is not None and item.role is Role.USER]
+    target = [*backbone.tokenize(answer.text), backbone.end_id] if answer is not None and answer.text else []
+    return ids, target, clips
+
+
+def spoken_pairs(row: Row) -> list[tuple[Path, str]]:
+    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns by their text."""
+    pairs = []
+    for item, following in zip(row.turns, [*row.turns[1:], None]):
+        if item.audio is None:
+            continue
+        said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
+        if said:
+            pairs.append((item.audio, said))
+    return pairs
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Ragged ints -> [B, max] int64; at least one column."""
+    width = max(1, max(map(len, rows), default=0))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64).reshape(len(rows), width)
+
+
+def prompt_and_labels(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids [B, N] of prompts followed by targets, and labels [B, N]: at each position the id that comes next, IGNORE elsewhere."""
+    ids = padded([[*prompt, *target] for prompt, target in zip(prompts, targets)], PAD)
+    labels = [[*[IGNORE] * (len(prompt) - 1), *target] if target else [] for prompt, target in zip(prompts, targets)]
+    return ids, torch.nn.functional.pad(padded(labels, IGNORE), (0, ids.shape[1]), value=IGNORE)[:, : ids.shape[1]]
