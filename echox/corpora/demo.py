@@ -27,7 +27,7 @@ from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
 from echox.corpora.splits import Ask, Splits, split_questions, spread
-from echox.corpora.studio import REVISION, Studio, deal, digest, is_program, voices_of
+from echox.corpora.studio import REVISION, Studio, cast, digest, is_program, voices_of
 from echox.corpora.synthesis import Report
 from echox.corpora.templates import Fact, all_facts
 from echox.corpora.voices import Role as Use
@@ -159,10 +159,19 @@ def _build(folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_ques
         "manifests": {name: _counts(folder / name, rows) for name, rows in spoken.items()},
         "missing_clips": len(report.failures),
     }
-    studio.clear_leftovers()
+    _clear_leftovers(folder, spoken, studio)
     # Written last: without it the corpus counts as unfinished.
     with appearing(folder / SUMMARY) as unfinished:
         unfinished.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+
+
+def _clear_leftovers(folder: Path, manifests: Iterable[str], studio: Studio) -> None:
+    """Delete what an earlier build with another config made and this one did not."""
+    for pattern in ("questions.*.jsonl", "unseen.*.jsonl", "free.*.jsonl", "speech.*.jsonl"):
+        for path in folder.glob(pattern):
+            if path.name not in manifests:
+                path.unlink()
+    studio.clear_leftovers()
 
 
 class _Planner:
@@ -188,12 +197,9 @@ class _Planner:
         manifests = self._speech(facts, splits, free_train, free_test)
         manifests |= self._questions(splits)
         if config.free_questions:
-            manifests["free.train.jsonl"] = self._free("train", free_train)
-            manifests["free.test.jsonl"] = self._free("test", free_test)
+            manifests["free.train.jsonl"] = self._free(free_train, self.voices[Use.TRAIN.value], augmented=True)
+            manifests["free.test.jsonl"] = self._free(free_test, self.test_voices, augmented=False)
         return {name: rows for name, rows in manifests.items() if rows}
-
-    def _rng(self, purpose: str) -> random.Random:
-        return random.Random(f"{self.config.seed} {purpose}")
 
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
         training, testing = self.voices[Use.TRAIN.value], self.test_voices
@@ -207,22 +213,19 @@ class _Planner:
         }
 
     def _asked(self, use: str, asks: Sequence[Ask], voices: Sequence[str], *, clips: int = 1, augmented: bool = False) -> list[Row]:
-        """One row per question and clip, the voices dealt in turn; none where there is no voice."""
-        hands = deal(voices, self._rng(f"voices {use}")) if voices else None
-        asks = asks if hands else ()
-        return [self._question_row(use, ask, clip, next(hands), augmented) for ask in asks for clip in range(clips)]
+        """One row per question and clip, each clip in another voice as long as there are voices."""
+        rows = []
+        for fact, phrasing in asks:
+            labels = {"kind": fact.kind, "answer": fact.answer, "fact": fact.id, "phrasing": phrasing}
+            for clip, voice in enumerate(cast(fact.phrasings[phrasing], voices, clips, self.config.seed)):
+                asked = self.studio.clip(fact.phrasings[phrasing], voice, augmented=augmented, take=clip // len(voices))
+                row_id = f"{use}-{fact.id}-p{phrasing}" + (f"-c{clip}" if clips > 1 else "")
+                rows.append(self._row(row_id, asked, fact.phrasings[phrasing], fact.sentence, {**labels, **origin(voice)}))
+        return rows
 
-    def _question_row(self, use: str, ask: Ask, clip: int, voice: str, augmented: bool) -> Row:
-        fact = ask.fact
-        labels = {"kind": fact.kind, "answer": fact.answer, "fact": fact.id, "phrasing": ask.phrasing}
-        row_id = f"{use}-{fact.id}-p{ask.phrasing}" + (f"-c{clip}" if use == "train" else "")
-        return self._row(row_id, ask.text, fact.sentence, voice, augmented, labels)
-
-    def _row(self, row_id: str, question: str, answer: str, voice: str, augmented: bool, labels: dict[str, Any]) -> Row:
-        asked = Item(Role.USER, audio=self.studio.clip(question, voice, augmented=augmented))
+    def _row(self, row_id: str, asked: Path, question: str, answer: str, labels: dict[str, Any]) -> Row:
         spoken = self.studio.clip(answer, self.reader) if answer in self.spoken_answers else None
-        said = Item(Role.ASSISTANT, answer, audio=spoken, transcription=question)
-        return Row(row_id, (asked, said), {**labels, "voice": voice, "voice_source": "program" if is_program(voice) else "pip"})
+        return Row(row_id, (Item(Role.USER, audio=asked), Item(Role.ASSISTANT, answer, audio=spoken, transcription=question)), labels)
 
     def _free_texts(self, facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
         """Free questions for training and for the test, nothing like a trained kind's, and no training one like a test one."""
@@ -235,25 +238,29 @@ class _Planner:
         kept_out = NearDuplicates(test)
         return [text for text in texts[len(test) :] if text not in kept_out], test
 
-    def _free(self, use: str, questions: Sequence[str]) -> list[Row]:
-        hands = deal(self.voices[Use.TRAIN.value] if use == "train" else self.test_voices, self._rng(f"voices free {use}"))
+    def _free(self, questions: Sequence[str], voices: Sequence[str], *, augmented: bool) -> list[Row]:
         answers = self._answers(questions)
-        return [
-            self._row(f"free-{digest(question, 12)}", question, answers.get(question, ""), next(hands), use == "train", {"kind": "free"})
-            for question in questions
-        ]
+        rows = []
+        for question in questions:
+            voice = cast(question, voices, 1, self.config.seed)[0]
+            asked = self.studio.clip(question, voice, augmented=augmented)
+            labels = {"kind": "free", **origin(voice)}
+            rows.append(self._row(f"free-{digest(question, 12)}", asked, question, answers.get(question, ""), labels))
+        return rows
 
     def _answers(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
         """The language model's usable answers by question."""
         if self.own_answers is None:
             return {}
-        firsts = {question: first_sentence(answer, self.config.max_answer_words) for question, answer in self.own_answers.to(questions, seed).items()}
-        return {question: first for question, first in firsts.items() if first is not None}
+        whole = self.own_answers.to(questions, seed)
+        firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
+        return {question: first for question, first in firsts if first is not None}
 
     def _speech(self, facts: Sequence[Fact], splits: Splits, free_train: list[str], free_test: list[str]) -> dict[str, list[Row]]:
+        seeds = (None, *range(self.config.sampled_answers))
         pool = Pool(
             answers=[fact.sentence for fact in facts],
-            own_answers=[answer for seed in (None, *range(self.config.sampled_answers)) for answer in self._answers(free_train, seed).values()],
+            own_answers=[answer for seed in seeds for answer in self._answers(free_train, seed).values()],
             reserved_answers=list(self._answers(free_test).values()),
             sentences=sample_share(_cleaned("sentences.txt"), self.config, "sentences"),
             questions=free_train,
@@ -268,6 +275,11 @@ class _Planner:
     def _speech_row(self, line: Line) -> Row:
         said = Item(Role.ASSISTANT, line.text, audio=self.studio.clip(line.text, self.reader))
         return Row(f"{line.kind}-{digest(line.text, 12)}", (said,), {"kind": line.kind, "voice": self.reader})
+
+
+def origin(voice: str) -> dict[str, str]:
+    """The labels of a row that say who speaks, and whether pip alone brings that voice."""
+    return {"voice": voice, "voice_source": "program" if is_program(voice) else "pip"}
 
 
 def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:

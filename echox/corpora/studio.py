@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from echox.config import to_plain
@@ -29,10 +30,10 @@ class Studio:
         self.augment = augment
         self._jobs: dict[Path, Job] = {}
 
-    def clip(self, text: str, voice: str, *, augmented: bool = False) -> Path:
-        """Ask for a text in a voice; the path is where it will be once recorded."""
+    def clip(self, text: str, voice: str, *, augmented: bool = False, take: int = 0) -> Path:
+        """Ask for a text in a voice; the path is where it will be once recorded. Another `take` is another clip of the same."""
         change = to_plain(self.augment) if augmented else None
-        name = digest([REVISION, self.seed, text, voice, change], digits=20)
+        name = digest([REVISION, self.seed, text, voice, change, take], digits=20)
         path = self.folder / CLIPS / name[:2] / f"{name}.flac"
         # Other digits of the name seed the voice and the augmentation.
         self._jobs[path] = Job(text, voice, int(name[:8], 16), int(name[8:16], 16) if augmented else None, path)
@@ -66,10 +67,13 @@ def is_program(voice: str) -> bool:
     return voice in PROGRAMS
 
 
-def deal(voices: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Voices without end: all of them in random order, then all again in another order."""
-    while True:
-        yield from rng.sample(voices, len(voices))
+def cast(text: str, voices: Sequence[str], clips: int, seed: int) -> list[str]:
+    """Who speaks each clip of a text: all voices in an order of the text's own before one comes again.
+
+    It depends on nothing but the text, so that more clips or other texts leave those that are recorded in use.
+    """
+    order = random.Random(f"{seed} {text}").sample(voices, len(voices))
+    return list(islice(cycle(order), clips))
 
 
 def digest(value: object, digits: int = 16) -> str:

@@ -1,0 +1,199 @@
+"""The demo corpus: nothing of a test is trained, every manifest holds up, and a build goes on where it stopped."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from echox.corpora import synthesis
+from echox.corpora.augmentation import AugmentConfig
+from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
+from echox.corpora.studio import Studio
+from echox.corpora.voices import Role, Voice, available_voices
+from echox.corpora.wording import NearDuplicates, plain_words
+from echox.data.audio import load_audio
+from echox.data.manifest import read_manifest, read_manifests
+from echox.data.manifest_check import validate_manifest
+from echox.errors import AssetError, ConfigError, SignalError
+
+pytest.importorskip("hibari", reason="hibari-tts is not installed, so there is no voice to list")
+
+TRAIN, TEST = ("questions.train.jsonl", "free.train.jsonl"), ("questions.test.jsonl", "unseen.test.jsonl", "free.test.jsonl")
+SHARE = 0.03
+
+
+class Humming(Voice):
+    """A voice for tests: a short hum per word."""
+
+    name, rate_hz, role = "humming", 16_000, Role.TRAIN
+
+    def _render(self, text, seed):
+        return 0.5 * np.sin(np.arange(400 * len(text.split())) / (5 + seed % 20))
+
+
+@pytest.fixture
+def humming(monkeypatch):
+    monkeypatch.setattr(synthesis, "voice", lambda name: Humming())
+
+
+@pytest.fixture
+def mute(monkeypatch):
+    """Makes the voices of the names given fail, and the others hum."""
+
+    def only(*names):
+        def voice(name):
+            if name in names:
+                raise AssetError("the voice is not here")
+            return Humming()
+
+        monkeypatch.setattr(synthesis, "voice", voice)
+
+    return only
+
+
+def think_aloud(questions, seed):
+    """A language model for tests, which answers one question in four with something unusable."""
+    return [f"{seed} 中" if len(question) % 4 == 0 else f"I was asked {question.lower().rstrip('?.!')}. Then more" for question in questions]
+
+
+def config(folder, **changes) -> DemoCorpusConfig:
+    return DemoCorpusConfig(folder=str(folder), share=SHARE, workers=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus that tests read and leave as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthesis, "voice", lambda name: Humming())
+        return build_demo_corpus(config(tmp_path_factory.mktemp("corpus")), think_aloud)
+
+
+def rows_of(folder, names):
+    return read_manifests([folder / name for name in names])
+
+
+def test_every_manifest_holds_up(corpus):
+    summary = json.loads((corpus / "corpus.json").read_text())
+    assert len(summary["manifests"]) == 9
+    for name, counts in summary["manifests"].items():
+        report = validate_manifest(corpus / name)
+        assert report.problems == [] and report.rows == counts["rows"] > 0
+        assert set(report.rates_hz) == {16_000}
+    assert set(summary["manifests"]["questions.train.jsonl"]["kinds"]) == {"capital", "arithmetic", "day", "month", "general"}
+
+
+def test_no_test_question_and_no_test_voice_is_trained(corpus):
+    train, test = rows_of(corpus, TRAIN), rows_of(corpus, TEST)
+    asked = {plain_words(row.answer.transcription) for row in train}
+    assert asked.isdisjoint(plain_words(row.answer.transcription) for row in test)
+    assert asked.isdisjoint(plain_words(row.answer.transcription) for row in read_manifest(corpus / "questions.valid.jsonl").rows)
+    assert {row.extra["voice"] for row in train} <= set(available_voices(Role.TRAIN))
+    assert {row.extra["voice"] for row in test} <= set(available_voices(Role.TEST))
+    assert {row.question.audio for row in train}.isdisjoint(row.question.audio for row in test)
+
+
+def test_unseen_facts_are_trained_in_no_phrasing_and_tested_ones_in_another(corpus):
+    trained = {row.extra["fact"] for row in read_manifest(corpus / "questions.train.jsonl").rows}
+    unseen = read_manifest(corpus / "unseen.test.jsonl").rows
+    assert all(row.extra["unseen_fact"] and row.extra["fact"] not in trained for row in unseen)
+    assert {row.extra["fact"] for row in read_manifest(corpus / "questions.test.jsonl").rows} <= trained
+
+
+def test_held_out_sentences_are_not_read_in_training(corpus):
+    trained = NearDuplicates([row.answer.text for row in read_manifest(corpus / "speech.train.jsonl").rows])
+    held_out = rows_of(corpus, ["speech.valid.jsonl", "speech.test.jsonl"])
+    assert {row.extra["kind"] for row in held_out} == {"answer", "sentence", "own_answer"}
+    for row in held_out:
+        assert (row.answer.text in trained) == (row.extra["kind"] == "answer")
+    for row in read_manifest(corpus / "free.test.jsonl").rows:
+        assert not row.answer.text or row.answer.text not in trained
+
+
+def test_free_questions_keep_usable_answers_and_always_their_words(corpus):
+    rows = rows_of(corpus, ["free.train.jsonl", "free.test.jsonl"])
+    assert all(row.answer.transcription for row in rows)
+    assert all(row.answer.text in ("", f"I was asked {row.answer.transcription.lower().rstrip('?.!')}.") for row in rows)
+    assert {bool(row.answer.text) for row in rows} == {True, False}
+
+
+def test_template_answers_are_heard_too(corpus):
+    rows = read_manifest(corpus / "questions.train.jsonl").rows
+    assert all(row.answer.audio and row.extra["answer"].lower() in row.answer.text.lower() for row in rows)
+
+
+def test_a_built_corpus_is_left_alone_and_another_config_builds_another(corpus, humming, tmp_path):
+    folder = shutil.copytree(corpus, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    build_demo_corpus(config(folder), think_aloud)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    build_demo_corpus(config(folder, clips_per_question=1), think_aloud)
+    fewer = set(folder.rglob("*.flac"))
+    assert fewer < set(before) and all(path.stat().st_mtime_ns == before[path] for path in fewer)
+
+
+def test_an_interrupted_build_ends_the_same(corpus, humming, tmp_path, monkeypatch):
+    folder, answered, record = tmp_path, [], synthesis.record
+
+    def killed_after_fifty(outcome, report):
+        record(outcome, report)
+        if report.written == 50:
+            raise KeyboardInterrupt
+
+    def count(questions, seed):
+        answered.extend(questions)
+        return think_aloud(questions, seed)
+
+    monkeypatch.setattr(synthesis, "record", killed_after_fifty)
+    with pytest.raises(KeyboardInterrupt):
+        build_demo_corpus(config(folder), count)
+    assert not (folder / "corpus.json").exists()
+    monkeypatch.setattr(synthesis, "record", record)
+    build_demo_corpus(config(folder), count)
+    assert len(answered) == len(set(answered))
+    for path in (*corpus.rglob("*.jsonl"), *corpus.rglob("*.flac")):
+        assert (folder / path.relative_to(corpus)).read_bytes() == path.read_bytes()
+
+
+def test_without_a_language_model_free_questions_serve_transcription(humming, tmp_path):
+    build_demo_corpus(config(tmp_path))
+    assert {row.answer.text for row in read_manifest(tmp_path / "free.train.jsonl").rows} == {""}
+    assert {row.extra["kind"] for row in read_manifest(tmp_path / "speech.train.jsonl").rows} == {"answer", "sentence", "question"}
+
+
+def test_free_questions_can_be_left_out_and_leave_nothing_behind(corpus, humming, tmp_path):
+    folder = shutil.copytree(corpus, tmp_path / "copy")
+    build_demo_corpus(config(folder, free_questions=False), think_aloud)
+    assert {path.name for path in folder.glob("*.jsonl") if path.name.startswith(("free", "unseen"))} == {"unseen.test.jsonl"}
+    assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 7
+
+
+def test_a_voice_that_fails_costs_its_own_rows_and_one_warning(mute, tmp_path, caplog):
+    mute("joe")
+    with caplog.at_level(logging.WARNING):
+        build_demo_corpus(config(tmp_path, test_questions=600))
+    assert "voice joe could not be made" in caplog.text and len(caplog.messages) == 1
+    assert "joe" not in {row.extra["voice"] for row in read_manifest(tmp_path / "questions.test.jsonl").rows}
+
+
+def test_a_manifest_without_any_clip_is_refused(mute, tmp_path):
+    mute(*available_voices(Role.TEST))
+    with pytest.raises(AssetError, match="test.jsonl would be empty.*the voice is not here"):
+        build_demo_corpus(config(tmp_path))
+
+
+@pytest.mark.parametrize("field, value", [("share", 0.0), ("share", 1.5), ("clips_per_question", 0), ("workers", 0), ("speech_hours", -1.0)])
+def test_values_out_of_range_are_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        DemoCorpusConfig(**{field: value})
+
+
+def test_a_real_voice_is_heard(tmp_path):
+    studio = Studio(tmp_path, 1, AugmentConfig())
+    clean, changed = studio.clip("Three plus four is seven.", "hibari"), studio.clip("What is three plus four?", "hibari_male", augmented=True)
+    assert studio.record(workers=1).failures == []
+    for path in (clean, changed):
+        assert 1 < len(load_audio(path, 16_000)) / 16_000 < 5
+    with pytest.raises(SignalError):
+        load_audio(tmp_path / "other.flac", 16_000)

@@ -1,0 +1,123 @@
+"""Words of the demo: clean text, first sentences, near duplicates, and facts that say what they should."""
+
+import random
+
+import pytest
+
+from echox.corpora.own_answers import OwnAnswers
+from echox.corpora.splits import held_out_phrasings, split_questions
+from echox.corpora.templates import all_facts
+from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, text_lines
+
+
+@pytest.mark.parametrize(
+    "text, cleaned",
+    {
+        "It’s  fine – really…": "It's fine, really...",
+        "In 1969, 12 men ate 1,234 pies.": "In nineteen sixty nine, twelve men ate one thousand two hundred thirty four pies.",
+        "A well-known café: good": "A well known cafe, good",
+        "1905 and 1900": "nineteen oh five and nineteen hundred",
+        "2024": "two thousand twenty four",
+        "3.5 miles": None,
+        "$5": None,
+        "the 3rd": None,
+        "你好": None,
+        "9999999": None,
+        "007": None,
+        "?!": None,
+        "": None,
+    }.items(),
+)
+def test_cleaning(text, cleaned):
+    assert clean(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    "answer, sentence",
+    {
+        "Paris. It lies on the Seine.": "Paris.",
+        "It is 42!\nRight?": "It is forty two!",
+        "The U.S. has it. Yes.": None,
+        "Dr. Who said so.": None,
+        "1. Wash it.\n2. Dry it.": None,
+        "Here is a list:\n- one.": None,
+        "It never ends": None,
+        "": None,
+        "One two three four five six.": None,
+    }.items(),
+)
+def test_first_sentences(answer, sentence):
+    assert first_sentence(answer, max_words=5) == sentence
+
+
+def test_numbers():
+    words = {0: "zero", 13: "thirteen", 40: "forty", 99: "ninety nine", 100: "one hundred", 815: "eight hundred fifteen", 20_001: "twenty thousand one"}
+    assert {number: number_words(number) for number in words} == words
+
+
+def test_near_duplicates_are_found_as_by_comparing_all():
+    texts = text_lines("questions.txt")[:400]
+    bags = [set(text.lower().rstrip("?.").split()) for text in texts]
+    near = NearDuplicates([" ".join(sorted(bag)) for bag in bags], share=0.5)
+    rng = random.Random(1)
+    for bag in bags[:100]:
+        probe = set(rng.sample(sorted(bag), max(1, len(bag) - rng.randrange(4)))) | {"zebra"}
+        expected = any(len(probe & other) >= 0.5 * len(probe | other) for other in bags)
+        assert (" ".join(probe) in near) == expected or any("," in word or "." in word for word in probe)
+
+
+def test_every_text_of_the_demo_can_be_spoken():
+    for fact in all_facts():
+        for text in (*fact.phrasings, fact.sentence, fact.answer):
+            assert clean(text) == text
+    for name in ("questions.txt", "sentences.txt"):
+        assert all(clean(line) == line for line in text_lines(name))
+
+
+def test_facts_say_what_they_should():
+    facts = {fact.id: fact for fact in all_facts()}
+    assert len(facts) == len(all_facts())
+    assert facts["plus-3-4"].sentence == "Three plus four is seven."
+    assert facts["minus-9-9"].answer == "zero"
+    assert facts["daybefore-monday"].answer == "Sunday"
+    assert facts["monthafter-december"].answer == "January"
+    assert facts["monthlength-february"].sentence == "February has twenty eight days."
+    assert facts["capital-netherlands"].phrasings[-1] == "The Netherlands has which city as its capital?"
+    for fact in facts.values():
+        assert len(set(fact.phrasings)) == len(fact.phrasings) >= 4
+        assert fact.answer.lower().removeprefix("the ") in fact.sentence.lower(), fact.id
+
+
+def test_splits_share_no_question_and_spread_over_kinds():
+    splits = split_questions(all_facts(), test=160, valid=60, unseen=30, seed=3)
+    texts = [{ask.text for ask in use} for use in (splits.train, splits.valid, splits.test, splits.unseen)]
+    assert len(set.union(*texts)) == sum(map(len, texts))
+    assert [len(use) for use in texts[1:]] == [60, 160, 30]
+    kinds = [ask.fact.kind for ask in splits.test]
+    assert {kind: kinds.count(kind) >= 14 for kind in kinds} == dict.fromkeys(("arithmetic", "capital", "day", "general", "month"), True)
+    hidden = {ask.fact.topic for ask in splits.unseen}
+    assert hidden.isdisjoint(ask.fact.topic for ask in (*splits.train, *splits.valid, *splits.test))
+    assert splits == split_questions(all_facts(), test=160, valid=60, unseen=30, seed=3) != split_questions(all_facts(), test=160, valid=60, unseen=30, seed=4)
+
+
+def test_each_phrasing_is_held_out_about_equally_often():
+    held_out = held_out_phrasings(all_facts(), random.Random(1))
+    plus = [held_out[fact.id] for fact in all_facts() if fact.template == "plus"]
+    assert [plus.count(number) for number in range(6)] == [24] * 6
+
+
+def test_own_answers_survive_a_kill_and_are_asked_for_once(tmp_path):
+    asked = []
+
+    def answer(questions, seed):
+        asked.extend((question, seed) for question in questions)
+        return [f"{question} {seed}" for question in questions]
+
+    path = tmp_path / "answers.jsonl"
+    assert OwnAnswers(path, answer).to(["a", "b"]) == {"a": "a None", "b": "b None"}
+    path.write_text(path.read_text() + '{"question": "c", "se')
+    answers = OwnAnswers(path, answer)
+    assert answers.to(["c", "a"]) == {"c": "c None", "a": "a None"}
+    assert answers.to(["a"], seed=0) == {"a": "a 0"}
+    assert OwnAnswers(path, answer).to(["a", "b", "c"]) == {"a": "a None", "b": "b None", "c": "c None"}
+    assert asked == [("a", None), ("b", None), ("c", None), ("a", 0)]
