@@ -1,0 +1,64 @@
+"""The denoising adapter and the voice: from hidden states of the language model to unit-language words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echox.models.spelling import TextRows
+from echox.models.unit_decoder import UnitDecoder
+
+
+@dataclass(kw_only=True, slots=True)
+class DenoisingConfig:
+    """Shape of the denoising adapter."""
+
+    feed_forward: int = 1536
+    """Channels between its two layers; the LLM's feed-forward width in EchoX."""
+    dropout: float = 0.1
+    """Probability of dropping a channel between the layers in training."""
+    candidates: int = 8
+    """Tokens whose text vectors are mixed by the LLM's own next-token probabilities as a starting point; 0 is the paper's plain MLP."""
+
+
+class DenoisingAdapter(nn.Module):
+    """Hidden states -> vectors in the space of the unit decoder's text.
+
+    With `candidates`, the result is the text vector expected under the state's next-token distribution plus the MLP's
+    correction, which starts at zero: the adapter begins as good as greedy text, keeps what the model was unsure about, and only
+    has to learn what text does not say. Without, it is EchoX's MLP and has to learn the whole map.
+    Source: EchoX (arXiv:2509.09174), denoising adapter; the expected vector is ours.
+    """
+
+    def __init__(self, config: DenoisingConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(hidden_size)
+        self.up = nn.Linear(hidden_size, config.feed_forward)
+        self.drop = nn.Dropout(config.dropout)
+        self.down = nn.Linear(config.feed_forward, hidden_size)
+        if config.candidates:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    def forward(self, hidden: Tensor, logits: Tensor, rows: TextRows) -> Tensor:
+        """Hidden states [..., H] and their next-token logits [..., V] -> text vectors [..., H]."""
+        correction = self.down(self.drop(F.relu(self.up(self.norm(hidden)))))
+        if not self.config.candidates:
+            return correction
+        return rows.expected(logits, self.config.candidates).to(correction.dtype) + correction
+
+
+class TextVoice(nn.Module):
+    """T2C: token ids -> text vectors -> words. The frozen rows come from the language model, all else is trained."""
+
+    def __init__(self, rows: TextRows, decoder: UnitDecoder) -> None:
+        super().__init__()
+        self.rows = rows
+        self.decoder = decoder
+
+    def speak(self, ids: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
+        """Token ids [B, S] -> unit-language words per row, greedy."""
+        return self.decoder.generate(self.rows(ids), lengths, max_words)

@@ -1,0 +1,236 @@
+"""T2C: a text in, the unit-language words of its speech out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from echox.backbones.base import BACKBONES, Backbone
+from echox.codecs.base import CODECS, Codec
+from echox.criteria.base import UnitOutputs
+from echox.data.cache import ArrayCache
+from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
+from echox.data.text import edit_distance
+from echox.errors import ManifestError
+from echox.models.denoising import TextVoice
+from echox.models.spelling import TextRows
+from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
+from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+from echox.signals import Batch
+from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
+from echox.tasks.spoken import padded
+
+
+@dataclass(kw_only=True, slots=True)
+class TextUnitsTaskConfig(TaskConfig):
+    """Learning to speak text in units."""
+
+    train: list[str] = field(default_factory=list)
+    """Manifests whose assistant turns have text and units."""
+    valid: list[str] = field(default_factory=list)
+    """Manifests to validate on."""
+    on_broken: OnBroken = OnBroken.skip
+    """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
+    decoder: UnitDecoderConfig = field(default_factory=UnitDecoderConfig)
+    """Shape of the unit decoder."""
+    spelling_channels: int = 64
+    """Channels of the spelling reader that helps the text rows; 0 uses the LLM's rows alone, as EchoX does."""
+    aligner_steps: int = 250
+    """Training steps of the aligner that finds which units sound which token (monotonic decoders only)."""
+    max_units: int = 1500
+    """Units at most in an example; longer ones are left out."""
+    scored_rows: int = 64
+    """Validation rows that are spoken and compared with their units."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextUnitsBatch(Batch):
+    """Texts and the words that speak them."""
+
+    ids: Tensor  # [B, S] text tokens
+    lengths: Tensor  # [B]
+    targets: Tensor  # [B, U] output ids of the decoder, IGNORE-padded
+    units: tuple[tuple[int, ...], ...]  # reference units per row
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A text and the units of its speech."""
+
+    row_id: str
+    ids: tuple[int, ...]
+    units: tuple[int, ...]
+    target: tuple[int, ...] = ()
+
+
+class Utterances(Examples):
+    """Texts with targets."""
+
+    def __init__(self, rows: Sequence[Utterance]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Utterance:
+        return self.rows[index]
+
+    def cost(self, index: int) -> int:
+        return len(self.rows[index].ids) + len(self.rows[index].target)
+
+
+def build_voice(config: TextUnitsTaskConfig, backbone: Backbone, codec: Codec) -> TextVoice:
+    """The untrained T2C model over a backbone's text rows and a codec's unit language."""
+    rows = TextRows(backbone.head_rows(), backbone.token_texts(), config.spelling_channels)
+    return TextVoice(rows, UnitDecoder(config.decoder, rows.hidden_size, codec.word_count))
+
+
+@TASKS.register("t2c", TextUnitsTaskConfig)
+class TextUnitsTask(Task):
+    """Stage II: the unit decoder learns to read text aloud."""
+
+    def __init__(self, config: TextUnitsTaskConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+
+    def build(self) -> TextVoice:
+        self.codec = CODECS.build(self.context.parts.codec)
+        self.backbone = BACKBONES.build(self.context.parts.backbone)
+        return build_voice(self.config, self.backbone, self.codec)
+
+    def learned(self, model: TextVoice) -> dict[str, Tensor]:
+        return dict(model.state_dict())
+
+    def prepare(self, model: TextVoice) -> None:
+        splits = {split: self._utterances(split) for split in ("train", "valid")}
+        if model.decoder.config.monotonic:
+            counts = self._alignments([*splits["train"], *splits["valid"]], len(splits["train"]))
+        else:
+            counts = {utterance.row_id: None for rows in splits.values() for utterance in rows}
+        self.splits = {split: [self._with_target(row, counts[row.row_id], model.decoder) for row in rows] for split, rows in splits.items()}
+
+    def _utterances(self, split: str) -> list[Utterance]:
+        paths = {"train": self.config.train, "valid": self.config.valid}[split]
+        if split == "valid" and not paths:
+            return []
+        rows = read_manifests(paths, on_broken=self.config.on_broken)
+        found = [utterance for row in rows if (utterance := self._utterance(row)) is not None]
+        if split == "train" and not found:
+            raise ManifestError(f"no row of {', '.join(paths)} has units on its assistant turn; write them with 'echox-prepare units'")
+        return found
+
+    def _utterance(self, row: Row) -> Utterance | None:
+        """The row's text and units, or None where it has none or they cannot be aligned."""
+        answer = row.answer
+        if answer is None or not answer.text or not answer.units or len(answer.units) > self.config.max_units:
+            return None
+        written_by = row.extra.get("codec")
+        if written_by != self.codec.fingerprint():
+            raise ManifestError(
+                f"row {row.id!r} has units of codec {written_by or 'unknown'}, but codec={self.codec.fingerprint()} is in use; run 'echox-prepare units' with this codec"
+            )
+        ids = tuple(self.backbone.tokenize(answer.text))
+        letters = sum(len(states_of(self._text_of(token))) for token in ids)
+        return Utterance(row.id, ids, answer.units) if ids and len(answer.units) >= letters else None
+
+    def _text_of(self, token: int) -> str:
+        if not hasattr(self, "_texts"):
+            self._texts = self.backbone.token_texts()
+        return self._texts[token]
+
+    def _alignments(self, utterances: Sequence[Utterance], trained_on: int) -> dict[str, list[int]]:
+        """Units per text token of every utterance, from the cache or from an aligner trained now."""
+        content = json.dumps([[u.row_id, u.ids, u.units] for u in utterances] + [self.config.aligner_steps, self.context.seed])
+        cache = ArrayCache(self.context.cache_dir / "alignments", hashlib.sha256(content.encode()).hexdigest()[:16])
+        by_id = {utterance.row_id: utterance for utterance in utterances}
+        missing = [row_id for row_id in by_id if row_id not in cache]
+        if missing:
+            aligner = self._trained_aligner(utterances[:trained_on])
+            cache.fill(list(by_id), lambda keys: self._aligned(aligner, [by_id[key] for key in keys]), costs=[len(u.units) for u in by_id.values()], batch_size=64, label="aligning")
+        return {row_id: cache[row_id].tolist() for row_id in by_id}
+
+    def _letters(self, utterance: Utterance) -> list[list[int]]:
+        return [states_of(self._text_of(token)) for token in utterance.ids]
+
+    def _aligner_inputs(self, rows: Sequence[Utterance]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        letters = [sum(self._letters(row), []) for row in rows]
+        units = [row.units for row in rows]
+        lengths = [torch.tensor(list(map(len, ragged)), device=self.context.device) for ragged in (letters, units)]
+        return padded(letters, 0).to(self.context.device), lengths[0], padded(units, 0).to(self.context.device), lengths[1]
+
+    def _trained_aligner(self, rows: Sequence[Utterance], batch_size: int = 32, lr: float = 3e-3) -> UnitAligner:
+        aligner = UnitAligner(self.codec.vocab_size).to(self.context.device)
+        optimizer = torch.optim.Adam(aligner.parameters(), lr=lr)
+        shuffle = torch.Generator().manual_seed(self.context.seed)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].units))
+        batches = [by_length[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        steps = self.config.aligner_steps
+        with tqdm(total=steps, desc="training the aligner", unit="step") as bar:
+            for step in range(steps):
+                chosen = batches[int(torch.randint(len(batches), (1,), generator=shuffle))]
+                letters, letter_lengths, units, unit_lengths = self._aligner_inputs([rows[i] for i in chosen])
+                loss = alignment_loss(aligner(letters, letter_lengths, units), letter_lengths, unit_lengths)
+                optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
+                optimizer.step()
+                bar.update()
+                bar.set_postfix(nats_per_unit=f"{loss.item():.2f}")
+        return aligner
+
+    @torch.no_grad()
+    def _aligned(self, aligner: UnitAligner, rows: Sequence[Utterance]) -> list[Tensor]:
+        letters, letter_lengths, units, unit_lengths = self._aligner_inputs(rows)
+        counts = best_alignment(aligner(letters, letter_lengths, units), letter_lengths, unit_lengths).cpu()
+        results = []
+        for row, per_letter in zip(rows, counts):
+            sizes = [len(states) for states in self._letters(row)]
+            results.append(torch.stack([piece.sum() for piece in per_letter[: sum(sizes)].split(sizes)]).int())
+        return results
+
+    def _with_target(self, row: Utterance, counts: list[int] | None, decoder: UnitDecoder) -> Utterance:
+        if counts is None:
+            words = [self.codec.words(list(row.units))]
+        else:
+            ends = torch.tensor(counts).cumsum(0).tolist()
+            words = [self.codec.words(list(row.units[end - count : end])) for end, count in zip(ends, counts)]
+        return Utterance(row.row_id, row.ids, row.units, tuple(decoder.target_of(words)))
+
+    def examples(self, split: str) -> Examples:
+        return Utterances(self.splits[split])
+
+    def collate(self, examples: Sequence[Utterance]) -> TextUnitsBatch:
+        return TextUnitsBatch(
+            row_ids=tuple(row.row_id for row in examples),
+            count=sum(len(row.target) for row in examples),
+            ids=padded([row.ids for row in examples], 0),
+            lengths=torch.tensor([len(row.ids) for row in examples]),
+            targets=padded([row.target for row in examples], IGNORE),
+            units=tuple(row.units for row in examples),
+        )
+
+    def forward(self, model: TextVoice, batch: TextUnitsBatch) -> UnitOutputs:
+        hidden = model.decoder(model.rows(batch.ids), batch.lengths, batch.targets)
+        labels = batch.targets != IGNORE
+        return UnitOutputs(model.decoder.logits(hidden[labels]), batch.targets[labels])
+
+    def score(self, model: TextVoice, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        errors = units = rows = 0
+        for batch in batches():
+            if rows >= self.config.scored_rows:
+                break
+            for words, reference in zip(model.speak(batch.ids, batch.lengths), batch.units):
+                errors += edit_distance(self.codec.units_of(words), reference)
+                units += len(reference)
+                rows += 1
+        return {"unit_error": errors / max(1, units)}
+
+    def data_fingerprints(self) -> dict[str, str]:
+        manifests = {f"manifest:{path}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+        return manifests | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}
