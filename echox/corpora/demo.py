@@ -204,11 +204,12 @@ class _Planner:
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
         training, testing = self.voices[Use.TRAIN.value], self.test_voices
         clips = self.config.clips_per_question
+        test = self._asked("test", splits.test, testing) + self._asked("test_program", splits.test, self.program_voices)
         unseen = self._asked("unseen", splits.unseen, testing) + self._asked("unseen_program", splits.unseen, self.program_voices)
         return {
             "questions.train.jsonl": self._asked("train", splits.train, training, clips=clips, augmented=True),
             "questions.valid.jsonl": self._asked("valid", splits.valid, training, augmented=True),
-            "questions.test.jsonl": self._asked("test", splits.test, testing) + self._asked("test_program", splits.test, self.program_voices),
+            "questions.test.jsonl": test,
             "unseen.test.jsonl": [dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen],
         }
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from echox.data.writing import appearing
 from echox.errors import AssetError
 
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)}
+_KEPT = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _KEPT}
 # What an interruption can lose, in batches.
 SHARD_BATCHES = 16
 
@@ -114,7 +115,8 @@ class ArrayCache:
                 missing = [pair for pair in dict.fromkeys(order) if pair[1] not in self]
                 self._fill(list(_batches(missing, batch_cost, batch_size)), compute, label, progress)
         except OSError as error:
-            raise AssetError(f"the cache {self.folder} could not be written: {error.strerror or error}; free space or choose another cache_dir") from error
+            reason = error.strerror or error
+            raise AssetError(f"the cache {self.folder} could not be written: {reason}; free space or choose another folder") from error
 
     def _fill(self, batches: list[list[str]], compute: Compute, label: str, progress: bool) -> None:
         with tqdm(total=sum(map(len, batches)), desc=label, unit="clip", disable=not progress or not batches) as bar:

@@ -344,9 +344,9 @@ def _units(value: Any, where: str) -> tuple[int, ...] | None:
     if not isinstance(parts, list):
         raise _Broken(f"{where}: 'units' is a {_json_type(value)}; it must be integers with spaces between them")
     for part in parts:
-        if isinstance(part, bool) or not (isinstance(part, int) or isinstance(part, str) and part.isascii() and part.isdigit()) or int(part) < 0:
+        if isinstance(part, bool) or not isinstance(part, (int, str)) or not (str(part).isascii() and str(part).isdigit()):
             raise _Broken(f"{where}: units are integers from 0 up, but one is {part!r}")
-    return tuple(int(part) for part in parts)
+    return tuple(map(int, parts))
 
 
 def _refuse_silence(item: Item, where: str) -> None:
