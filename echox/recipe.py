@@ -31,6 +31,7 @@ from echox.backbones.base import BackboneConfig
 from echox.codecs.base import CodecConfig
 from echox.compose import compose, finish, parse_overrides
 from echox.config import from_plain, near, to_plain
+from echox.corpora.demo import DemoCorpusConfig
 from echox.criteria.base import CriterionConfig
 from echox.encoders.base import EncoderConfig
 from echox.engine.config import TrainConfig
@@ -54,14 +55,6 @@ class StagePlan:
     """Its loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
-
-
-@dataclass(kw_only=True, slots=True)
-class DemoCorpusConfig:
-    """The spoken question-answer corpus a recipe makes for itself."""
-
-    folder: str = "${cache_dir}/corpora/${name}"
-    """Folder of its manifests and audio."""
 
 
 @dataclass(kw_only=True, slots=True)

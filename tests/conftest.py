@@ -39,20 +39,26 @@ def house(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def toy_house(house):
+def write(house):
+    """Writes a text file below the working folder, with the folders it needs."""
+
+    def write_text(path, text):
+        path = house / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write_text
+
+
+@pytest.fixture
+def toy_house(house, write):
     """A working folder with a plugin of every kind and the recipe `toy`."""
-    write(house / "plugins/toy.py", TOY_PLUGIN)
-    write(house / "recipes/toy.yaml", TOY_RECIPE)
-    write(house / "recipes/encoder/wide_ear.yaml", "defaults:\n  - toy_ear\n  - _self_\nwidth: 9\n")
+    write("plugins/toy.py", TOY_PLUGIN)
+    write("recipes/toy.yaml", TOY_RECIPE)
+    write("recipes/encoder/wide_ear.yaml", "defaults:\n  - toy_ear\n  - _self_\nwidth: 9\n")
     plugins.discover()
     return house
-
-
-def write(path, text):
-    """A text file, with the folders it needs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(textwrap.dedent(text), encoding="utf-8")
-    return path
 
 
 TOY_PLUGIN = '''
