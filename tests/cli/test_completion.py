@@ -1,0 +1,69 @@
+import shutil
+import subprocess
+
+import pytest
+
+from echox_cli import info, prepare, train
+
+
+@pytest.fixture
+def complete(toy_house, capsys):
+    """What a door offers for a half-written line."""
+
+    def run(door, line):
+        assert door.main(["--complete", line]) == 0
+        return capsys.readouterr().out.split()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("echox-train recipe=t", ["recipe=toy"]),
+        ("echox-train --config-name t", ["toy"]),
+        ("echox-train --config-n", ["--config-name"]),
+        ("echox-train recipe=toy enc", ["encoder=", "encoder."]),
+        ("echox-train recipe=toy encoder=other", ["encoder=other_ear"]),
+        ("echox-train recipe=toy encoder=wi", ["encoder=wide_ear"]),
+        ("echox-train recipe=toy encoder=other_ear encoder.", ["encoder.bins="]),
+        ("echox-train recipe=toy encoder.mood=", ["encoder.mood=calm", "encoder.mood=lively"]),
+        ("echox-train recipe=toy s2t.train.lr", ["s2t.train.lr=", "s2t.train.lr_schedule="]),
+        ("echox-train recipe=toy s2t.train.tensorboard=", ["s2t.train.tensorboard=true", "s2t.train.tensorboard=false"]),
+        ("echox-train recipe=toy s2t.task=other", ["s2t.task=other_work"]),
+        ("echox-train recipe=toy nonsense=1 see", ["seed="]),
+        ("echox-train recipe=nowhere see", ["seed="]),
+        ("echox-train recipe=toy run_dir='a z", []),
+    ],
+)
+def test_a_recipe_line_goes_on(complete, line, offers):
+    assert complete(train, line) == offers
+
+
+def test_other_doors_go_on_too(complete):
+    assert complete(prepare, "echox-prepare pl") == ["plugin"]
+    assert complete(prepare, "echox-prepare plugin ki") == ["kind="]
+    assert complete(info, "echox-info enc") == ["encoder"]
+    assert complete(info, "echox-info encoder wh") == ["whisper"]
+    assert complete(info, "echox-info recipe to") == ["toy"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+def test_bash_gets_what_follows_the_equals_sign(toy_house, capsys, write):
+    assert train.main(["--completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    write("bin/echox-train", '#!/bin/sh\necho "encoder=other_ear"\n').chmod(0o755)
+    shell = f"""
+        PATH="$PWD/bin:$PATH"
+        {script}
+        COMP_LINE="echox-train recipe=toy encoder=ot"; COMP_POINT=${{#COMP_LINE}}
+        _echox_train
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "other_ear\n", done.stderr
+
+
+def test_zsh_reads_the_same_script(capsys):
+    assert train.main(["--completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("autoload -U +X bashcompinit && bashcompinit\n")

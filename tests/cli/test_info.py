@@ -1,0 +1,85 @@
+import pytest
+
+from echox_cli import info
+
+
+@pytest.fixture
+def ask(toy_house, capsys):
+    """Runs echox-info and gives its exit code and what it printed."""
+
+    def run(*words):
+        code = info.main(list(words))
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+def test_the_overview_has_everything(ask, write):
+    from echox.plugins import discover
+
+    write("plugins/lost.py", "import nowhere")
+    discover()
+    code, text = ask()
+    assert code == 0
+    for line in ("python 3.", "torch 2.", "cpu: ", "[echox.encoders.whisper]", "[plugins/toy.py]", "plugins/lost.py: ModuleNotFoundError", "A toy recipe.", "whisper_base"):
+        assert line in text
+
+
+def test_a_kind_lists_its_names_and_presets(ask):
+    code, text = ask("encoder")
+    assert code == 0 and "toy_ear" in text and "whisper" in text and "presets: " in text and "wide_ear" in text
+
+
+@pytest.mark.parametrize("words", [("encoder", "toy_ear"), ("encoder=toy_ear",)])
+def test_a_name_is_explained(ask, words):
+    code, text = ask(*words)
+    assert code == 0 and "from plugins/toy.py" in text
+    assert "width=4   (an integer)\n      Channels." in text and "mood=calm   (calm or lively)" in text
+
+
+def test_a_preset_is_explained(ask):
+    code, text = ask("encoder", "wide_ear")
+    assert code == 0 and "a preset of encoder toy_ear, recipes/encoder/wide_ear.yaml" in text and "width: 9" in text
+
+
+def test_a_recipe_is_shown_in_full(ask):
+    code, text = ask("recipe", "toy")
+    assert code == 0 and "run_dir: runs/toy" in text and "steps: 7" in text
+
+
+def test_an_asset_is_explained(ask):
+    code, text = ask("asset", "whisper_base")
+    assert code == 0 and "licence" in text and "wheel" in text
+
+
+def test_every_registered_name_can_be_explained(ask):
+    from echox.plugins import REGISTRIES
+
+    for kind, registry in REGISTRIES.items():
+        for name in registry:
+            assert ask(kind, name)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
+        (["encoder=wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
+        (["encodr"], "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, task, criterion, recipe, asset"),
+        (["recipe", "tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
+        (["asset", "whisper_bas"], "no asset named 'whisper_bas'; did you mean 'whisper_base'?"),
+        (["encoder", "whisper", "large"], "cannot explain 'encoder whisper large'"),
+        (["seed=3"], "cannot explain 'seed=3'"),
+        (["plugin_dirs=[nowhere]"], "plugin_dirs names the plugin folder 'nowhere', which does not exist"),
+        (["plugin_dirs=x"], "cannot explain 'plugin_dirs=x'"),
+    ],
+)
+def test_a_wrong_word_is_one_line(ask, words, sentence):
+    code, text = ask(*words)
+    assert code == 2 and text.count("\n") == 1 and text.startswith("echox-info: ") and sentence in text
+
+
+def test_help_and_version(ask):
+    assert "usage: echox-info [KIND [NAME]]" in ask("--help")[1]
+    assert ask("--version")[1].startswith("echox-info 0.")
