@@ -5,7 +5,7 @@ A recipe file names its parts in a Hydra defaults list and sets what differs fro
     # echox-train recipe=my_run
     doc: What this recipe is for.
     defaults:
-      - _three_stages          # the tasks and criteria of s2t, t2c and echo
+      - _stages                # the tasks and criteria of align, s2t, t2c and echo
       - encoder: whisper_base  # a preset in recipes/encoder/, or a registered name
       - backbone: smollm2_135m
       - codec: embedded
@@ -42,7 +42,7 @@ from echox.tasks.base import TaskConfig
 DEFAULT_RECIPE = "echo_mini"
 FOLDERS_VARIABLE = "ECHOX_RECIPES"
 DEFAULT_FOLDER = "recipes"
-STAGES = ("s2t", "t2c", "echo")
+STAGES = ("align", "s2t", "t2c", "echo")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,12 +87,14 @@ class Recipe:
     """What turns speech into units and back."""
     corpus: DemoCorpusConfig | None = None
     """The corpus to synthesise before training; null where manifests are given."""
+    align: StagePlan | None = None
+    """Stage I, first half: the speech adapter learns to hear the language model's tokens."""
     s2t: StagePlan | None = None
-    """Speech to text."""
+    """Stage I: speech to text, the language model answers what it hears."""
     t2c: StagePlan | None = None
-    """Text to codec units."""
+    """Stage II: text to codec units."""
     echo: StagePlan | None = None
-    """Hidden states to codec units."""
+    """Stage III: the language model's hidden states to codec units."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -103,8 +105,8 @@ class Recipe:
             if stage not in STAGES:
                 raise ConfigError(f"no stage named {stage!r}{near(stage, STAGES)}; stages are {', '.join(STAGES)}")
         for stage in self.planned:
-            if getattr(self, stage) is None:
-                raise ConfigError(f"the recipe runs stage {stage!r} but has no plan for it; add '- _three_stages' to its defaults list or set {stage}.task")
+            if self.plan(stage) is None:
+                raise ConfigError(f"the recipe runs stage {stage!r} but has no plan for it; add '- _stages' to its defaults list or set {stage}.task")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdecimal():
             raise ConfigError(f"device {self.device!r} is unknown; use auto, cpu, cuda or cuda:N")
 
@@ -113,9 +115,9 @@ class Recipe:
         """The stages this run trains, in order."""
         return [self.stage] if self.stage else self.stages
 
-    def plan(self, stage: str) -> StagePlan:
+    def plan(self, stage: str) -> StagePlan | None:
         """The plan of a stage by its name."""
-        return {"s2t": self.s2t, "t2c": self.t2c, "echo": self.echo}[stage]
+        return {"align": self.align, "s2t": self.s2t, "t2c": self.t2c, "echo": self.echo}[stage]
 
 
 def recipe_folders(recipe_dirs: Sequence[str | Path] = ()) -> list[Path]:

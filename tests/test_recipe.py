@@ -85,7 +85,7 @@ def test_overrides(overrides, read, expected):
         ("encoder.mood=livly", "encoder.mood takes calm or lively, not 'livly'"),
         ("codec.gains.low=loud", "codec.gains.low takes a number, not 'loud'"),
         ("stages=s2t", "stages takes a list, each a text, not 's2t'"),
-        ("stages=[]", "stages is empty; name at least one of s2t, t2c, echo"),
+        ("stages=[]", "stages is empty; name at least one of align, s2t, t2c, echo"),
         ("stages=[s3t]", "no stage named 's3t'; did you mean 's2t'?"),
         ("stage=ecko", "no stage named 'ecko'; did you mean 'echo'?"),
         ("stage=echo", "the recipe runs stage 'echo' but has no plan for it"),
@@ -170,7 +170,7 @@ def test_a_missing_recipe_lists_those_there_are(monkeypatch):
 
 def test_building_blocks_are_not_listed(write):
     write("recipes/_block.yaml", "seed: 3")
-    assert "_block" not in list_recipes() and "_three_stages" not in list_recipes()
+    assert "_block" not in list_recipes() and "_stages" not in list_recipes()
 
 
 def test_plugin_folders_are_known_before_plugins_are(write):
