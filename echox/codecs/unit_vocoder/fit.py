@@ -23,7 +23,7 @@ from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
-from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody
+from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
 from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
 from echox.config import to_plain
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
@@ -44,8 +44,8 @@ class LanguageConfig:
 
     words: int = 2_000
     """Words of the unit language, single units included; 0 leaves each unit a word."""
-    kind: str = "bpe"
-    """"bpe" merges the commonest neighbours; "unigram" finds the most probable segmentation, and groups little on a small corpus."""
+    kind: str = "unigram"
+    """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
     longest: int = 8
     """Units in a word at most."""
 
@@ -72,7 +72,7 @@ class CodecFitConfig:
     """Audio encoded at once, seconds with padding."""
     held_out: float = 0.02
     """Share of the clips kept for the final measurements."""
-    prosody_steps: int = 400
+    prosody_steps: int = 300
     """Training steps of the durations, and of the melody."""
     mel_steps: int = 2_000
     """Training steps of the mel net at most."""
@@ -83,7 +83,7 @@ class CodecFitConfig:
     crop_frames: int = 64
     """Encoder frames of a crop the mel net learns from."""
     judge_from: float = 0.4
-    """Share of the mel steps after which the adversarial judge joins; 1 leaves it out and the mels smooth."""
+    """Share of the mel training after which the adversarial judge joins; 1 leaves it out and the mels smooth."""
     judge_weight: float = 0.2
     """Weight of the judge beside the absolute error."""
     judge_channels: int = 24
@@ -213,7 +213,7 @@ class _Fit:
             "mel": (
                 speaker.mel,
                 lambda: train_mel(
-                    speaker.mel, clips(), mel, config.crop_frames, judge, config.judge_from, config.judge_weight, config.seed, self._autocast
+                    speaker.mel, [with_told_voicing(clip, speaker.melody) for clip in clips()], mel, config.crop_frames, judge, config.judge_from, config.judge_weight, config.seed, self._autocast
                 ),
             ),
         }

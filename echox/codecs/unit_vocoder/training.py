@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,7 @@ def train_durations(net: Durations, clips: Sequence[Clip], effort: Effort, seed:
     """
     runs = [torch.unique_consecutive(clip.units, return_counts=True) for clip in clips]
 
-    def loss(rows: list[int]) -> Tensor:
+    def loss(rows: list[int], share: float) -> Tensor:
         units, keep = _padded([runs[row][0] for row in rows])
         frames, _ = _padded([runs[row][1] for row in rows])
         with autocast():
@@ -65,7 +66,7 @@ def train_melody(net: Melody, clips: Sequence[Clip], effort: Effort, crop_frames
     """Fit the pitch on random crops; returns as `train_durations`."""
     places = torch.Generator().manual_seed(seed)
 
-    def loss(rows: list[int]) -> Tensor:
+    def loss(rows: list[int], share: float) -> Tensor:
         crops = [_crop(clips[row], crop_frames, net.upsample.ratio, places) for row in rows]
         units, keep = _padded([crop.units for crop in crops])
         pitch_hz, fine_keep = _padded([crop.pitch_hz for crop in crops])
@@ -77,9 +78,9 @@ def train_melody(net: Melody, clips: Sequence[Clip], effort: Effort, crop_frames
 
 
 def train_mel(
-    net: MelNet, clips: Sequence[Clip], effort: Effort, crop_frames: int, judge: MelJudge, judge_from: int, judge_weight: float, seed: int, autocast: Autocast
+    net: MelNet, clips: Sequence[Clip], effort: Effort, crop_frames: int, judge: MelJudge, judge_from: float, judge_weight: float, seed: int, autocast: Autocast
 ) -> float:
-    """Fit the mel on random crops: absolute error first, the judge beside it from step `judge_from` on; returns as `train_durations`."""
+    """Fit the mel on random crops: absolute error first, the judge beside it after the share `judge_from` of the effort; returns as `train_durations`."""
     every_mel = torch.cat([clip.mel for clip in clips]).float()
     net.mean.copy_(every_mel.mean(0))
     net.deviation.copy_(every_mel.std(0).clamp(min=1e-3))
@@ -87,9 +88,8 @@ def train_mel(
     ratio = net.upsample.ratio
     places = torch.Generator().manual_seed(seed)
     judge_optimiser = torch.optim.AdamW(judge.parameters(), effort.rate / 2, betas=(0.5, 0.9))
-    step = itertools.count()
 
-    def loss(rows: list[int]) -> Tensor:
+    def loss(rows: list[int], share: float) -> Tensor:
         crops = [_crop(clips[row], crop_frames, ratio, places) for row in rows]
         units, keep = _padded([crop.units for crop in crops])
         pitch_hz, fine_keep = _padded([crop.pitch_hz for crop in crops])
@@ -98,11 +98,22 @@ def train_mel(
             made = net(units, pitch_hz, keep)
         shown = fine_keep[:, :, None]
         error = ((made - mel).abs() * shown).sum() / (shown.sum() * mel.shape[2])
-        if next(step) < judge_from:
+        if share < judge_from:
             return error
         return error + judge_weight * _judged(judge, judge_optimiser, mel * shown, made * shown, autocast)
 
     return _descend("mel", net, loss, _shuffled(len(clips), effort.batch, seed), effort)
+
+
+@torch.no_grad()
+def with_told_voicing(clip: Clip, melody: Melody) -> Clip:
+    """The clip with true pitch, but voiced just where the melody net says so.
+
+    True voicing tells which sound is spoken; a mel net that trusts it garbles sounds wherever the melody net errs.
+    """
+    told_hz = melody.pitch_hz(clip.units[None], torch.ones_like(clip.units[None], dtype=torch.bool))[0]
+    pitch_hz = torch.where((told_hz > 0) & (clip.pitch_hz > 0), clip.pitch_hz, told_hz)
+    return dataclasses.replace(clip, pitch_hz=pitch_hz)
 
 
 def _judged(judge: MelJudge, optimiser: torch.optim.Optimizer, real: Tensor, made: Tensor, autocast: Autocast) -> Tensor:
@@ -143,19 +154,19 @@ def _shuffled(count: int, batch: int, seed: int) -> Iterator[list[int]]:
         yield list(itertools.islice(rows, batch))
 
 
-def _descend(name: str, net: torch.nn.Module, loss_of: Callable[[list[int]], Tensor], batches: Iterator[list[int]], effort: Effort) -> float:
+def _descend(name: str, net: torch.nn.Module, loss_of: Callable[[list[int], float], Tensor], batches: Iterator[list[int]], effort: Effort) -> float:
     """AdamW with a warm-up and a cosine that reaches its end by steps or by time, whichever comes first."""
     optimiser = torch.optim.AdamW(net.parameters(), effort.rate, betas=(0.9, 0.98), weight_decay=0.01)
     recent: list[Tensor] = []
     began_s = time.monotonic()
     with tqdm(total=effort.steps, desc=name, unit="step", leave=False, disable=None) as bar:
         for step in range(effort.steps):
-            share = max(step / effort.steps, (time.monotonic() - began_s) / effort.limit_s)
+            share = _share(step / effort.steps, (time.monotonic() - began_s) / effort.limit_s)
             if share >= 1:
                 break
             for group in optimiser.param_groups:
                 group["lr"] = effort.rate * min(1.0, (step + 1) / 50) * _cosine(share)
-            loss = loss_of(next(batches))
+            loss = loss_of(next(batches), share)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -165,6 +176,11 @@ def _descend(name: str, net: torch.nn.Module, loss_of: Callable[[list[int]], Ten
                 bar.set_postfix(loss=f"{torch.stack(recent).mean():.3f}", refresh=False)
             bar.update()
     return float(torch.stack(recent).mean()) if recent else float("nan")
+
+
+def _share(by_steps: float, by_time: float) -> float:
+    """How much of the effort is done; the clock counts only where it runs ahead, so that a fit in good time is repeatable."""
+    return by_time if by_time > by_steps + 0.02 else by_steps
 
 
 def _cosine(share: float) -> float:
