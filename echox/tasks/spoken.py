@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ class SpokenData:
         self.cache = ArrayCache(self.folder, encoder.fingerprint())
         headers = {clip_key(path): (path, audio_header(path)) for path in clips}
         costs = [round(header.duration_s * 100) for _, header in headers.values()]
-        device = next(encoder.parameters()).device
+        # An encoder of signal processing alone has no parameters; one without buffers either computes where the audio is.
+        device = next((tensor.device for tensor in chain(encoder.parameters(), encoder.buffers())), torch.device("cpu"))
 
         def compute(keys: list[str]) -> list[Tensor]:
             wave = pad_waveforms([load_audio(headers[key][0], encoder.rate_hz) for key in keys], encoder.rate_hz).to(device)
