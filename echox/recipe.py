@@ -87,6 +87,12 @@ class Recipe:
     """What turns speech into units and back."""
     corpus: DemoCorpusConfig | None = None
     """The corpus to synthesise before training; null where manifests are given."""
+    codec_speech: list[str] = field(default_factory=list)
+    """Manifests whose assistant audio the codec is fitted to, where it needs fitting and is not fitted yet."""
+    units: list[str] = field(default_factory=list)
+    """Manifests whose assistant audio is encoded before T2C: NAME.jsonl becomes NAME.units.jsonl."""
+    report: bool = False
+    """Score the finished run on the corpus's test questions, and write the answers to listen to."""
     align: StagePlan | None = None
     """Stage I, first half: the speech adapter learns to hear the language model's tokens."""
     s2t: StagePlan | None = None

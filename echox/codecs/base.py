@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from echox.errors import ConfigError
 from echox.registry import Registry
 from echox.signals import Units, Waveform
 
@@ -47,6 +50,22 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def word_count(self) -> int:
         """Size of the unit language; equal to `vocab_size` where a word is a unit."""
+
+    @classmethod
+    def is_ready(cls, config: CodecConfig) -> bool:
+        """Whether the codec can be built; a codec that is fitted to a voice first says here whether that is done."""
+        return True
+
+    @classmethod
+    def fit(cls, config: CodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+        """Fit what must be fitted before the codec can be built; resumable.
+
+        Args:
+            clips: recordings of the voice it shall speak with, samples [T] at the codec's rate, read lazily.
+        Raises:
+            ConfigError: this codec needs no fitting.
+        """
+        raise ConfigError(f"{cls.__name__} comes ready made and cannot be fitted")
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echox.backbones.base import Backbone
+from echox.backbones.base import Backbone, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,15 @@ def _cut(ids: Tensor, hidden: Tensor, done: Tensor, backbone: Backbone) -> Spoke
     size = max(1, int(lengths.max()))
     past = torch.arange(size, device=ids.device)[None] >= lengths[:, None]
     return SpokenText(ids[:, :size].masked_fill(past, backbone.pad_id), hidden[:, :size], lengths, done)
+
+
+@torch.no_grad()
+def answer_typed(backbone: Backbone, questions: list[str], max_tokens: int = 40, temperature: float = 0.0, seed: int | None = None) -> list[str]:
+    """The language model's answers to typed questions, in one batch."""
+    prompts = [backbone.prompt([Turn("user", question)])[0] for question in questions]
+    width = max(map(len, prompts))
+    device = backbone.head_rows().device
+    ids = torch.tensor([[*prompt, *[backbone.pad_id] * (width - len(prompt))] for prompt in prompts], device=device)
+    mask = torch.arange(width, device=device)[None] < torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
+    said = greedy_text(backbone, backbone.embed(ids), mask, max_tokens, temperature, seed)
+    return [backbone.detokenize(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]

@@ -1,0 +1,133 @@
+"""A recipe from its first step to its last: corpus, codec, units, the stages one after the other, the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from echox import checkpoint
+from echox.backbones.base import BACKBONES, Backbone
+from echox.codecs.base import CODECS
+from echox.corpora.demo import build_demo_corpus
+from echox.corpora.units import UnitsConfig, write_units
+from echox.criteria.base import CRITERIA
+from echox.data.audio import load_audio
+from echox.data.manifest import OnBroken, read_manifests
+from echox.engine.config import Precision
+from echox.engine.distribution import World, join
+from echox.engine.precision import uses_bf16
+from echox.engine.progress import say
+from echox.engine.trainer import train
+from echox.errors import CheckpointError, ConfigError
+from echox.models.decoding import answer_typed
+from echox.recipe import STAGES, Recipe, freeze
+from echox.tasks.base import TASKS, Parts, StageContext
+
+ANSWER_BATCH = 64
+
+
+def run_recipe(recipe: Recipe) -> None:
+    """Do whatever of the recipe is not done yet; safe to stop in any way and to call again.
+
+    Raises:
+        EchoxError: something the recipe asks for does not fit or cannot be had.
+    """
+    world, device = join(), _device(recipe)
+    began_s = time.monotonic()
+    with world.main_first():
+        _prepare(recipe, device, world)
+    for stage in recipe.planned:
+        _train_stage(recipe, stage, device)
+    if recipe.report and not recipe.stage and world.is_main:
+        _report(recipe, device)
+    if world.is_main:
+        say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.device != "auto":
+        if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device is {recipe.device}, but torch sees no GPU here; use device=cpu or device=auto")
+        return torch.device(recipe.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
+    """Corpus, codec and units: made by the first rank, found ready by the others."""
+    bf16 = uses_bf16(Precision.auto, device)
+    if recipe.corpus is not None:
+        build_demo_corpus(recipe.corpus, _own_answers(recipe, device, bf16))
+    if not {"t2c", "echo"} & set(recipe.planned):
+        return
+    codec_type = CODECS.entry_of(recipe.codec).implementation
+    if not codec_type.is_ready(recipe.codec) and world.is_main:
+        codec_type.fit(recipe.codec, SpeechClips(recipe.codec_speech), device)
+    if recipe.units and "t2c" in recipe.planned and world.is_main:
+        codec = CODECS.build(recipe.codec).to(device)
+        write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
+
+
+def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[list[str], int | None], list[str]]:
+    """Typed questions -> the backbone's answers; the backbone is loaded at the first call."""
+    loaded: list[Backbone] = []
+
+    def answer(questions: list[str], seed: int | None) -> list[str]:
+        if not loaded:
+            loaded.append(BACKBONES.build(recipe.backbone).to(device).eval())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return answer_typed(loaded[0], questions, temperature=0.0 if seed is None else 1.0, seed=seed)
+
+    return answer
+
+
+class SpeechClips(Sequence[Tensor]):
+    """The assistant's recordings of manifests, read when asked for."""
+
+    def __init__(self, manifests: Sequence[str], rate_hz: int = 16_000) -> None:
+        if not manifests:
+            raise ConfigError("the codec is not fitted and codec_speech names no manifest to fit it to; set codec_speech=[...] or codec.folder")
+        rows = read_manifests(manifests, on_broken=OnBroken.skip)
+        self.rate_hz = rate_hz
+        self.paths = [row.answer.audio for row in rows if row.answer is not None and row.answer.audio is not None]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return load_audio(self.paths[index], self.rate_hz)
+
+
+def _train_stage(recipe: Recipe, stage: str, device: torch.device) -> Path:
+    plan = recipe.plan(stage)
+    run_dir = Path(recipe.run_dir)
+    entry = TASKS.entry_of(plan.task)
+    context = StageContext(
+        parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
+        seed=recipe.seed,
+        cache_dir=Path(recipe.cache_dir),
+        parents={parent: _finished(run_dir, parent) for parent in entry.implementation.parents},
+        device=device,
+        bf16=uses_bf16(plan.train.precision, device),
+    )
+    task = TASKS.build(plan.task, context)
+    criterion = CRITERIA.build(plan.criterion)
+    return train(task, criterion, plan.train, run_dir=run_dir / stage, stage=stage, seed=recipe.seed, device=device, recipe_dict=freeze(recipe))
+
+
+def _finished(run_dir: Path, stage: str) -> Path:
+    folder = run_dir / stage / "final"
+    if not folder.exists():
+        before = ", ".join(STAGES[: STAGES.index(stage) + 1])
+        raise CheckpointError(f"{folder} does not exist: train the stage {stage!r} first (stages come in the order {before}), or set run_dir to a run that has it")
+    checkpoint.verify(folder)
+    return folder
+
+
+def _report(recipe: Recipe, device: torch.device) -> None:
+    from echox.evaluation.report import EvaluateConfig, evaluate
+
+    evaluate(EvaluateConfig(run=recipe.run_dir, corpus=recipe.corpus.folder, device=str(device)))
