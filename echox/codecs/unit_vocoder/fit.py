@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -101,7 +103,7 @@ def fit_codec(config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cp
     """Fit a codec to recordings of the voice it shall speak with, and write it to `config.folder`.
 
     Args:
-        clips: samples [T] float32 in [-1, 1] at the encoder's rate, one tensor a recording; a lazy sequence is read three times.
+        clips: samples [T] float32 in [-1, 1] at the encoder's rate, one tensor a recording; a lazy sequence is read a few times.
         device: of the encoder, the clustering and the nets.
     Returns:
         what was measured on the held-out clips, rates and seconds per phase; `config.json` holds it too.
@@ -151,15 +153,19 @@ class _Fit:
     def _kept(self, phase: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A phase's tensors, from the work folder if an earlier run left them there."""
         path = self.work / f"{phase}.safetensors"
-        if not path.is_file():
-            began_s = time.monotonic()
-            unfinished = path.with_suffix(".unfinished")
-            made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-            self.seconds[phase] = round(time.monotonic() - began_s, 1)
-            save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
-            os.replace(unfinished, path)
-            return made
-        return load_file(path)
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                self.seconds[phase] = float(file.metadata()["seconds"])
+            tqdm.write(f"codec: {phase} kept from an earlier run", file=sys.stderr)
+            return load_file(path)
+        began_s = time.monotonic()
+        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        self.seconds[phase] = round(time.monotonic() - began_s, 1)
+        unfinished = path.with_suffix(".unfinished")
+        save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
+        os.replace(unfinished, path)
+        tqdm.write(f"codec: {phase} took {self.seconds[phase]} s", file=sys.stderr)
+        return made
 
     def _features(self) -> dict[str, Tensor]:
         """Clip row -> features [F, D] float16; clips of about equal length are encoded together."""
