@@ -9,8 +9,10 @@ from typing import Any
 
 from echox.assets import CATALOGUE, asset_folder
 from echox.config import near
+from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
+from echox.preparation import EncodeUnitsConfig, FitCodecConfig, encode_units, fit_codec, make_corpus
 from echox.scaffold import ScaffoldConfig, write_plugin
 from echox_cli import completion
 from echox_cli.arguments import split
@@ -44,6 +46,9 @@ class Command:
 
 COMMANDS = {
     "manifest": Command(ManifestCheckConfig, check_manifest, "path"),
+    "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
+    "codec": Command(FitCodecConfig, fit_codec, "manifests"),
+    "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "plugin": Command(ScaffoldConfig, write_plugin, "name"),
 }

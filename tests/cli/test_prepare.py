@@ -1,7 +1,10 @@
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 from echox_cli import prepare
 
@@ -24,6 +27,12 @@ def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
         (["plugin", "whisper"], "encoder 'whisper' is already registered by echox.encoders.whisper"),
         (["plugin", "a", "b"], "one name is taken, not 2: a b"),
         (["assets", "whisper_bas"], "no asset named 'whisper_bas'; did you mean"),
+        (["units", "nowhere.jsonl"], "codec has no value; set codec=NAME, one of kmeans"),
+        (["units", "nowhere.jsonl", "codec=kmens"], "no codec named 'kmens'; did you mean 'kmeans'?"),
+        (["units", "nowhere.jsonl", "codec=kmeans", "codec.folder=random"], "nowhere.jsonl"),
+        (["units", "a.jsonl", "codec=kmeans", "codec.folder=gone"], "gone"),
+        (["units", "a.jsonl", "codec=kmeans", "device=tpu"], "device 'tpu' is unknown"),
+        (["corpus", "share=0"], "share"),
         (["manifest"], "echox-prepare manifest: "),
         (["manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["manifest", "path=x", "chek_audio=false"], "no field 'chek_audio' in ManifestCheckConfig; did you mean 'check_audio'?"),
@@ -51,3 +60,19 @@ def test_help_lists_the_commands(capsys):
 def test_every_command_explains_itself(house, capsys, command):
     assert prepare.main([command, "--help"]) == 0
     assert f"usage: echox-prepare {command}" in capsys.readouterr().out
+
+
+def test_units_are_written_beside_a_manifest(house, capsys):
+    folder = house / "clips"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    turns = [{"from": "user", "value": "Speak."}, {"from": "assistant", "value": "Yes.", "audio": "a.wav"}]
+    (folder / "speech.jsonl").write_text(json.dumps({"id": "row", "conversations": turns}) + "\n", encoding="utf-8")
+    assert prepare.main(["units", "clips/speech.jsonl", "codec=kmeans", "codec.folder=random"]) == 0
+    assert capsys.readouterr().out == "clips/speech.units.jsonl\n"
+    assert json.loads((folder / "speech.units.jsonl").read_text(encoding="utf-8"))["codec"]
+
+
+def test_a_codec_that_needs_no_fitting_is_left_alone(house, capsys):
+    assert prepare.main(["codec", "codec=kmeans", "codec.folder=random"]) == 0
+    assert "nothing was done" in capsys.readouterr().out
