@@ -165,7 +165,13 @@ def _hydra_compose(config_name: str | None, overrides: list[str], folders: Seque
     GlobalHydra.instance().clear()
     with warnings.catch_warnings(), hydra.initialize(version_base="1.3", config_path=None):
         warnings.simplefilter("ignore")
-        return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{search_path}]", *overrides])
+        try:
+            return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{search_path}]", *overrides])
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+            raise
+        # Hydra checks the shape of defaults lists with plain Python errors.
+        except (ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
 
 
 def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) -> None:
@@ -249,9 +255,6 @@ def _explained(tree: DictConfig, where: str, folders: Sequence[Path] = ()) -> It
         raise ConfigError(f"{where}not valid YAML{place}: {error.problem or error.context}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{where}{_sentence(tree, error)}") from error
-    # Hydra checks the shape of defaults lists with plain Python errors.
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{where}{' '.join(str(error).split())}") from error
 
 
 def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> str:

@@ -85,7 +85,9 @@ class Registry(Mapping[str, Entry[T]]):
                 f"{self.kind} {name!r}: its config {config_type.__name__} must be a dataclass that inherits {self.config_base.__name__}"
             )
         if "name" in (f.name for f in dataclasses.fields(config_type)):
-            raise PluginError(f"{self.kind} {name!r}: {config_type.__name__} may not have a field called 'name'; that key holds {name!r} in checkpoints")
+            raise PluginError(
+                f"{self.kind} {name!r}: {config_type.__name__} may not have a field called 'name'; that key holds {name!r} in checkpoints"
+            )
         origin = _origin.get() or config_type.__module__
         for taken in (self._entries.get(name), self._by_type.get(config_type)):
             if taken is not None:
@@ -143,7 +145,8 @@ class Registry(Mapping[str, Entry[T]]):
         """
         entry = self._by_type.get(type(config))
         if entry is None:
-            raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {', '.join(sorted(self._entries))}{failures()}")
+            known = ", ".join(sorted(self._entries)) or "none"
+            raise PluginError(f"{type(config).__name__} is not the config of any registered {self.kind}; known: {known}{failures()}")
         # Whoever uses a doubtful name must not silently get the part that happened to load first.
         if entry.name in self._contested:
             raise PluginError(f"{self._contest(entry, self._contested[entry.name])}; rename one of them")

@@ -45,8 +45,8 @@ def write_plugin(config: ScaffoldConfig) -> None:
     Raises:
         ConfigError: the name is taken, or a file is already there.
     """
-    if config.name in REGISTRIES[config.kind]:
-        raise ConfigError(f"{config.kind} {config.name!r} is already registered by {REGISTRIES[config.kind][config.name].origin}; choose another name")
+    if taken := REGISTRIES[config.kind].get(config.name):
+        raise ConfigError(f"{config.kind} {config.name!r} is already registered by {taken.origin}; choose another name")
     folder = Path(config.folder)
     module = f"{config.name}_{config.kind}"
     names = {"name": config.name, "module": module, "Name": "".join(word.capitalize() for word in config.name.split("_"))}

@@ -101,7 +101,13 @@ def _recipe_dirs(arguments: Arguments) -> list[str]:
     return [arguments.options["--config-path"]] if "--config-path" in arguments.options else []
 
 
-def run_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str] | None = None, positional: str | None = None) -> int:
+def run_door(
+    program: str,
+    config_type: type[C],
+    function: Callable[[C], object],
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> int:
     """A door whose config is one dataclass: `program field=value ...`; its docstring and field docs are the help.
 
     Args:
@@ -111,7 +117,13 @@ def run_door(program: str, config_type: type[C], function: Callable[[C], object]
     return guarded(program, lambda: _config_door(program, config_type, function, sys.argv[1:] if argv is None else argv, positional))
 
 
-def _config_door(program: str, config_type: type[C], function: Callable[[C], object], argv: Sequence[str], positional: str | None) -> object:
+def _config_door(
+    program: str,
+    config_type: type[C],
+    function: Callable[[C], object],
+    argv: Sequence[str],
+    positional: str | None,
+) -> object:
     arguments = split(argv, takes_recipe=False)
     if answered_at_once(program, arguments, lambda line: completion.config_candidates(config_type, line)):
         return 0

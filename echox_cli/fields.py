@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -31,10 +32,12 @@ def _default(field: dataclasses.Field) -> str:
         return "<required>"
     plain = to_plain(value)
     if isinstance(plain, dict):
-        return str(plain["name"]) if "name" in plain else "{}" if not plain else "{...}"
+        return str(plain.get("name", "{...}" if plain else "{}"))
     if isinstance(plain, list):
         return f"[{','.join(map(str, plain))}]"
-    return {None: "null", True: "true", False: "false"}.get(plain, str(plain)) if plain is None or isinstance(plain, bool) else str(plain)
+    if plain is None or isinstance(plain, bool):
+        return json.dumps(plain)
+    return str(plain)
 
 
 def summary(text: str | None) -> str:
