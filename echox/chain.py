@@ -24,10 +24,11 @@ from echox.engine.progress import say
 from echox.engine.trainer import train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
+from echox.models.frozen import halve_frozen
 from echox.recipe import STAGES, Recipe, freeze
 from echox.tasks.base import TASKS, Parts, StageContext
 
-ANSWER_BATCH = 64
+ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
 def run_recipe(recipe: Recipe) -> None:
@@ -78,8 +79,10 @@ def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[
     def answer(questions: list[str], seed: int | None) -> list[str]:
         if not loaded:
             loaded.append(BACKBONES.build(recipe.backbone).to(device).eval())
+            if bf16:
+                halve_frozen(loaded[0])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return answer_typed(loaded[0], questions, temperature=0.0 if seed is None else 1.0, seed=seed)
+            return answer_typed(loaded[0], questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed)
 
     return answer
 

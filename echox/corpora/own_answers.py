@@ -12,7 +12,7 @@ AnswerQuestions = Callable[[list[str], int | None], list[str]]
 """Questions and a seed (None for greedy) -> one whole answer each."""
 
 # Questions per call: what an interruption can lose.
-CHUNK = 64
+CHUNK = 128
 
 
 class OwnAnswers:

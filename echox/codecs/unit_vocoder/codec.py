@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
 from echox.codecs.unit_vocoder.kmeans import nearest
 from echox.codecs.unit_vocoder.language import UnitLanguage
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
@@ -40,6 +42,8 @@ class KMeansCodecConfig(CodecConfig):
     """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never fitted, for tests."""
     random_units: int = 32
     """Number of units of the random codec."""
+    fit: CodecFitConfig = field(default_factory=CodecFitConfig)
+    """How it is fitted where the folder is not there yet; `folder` above decides where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,17 @@ class KMeansCodec(Codec):
         self._fingerprint = content.fingerprint
         self.requires_grad_(False).eval()
 
+    @classmethod
+    def is_ready(cls, config: KMeansCodecConfig) -> bool:
+        return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
+
+    @classmethod
+    def fit(cls, config: KMeansCodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+        # Imported here because fitting builds on this module.
+        from echox.codecs.unit_vocoder.fit import fit_codec
+
+        fit_codec(dataclasses.replace(config.fit, folder=config.folder), clips, str(device))
+
     def train(self, mode: bool = True) -> KMeansCodec:
         return super().train(False)  # frozen
 
@@ -100,6 +115,8 @@ class KMeansCodec(Codec):
     def decode(self, units: Units) -> Waveform:
         """Merged units [B, U] -> samples [B, T], T = encoder frames * samples per frame; an empty row has length 0.
 
+        It follows an autocast context: bfloat16 halves the time on a CPU that multiplies it.
+
         Raises:
             SignalError: a unit is not one of the codec's.
         """
@@ -112,9 +129,17 @@ class KMeansCodec(Codec):
         mel = F.pad(mel, (0, 0, 0, REACH_FRAMES))
         silence = torch.log(torch.tensor(self.vocoder.recipe.clamp_min, device=mel.device))
         mel = torch.where(valid_mask(lengths, mel.shape[1])[:, :, None], mel, silence)
-        samples = self.vocoder(mel).float()[:, : int(lengths.max()) * hop]
+        samples = self._vocode(mel, lengths + REACH_FRAMES)[:, : int(lengths.max()) * hop]
         lengths = lengths * hop
         return Waveform(samples * valid_mask(lengths, samples.shape[1]), lengths, self.rate_hz)
+
+    def _vocode(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """mel [B, F, M], lengths [B] frames -> [B, F * hop]."""
+        if mel.device.type != "cpu":
+            return self.vocoder(mel).float()
+        # A CPU gains nothing from a batch here, and would work on its padding too.
+        rows = [self.vocoder(row[None, :count])[0].float() for row, count in zip(mel, lengths.tolist(), strict=True)]
+        return pad_sequence(rows, batch_first=True)
 
     def _check(self, units: Units) -> None:
         real = units.ids[valid_mask(units.lengths, units.ids.shape[1])]

@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder, write_whole
+from echox.codecs.unit_vocoder.fit_config import CodecFitConfig, LanguageConfig
 from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
 from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.mel import MelJudge
@@ -28,75 +28,12 @@ from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
 from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
 from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
 from echox.config import to_plain
-from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
+from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ConfigError, SignalError
 from echox.signals import Units, Waveform
 
 WORK_FOLDER = ".fitting"
 KEY_FILE = "key.json"
-
-
-def _whisper_base_layer_4() -> EncoderConfig:
-    return ENCODERS.parse({"name": "whisper", "weights": "whisper_base", "layers": 4})
-
-
-@dataclass(kw_only=True, slots=True)
-class LanguageConfig:
-    """How units are grouped into words."""
-
-    words: int = 2_000
-    """Words of the unit language, single units included; 0 leaves each unit a word."""
-    kind: str = "unigram"
-    """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
-    longest: int = 8
-    """Units in a word at most."""
-
-
-@dataclass(kw_only=True, slots=True)
-class CodecFitConfig:
-    """What `echox-prepare codec` fits."""
-
-    folder: str = "codec"
-    """Where the codec is written; an interrupted fit goes on from what is there."""
-    encoder: EncoderConfig = field(default_factory=_whisper_base_layer_4)
-    """The encoder whose features become units."""
-    vocoder: str = "hifigan_16k"
-    """Catalogue name or folder of HiFi-GAN weights; "griffin_lim" needs no weights, "random" is for tests."""
-    units: int = 512
-    """Number of clusters, the size of the unit vocabulary."""
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-    """The unit language."""
-    sizes: SpeakerSizes = field(default_factory=SpeakerSizes)
-    """Sizes of the nets."""
-    seed: int = 0
-    """Of the clustering, the initial weights and the batches."""
-    batch_s: float = 60.0
-    """Audio encoded at once, seconds with padding."""
-    held_out: float = 0.02
-    """Share of the clips kept for the final measurements."""
-    prosody_steps: int = 300
-    """Training steps of the durations, and of the melody."""
-    mel_steps: int = 2_000
-    """Training steps of the mel net at most."""
-    mel_limit_s: float = 240.0
-    """The mel net is finished when this many seconds have passed, however many steps that was."""
-    batch: int = 16
-    """Clips or crops in a training step."""
-    crop_frames: int = 64
-    """Encoder frames of a crop the mel net learns from."""
-    judge_from: float = 0.4
-    """Share of the mel training after which the adversarial judge joins; 1 leaves it out and the mels smooth."""
-    judge_weight: float = 0.2
-    """Weight of the judge beside the absolute error."""
-    judge_channels: int = 24
-    """Width of the judge."""
-
-    def __post_init__(self) -> None:
-        wrong = [name for name in ("units", "batch", "crop_frames", "prosody_steps", "mel_steps") if getattr(self, name) < 1]
-        if wrong:
-            raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out is {self.held_out}; use a share between 0 and 1, such as 0.02")
 
 
 def fit_codec(config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cpu") -> dict[str, Any]:

@@ -152,7 +152,9 @@ class HifiGan(Vocoder):
             states = up(F.leaky_relu(states, self.slope))
             blocks = self.resblocks[stage * per_stage : (stage + 1) * per_stage]
             states = sum(block(states) for block in blocks) / per_stage
-        return torch.tanh(self.conv_post(F.leaky_relu(states, self.final_slope)))[:, 0]
+        # Eight bits of mantissa in the last convolution would be heard as noise.
+        with torch.autocast(mel.device.type, enabled=False):
+            return torch.tanh(self.conv_post(F.leaky_relu(states.float(), self.final_slope)))[:, 0]
 
 
 class _ResidualBlock(nn.Module):

@@ -1,0 +1,72 @@
+"""What the embedded codec is fitted with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from echox.codecs.unit_vocoder.speaker import SpeakerSizes
+from echox.encoders.base import ENCODERS, EncoderConfig
+from echox.errors import ConfigError
+
+
+def _whisper_base_layer_4() -> EncoderConfig:
+    return ENCODERS.parse({"name": "whisper", "weights": "whisper_base", "layers": 4})
+
+
+@dataclass(kw_only=True, slots=True)
+class LanguageConfig:
+    """How units are grouped into words."""
+
+    words: int = 2_000
+    """Words of the unit language, single units included; 0 leaves each unit a word."""
+    kind: str = "unigram"
+    """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
+    longest: int = 8
+    """Units in a word at most."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CodecFitConfig:
+    """What `echox-prepare codec` fits."""
+
+    folder: str = "codec"
+    """Where the codec is written; an interrupted fit goes on from what is there."""
+    encoder: EncoderConfig = field(default_factory=_whisper_base_layer_4)
+    """The encoder whose features become units."""
+    vocoder: str = "hifigan_16k"
+    """Catalogue name or folder of HiFi-GAN weights; "griffin_lim" needs no weights, "random" is for tests."""
+    units: int = 512
+    """Number of clusters, the size of the unit vocabulary."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """The unit language."""
+    sizes: SpeakerSizes = field(default_factory=SpeakerSizes)
+    """Sizes of the nets."""
+    seed: int = 0
+    """Of the clustering, the initial weights and the batches."""
+    batch_s: float = 60.0
+    """Audio encoded at once, seconds with padding."""
+    held_out: float = 0.02
+    """Share of the clips kept for the final measurements."""
+    prosody_steps: int = 300
+    """Training steps of the durations, and of the melody."""
+    mel_steps: int = 2_000
+    """Training steps of the mel net at most."""
+    mel_limit_s: float = 240.0
+    """The mel net is finished when this many seconds have passed, however many steps that was."""
+    batch: int = 16
+    """Clips or crops in a training step."""
+    crop_frames: int = 64
+    """Encoder frames of a crop the mel net learns from."""
+    judge_from: float = 0.4
+    """Share of the mel training after which the adversarial judge joins; 1 leaves it out and the mels smooth."""
+    judge_weight: float = 0.2
+    """Weight of the judge beside the absolute error."""
+    judge_channels: int = 24
+    """Width of the judge."""
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in ("units", "batch", "crop_frames", "prosody_steps", "mel_steps") if getattr(self, name) < 1]
+        if wrong:
+            raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out is {self.held_out}; use a share between 0 and 1, such as 0.02")
