@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from echox.generation.generate import GenerateConfig, generate
+from echox.generation.manifest_run import GenerateConfig, generate
 from echox_cli.door import run_door
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,10 @@ class Backbone(nn.Module, ABC):
         Returns:
             n + 1 id lists for n audios: audio i belongs between lists i and i + 1.
         """
+
+    def as_pretrained(self) -> AbstractContextManager[None]:
+        """Inside, the model as it came, without what echox trained on top (LoRA); the default trains nothing on top."""
+        return nullcontext()
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +97,23 @@ class HubBackbone(Backbone):
         messages = [{"role": turn.role, "content": (AUDIO_MARK if turn.has_audio else "") + turn.text} for turn in turns]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return [self.tokenize(piece) for piece in text.split(AUDIO_MARK)]
+
+    @contextmanager
+    def as_pretrained(self) -> Iterator[None]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            # Switching adapters sets this flag too, and not always back to what it was.
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([self._origin, self.config.system]).encode()).hexdigest()[:16]

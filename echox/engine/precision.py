@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from echox.device import multiplies_bf16_fast
 from echox.engine.config import Precision
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
     """True if forward passes on `device` run under bfloat16 autocast."""
     if precision is Precision.auto:
-        return _multiplies_bf16_fast(device)
+        return multiplies_bf16_fast(device)
     return precision is Precision.bf16
-
-
-def _multiplies_bf16_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # AVX512-BF16 or AMX multiply bfloat16 in hardware; a CPU without either emulates it, slower than float32.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

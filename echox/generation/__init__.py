@@ -1,1 +1,1 @@
-"""Generation: from a spoken question to a spoken answer."""
+"""Generation: from a question's waveform, or a typed text, to an answer that is heard."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echox.backbones.base import Backbone
 from echox.models.spelling import TextRows
-from echox.models.unit_decoder import UnitDecoder
+from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,3 +63,9 @@ class TextVoice(nn.Module):
     def speak(self, ids: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
         """Token ids [B, S] -> unit-language words per row, greedy."""
         return self.decoder.generate(self.rows(ids), lengths, max_words)
+
+
+def join_voice(decoder: UnitDecoderConfig, spelling_channels: int, backbone: Backbone, word_count: int) -> TextVoice:
+    """An untrained voice over a backbone's text rows that speaks `word_count` unit-language words."""
+    rows = TextRows(backbone.head_rows(), backbone.token_texts(), spelling_channels)
+    return TextVoice(rows, UnitDecoder(decoder, rows.hidden_size, word_count))

@@ -136,6 +136,13 @@ def runs(best: Tensor, real: Tensor, dropped: int | None) -> tuple[Tensor, Tenso
     return first, torch.where(kept, first.long().cumsum(1) - 1, -1)
 
 
+def ctc_tokens(logits: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Greedy CTC: logits [A, F, C], blank last -> indices per clip, repeats merged, blanks dropped."""
+    best = logits.argmax(-1)
+    first, _ = runs(best, valid_mask(lengths, best.shape[1]), logits.shape[2] - 1)
+    return [row[keep].tolist() for row, keep in zip(best, first)]
+
+
 def run_means(values: Tensor, run: Tensor, size: int) -> Tensor:
     """Mean of the frames of each run: values [B, F, H], run [B, F] (-1 for none) -> [B, size, H], zeros where no run is."""
     B, N, H = values.shape

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
 from echox.encoders.base import Encoder
-from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter
+from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
 from echox.signals import Features, Waveform
 
 AUDIO = -200  # stands in prompt ids where a clip's vectors go
@@ -49,6 +49,13 @@ class SpeechLLM(nn.Module):
             clip_rows: [A] the row each clip belongs to, ascending.
         """
         return splice(ids, self.backbone.embed(ids.clamp(min=0)), speech.vectors, speech.lengths, clip_rows)
+
+
+def join_speech_llm(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
+    """Encoder and language model with an untrained adapter between them, whose CTC emits `token_ids` [C-1]."""
+    with torch.no_grad():
+        rows = backbone.embed(token_ids)
+    return SpeechLLM(encoder, SpeechAdapter(adapter, encoder.dim, token_ids, rows), backbone)
 
 
 def splice(ids: Tensor, embedded: Tensor, vectors: Tensor, lengths: Tensor, clip_rows: Tensor) -> Prompted:

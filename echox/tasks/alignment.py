@@ -15,8 +15,8 @@ from echox.criteria.base import AlignmentOutputs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ManifestError
-from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, runs
-from echox.signals import Batch, Features, valid_mask
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
+from echox.signals import Batch, Features
 from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
 
@@ -151,10 +151,3 @@ def token_index(token_ids: Tensor, vocab_size: int) -> list[int]:
 def known_indices(index: Sequence[int], token_ids: Iterable[int]) -> list[int]:
     """CTC targets of a text; tokens that CTC cannot emit are left out."""
     return [index[token] for token in token_ids if index[token] >= 0]
-
-
-def ctc_tokens(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Greedy CTC: logits [A, F, C], blank last -> indices per clip, repeats merged, blanks dropped."""
-    best = logits.argmax(-1)
-    first, _ = runs(best, valid_mask(lengths, best.shape[1]), logits.shape[2] - 1)
-    return [row[keep].tolist() for row, keep in zip(best, first)]

@@ -18,8 +18,7 @@ from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
 from echox.errors import ManifestError
-from echox.models.denoising import TextVoice
-from echox.models.spelling import TextRows
+from echox.models.denoising import TextVoice, join_voice
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
@@ -87,8 +86,7 @@ class Utterances(Examples):
 
 def build_voice(config: TextUnitsTaskConfig, backbone: Backbone, codec: Codec) -> TextVoice:
     """The untrained T2C model over a backbone's text rows and a codec's unit language."""
-    rows = TextRows(backbone.head_rows(), backbone.token_texts(), config.spelling_channels)
-    return TextVoice(rows, UnitDecoder(config.decoder, rows.hidden_size, codec.word_count))
+    return join_voice(config.decoder, config.spelling_channels, backbone, codec.word_count)
 
 
 @TASKS.register("t2c", TextUnitsTaskConfig)

@@ -1,0 +1,312 @@
+"""Spoken questions in, spoken answers out: encoder -> adapter -> language model -> denoiser -> units -> waveform."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from echox.backbones.base import Backbone, Turn
+from echox.codecs.base import Codec
+from echox.data.audio import pad_waveforms
+from echox.device import device_named, multiplies_bf16_fast
+from echox.errors import SignalError
+from echox.generation.restoring import backbone_of, check_codec, codec_of, echo_of, load_stage, speech_llm_of, voice_of
+from echox.models.decoding import SpokenText, answer_typed, greedy_text
+from echox.models.denoising import TextVoice
+from echox.models.echo import EchoModel
+from echox.models.frozen import halve_frozen
+from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
+from echox.models.speech_llm import AUDIO, PAD, SpeechLLM
+from echox.signals import Features, Units, Waveform
+
+USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation that waits for an answer."""
+
+    turns: tuple[Turn, ...]
+    clips: tuple[Tensor, ...] = ()  # samples [T] at the encoder's rate, one for each turn that has audio
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered, and what it sounds like."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    heard: str = ""  # what the adapter's CTC read from the last clip
+    heard_ids: tuple[int, ...] = ()  # the same, as the language model's tokens
+    units: tuple[int, ...] = ()
+    samples: Tensor | None = None  # [T] float32 on the CPU; None where nothing was spoken
+    rate_hz: int = 0
+    timings_s: dict[str, float] = field(default_factory=dict)  # seconds of each part, for the whole batch
+    batch: int = 1  # rows that shared those seconds
+
+    @property
+    def seconds(self) -> float:
+        """Length of the speech."""
+        return 0.0 if self.samples is None else len(self.samples) / self.rate_hz
+
+
+class _Clock:
+    """Seconds spent in each part of one batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began_s = self._now_s()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + self._now_s() - began_s, 4)
+
+    def _now_s(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Turns unit-language words into sound."""
+
+    codec: Codec
+    max_words: int = 1024
+
+    @torch.no_grad()
+    def sound(self, words: Sequence[Sequence[int]], clock: _Clock) -> tuple[list[tuple[int, ...]], list[Tensor | None]]:
+        """Words per row -> units per row, and samples [T] per row (None where there is nothing to hear)."""
+        rows = [tuple(self.codec.units_of(list(row))) for row in words]
+        with clock.part("codec"):
+            lengths = torch.tensor([len(row) for row in rows], device=clock.device)
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
+            wave = self.codec.decode(Units(ids.to(clock.device), lengths, None))
+            samples = [row[:length].float().cpu() if length else None for row, length in zip(wave.samples, wave.lengths.tolist())]
+        return rows, samples
+
+
+class Voice:
+    """Typed text, spoken: a T2C model and its codec."""
+
+    def __init__(self, model: TextVoice, backbone: Backbone, codec: Codec, *, bf16: bool | None = None) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.codec = codec
+        self.speaker = Speaker(codec)
+        self.device = next(model.parameters()).device
+        self.bf16 = multiplies_bf16_fast(self.device) if bf16 is None else bf16
+
+    @torch.no_grad()
+    def say(self, texts: Sequence[str]) -> list[Answer]:
+        """Speak texts in one batch; an empty text gives an answer without samples."""
+        if not texts:
+            return []
+        clock = _Clock(self.device)
+        ids = [tuple(self.backbone.tokenize(text)) for text in texts]
+        with clock.part("units"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            padded = _padded(ids, 0).to(self.device)
+            words = self.model.speak(padded, torch.tensor([len(row) for row in ids], device=self.device), self.speaker.max_words)
+        units, samples = self.speaker.sound(words, clock)
+        return [
+            Answer(text, token_ids=tokens, units=row, samples=sound, rate_hz=self.codec.rate_hz, timings_s=clock.seconds, batch=len(texts))
+            for text, tokens, row, sound in zip(texts, ids, units, samples)
+        ]
+
+
+class Answerer:
+    """Hears questions and answers them, aloud where it has a voice."""
+
+    def __init__(self, model: EchoModel | SpeechLLM, codec: Codec | None, *, max_tokens: int = 64, bf16: bool | None = None) -> None:
+        self.echo = model if isinstance(model, EchoModel) else None
+        self.speech_llm = model.speech_llm if isinstance(model, EchoModel) else model
+        self.backbone = self.speech_llm.backbone
+        self.codec = codec
+        self.rate_hz = self.speech_llm.encoder.rate_hz
+        self.max_tokens = max_tokens
+        self.device = next(model.parameters()).device
+        self.bf16 = multiplies_bf16_fast(self.device) if bf16 is None else bf16
+        if self.bf16:
+            halve_frozen(self.backbone)  # as in training
+
+    @property
+    def speaks(self) -> bool:
+        """Whether answers are heard, or only read."""
+        return self.echo is not None
+
+    def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
+        """Answer spoken questions in one batch; rows never influence each other.
+
+        Args:
+            clips: samples [T] in [-1, 1] at `rate_hz`, of any length.
+            history: for each clip the turns before it, in text.
+        Raises:
+            SignalError: a clip is empty, not one-dimensional, or holds NaN or infinity.
+        """
+        before = history or [()] * len(clips)
+        return self.reply([Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)])
+
+    @torch.no_grad()
+    def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
+        """Answer conversations in one batch, their user turns spoken or typed.
+
+        Args:
+            speak: False reads the answers only, which is much faster.
+        Raises:
+            SignalError: as `answer`.
+        """
+        if not questions:
+            return []
+        for clip in (clip for question in questions for clip in question.clips):
+            _refuse_unusable(clip)
+        clock = _Clock(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            speech = self._listen([clip for question in questions for clip in question.clips], clock)
+            said = self._think(questions, speech, clock)
+            words = self._voice(said, clock) if speak and self.echo is not None else None
+        if words is None:
+            sounds = [((), None)] * len(questions)
+        else:
+            sounds = list(zip(*Speaker(self.codec).sound(words, clock)))
+        heard = self._heard(questions, speech)
+        ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
+        return [
+            Answer(
+                text=self.backbone.detokenize(list(tokens)),
+                token_ids=tokens,
+                heard=self.backbone.detokenize(list(listened)),
+                heard_ids=listened,
+                units=units,
+                samples=samples,
+                rate_hz=0 if samples is None else self.codec.rate_hz,
+                timings_s=clock.seconds,
+                batch=len(questions),
+            )
+            for tokens, listened, (units, samples) in zip(ids, heard, sounds)
+        ]
+
+    def _listen(self, clips: Sequence[Tensor], clock: _Clock) -> AdaptedSpeech:
+        """Clips of all rows -> adapted speech, on the device."""
+        with clock.part("encoder"):
+            features = self.speech_llm.hear(pad_waveforms(clips, self.rate_hz).to(self.device)) if clips else self._silence()
+        with clock.part("adapter"):
+            return self.speech_llm.adapter(features) if clips else _nothing_heard(features, self.backbone.hidden_size)
+
+    def _silence(self) -> Features:
+        encoder = self.speech_llm.encoder
+        return Features(torch.zeros(0, 0, encoder.dim, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device), encoder.frame_rate_hz)
+
+    def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: _Clock) -> SpokenText:
+        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
+        clip_rows = [row for row, question in enumerate(questions) for _ in question.clips]
+        with clock.part("text"):
+            prompted = self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, torch.tensor(clip_rows, dtype=torch.int64, device=self.device))
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
+
+    def _voice(self, said: SpokenText, clock: _Clock) -> list[list[int]]:
+        with clock.part("units"):
+            return self.echo.speak(said.hidden, said.lengths)
+
+    def _heard(self, questions: Sequence[Question], speech: AdaptedSpeech) -> list[tuple[int, ...]]:
+        """Per row, what CTC read from its last clip, as the language model's tokens."""
+        table = self.speech_llm.adapter.token_ids.tolist()
+        clips = iter(ctc_tokens(speech.ctc_logits, speech.frame_lengths))
+        rows = [[next(clips) for _ in question.clips] for question in questions]
+        return [tuple(table[index] for index in row[-1]) if row else () for row in rows]
+
+    def say(self, texts: Sequence[str]) -> list[Answer]:
+        """Speak typed texts with Echo's own unit decoder, the language model left out.
+
+        Raises:
+            SignalError: the checkpoint is of S2T and has no voice.
+        """
+        if self.echo is None:
+            raise SignalError("this checkpoint is of stage s2t and has no voice; load one of stage echo or t2c")
+        return Voice(self.echo.voice, self.backbone, self.codec, bf16=self.bf16).say(texts)
+
+    def answer_typed(self, questions: Sequence[str], *, trained: bool = True) -> list[str]:
+        """The same language model's answers to typed questions, in one batch.
+
+        Args:
+            trained: False asks the model as it came, without what S2T and Echo taught it.
+        """
+        if trained:
+            return self._typed(questions)
+        with self.backbone.as_pretrained():
+            return self._typed(questions)
+
+    def _typed(self, questions: Sequence[str]) -> list[str]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return answer_typed(self.backbone, list(questions), self.max_tokens) if questions else []
+
+
+def load_answerer(
+    folder: str | Path, *, device: str = "auto", codec_folder: str | None = None, max_tokens: int = 64, bf16: bool | None = None
+) -> Answerer:
+    """Everything an echo or s2t checkpoint needs to answer; s2t answers in text alone.
+
+    Args:
+        folder: a finished checkpoint, `runs/NAME/echo/final`.
+        codec_folder: where the codec lies now, if not where it was in training.
+        bf16: run the models under bfloat16 autocast; None does so where it is faster.
+    Raises:
+        CheckpointError: it is missing, damaged, of another stage, or its codec is not the one it was trained with.
+        PluginError, AssetError: a part it was trained with is not there.
+    """
+    found = load_stage(folder, ("echo", "s2t"))
+    place = device_named(device)
+    if found.meta["stage"] == "s2t":
+        return Answerer(speech_llm_of(found).to(place), None, max_tokens=max_tokens, bf16=bf16)
+    codec = codec_of(found, codec_folder)
+    return Answerer(echo_of(found, codec).to(place), codec.to(place), max_tokens=max_tokens, bf16=bf16)
+
+
+def load_voice(
+    folder: str | Path, *, device: str = "auto", codec_folder: str | None = None, beside: Answerer | None = None, bf16: bool | None = None
+) -> Voice:
+    """A T2C checkpoint that speaks typed text.
+
+    Args:
+        folder: a finished checkpoint, `runs/NAME/t2c/final`.
+        beside: an answerer of the same run, whose language model and codec are shared and whose device is taken.
+    Raises:
+        CheckpointError: as `load_answerer`; or `beside` speaks with another codec.
+    """
+    found = load_stage(folder, ("t2c",))
+    place = device_named(device) if beside is None else beside.device
+    backbone = backbone_of(found).to(place) if beside is None else beside.backbone
+    codec = codec_of(found, codec_folder).to(place) if beside is None or beside.codec is None else beside.codec
+    check_codec(found, codec)
+    return Voice(voice_of(found, backbone, codec).to(place), backbone, codec, bf16=bf16)
+
+
+def _refuse_unusable(clip: Tensor) -> None:
+    if clip.ndim != 1 or clip.numel() == 0:
+        raise SignalError(f"a question's samples must be [T] with T of at least 1, and have shape {list(clip.shape)}; record it again")
+    if not torch.isfinite(clip).all():
+        raise SignalError("a question holds NaN or infinite samples; export it again")
+
+
+def _nothing_heard(features: Features, width: int) -> AdaptedSpeech:
+    """The adapter's result for no clip at all."""
+    none = features.lengths
+    return AdaptedSpeech(features.values.new_zeros(0, 1, 1), none, features.values.new_zeros(0, 1, width), none)
+
+
+def _with_audio(pieces: Sequence[Sequence[int]]) -> list[int]:
+    """A prompt's pieces joined by AUDIO placeholders."""
+    return [token for number, piece in enumerate(pieces) for token in ([AUDIO] if number else []) + list(piece)]
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Ragged ints -> [B, max] int64, at least one column."""
+    width = max(1, max(map(len, rows)))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)
