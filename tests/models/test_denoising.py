@@ -1,0 +1,38 @@
+"""Text rows and the denoising adapter."""
+
+import torch
+
+from echox.models.denoising import DenoisingAdapter, DenoisingConfig
+from echox.models.spelling import TextRows, spell
+
+
+def rows(channels=8):
+    torch.manual_seed(0)
+    return TextRows(torch.randn(6, 16), [" cat", "cat", " act", "", "dog", "."], channels)
+
+
+def test_spelling_tells_tokens_apart_and_ignores_the_batch():
+    table = rows()
+    vectors = table(torch.arange(6)) - table.rows
+    assert all((vectors[a] - vectors[b]).abs().max() > 1e-3 for a, b in [(0, 1), (0, 2), (1, 4)])
+    assert torch.allclose(table(torch.tensor([[4, 5]])) - table.rows[[4, 5]], vectors[[4, 5]], atol=1e-6)
+    assert spell(["Cat"], 16).equal(spell(["cat"], 16))
+
+
+def test_without_spelling_the_rows_are_those_of_the_model_scaled():
+    table = rows(0)
+    assert torch.equal(table(torch.tensor([2])), table.rows[[2]])
+    assert not list(table.parameters())
+
+
+def test_a_certain_state_becomes_its_token_s_vector():
+    table, adapter = rows(), DenoisingAdapter(DenoisingConfig(feed_forward=8, candidates=3), 16).eval()
+    logits = torch.full((1, 2, 6), -40.0)
+    logits[0, 0, 4] = logits[0, 1, 0] = 40.0
+    assert torch.allclose(adapter(torch.randn(1, 2, 16), logits, table), table(torch.tensor([[4, 0]])), atol=1e-5)
+
+
+def test_the_paper_s_adapter_reads_the_state_alone():
+    adapter = DenoisingAdapter(DenoisingConfig(feed_forward=8, candidates=0), 16).eval()
+    hidden = torch.randn(1, 2, 16)
+    assert torch.equal(adapter(hidden, torch.randn(1, 2, 6), rows()), adapter(hidden, torch.randn(1, 2, 6), rows()))

@@ -1,0 +1,63 @@
+"""The speech adapter: runs, means, independence of rows."""
+
+import torch
+
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens, run_means, runs
+from echox.signals import Features
+
+
+def adapter(**changes):
+    torch.manual_seed(0)
+    rows = torch.randn(9, 16)
+    model = SpeechAdapter(SpeechAdapterConfig(heads=4, **changes), 6, torch.arange(9), rows).eval()
+    torch.nn.init.normal_(model.ctc_head.weight)  # lively, so that there are runs
+    return model
+
+
+def test_runs_keep_first_frames_and_may_drop_a_token():
+    best = torch.tensor([[1, 1, 9, 2, 9, 9, 2, 3]])
+    real = torch.ones_like(best, dtype=torch.bool)
+    real[0, 7] = False
+    first, run = runs(best, real, 9)
+    assert first[0].tolist() == [True, False, False, True, False, False, True, False]
+    assert run[0].tolist() == [0, 0, -1, 1, -1, -1, 2, -1]
+    first, run = runs(best, real, None)
+    assert first[0].sum() == 5 and run[0].tolist() == [0, 0, 1, 2, 3, 3, 4, -1]
+
+
+def test_run_means():
+    values = torch.tensor([[[1.0], [3.0], [9.0], [5.0]]])
+    assert run_means(values, torch.tensor([[0, 0, -1, 1]]), 3)[0, :, 0].tolist() == [2.0, 5.0, 0.0]
+
+
+def test_rows_depend_on_their_own_frames_only():
+    model = adapter()
+    values = torch.randn(2, 30, 6)
+    batch = model(Features(values, torch.tensor([30, 17]), 50.0))
+    poisoned = values[1:].clone()
+    alone = model(Features(poisoned[:, :17], torch.tensor([17]), 50.0))
+    length = int(alone.lengths[0])
+    assert int(batch.lengths[1]) == length > 0
+    assert torch.allclose(batch.vectors[1, :length], alone.vectors[0, :length], atol=1e-5)
+    assert torch.allclose(batch.ctc_logits[1, :9], alone.ctc_logits[0], atol=1e-4)
+
+
+def test_ctc_tokens_merge_repeats_and_drop_blanks():
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 1, 3, 1, 2, 0]]), 4).float()
+    assert ctc_tokens(logits, torch.tensor([5])) == [[1, 1, 2]]
+
+
+def test_at_first_the_vectors_are_text_embeddings():
+    """Where CTC is certain, the kept vector is that token's row."""
+    model = adapter()
+    frames = torch.randn(1, 3, 16)
+    logits = torch.full((1, 3, 10), -50.0)
+    logits[0, torch.arange(3), torch.tensor([4, 9, 7])] = 50.0
+    vectors, lengths = model.shrink(frames, logits, torch.tensor([3]))
+    assert lengths.tolist() == [2]
+    assert torch.allclose(vectors[0], model.token_rows[[4, 7]], atol=1e-5)
+
+
+def test_blanks_are_kept_where_the_release_keeps_them():
+    values = Features(torch.randn(1, 24, 6), torch.tensor([24]), 50.0)
+    assert int(adapter(keep_blanks=True)(values).lengths) >= int(adapter()(values).lengths)

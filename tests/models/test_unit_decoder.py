@@ -1,0 +1,66 @@
+"""The unit decoder: teacher forcing equals generation, rows are independent, text and speech advance together."""
+
+import pytest
+import torch
+
+from echox.errors import ConfigError
+from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+
+
+def decoder(monotonic=True, **changes):
+    torch.manual_seed(0)
+    config = UnitDecoderConfig(layers=2, width=32, heads=2, feed_forward=64, monotonic=monotonic, **changes)
+    return UnitDecoder(config, text_width=16, word_count=20).eval()
+
+
+@pytest.mark.parametrize("monotonic", [True, False])
+def test_what_is_generated_is_what_teacher_forcing_predicts(monotonic):
+    model = decoder(monotonic, max_words_per_token=6)
+    text, lengths = torch.randn(3, 5, 16), torch.tensor([5, 2, 1])
+    rows = model.generate_targets(text, lengths, max_words=40)
+    width = max(map(len, rows))
+    targets = torch.tensor([[*row, *[IGNORE] * (width - len(row))] for row in rows])
+    scores = model.logits(model(text, lengths, targets))
+    scores[..., model.begin_id] = float("-inf")
+    scores[..., model.end_id if monotonic else model.next_id] = float("-inf")
+    free = (targets != IGNORE) & (targets != model.end_id) & (targets != model.next_id)
+    assert free.any()
+    assert torch.equal(scores.argmax(-1)[free], targets[free])
+
+
+@pytest.mark.parametrize("monotonic", [True, False])
+def test_rows_do_not_influence_each_other(monotonic):
+    model = decoder(monotonic)
+    text, lengths = torch.randn(3, 6, 16), torch.tensor([6, 3, 1])
+    together = model.generate(text, lengths, max_words=50)
+    for row in range(3):
+        alone = model.generate(text[row : row + 1, : lengths[row]], lengths[row : row + 1], max_words=50)
+        assert together[row] == alone[0]
+
+
+def test_monotonic_speech_passes_every_token_once_and_then_ends():
+    model = decoder(max_words_per_token=4)
+    for row, length in zip(model.generate_targets(torch.randn(2, 4, 16), torch.tensor([4, 2])), (4, 2)):
+        assert row[-1] == model.end_id and row.count(model.next_id) == length
+        assert max(map(len, "".join("n" if x == model.next_id else "w" for x in row[:-1]).split("n"))) <= 4
+
+
+def test_targets_mark_the_end_of_each_token():
+    assert decoder().target_of([[3, 4], [], [5]]) == [3, 4, 22, 22, 5, 22, 21]
+    assert decoder(monotonic=False).target_of([[3, 4], [5]]) == [3, 4, 5, 21]
+
+
+def test_gradients_reach_every_weight():
+    model = decoder().train()
+    targets = torch.tensor([model.target_of([[1, 2], [3]])])
+    model.logits(model(torch.randn(1, 2, 16), torch.tensor([2]), targets)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_an_empty_text_says_nothing():
+    assert decoder().generate(torch.randn(2, 3, 16), torch.tensor([0, 3]), max_words=30)[0] == []
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match="no multiple of its heads 3"):
+        UnitDecoderConfig(width=32, heads=3)
