@@ -1,0 +1,34 @@
+"""CTC losses: clips that cannot be aligned cost nothing."""
+
+import torch
+import torch.nn.functional as F
+
+from echox.criteria.alignment import AlignmentConfig, AlignmentCriterion, ctc_losses
+from echox.criteria.base import AlignmentOutputs
+from echox.signals import Batch
+
+
+def outputs(logits, frames, targets, lengths):
+    return AlignmentOutputs(logits, torch.tensor(frames), torch.tensor(targets), torch.tensor(lengths))
+
+
+def test_rows_equal_torch_one_by_one():
+    torch.manual_seed(0)
+    made = outputs(torch.randn(3, 14, 8), [14, 9, 5], [[1, 1, 2, 5], [3, 2, 3, 0], [4, 0, 0, 0]], [4, 3, 1])
+    for row, loss in enumerate(ctc_losses(made)):
+        frames, tokens = int(made.frame_lengths[row]), int(made.target_lengths[row])
+        log_probs = made.ctc_logits[row, :frames].log_softmax(-1)
+        assert torch.allclose(loss, F.ctc_loss(log_probs, made.targets[row, :tokens], (frames,), (tokens,), blank=7, reduction="none"), atol=1e-4)
+
+
+def test_clips_without_words_or_too_short_for_them_cost_nothing():
+    logits = torch.randn(3, 3, 6, requires_grad=True)
+    losses = ctc_losses(outputs(logits, [3, 3, 2], [[0, 0, 0], [1, 2, 3], [1, 1, 0]], [0, 3, 2]))
+    assert losses[0] == 0 and losses[1] > 0 and losses[2] == 0  # two equal tokens need three frames
+    losses.sum().backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad[0].eq(0).all() and logits.grad[2].eq(0).all()
+
+
+def test_the_sum_and_its_part():
+    loss = AlignmentCriterion(AlignmentConfig())(outputs(torch.randn(2, 6, 5), [6, 6], [[1, 2], [3, 0]], [2, 1]), Batch(("a", "b"), 3))
+    assert torch.allclose(loss.total, loss.parts["ctc"][0]) and loss.parts["ctc"][1] == 3
