@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from echox.evaluation.evaluate import EvaluateConfig, evaluate
+from echox.evaluation.report import EvaluateConfig, evaluate
 from echox_cli.door import run_door
 
 

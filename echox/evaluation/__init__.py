@@ -1,1 +1,1 @@
-"""Evaluation: scores and their protocols."""
+"""Evaluation: scores with their protocols, and the report of a finished run."""

@@ -80,13 +80,14 @@ class Speaker:
     """Turns unit-language words into sound."""
 
     codec: Codec
+    bf16: bool
     max_words: int = 1024
 
     @torch.no_grad()
     def sound(self, words: Sequence[Sequence[int]], clock: _Clock) -> tuple[list[tuple[int, ...]], list[Tensor | None]]:
         """Words per row -> units per row, and samples [T] per row (None where there is nothing to hear)."""
         rows = [tuple(self.codec.units_of(list(row))) for row in words]
-        with clock.part("codec"):
+        with clock.part("codec"), torch.autocast(clock.device.type, torch.bfloat16, enabled=self.bf16):
             lengths = torch.tensor([len(row) for row in rows], device=clock.device)
             ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
             wave = self.codec.decode(Units(ids.to(clock.device), lengths, None))
@@ -101,9 +102,9 @@ class Voice:
         self.model = model
         self.backbone = backbone
         self.codec = codec
-        self.speaker = Speaker(codec)
         self.device = next(model.parameters()).device
         self.bf16 = multiplies_bf16_fast(self.device) if bf16 is None else bf16
+        self.speaker = Speaker(codec, self.bf16)
 
     @torch.no_grad()
     def say(self, texts: Sequence[str]) -> list[Answer]:
@@ -175,7 +176,7 @@ class Answerer:
         if words is None:
             sounds = [((), None)] * len(questions)
         else:
-            sounds = list(zip(*Speaker(self.codec).sound(words, clock)))
+            sounds = list(zip(*Speaker(self.codec, self.bf16).sound(words, clock)))
         heard = self._heard(questions, speech)
         ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
         return [

@@ -183,7 +183,7 @@ def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[st
         return _failed(row.id, line, outcome)
     audio = None
     if outcome.samples is not None:
-        audio = f"{WAVS}/{_file_name(row.id)}.wav"
+        audio = f"{WAVS}/{file_name(row.id)}.wav"
         try:
             save_audio(folder / audio, outcome.samples, outcome.rate_hz)
         except SignalError as error:
@@ -214,7 +214,7 @@ def _failed(row_id: str, line: int, reason: str) -> dict[str, Any]:
     return {"id": row_id, "line": line, "text": None, "heard": None, "units": None, "audio": None, "seconds": 0.0, "timings_s": {}, "batch": 0, "error": reason}
 
 
-def _file_name(row_id: str) -> str:
+def file_name(row_id: str) -> str:
     """A row's id as a file name; ids that differ keep names that differ."""
     safe = re.sub(r"[^\w.-]", "_", row_id)[:100].lstrip(".")
     return safe if safe == row_id else f"{safe}-{hashlib.sha256(row_id.encode()).hexdigest()[:8]}"

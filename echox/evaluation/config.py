@@ -1,0 +1,55 @@
+"""What is scored, on how many rows, and by whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from echox.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """Score a finished run on the corpus's test questions, and keep the answers to listen to."""
+
+    run: str = "runs/echo_mini"
+    """Folder of the run, which holds echo/final (or s2t/final alone) and t2c/final."""
+    corpus: str | None = None
+    """Folder of the demo corpus; null takes the one that the run's recipe names."""
+    out_dir: str | None = None
+    """Folder of the report; null takes `report` in the run's folder."""
+    spoken_rows: int = 96
+    """Test questions whose answers are spoken and transcribed, drawn by `seed`; text is scored on all rows."""
+    typed_rows: int = 64
+    """Questions that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
+    free_rows: int = 64
+    """Free questions, drawn by `seed`."""
+    t2c_rows: int = 16
+    """Texts of each kind that T2C speaks, drawn by `seed`, and whose recordings go through the codec."""
+    cascade_rows: int = 32
+    """Spoken questions that the full cascade (recogniser, typed question, T2C) answers too."""
+    seed: int = 1
+    """Seed of every sample."""
+    asr: str = "whisper_base"
+    """Recogniser that transcribes answers: catalogue name, hub id or local folder of a Whisper."""
+    mos: bool = True
+    """Score how natural the speech sounds, where DistillMOS is installed."""
+    batch_size: int = 16
+    """Rows answered or spoken at once."""
+    max_tokens: int = 48
+    """Text tokens of an answer at most."""
+    device: str = "auto"
+    """Device to run on: auto, cpu, cuda or cuda:N."""
+    codec_folder: str | None = None
+    """Where the codec lies, if it was moved since training."""
+    overwrite: bool = False
+    """Score everything anew, even what the report's folder holds already."""
+    plugin_dirs: list[str] = field(default_factory=list)
+    """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
+        for name in ("spoken_rows", "typed_rows", "free_rows", "t2c_rows", "cascade_rows"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")

@@ -1,0 +1,139 @@
+"""The report of a finished run: every score with its protocol, as JSON, as a page, and as wavs to listen to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from echox import checkpoint
+from echox.config import to_plain
+from echox.data.manifest import manifest_fingerprint
+from echox.data.writing import appearing
+from echox.errors import CheckpointError, ConfigError
+from echox.evaluation.bench import Bench
+from echox.evaluation.config import EvaluateConfig
+from echox.evaluation.page import page_of, summary_of
+from echox.evaluation.sections import SECTIONS, Section
+
+__all__ = ["EvaluateConfig", "evaluate"]
+
+# Raised when what a section measures changes, so that its stored records are made again.
+REVISION = 1
+_UNMEASURED = ("run", "corpus", "out_dir", "overwrite", "plugin_dirs", "batch_size", "device", "codec_folder")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a run, write `report.json` and `report.md`, and print a summary; sections that are done already are not done again.
+
+    Returns:
+        what `report.json` holds.
+    Raises:
+        CheckpointError: the run has no finished checkpoint that hears.
+        ConfigError: the corpus is not there.
+        AssetError: the recogniser cannot be had.
+    """
+    began_s = time.monotonic()
+    run = Path(config.run)
+    fingerprints = _fingerprints(run)
+    corpus = _corpus(config, run)
+    folder = Path(config.out_dir) if config.out_dir else run / "report"
+    bench = Bench(config, run, corpus, folder)
+    report: dict[str, Any] = {
+        "run": run.name,
+        "checkpoints": fingerprints,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": to_plain(config),
+        "versions": _versions(),
+        "sections": {},
+        "skipped": {},
+    }
+    records: dict[str, list[dict[str, Any]]] = {}
+    for section in SECTIONS:
+        if reason := _reason_to_skip(section, bench):
+            report["skipped"][section.name] = reason
+            continue
+        stored = _section(section, bench, records, _key(section, config, corpus, fingerprints))
+        records[section.name] = stored["records"]
+        report["sections"][section.name] = _scored(section, stored)
+    report["seconds"] = round(time.monotonic() - began_s, 1)
+    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "report.md", page_of(report, records))
+    print(summary_of(report, folder))
+    return report
+
+
+def _fingerprints(run: Path) -> dict[str, str]:
+    """Stage -> fingerprint of every finished checkpoint of the run."""
+    found = {stage: checkpoint.fingerprint(run / stage / "final") for stage in ("align", "s2t", "t2c", "echo") if (run / stage / "final").exists()}
+    if not {"echo", "s2t"} & found.keys():
+        raise CheckpointError(f"{run} holds neither echo/final nor s2t/final, so nothing in it can answer; train it with echox-train, or name another run")
+    return found
+
+
+def _corpus(config: EvaluateConfig, run: Path) -> Path:
+    folder = config.corpus
+    if folder is None:
+        stage = "echo" if (run / "echo" / "final").exists() else "s2t"
+        folder = (checkpoint.verify(run / stage / "final")["recipe"].get("corpus") or {}).get("folder")
+    if folder is None:
+        raise ConfigError(f"the recipe of {run} names no corpus; set corpus=FOLDER to one that echox-prepare corpus made")
+    if not any((Path(folder) / section.manifest).is_file() for section in SECTIONS):
+        raise ConfigError(f"{folder} holds none of the test manifests ({', '.join(sorted({section.manifest for section in SECTIONS}))}); set corpus=FOLDER to one that does")
+    return Path(folder)
+
+
+def _reason_to_skip(section: Section, bench: Bench) -> str | None:
+    for stages in section.needs:
+        if not any(bench.final(stage).exists() for stage in stages.split("|")):
+            return f"the run has no {stages.replace('|', ' or ')} checkpoint"
+    return None if (bench.corpus / section.manifest).is_file() else f"the corpus has no {section.manifest}"
+
+
+def _key(section: Section, config: EvaluateConfig, corpus: Path, fingerprints: Mapping[str, str]) -> str:
+    """What a section's records depend on."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in _UNMEASURED}
+    content = [REVISION, section.name, plain, manifest_fingerprint(corpus / section.manifest), dict(fingerprints)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _section(section: Section, bench: Bench, before: dict[str, list[dict[str, Any]]], key: str) -> dict[str, Any]:
+    """A section's records, from the disk or made now."""
+    path = bench.folder / "sections" / f"{section.name}.json"
+    stored = None if bench.config.overwrite else _stored(path, key)
+    if stored is not None:
+        return stored
+    began_s = time.monotonic()
+    records = section.make(bench, bench.rows(section.manifest), before)
+    made = {"key": key, "judges": bench.judges, "seconds": round(time.monotonic() - began_s, 1), "records": records}
+    _write(path, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    return made
+
+
+def _stored(path: Path, key: str) -> dict[str, Any] | None:
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return stored if stored.get("key") == key else None
+
+
+def _scored(section: Section, stored: Mapping[str, Any]) -> dict[str, Any]:
+    table = section.score(stored["records"], stored["judges"])
+    scores = {group: {name: dataclasses.asdict(score) for name, score in row.items()} for group, row in table.items()}
+    return {"title": section.title, "about": section.about, "manifest": section.manifest, "rows": len(stored["records"]), "seconds": stored["seconds"], "scores": scores}
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("echox", "torch", "transformers", "jiwer")}
+
+
+def _write(path: Path, text: str) -> None:
+    with appearing(path) as unfinished:
+        unfinished.write_text(text, "utf-8")
