@@ -119,12 +119,10 @@ class WhisperEncoder(Encoder):
             spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=self.hann, center=False, return_complex=True)
             power = spectrum[:, :, :columns].abs().square()
             mel = (self.mel_filters @ power).clamp(min=1e-10).log10()
-            keep = valid_mask(frames, mel.shape[2])[:, None]
+            # In the window the zeros after a clip are part of what Whisper hears; elsewhere nothing lies beyond its end.
+            keep = valid_mask(frames, columns)[:, None] | self.config.pad_to_window
             loudest = mel.masked_fill(~keep, -10.0).amax(dim=(1, 2), keepdim=True)
-            mel = (torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0
-            # Silence (not zero) fills the 30 s window, as it would if the samples had been padded.
-            floor = ((loudest - 8.0).clamp(min=-10.0) + 4.0) / 4.0
-            return torch.where(keep, mel, floor if self.config.pad_to_window else torch.zeros_like(floor)), frames
+            return (torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0 * keep, frames
 
     def fingerprint(self) -> str:
         with torch.no_grad():

@@ -29,6 +29,8 @@ class AlignmentTaskConfig(TaskConfig):
     """Clips with known words: questions with transcriptions, answers with audio."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
     """Shape of the adapter."""
+    answers: bool = True
+    """Learn from the assistant's recordings too, where there are any."""
     full_vocabulary: bool = False
     """Let CTC emit every token of the LLM; off, only tokens that occur in the training texts, which is much cheaper."""
 
@@ -92,7 +94,7 @@ class AlignmentTask(Task):
         return AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, rows))
 
     def _clips(self, split: str) -> list[_Clip]:
-        pairs = [(row.id, path, said) for row in self.data.rows(split) for path, said in spoken_pairs(row)]
+        pairs = [(row.id, path, said) for row in self.data.rows(split) for path, said in spoken_pairs(row, answers=self.config.answers)]
         if split == "train" and not pairs:
             raise ManifestError(f"no row of {', '.join(self.config.data.train)} has both audio and its words; set 'transcription' on the assistant's turns")
         return [_Clip(row_id, path, tuple(self.backbone.tokenize(said))) for row_id, path, said in pairs]

@@ -110,11 +110,11 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     return ids, target, clips
 
 
-def spoken_pairs(row: Row) -> list[tuple[Path, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns by their text."""
+def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Path, str]]:
+    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text."""
     pairs = []
     for item, following in zip(row.turns, [*row.turns[1:], None]):
-        if item.audio is None:
+        if item.audio is None or (item.role is Role.ASSISTANT and not answers):
             continue
         said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
         if said:

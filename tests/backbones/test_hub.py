@@ -1,0 +1,60 @@
+"""The Hugging Face backbone on a random tiny model."""
+
+import pytest
+import torch
+
+from echox.backbones.base import Turn
+from echox.backbones.hub import HubBackbone, HubBackboneConfig, LoraConfig
+from echox.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return HubBackbone(HubBackboneConfig(weights="random")).eval()
+
+
+def test_padding_on_either_side_does_not_matter(backbone):
+    torch.manual_seed(0)
+    row = torch.randn(1, 5, backbone.hidden_size)
+    alone = backbone(row, torch.ones(1, 5, dtype=torch.bool)).hidden
+    for left, right in ((0, 3), (2, 0)):
+        padded = torch.nn.functional.pad(row, (0, 0, left, right), value=9.0)
+        mask = torch.nn.functional.pad(torch.ones(1, 5, dtype=torch.bool), (left, right), value=False)
+        assert torch.allclose(backbone(padded, mask).hidden[:, left : left + 5], alone, atol=1e-5)
+
+
+def test_the_cache_continues_the_sequence(backbone):
+    torch.manual_seed(0)
+    row, mask = torch.randn(2, 6, backbone.hidden_size), torch.ones(2, 6, dtype=torch.bool)
+    state = backbone(row[:, :4], mask[:, :4], use_cache=True)
+    rest = backbone(row[:, 4:], mask, state.cache, use_cache=True)
+    assert torch.allclose(rest.hidden, backbone(row, mask).hidden[:, 4:], atol=1e-5)
+
+
+def test_prompts_are_split_where_audios_go(backbone):
+    pieces = backbone.prompt([Turn("user", "first", has_audio=True), Turn("assistant", "yes"), Turn("user", "", has_audio=True)])
+    assert len(pieces) == 3
+    text = [backbone.tokenizer.decode(piece) for piece in pieces]
+    assert text[0].endswith("<|user|>") and text[1].startswith("first<|end|><|assistant|>yes<|end|>") and text[2] == "<|end|><|assistant|>"
+    assert text[0].startswith("<|system|>Answer in one short sentence.")
+
+
+def test_text_survives_tokenisation(backbone):
+    text = "Don't stop: 12 caf\u00e9s, \u4f60\u597d!"
+    assert backbone.detokenize([*backbone.tokenize(text), backbone.end_id]) == text
+
+
+def test_only_lora_is_trained_and_it_starts_silent():
+    plain = HubBackbone(HubBackboneConfig(weights="random", lora=LoraConfig(rank=0))).eval()
+    adapted = HubBackbone(HubBackboneConfig(weights="random")).eval()
+    assert not [p for p in plain.parameters() if p.requires_grad]
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    row, mask = torch.randn(1, 4, plain.hidden_size), torch.ones(1, 4, dtype=torch.bool)
+    assert torch.allclose(plain(row, mask).hidden, adapted(row, mask).hidden, atol=1e-6)
+    assert plain.fingerprint() == adapted.fingerprint()
+
+
+def test_lora_on_layers_that_do_not_exist_is_one_sentence():
+    with pytest.raises(ConfigError, match="name no layer"):
+        HubBackbone(HubBackboneConfig(weights="random", lora=LoraConfig(targets=["nothing"])))

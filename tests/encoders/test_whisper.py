@@ -1,0 +1,67 @@
+"""Whisper's encoder: equal to the original on its window, independent of padding elsewhere."""
+
+import pytest
+import torch
+from transformers import WhisperConfig as HubConfig
+from transformers import WhisperFeatureExtractor, WhisperModel
+
+from echox.encoders.whisper import WhisperConfig, WhisperEncoder
+from echox.errors import ConfigError, SignalError
+from echox.signals import Waveform
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small Whisper saved as the library saves it."""
+    path = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    shape = HubConfig(vocab_size=60, d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    WhisperModel(shape).eval().save_pretrained(path)
+    WhisperFeatureExtractor().save_pretrained(path)
+    return path
+
+
+def speech(*lengths):
+    torch.manual_seed(1)
+    samples = 0.1 * torch.randn(len(lengths), max(lengths))
+    for row, length in zip(samples, lengths):
+        row[length:] = 0
+    return Waveform(samples, torch.tensor(lengths), 16_000)
+
+
+def test_equals_the_library_on_the_window(folder):
+    wave = speech(40_000, 23_456)
+    ours = WhisperEncoder(WhisperConfig(weights=str(folder), pad_to_window=True))(wave)
+    clips = [row[:length].numpy() for row, length in zip(wave.samples, wave.lengths)]
+    mel = WhisperFeatureExtractor.from_pretrained(folder)(clips, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        theirs = WhisperModel.from_pretrained(folder).eval().encoder(mel).last_hidden_state
+    for row, length in enumerate(ours.lengths.tolist()):
+        assert torch.allclose(ours.values[row, :length], theirs[row, :length], atol=1e-4)
+
+
+def test_long_audio_is_windowed_not_cut(folder):
+    encoder = WhisperEncoder(WhisperConfig(weights=str(folder)))
+    wave = speech(33 * 16_000)
+    whole = encoder(wave)
+    assert whole.lengths.tolist() == [33 * 50]
+    tail = encoder(Waveform(wave.samples[:, 30 * 16_000 :], torch.tensor([3 * 16_000]), 16_000))
+    # The second window stands alone but for the mel frames that reach over the cut and the loudness of the whole clip.
+    assert torch.nn.functional.cosine_similarity(whole.values[0, 1510:], tail.values[0, 10:], dim=-1).min() > 0.9
+
+
+def test_a_layer_s_states_are_those_before_the_next_layer(folder):
+    wave = speech(8_000)
+    assert WhisperEncoder(WhisperConfig(weights=str(folder), layers=2))(wave).values.shape == WhisperEncoder(WhisperConfig(weights=str(folder)))(wave).values.shape
+    with pytest.raises(ConfigError, match="has 3 layers"):
+        WhisperEncoder(WhisperConfig(weights=str(folder), layers=4))
+
+
+def test_another_rate_is_refused():
+    with pytest.raises(SignalError, match="8000 Hz; resample"):
+        WhisperEncoder(WhisperConfig(weights="random"))(Waveform(torch.zeros(1, 800), torch.tensor([800]), 8_000))
+
+
+def test_the_fingerprint_knows_weights_and_settings(folder):
+    prints = {WhisperEncoder(WhisperConfig(weights=weights, layers=layers)).fingerprint() for weights, layers in [(str(folder), None), (str(folder), 2), ("random", None)]}
+    assert len(prints) == 3

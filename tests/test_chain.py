@@ -1,0 +1,50 @@
+"""The smoke test: every stage of echo_tiny, one after the other, on speech made on the spot."""
+
+import json
+
+import pytest
+
+from echox import checkpoint
+from echox.chain import run_recipe
+from echox.errors import CheckpointError
+from echox.plugins import discover
+from echox.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A finished run of echo_tiny."""
+    folder = tmp_path_factory.mktemp("tiny")
+    discover()
+    overrides = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "device=cpu"]
+    run_recipe(load_recipe("echo_tiny", overrides))
+    return folder, overrides
+
+
+def test_every_stage_leaves_a_checkpoint_that_knows_its_parents(tiny):
+    run = tiny[0] / "run"
+    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in ("align", "s2t", "t2c", "echo")}
+    lineage = {stage: checkpoint.verify(run / stage / "final")["lineage"] for stage in prints}
+    assert lineage["s2t"]["parents"] == {"align": prints["align"]}
+    assert lineage["echo"]["parents"] == {"s2t": prints["s2t"], "t2c": prints["t2c"]}
+    assert lineage["t2c"]["data"]["codec"] == lineage["echo"]["data"]["codec"]
+    assert checkpoint.verify(run / "echo" / "final")["recipe"]["name"] == "echo_tiny"
+
+
+def test_every_stage_learns(tiny):
+    for stage in ("align", "s2t", "t2c", "echo"):
+        lines = [json.loads(line) for line in (tiny[0] / "run" / stage / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if line["split"] == "train"]
+        assert losses[-1] < losses[0], stage
+
+
+def test_a_finished_run_is_left_alone(tiny, capsys):
+    before = checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final")
+    run_recipe(load_recipe("echo_tiny", tiny[1]))
+    assert "finished already" in "".join(capsys.readouterr())
+    assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
+
+
+def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):
+    with pytest.raises(CheckpointError, match="train the stage 'align' first"):
+        run_recipe(load_recipe("echo_tiny", [*tiny[1], f"run_dir={tmp_path}", "stage=s2t"]))
