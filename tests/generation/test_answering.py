@@ -1,0 +1,155 @@
+"""Checkpoints that answer: alone as in a batch, spoken or typed, and one sentence where they cannot."""
+
+import shutil
+
+import pytest
+import torch
+from tiny_run import RATE_HZ, noise, write_run
+
+from echox import checkpoint
+from echox.backbones.base import Turn
+from echox.errors import CheckpointError, ConfigError, SignalError
+from echox.generation.answering import USER, Question, load_answerer, load_voice
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def answerer(run):
+    return load_answerer(run / "echo" / "final", device="cpu", max_tokens=6, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def voice(run, answerer):
+    return load_voice(run / "t2c" / "final", beside=answerer, bf16=False)
+
+
+def copied(run, stage, tmp_path, **changes):
+    """A checkpoint with parts of its meta replaced."""
+    found = checkpoint.load(run / stage / "final")
+    meta = {key: value for key, value in found.meta.items() if key not in ("format", "files")} | changes
+    return checkpoint.save(tmp_path / stage, found.tensors, meta)
+
+
+def test_an_answer_says_all_it_knows(answerer):
+    answer = answerer.answer([noise(0, 1.0)])[0]
+    assert answer.text and answer.heard and answer.units
+    assert answer.text == answerer.backbone.detokenize(list(answer.token_ids))
+    assert answer.rate_hz == answerer.codec.rate_hz and answer.seconds > 0
+    assert torch.isfinite(answer.samples).all() and answer.samples.dtype == torch.float32
+    assert set(answer.timings_s) == {"encoder", "adapter", "text", "units", "codec"} and answer.batch == 1
+
+
+def test_rows_of_a_batch_do_not_know_each_other(answerer):
+    clips = [noise(seed, seconds) for seed, seconds in ((1, 0.5), (2, 1.7), (3, 0.05), (4, 1.1))]
+    together = answerer.answer(clips)
+    for clip, row in zip(clips, together):
+        alone = answerer.answer([clip])[0]
+        assert (row.text, row.heard, row.token_ids, row.units) == (alone.text, alone.heard, alone.token_ids, alone.units)
+        torch.testing.assert_close(row.samples, alone.samples, atol=1e-4, rtol=0)
+    assert len({row.text for row in together}) > 1
+
+
+def test_audio_beyond_the_encoders_window_is_heard(answerer):
+    assert answerer.answer([noise(5, 31.0)])[0].text
+
+
+@pytest.mark.parametrize("clip", [torch.zeros(0), torch.zeros(1, RATE_HZ), torch.tensor([0.1, float("nan")])])
+def test_unusable_audio_is_one_sentence(answerer, clip):
+    with pytest.raises(SignalError, match="samples"):
+        answerer.answer([noise(0, 0.3), clip])
+
+
+def test_silence_is_audio_like_any_other(answerer):
+    assert answerer.answer([torch.zeros(RATE_HZ)])[0].text
+
+
+def test_nothing_is_asked(answerer, voice):
+    assert answerer.answer([]) == voice.say([]) == answerer.answer_typed([]) == []
+
+
+def test_history_is_read_and_typed_questions_need_no_ears(answerer):
+    clip = noise(6, 0.6)
+    before = [Turn(USER, "My name is Ann."), Turn("assistant", "Hello Ann.")]
+    assert answerer.answer([clip], [before])[0].text != answerer.answer([clip])[0].text
+    mixed = answerer.reply([Question((Turn(USER, "hello"),)), Question((Turn(USER, "", True),), (clip,))])
+    assert mixed[0].heard == "" and mixed[0].text == answerer.answer_typed(["hello"])[0]
+    assert mixed[1].text == answerer.answer([clip])[0].text
+
+
+def test_the_pretrained_mind_is_still_there(answerer):
+    questions = ["Who are you?", "Why?"]
+    trained = answerer.answer_typed(questions)
+    grads = [parameter.requires_grad for parameter in answerer.backbone.parameters()]
+    assert answerer.answer_typed(questions, trained=False) != trained
+    assert answerer.answer_typed(questions) == trained
+    assert [parameter.requires_grad for parameter in answerer.backbone.parameters()] == grads
+
+
+def test_text_alone_is_not_voiced(answerer):
+    answer = answerer.reply([Question((Turn(USER, "", True),), (noise(7, 0.5),))], speak=False)[0]
+    assert answer.samples is None and answer.units == () and answer.seconds == 0.0
+    assert "codec" not in answer.timings_s
+
+
+def test_typed_text_is_spoken_alone_as_in_a_batch(answerer, voice):
+    texts = ["Paris.", "", "It is a longer sentence."]
+    together = voice.say(texts)
+    assert [answer.text for answer in together] == texts
+    assert together[1].samples is None and together[1].units == ()
+    for text, row in zip(texts[::2], together[::2]):
+        alone = voice.say([text])[0]
+        assert row.units == alone.units
+        torch.testing.assert_close(row.samples, alone.samples, atol=1e-4, rtol=0)
+    # Echo of this run has T2C's own decoder.
+    assert [answer.units for answer in answerer.say(texts)] == [answer.units for answer in together]
+
+
+def test_s2t_answers_in_text_alone(run, answerer):
+    reader = load_answerer(run / "s2t" / "final", device="cpu", max_tokens=6, bf16=False)
+    clip = noise(8, 0.7)
+    answer = reader.answer([clip])[0]
+    assert not reader.speaks and answer.samples is None
+    assert answer.text == answerer.answer([clip])[0].text
+    with pytest.raises(SignalError, match="no voice"):
+        reader.say(["hello"])
+
+
+def test_a_voice_loads_without_an_answerer(run, voice):
+    assert load_voice(run / "t2c" / "final", device="cpu", bf16=False).say(["Paris."])[0].units == voice.say(["Paris."])[0].units
+
+
+def test_wrong_checkpoints_are_one_sentence(run, tmp_path):
+    with pytest.raises(CheckpointError, match="stage 't2c'; this needs one of echo or s2t"):
+        load_answerer(run / "t2c" / "final", device="cpu")
+    with pytest.raises(CheckpointError, match="stage 'echo'; this needs one of t2c"):
+        load_voice(run / "echo" / "final", device="cpu")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load_answerer(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(CheckpointError, match="says nothing of 'encoder'"):
+        load_answerer(copied(run, "s2t", tmp_path, recipe={}), device="cpu")
+
+
+def test_another_codec_is_refused(run, tmp_path):
+    other = copied(run, "echo", tmp_path, lineage={"data": {"codec": "0123456789abcdef"}})
+    with pytest.raises(CheckpointError, match="trained with codec 0123456789abcdef.*codec_folder"):
+        load_answerer(other, device="cpu")
+    with pytest.raises(CheckpointError, match="no codec in"):
+        load_answerer(run / "echo" / "final", device="cpu", codec_folder=str(tmp_path / "nowhere"))
+
+
+def test_a_damaged_checkpoint_is_one_sentence(run, tmp_path):
+    shutil.copytree(run / "s2t" / "final", tmp_path / "final")
+    with (tmp_path / "final" / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_answerer(tmp_path / "final", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(run, name):
+    with pytest.raises(ConfigError, match=f"device '{name}'"):
+        load_answerer(run / "s2t" / "final", device=name)
