@@ -45,7 +45,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share, z2 = right / n, Z_95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    # At 0 and at 1 rounding would leave the share itself outside.
+    return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
 
 
 def word_error(pairs: Sequence[tuple[str, str]], protocol: str, scorer: str | None = None) -> Score:
@@ -88,7 +89,8 @@ def difference(left: Sequence[tuple[float, float]], right: Sequence[tuple[float,
     if not rows or not sum(d for (_, d), _ in rows) or not sum(d for _, (_, d) in rows):
         return Score(None, len(rows), None, None, protocol, scorer)
     drawn = random.Random(0)
-    values = sorted(filter(None.__ne__, (_gap(drawn.choices(rows, k=len(rows))) for _ in range(DRAWS))))
+    gaps = (_gap(drawn.choices(rows, k=len(rows))) for _ in range(DRAWS))
+    values = sorted(gap for gap in gaps if gap is not None)
     return Score(_gap(rows), len(rows), *_middle_95(values), protocol, scorer)
 
 

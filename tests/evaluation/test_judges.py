@@ -1,0 +1,52 @@
+"""The judges themselves, where their weights can be had."""
+
+import pytest
+import torch
+import torchaudio
+
+from echox.assets import asset_folder
+from echox.errors import AssetError
+from echox.evaluation import quality
+from echox.evaluation.transcriber import Transcriber
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """Two sentences, samples [T] at 24 kHz."""
+    hibari = pytest.importorskip("hibari", reason="needs the voice of the package hibari-tts").Hibari()
+    return [torch.as_tensor(hibari(text, seed=0)) for text in ("Seven plus nine is sixteen.", "Paris.")]
+
+
+@pytest.fixture(scope="module")
+def transcriber():
+    try:
+        asset_folder("whisper_base")
+    except AssetError as error:
+        pytest.skip(f"needs the asset whisper_base: {error}")
+    return Transcriber("whisper_base", batch_size=2)
+
+
+def test_the_recogniser_hears_clips_in_their_order(transcriber, spoken):
+    texts = transcriber.transcribe([spoken[0], torch.zeros(0), spoken[1]], 24_000)
+    assert texts == ["7 plus 9 is 16.", "", "Paris."]
+    assert transcriber.transcribe([], 24_000) == []
+    assert transcriber.name.startswith("whisper_base@") and "greedy" in transcriber.name
+
+
+def test_the_listener_prefers_speech_to_noise(spoken):
+    judge = quality.load_quality()
+    if judge is None:
+        pytest.skip("needs the package distillmos")
+    at_16k = torchaudio.functional.resample(spoken[0], 24_000, 16_000)
+    assert judge.score(spoken[0], 24_000) == pytest.approx(judge.score(at_16k, 16_000), abs=0.05)
+    assert judge.score(at_16k, 16_000) > 3.5 > 2.5 > judge.score(0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0)), 16_000)
+    assert judge.score(at_16k[:1000], 16_000) is None
+
+
+def test_a_missing_listener_is_one_warning(monkeypatch, caplog):
+    def missing(device):
+        raise ImportError("No module named 'distillmos'")
+
+    monkeypatch.setattr(quality, "Quality", missing)
+    assert quality.load_quality() is None
+    assert "pip install distillmos" in caplog.text
