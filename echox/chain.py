@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from echox.codecs.base import CODECS
 from echox.corpora.demo import build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
 from echox.criteria.base import CRITERIA
-from echox.data.audio import load_audio
+from echox.data.audio import duration_s, load_audio
 from echox.data.manifest import OnBroken, read_manifests
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
@@ -43,7 +44,7 @@ def run_recipe(recipe: Recipe) -> None:
         _prepare(recipe, device, world)
     for stage in recipe.planned:
         _train_stage(recipe, stage, device)
-    if recipe.report and not recipe.stage and world.is_main:
+    if recipe.report is not None and not recipe.stage and world.is_main:
         _report(recipe, device)
     if world.is_main:
         say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
@@ -66,7 +67,7 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
-        codec_type.fit(recipe.codec, SpeechClips(recipe.codec_speech), device)
+        codec_type.fit(recipe.codec, SpeechClips(recipe.codec_speech, hours=recipe.codec_hours), device)
     if recipe.units and "t2c" in recipe.planned and world.is_main:
         codec = CODECS.build(recipe.codec).to(device)
         write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
@@ -90,12 +91,16 @@ def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[
 class SpeechClips(Sequence[Tensor]):
     """The assistant's recordings of manifests, read when asked for."""
 
-    def __init__(self, manifests: Sequence[str], rate_hz: int = 16_000) -> None:
+    def __init__(self, manifests: Sequence[str], rate_hz: int = 16_000, hours: float | None = None) -> None:
+        """Args: hours: recordings are left out evenly until about so much remains; None keeps all."""
         if not manifests:
             raise ConfigError("the codec is not fitted and codec_speech names no manifest to fit it to; set codec_speech=[...] or codec.folder")
         rows = read_manifests(manifests, on_broken=OnBroken.skip)
         self.rate_hz = rate_hz
-        self.paths = [row.answer.audio for row in rows if row.answer is not None and row.answer.audio is not None]
+        paths = [row.answer.audio for row in rows if row.answer is not None and row.answer.audio is not None]
+        found_h = sum(map(duration_s, paths)) / 3600
+        kept = len(paths) if hours is None or found_h <= hours else max(2, round(len(paths) * hours / found_h))
+        self.paths = [paths[index * len(paths) // kept] for index in range(kept)]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -131,6 +136,7 @@ def _finished(run_dir: Path, stage: str) -> Path:
 
 
 def _report(recipe: Recipe, device: torch.device) -> None:
-    from echox.evaluation.report import EvaluateConfig, evaluate
+    # Imported here because a run without a report needs no recogniser.
+    from echox.evaluation.report import evaluate
 
-    evaluate(EvaluateConfig(run=recipe.run_dir, corpus=recipe.corpus.folder, device=str(device)))
+    evaluate(dataclasses.replace(recipe.report, run=recipe.run_dir, corpus=recipe.corpus.folder if recipe.corpus else recipe.report.corpus, device=str(device)))

@@ -36,6 +36,7 @@ from echox.criteria.base import CriterionConfig
 from echox.encoders.base import EncoderConfig
 from echox.engine.config import TrainConfig
 from echox.errors import ConfigError
+from echox.evaluation.config import EvaluateConfig
 from echox.plugins import REGISTRIES
 from echox.tasks.base import TaskConfig
 
@@ -89,9 +90,11 @@ class Recipe:
     """The corpus to synthesise before training; null where manifests are given."""
     codec_speech: list[str] = field(default_factory=list)
     """Manifests whose assistant audio the codec is fitted to, where it needs fitting and is not fitted yet."""
+    codec_hours: float | None = 1.5
+    """Hours of those recordings to fit to, drawn evenly; null takes all."""
     units: list[str] = field(default_factory=list)
     """Manifests whose assistant audio is encoded before T2C: NAME.jsonl becomes NAME.units.jsonl."""
-    report: bool = False
+    report: EvaluateConfig | None = None
     """Score the finished run on the corpus's test questions, and write the answers to listen to."""
     align: StagePlan | None = None
     """Stage I, first half: the speech adapter learns to hear the language model's tokens."""

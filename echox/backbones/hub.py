@@ -45,6 +45,8 @@ class HubBackboneConfig(BackboneConfig):
     """Adapters trained in S2T and Echo."""
     system: str = "Answer in one short sentence."
     """System message of every conversation that has none; empty for none."""
+    attention: str = "sdpa"
+    """Attention kernel of the library: sdpa, eager, flash_attention_2; on CPUs eager trains short conversations 1.7 times faster."""
     random_width: int = 64
     """Channels of the random model."""
 
@@ -121,7 +123,7 @@ class HubBackbone(Backbone):
 
 def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     folder = asset_folder(config.weights)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
     return model, AutoTokenizer.from_pretrained(folder)
 
 

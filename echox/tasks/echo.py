@@ -20,6 +20,7 @@ from echox.data.text import edit_distance
 from echox.errors import CheckpointError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel
+from echox.models.frozen import halve_frozen
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
@@ -131,6 +132,8 @@ class EchoTask(Task):
         self.codec = CODECS.build(self.context.parts.codec)
         speech_text, text_units = (checkpoint.load(self.context.parents[stage]) for stage in self.parents)
         model = load_echo_model(self.context.parts, speech_text, text_units, self.config.denoiser, self.codec)
+        if self.context.bf16:
+            halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
             model.speech_llm.requires_grad_(False)
         self.speech_text.read(model.speech_llm)

@@ -16,8 +16,9 @@ from echox.data.text import contains_answer
 from echox.encoders.base import ENCODERS
 from echox.errors import CheckpointError, ManifestError
 from echox.models.decoding import greedy_text
-from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
-from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM
+from echox.models.frozen import halve_frozen
+from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapterConfig
+from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
 from echox.signals import Batch, Features
 from echox.tasks.alignment import known_indices, token_index
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
@@ -84,11 +85,7 @@ class Conversations(Examples):
 
 def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
     """The S2T model with pretrained parts loaded; adapter and LoRA as at the start of training."""
-    encoder = ENCODERS.build(parts.encoder)
-    backbone = BACKBONES.build(parts.backbone)
-    with torch.no_grad():
-        rows = backbone.embed(token_ids)
-    return SpeechLLM(encoder, SpeechAdapter(adapter, encoder.dim, token_ids, rows), backbone)
+    return join_speech_llm(ENCODERS.build(parts.encoder), BACKBONES.build(parts.backbone), adapter, token_ids)
 
 
 def learned_speech_llm(model: SpeechLLM) -> dict[str, Tensor]:
@@ -123,6 +120,8 @@ class SpeechTextTask(Task):
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
         checkpoint.fill(model, parent, set(parent.tensors))
+        if self.context.bf16:
+            halve_frozen(model.backbone)
         self.read(model)
         return model
 

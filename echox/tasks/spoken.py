@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -28,6 +29,8 @@ class SpokenDataConfig:
     """Manifests to train on."""
     valid: list[str] = field(default_factory=list)
     """Manifests to validate on."""
+    sample: dict[str, int] = field(default_factory=dict)
+    """Rows drawn at most from a training manifest, by its file name; the others are used whole."""
     on_broken: OnBroken = OnBroken.skip
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
     allow_outside: bool = False
@@ -54,7 +57,21 @@ class SpokenData:
         """Rows of a split; none where no manifest is named for "valid"."""
         if split == "valid" and not self.config.valid:
             return []
-        return list(read_manifests(self.paths(split), on_broken=self.config.on_broken, allow_outside=self.config.allow_outside))
+        rows = read_manifests(self.paths(split), on_broken=self.config.on_broken, allow_outside=self.config.allow_outside)
+        left_out = self._left_out() if split == "train" else set()
+        return [row for row in rows if row.id not in left_out]
+
+    def _left_out(self) -> set[str]:
+        """Ids of the rows that `sample` does not draw; rows without an answer are the first to go."""
+        left_out: set[str] = set()
+        for path in self.config.train:
+            wanted = self.config.sample.get(Path(path).name)
+            if wanted is not None:
+                rows = list(read_manifests([path], on_broken=OnBroken.skip, allow_outside=self.config.allow_outside))
+                random.Random(Path(path).name).shuffle(rows)
+                rows.sort(key=lambda row: row.answer is None or not row.answer.text)
+                left_out |= {row.id for row in rows[wanted:]}
+        return left_out
 
     def fingerprints(self) -> dict[str, str]:
         """Name -> fingerprint of every manifest."""
