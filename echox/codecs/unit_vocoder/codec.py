@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from echox.signals import Units, Waveform, valid_mask
 FORMAT = 1
 MODEL_FILE, LANGUAGE_FILE, CONFIG_FILE = "model.safetensors", "language.model", "config.json"
 RANDOM = "random"
+LENGTH_STEP_FRAMES = 64  # of the mels that a CPU vocodes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,8 +129,7 @@ class KMeansCodec(Codec):
         hop = self.vocoder.recipe.hop_length
         # Silence as far as the vocoder reaches, so that a row sounds the same whatever it is batched with.
         mel = F.pad(mel, (0, 0, 0, REACH_FRAMES))
-        silence = torch.log(torch.tensor(self.vocoder.recipe.clamp_min, device=mel.device))
-        mel = torch.where(valid_mask(lengths, mel.shape[1])[:, :, None], mel, silence)
+        mel = torch.where(valid_mask(lengths, mel.shape[1])[:, :, None], mel, self._silence)
         samples = self._vocode(mel, lengths + REACH_FRAMES)[:, : int(lengths.max()) * hop]
         lengths = lengths * hop
         return Waveform(samples * valid_mask(lengths, samples.shape[1]), lengths, self.rate_hz)
@@ -138,8 +139,20 @@ class KMeansCodec(Codec):
         if mel.device.type != "cpu":
             return self.vocoder(mel).float()
         # A CPU gains nothing from a batch here, and would work on its padding too.
-        rows = [self.vocoder(row[None, :count])[0].float() for row, count in zip(mel, lengths.tolist(), strict=True)]
+        rows = [self._vocode_row(row[:count]) for row, count in zip(mel, lengths.tolist(), strict=True)]
         return pad_sequence(rows, batch_first=True)
+
+    def _vocode_row(self, mel: Tensor) -> Tensor:
+        """mel [F, M] -> [F * hop]."""
+        frames = len(mel)
+        # Setting up for a length not met before costs a CPU more than the convolutions, so few lengths are used.
+        mel = F.pad(mel, (0, 0, 0, -frames % LENGTH_STEP_FRAMES), value=self._silence)
+        return self.vocoder(mel[None])[0, : frames * self.vocoder.recipe.hop_length].float()
+
+    @property
+    def _silence(self) -> float:
+        """A mel bin of silence."""
+        return math.log(self.vocoder.recipe.clamp_min)
 
     def _check(self, units: Units) -> None:
         real = units.ids[valid_mask(units.lengths, units.ids.shape[1])]
