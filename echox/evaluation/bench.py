@@ -68,7 +68,7 @@ class Bench:
     @cached_property
     def quality(self) -> Quality | None:
         """The judge of naturalness, if there is one."""
-        quality = load_quality(self.device) if self.config.mos else None
+        quality = load_quality(self.device) if self.config.mos_rows else None
         self.judges["mos"] = quality and quality.name
         return quality
 
@@ -140,13 +140,14 @@ class Bench:
         for batch in self._batches(sorted(audible, key=lambda key: len(audible[key].samples)), f"{name}: transcribing"):
             for key, transcript in zip(batch, self.transcriber.transcribe([audible[key].samples for key in batch], audible[batch[0]].rate_hz)):
                 judged[key]["transcript"] = transcript
-        quality = self.quality if audible else None
-        for key, sound in audible.items():
-            if keep:
+        if keep:
+            for key, sound in audible.items():
                 judged[key]["audio"] = f"wavs/{name}/{file_name(key)}.wav"
                 save_audio(self.folder / judged[key]["audio"], sound.samples, sound.rate_hz)
-            if quality is not None:
-                judged[key]["mos"] = quality.score(sound.samples, sound.rate_hz)
+        drawn = self.sample(sorted(audible), self.config.mos_rows, "mos")
+        if drawn and self.quality is not None:
+            for key in drawn:
+                judged[key]["mos"] = self.quality.score(audible[key].samples, audible[key].rate_hz)
         return judged
 
     def _batches(self, items: Sequence[T], label: str) -> Iterator[list[T]]:

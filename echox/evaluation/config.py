@@ -31,9 +31,9 @@ class EvaluateConfig:
     """Seed of every sample."""
     asr: str = "whisper_base"
     """Recogniser that transcribes answers: catalogue name, hub id or local folder of a Whisper."""
-    mos: bool = True
-    """Score how natural the speech sounds, where DistillMOS is installed."""
-    batch_size: int = 16
+    mos_rows: int = 24
+    """Clips of each kind of speech whose naturalness is judged, drawn by `seed`, where DistillMOS is installed; 0 for none."""
+    batch_size: int = 32
     """Rows answered or spoken at once."""
     max_tokens: int = 48
     """Text tokens of an answer at most."""
@@ -50,6 +50,6 @@ class EvaluateConfig:
         for name in ("batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
-        for name in ("spoken_rows", "typed_rows", "free_rows", "t2c_rows", "cascade_rows"):
+        for name in ("spoken_rows", "typed_rows", "free_rows", "t2c_rows", "cascade_rows", "mos_rows"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")

@@ -138,7 +138,7 @@ def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_pa
 
 
 def test_without_a_listener_there_is_no_opinion(config, monkeypatch):
-    config.mos = False
+    config.mos_rows = 0
     report = evaluate(config)
     assert "MOS" not in report["sections"]["questions"]["scores"]["all"]
 
