@@ -1,6 +1,7 @@
 """The smoke test: every stage of echo_tiny, one after the other, on speech made on the spot."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,7 +9,7 @@ from echox import checkpoint
 from echox.chain import run_recipe
 from echox.errors import CheckpointError
 from echox.plugins import discover
-from echox.recipe import load_recipe
+from echox.recipe import STAGES, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +17,14 @@ def tiny(tmp_path_factory):
     """A finished run of echo_tiny."""
     folder = tmp_path_factory.mktemp("tiny")
     discover()
-    overrides = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "device=cpu"]
+    overrides = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "device=cpu", *(f"{stage}.train.save_every=6" for stage in STAGES)]
     run_recipe(load_recipe("echo_tiny", overrides))
     return folder, overrides
 
 
 def test_every_stage_leaves_a_checkpoint_that_knows_its_parents(tiny):
     run = tiny[0] / "run"
-    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in ("align", "s2t", "t2c", "echo")}
+    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES}
     lineage = {stage: checkpoint.verify(run / stage / "final")["lineage"] for stage in prints}
     assert lineage["s2t"]["parents"] == {"align": prints["align"]}
     assert lineage["echo"]["parents"] == {"s2t": prints["s2t"], "t2c": prints["t2c"]}
@@ -32,7 +33,7 @@ def test_every_stage_leaves_a_checkpoint_that_knows_its_parents(tiny):
 
 
 def test_every_stage_learns(tiny):
-    for stage in ("align", "s2t", "t2c", "echo"):
+    for stage in STAGES:
         lines = [json.loads(line) for line in (tiny[0] / "run" / stage / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if line["split"] == "train"]
         assert losses[-1] < losses[0], stage
@@ -48,3 +49,15 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
 def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*tiny[1], f"run_dir={tmp_path}", "stage=s2t"]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_was_killed_half_way_ends_with_the_same_bits(tiny, stage):
+    folder = tiny[0] / "run" / stage
+    before = checkpoint.fingerprint(folder / "final")
+    shutil.rmtree(folder / "final")
+    for late in checkpoint.step_folders(folder / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    assert [path.name for path in checkpoint.step_folders(folder / "checkpoints")] == ["step_000000006"]
+    run_recipe(load_recipe("echo_tiny", [*tiny[1], f"stage={stage}"]))
+    assert checkpoint.fingerprint(folder / "final") == before
