@@ -17,15 +17,15 @@ class EvaluateConfig:
     """Folder of the demo corpus; null takes the one that the run's recipe names."""
     out_dir: str | None = None
     """Folder of the report; null takes `report` in the run's folder."""
-    spoken_rows: int = 96
+    spoken_rows: int = 64
     """Test questions whose answers are spoken and transcribed, drawn by `seed`; text is scored on all rows."""
-    typed_rows: int = 64
+    typed_rows: int = 32
     """Questions that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
-    free_rows: int = 64
+    free_rows: int = 40
     """Free questions, drawn by `seed`."""
-    t2c_rows: int = 16
+    t2c_rows: int = 12
     """Texts of each kind that T2C speaks, drawn by `seed`, and whose recordings go through the codec."""
-    cascade_rows: int = 32
+    cascade_rows: int = 16
     """Spoken questions that the full cascade (recogniser, typed question, T2C) answers too."""
     seed: int = 1
     """Seed of every sample."""

@@ -82,6 +82,6 @@ def summary_of(report: Mapping[str, Any], folder: Path) -> str:
             if " " in group and group.split()[0] in ("kind", "voice"):
                 continue
             prefix = "" if group == "all" else f"{group}: "
-            lines += [f"  {prefix}{metric:<32} {_cell(metric, score)}" for metric, score in row.items()]
+            lines += [f"  {prefix + metric:<48} {_cell(metric, score)}" for metric, score in row.items()]
     lines += [f"not scored: {name}, for {reason}" for name, reason in report["skipped"].items()]
     return "\n".join([*lines, f"report: {folder / 'report.md'}; answers to listen to: {folder / 'wavs'}"])
