@@ -28,8 +28,8 @@ class DenoisingAdapter(nn.Module):
     """Hidden states -> vectors in the space of the unit decoder's text.
 
     With `candidates`, the result is the text vector expected under the state's next-token distribution plus the MLP's
-    correction, which starts at zero: the adapter begins as good as greedy text, keeps what the model was unsure about, and only
-    has to learn what text does not say. Without, it is EchoX's MLP and has to learn the whole map.
+    correction, which starts at zero: the adapter begins near greedy text, keeps what the model was unsure about, and only has to
+    learn the rest. Where the model is unsure the mix is blurred, and before any training it is spoken less clearly than greedy text. Without, it is EchoX's MLP and has to learn the whole map.
     Source: EchoX (arXiv:2509.09174), denoising adapter; the expected vector is ours.
     """
 
