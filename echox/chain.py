@@ -18,6 +18,7 @@ from echox.corpora.units import UnitsConfig, write_units
 from echox.criteria.base import CRITERIA
 from echox.data.audio import duration_s, load_audio
 from echox.data.manifest import OnBroken, read_manifests
+from echox.device import device_named
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.precision import uses_bf16
@@ -38,7 +39,7 @@ def run_recipe(recipe: Recipe) -> None:
     Raises:
         EchoxError: something the recipe asks for does not fit or cannot be had.
     """
-    world, device = join(), _device(recipe)
+    world, device = join(), device_named(recipe.device)
     began_s = time.monotonic()
     with world.main_first():
         _prepare(recipe, device, world)
@@ -48,14 +49,6 @@ def run_recipe(recipe: Recipe) -> None:
         _report(recipe, device)
     if world.is_main:
         say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
-
-
-def _device(recipe: Recipe) -> torch.device:
-    if recipe.device != "auto":
-        if recipe.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device is {recipe.device}, but torch sees no GPU here; use device=cpu or device=auto")
-        return torch.device(recipe.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:

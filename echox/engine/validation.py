@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from echox.criteria.base import Criterion
 from echox.engine import precision, randomness
-from echox.engine.batching import Position, load_batches, order_batches
+from echox.engine.batching import load_batches, order_batches
 from echox.engine.config import TrainConfig
 from echox.signals import Batch
 from echox.tasks.base import Examples, Task

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from echox.backbones.base import BACKBONES, Backbone
+from echox.backbones.base import BACKBONES
 from echox.criteria.base import AlignmentOutputs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder

@@ -19,17 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder, write_whole
-from echox.codecs.unit_vocoder.fit_config import CodecFitConfig, LanguageConfig
+from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
 from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
 from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
-from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
+from echox.codecs.unit_vocoder.speaker import UnitSpeaker
 from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
 from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
 from echox.config import to_plain
+from echox.device import multiplies_bf16_fast
 from echox.encoders.base import ENCODERS, Encoder
-from echox.errors import ConfigError, SignalError
+from echox.errors import SignalError
 from echox.signals import Units, Waveform
 
 WORK_FOLDER = ".fitting"
@@ -213,14 +214,7 @@ class _Fit:
         return {name: round(float(torch.stack(values).mean()), 4) for name, values in found.items() if values}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=_multiplies_bf16_fast(self.device))
-
-
-def _multiplies_bf16_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # A CPU without these instructions emulates bfloat16, slower than float32.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=multiplies_bf16_fast(self.device))
 
 
 def _work_folder(config: CodecFitConfig, clips: Sequence[Tensor]) -> Path:
