@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,16 @@ class Checkpoint:
     state: dict[str, Any] | None  # None in a final checkpoint
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:
+def save(
+    folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None = None, beside: Iterable[Path] = ()
+) -> Path:
     """Write a checkpoint, replacing one of the same name.
 
     Args:
         tensors: learned tensors by name, on any device.
         meta: JSON-ready; `format` and `files` are added.
         state: values that `torch.load(weights_only=True)` reads back; None for a final checkpoint.
+        beside: small files that are copied into the folder and checked with it.
     Raises:
         TrainingError: the disk is full; what was there before still is.
     """
@@ -60,7 +63,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], s
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_partials(folder.parent)
             partial.mkdir()
-            _write_files(partial, tensors, meta, state)
+            copied = {path.name: _write(partial / path.name, path.read_bytes()) for path in beside}
+            _write_files(partial, tensors, meta, state, copied)
             _put_in_place(partial, folder)
         finally:
             # Renamed if all went well; otherwise it only takes up room.
@@ -73,8 +77,10 @@ def _remove_partials(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_files(partial: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
-    files = {MODEL: _write(partial / MODEL, safetensors.torch.save(_detached(tensors)))}
+def _write_files(
+    partial: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None, copied: Mapping[str, Any]
+) -> None:
+    files = {**copied, MODEL: _write(partial / MODEL, safetensors.torch.save(_detached(tensors)))}
     if state is not None:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)

@@ -1,16 +1,21 @@
-"""What `echox-prepare` does to audio and codecs: one config and one function a command."""
+"""What `echox-prepare` does to audio, codecs and published checkpoints: one config and one function a command."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
+from echox import checkpoint
 from echox.chain import SpeechClips
 from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
 from echox.device import device_named, multiplies_bf16_fast
+from echox.errors import AssetError, CheckpointError, ConfigError
+from echox.generation.published import whisper_of
+from echox.models.published.folder import build, files_beside, is_release, read_release, weights_fingerprint, write_release
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,6 +38,34 @@ class EncodeUnitsConfig(UnitsConfig):
     """The codec to encode with."""
     device: str = "auto"
     """Device to encode on: auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ImportConfig:
+    """Check a published EchoX folder in every tensor and file, and keep it as a checkpoint of echox."""
+
+    folder: str = MISSING
+    """The published folder, with config.json, weights, tokenizer and vocoder."""
+    output: str = MISSING
+    """Folder of the checkpoint; `echox-generate checkpoint=` takes it, and takes the published folder too."""
+    encoder_folder: str | None = None
+    """Where Whisper lies; without it, the folder's config.json is followed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """Write a checkpoint that was imported as a published EchoX folder again, tensors unchanged to the bit."""
+
+    checkpoint: str = MISSING
+    """The checkpoint."""
+    output: str = MISSING
+    """The published folder to write."""
+    shard_gigabytes: float = 5.0
+    """Size of a file of weights at most; 5 in the release."""
+
+    def __post_init__(self) -> None:
+        if self.shard_gigabytes <= 0:
+            raise ConfigError(f"shard_gigabytes is {self.shard_gigabytes}; use more than 0")
 
 
 def make_corpus(config: DemoCorpusConfig) -> None:
@@ -63,3 +96,40 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     codec = CODECS.build(config.codec).to(device)
     for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):
         print(path)
+
+
+def import_release(config: ImportConfig) -> None:
+    """Read a published folder, build its model and its vocoder, and write them as a checkpoint.
+
+    Raises:
+        CheckpointError: a file or a tensor is missing, damaged or misshapen, or output exists.
+    """
+    source, output = Path(config.folder), Path(config.output)
+    if output.exists():
+        raise CheckpointError(f"{output} exists already; name another output, or take it away first")
+    CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(source)}))
+    release = read_release(source)
+    model = build(release, dtype=None)
+    try:
+        whisper = config.encoder_folder or str(Path(whisper_of(source, str(release.config.get("audio_tower") or ""))).resolve())
+    except AssetError as error:
+        print(f"note: {error}")
+        whisper = None
+    lineage = {"parents": {}, "data": {}, "source": weights_fingerprint(source)}
+    checkpoint.save(output, release.tensors, {"stage": "published", "whisper": whisper, "lineage": lineage}, beside=files_beside(source))
+    print(f"{output}: {sum(weight.numel() for weight in model.parameters()):,} parameters in {len(release.tensors)} tensors")
+
+
+def export_release(config: ExportConfig) -> None:
+    """Write a published folder.
+
+    Raises:
+        CheckpointError: the checkpoint is none that was imported, or is damaged; output exists.
+    """
+    source, output = Path(config.checkpoint), Path(config.output)
+    if not is_release(source):
+        raise CheckpointError(f"{source} is not in EchoX's format; export takes what `echox-prepare import` wrote")
+    if (source / checkpoint.META).is_file():
+        checkpoint.verify(source)
+    write_release(output, read_release(source).tensors, files_beside(source), shard_bytes=int(config.shard_gigabytes * 1e9))
+    print(output)

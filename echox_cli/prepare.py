@@ -12,7 +12,17 @@ from echox.config import near
 from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
-from echox.preparation import EncodeUnitsConfig, FitCodecConfig, encode_units, fit_codec, make_corpus
+from echox.preparation import (
+    EncodeUnitsConfig,
+    ExportConfig,
+    FitCodecConfig,
+    ImportConfig,
+    encode_units,
+    export_release,
+    fit_codec,
+    import_release,
+    make_corpus,
+)
 from echox.scaffold import ScaffoldConfig, write_plugin
 from echox_cli import completion
 from echox_cli.arguments import split
@@ -50,6 +60,8 @@ COMMANDS = {
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
+    "import": Command(ImportConfig, import_release, "folder"),
+    "export": Command(ExportConfig, export_release, "checkpoint"),
     "plugin": Command(ScaffoldConfig, write_plugin, "name"),
 }
 

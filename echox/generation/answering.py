@@ -56,7 +56,7 @@ class Answer:
         return 0.0 if self.samples is None else len(self.samples) / self.rate_hz
 
 
-class _Clock:
+class Clock:
     """Seconds spent in each part of one batch."""
 
     def __init__(self, device: torch.device) -> None:
@@ -84,7 +84,7 @@ class Speaker:
     max_words: int = 1024
 
     @torch.no_grad()
-    def sound(self, words: Sequence[Sequence[int]], clock: _Clock) -> tuple[list[tuple[int, ...]], list[Tensor | None]]:
+    def sound(self, words: Sequence[Sequence[int]], clock: Clock) -> tuple[list[tuple[int, ...]], list[Tensor | None]]:
         """Words per row -> units per row, and samples [T] per row (None where there is nothing to hear)."""
         rows = [tuple(self.codec.units_of(list(row))) for row in words]
         with clock.part("codec"), torch.autocast(clock.device.type, torch.bfloat16, enabled=self.bf16):
@@ -111,7 +111,7 @@ class Voice:
         """Speak texts in one batch; an empty text gives an answer without samples."""
         if not texts:
             return []
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         ids = [tuple(self.backbone.tokenize(text)) for text in texts]
         with clock.part("units"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             padded = _padded(ids, 0).to(self.device)
@@ -167,8 +167,8 @@ class Answerer:
         if not questions:
             return []
         for clip in (clip for question in questions for clip in question.clips):
-            _refuse_unusable(clip)
-        clock = _Clock(self.device)
+            refuse_unusable(clip)
+        clock = Clock(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             speech = self._listen([clip for question in questions for clip in question.clips], clock)
             said = self._think(questions, speech, clock)
@@ -194,7 +194,7 @@ class Answerer:
             for tokens, listened, (units, samples) in zip(ids, heard, sounds)
         ]
 
-    def _listen(self, clips: Sequence[Tensor], clock: _Clock) -> AdaptedSpeech:
+    def _listen(self, clips: Sequence[Tensor], clock: Clock) -> AdaptedSpeech:
         """Clips of all rows -> adapted speech, on the device."""
         with clock.part("encoder"):
             features = self.speech_llm.hear(pad_waveforms(clips, self.rate_hz).to(self.device)) if clips else self._silence()
@@ -205,14 +205,14 @@ class Answerer:
         encoder = self.speech_llm.encoder
         return Features(torch.zeros(0, 0, encoder.dim, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device), encoder.frame_rate_hz)
 
-    def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: _Clock) -> SpokenText:
+    def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock) -> SpokenText:
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
         clip_rows = [row for row, question in enumerate(questions) for _ in question.clips]
         with clock.part("text"):
             prompted = self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, torch.tensor(clip_rows, dtype=torch.int64, device=self.device))
             return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
 
-    def _voice(self, said: SpokenText, clock: _Clock) -> list[list[int]]:
+    def _voice(self, said: SpokenText, clock: Clock) -> list[list[int]]:
         with clock.part("units"):
             return self.echo.speak(said.hidden, said.lengths)
 
@@ -289,7 +289,11 @@ def load_voice(
     return Voice(voice_of(found, backbone, codec).to(place), backbone, codec, bf16=bf16)
 
 
-def _refuse_unusable(clip: Tensor) -> None:
+def refuse_unusable(clip: Tensor) -> None:
+    """
+    Raises:
+        SignalError: a clip is empty, not one-dimensional, or holds NaN or infinity.
+    """
     if clip.ndim != 1 or clip.numel() == 0:
         raise SignalError(f"a question's samples must be [T] with T of at least 1, and have shape {list(clip.shape)}; record it again")
     if not torch.isfinite(clip).all():

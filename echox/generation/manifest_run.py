@@ -18,7 +18,9 @@ from echox.data.audio import audio_header, load_audio, save_audio
 from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint
 from echox.errors import ConfigError, EchoxError, SignalError
 from echox.generation.answering import Answer, Answerer, Question, load_answerer
+from echox.generation.published import PublishedAnswerer, load_published_answerer
 from echox.generation.records import ANSWERS, Records
+from echox.models.published.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
 
@@ -28,7 +30,7 @@ class GenerateConfig:
     """Answer spoken questions aloud: those of a manifest, or one file."""
 
     checkpoint: str = "runs/echo_mini/echo/final"
-    """Finished checkpoint of the echo stage; one of s2t answers in text alone."""
+    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t answers in text alone."""
     manifest: str | None = None
     """Manifest whose questions are answered."""
     input: str | None = None
@@ -45,6 +47,8 @@ class GenerateConfig:
     """Device to run on: auto, cpu, cuda or cuda:N."""
     codec_folder: str | None = None
     """Where the codec lies, if it was moved since training."""
+    encoder_folder: str | None = None
+    """Where Whisper lies, for a published EchoX folder; otherwise its config.json says it."""
     allow_outside: bool = False
     """Allow audio outside the manifest's folder."""
     overwrite: bool = False
@@ -76,7 +80,9 @@ def generate(config: GenerateConfig) -> int:
     return _generate_all(config)
 
 
-def _load(config: GenerateConfig) -> Answerer:
+def _load(config: GenerateConfig) -> Answerer | PublishedAnswerer:
+    if is_release(config.checkpoint):
+        return load_published_answerer(config.checkpoint, device=config.device, encoder_folder=config.encoder_folder, max_tokens=config.max_tokens)
     return load_answerer(config.checkpoint, device=config.device, codec_folder=config.codec_folder, max_tokens=config.max_tokens)
 
 
@@ -107,8 +113,9 @@ def _generate_all(config: GenerateConfig) -> int:
 
 
 def _origin(config: GenerateConfig) -> dict[str, Any]:
+    folder = Path(config.checkpoint)
     return {
-        "checkpoint": checkpoint.fingerprint(Path(config.checkpoint)),
+        "checkpoint": weights_fingerprint(folder) if is_release(folder) else checkpoint.fingerprint(folder),
         "manifest": manifest_fingerprint(config.manifest),
         "max_tokens": config.max_tokens,
     }
@@ -120,7 +127,7 @@ def _ids_in_order(manifest: Manifest) -> list[str]:
     return [row_id for _, row_id in sorted(placed)]
 
 
-def _answer_rows(answerer: Answerer, rows: Sequence[Row], lines: dict[str, int], records: Records, batch_size: int) -> None:
+def _answer_rows(answerer: Answerer | PublishedAnswerer, rows: Sequence[Row], lines: dict[str, int], records: Records, batch_size: int) -> None:
     with tqdm(total=len(rows), desc="answering", unit="row") as bar:
         for batch in _batches(rows, batch_size):
             records.add([_record(row, lines[row.id], outcome, records.folder) for row, outcome in answer_rows(answerer, batch)])
@@ -134,7 +141,7 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
         yield by_length[start : start + size]
 
 
-def answer_rows(answerer: Answerer, rows: Sequence[Row], *, speak: bool = True) -> list[tuple[Row, Answer | str]]:
+def answer_rows(answerer: Answerer | PublishedAnswerer, rows: Sequence[Row], *, speak: bool = True) -> list[tuple[Row, Answer | str]]:
     """Answer rows in one batch; a row that cannot be answered has the reason instead, and does not keep the others from theirs."""
     questions: list[tuple[Row, Question | str]] = [(row, _question_or_fault(row, answerer.rate_hz)) for row in rows]
     usable = [question for _, question in questions if isinstance(question, Question)]
@@ -142,7 +149,7 @@ def answer_rows(answerer: Answerer, rows: Sequence[Row], *, speak: bool = True) 
     return [(row, next(answers) if isinstance(question, Question) else question) for row, question in questions]
 
 
-def _reply(answerer: Answerer, questions: list[Question], speak: bool) -> list[Answer | str]:
+def _reply(answerer: Answerer | PublishedAnswerer, questions: list[Question], speak: bool) -> list[Answer | str]:
     """Together, or one by one where together they fail."""
     try:
         return list(answerer.reply(questions, speak=speak))

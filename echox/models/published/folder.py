@@ -10,6 +10,7 @@ Weights are read by safetensors and `torch.load(weights_only=True)` alone; no co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from echox.checkpoint import META
 from echox.errors import CheckpointError
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel, restore_rotary
@@ -129,6 +131,26 @@ def read_release(folder: str | Path) -> Release:
     return Release(folder, config, tensors)
 
 
+def weights_fingerprint(folder: Path) -> str:
+    """The sha256 of a folder's weights, in hex.
+
+    Raises:
+        CheckpointError: there are none, or some are missing.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """What a published folder holds beside its weights: config, tokenizer, vocoder and whatever else lies there; no sub-folders."""
+    weights = {path.name for path in weight_files(folder)} | {INDEX, META}
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in weights)
+
+
 def our_name(name: str) -> str:
     """The name in `PublishedEchoX` of a tensor of the release."""
     for theirs, ours in PREFIXES:
@@ -229,12 +251,16 @@ def release_tensors(model: PublishedEchoX, dtype: torch.dtype | None = None) -> 
     return {their_name(name): tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
 
 
-def write_release(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], beside: Iterable[Path], *, shard_bytes: int = SHARD_BYTES) -> None:
+def write_release(
+    folder: Path, tensors: Mapping[str, Tensor], beside: Iterable[Path], config: Mapping[str, Any] | None = None, *, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Write a published folder that appears only when complete.
 
     Args:
         tensors: by the release's names, in the order they are to lie.
-        beside: files to copy (tokenizer, vocoder).
+        beside: files to copy (tokenizer, vocoder, and config.json where it stays as it is).
+        config: a config.json that is written anew.
+        shard_bytes: size of a file of weights at most.
     Raises:
         CheckpointError: the folder exists already.
     """
@@ -246,7 +272,8 @@ def write_release(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
     try:
         for path in beside:
             shutil.copyfile(path, partial / path.name)
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        if config is not None:
+            (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         _write_weights(partial, tensors, shard_bytes)
         partial.rename(folder)
     finally:

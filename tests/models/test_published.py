@@ -1,0 +1,481 @@
+"""The published format: read, written, refused in a sentence; and its model, batched as alone."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import tiny_release
+import torch
+
+from echox.backbones.base import Turn
+from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
+from echox.errors import CheckpointError, ConfigError, EchoxError, SignalError
+from echox.models.published import teaching
+from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.published.causal import Generated
+from echox.models.published.compatibility import PAPER, RELEASE
+from echox.models.published.folder import build, files_beside, is_release, our_name, read_release, release_tensors, their_name, write_release
+from echox.models.published.sizes import translator_size
+from echox.models.published.tokens import units_in
+from echox.signals import Features
+
+FRAMES = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_release.write_tiny_release(tmp_path_factory.mktemp("published") / "EchoX-tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return build(read_release(folder))
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def heard(count, frames=FRAMES, seed=0):
+    values = torch.randn(count, frames, 16, generator=torch.Generator().manual_seed(seed))
+    return Features(values, torch.full((count,), frames), 50.0)
+
+
+def only(features, *rows):
+    return Features(features.values[list(rows)], features.lengths[list(rows)], features.rate_hz)
+
+
+# The folder
+
+
+def test_a_round_trip_keeps_every_bit(folder, model, tmp_path):
+    assert is_release(folder) and (folder / "model.safetensors.index.json").is_file()
+    read = read_release(folder)
+    assert all(tensor.dtype == torch.float16 for tensor in read.tensors.values())
+    again = release_tensors(model, torch.float16)
+    write_release(tmp_path / "again", again, files_beside(folder))
+    second = read_release(tmp_path / "again")
+    assert second.tensors.keys() == read.tensors.keys() and second.config == read.config
+    assert all(torch.equal(second.tensors[name].view(torch.int16), tensor.view(torch.int16)) for name, tensor in read.tensors.items())
+    assert {path.name for path in files_beside(folder)} == {path.name for path in files_beside(tmp_path / "again")}
+
+
+def test_an_existing_folder_is_not_written_over(folder, model):
+    with pytest.raises(CheckpointError, match="exists already"):
+        write_release(folder, release_tensors(model), [])
+
+
+def test_names_translate_both_ways(model):
+    for name in model.state_dict():
+        assert our_name(their_name(name)) == name
+    theirs = {their_name(name) for name in model.state_dict()}
+    assert {"lm_head.weight", "model.mm_projector1.bias", "model.lbm.encoder_attn.in_proj_weight", "unit_translator.unit_embedding.weight",
+            "unit_translator.aligner_MLP.3.weight", "unit_translator.model.layers.1.mlp.up_proj.weight"} <= theirs  # fmt: skip
+    assert their_name("adapter.layers.0.self_attn.in_proj_bias") == "model.asr_transformer_encoder.layers.0.self_attn.in_proj_bias"
+
+
+def rewrite(folder, change):
+    """The folder's weights as one file, after a change of the dictionary."""
+    tensors = read_release(folder).tensors
+    change(tensors)
+    for path in folder.glob("model*"):
+        path.unlink()
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+def drop(name):
+    return lambda folder: rewrite(folder, lambda tensors: tensors.pop(name))
+
+
+def bend(name):
+    return lambda folder: rewrite(folder, lambda tensors: tensors.__setitem__(name, tensors[name][1:].clone()))
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def overwrite(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def set_key(name, key, value):
+    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (drop("model.out_norm.weight"), "lacks 1 tensors of EchoX, such as model.out_norm.weight"),
+        (drop("model.layers.1.mlp.up_proj.weight"), "lacks 1 tensors of EchoX, such as model.layers.1.mlp.up_proj.weight"),
+        (drop("unit_translator.model.layers.0.self_attn.q_proj.weight"), "lacks tensor unit_translator.model.layers.0.self_attn.q_proj.weight"),
+        (drop("model.asr_transformer_encoder.layers.0.linear1.weight"), "lacks tensor model.asr_transformer_encoder.layers.0.linear1.weight"),
+        (bend("lm_head.weight"), r"tensor lm_head.weight in .* has shape \[12810, 16\], but .* ask for \[12811, 16\]"),
+        (bend("unit_translator.aligner_MLP.3.bias"), r"aligner_MLP.3.bias in .* has shape \[15\]"),
+        (bend("unit_translator.model.layers.0.self_attn.k_proj.weight"), "no whole number of heads"),
+        (remove("config.json"), "has no config.json"),
+        (overwrite("config.json", b"{"), "config.json cannot be read"),
+        (set_key("config.json", "adapter_size", None), "lacks adapter_size"),
+        (set_key("config.json", "vocab_size", 7), r"has shape \[12811, 16\], but .* ask for \[7, 16\]"),
+        (remove("model.safetensors.index.json"), "has neither model.safetensors nor model.safetensors.index.json"),
+        (remove("model-00002-of-00003.safetensors"), "lacks the weights model-00002-of-00003.safetensors"),
+        (overwrite("model-00002-of-00003.safetensors", b"no weights at all"), "model-00002-of-00003.safetensors is damaged"),
+        (overwrite("model.safetensors.index.json", b"[]"), "is no index of shards"),
+        (remove("tokenizer.json"), "has no tokenizer.json"),
+    ],
+)
+def test_a_broken_folder_is_refused_in_a_sentence(copy, harm, sentence):
+    harm(copy)
+    with pytest.raises(EchoxError, match=sentence) as caught:
+        build(read_release(copy))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (remove("g_00500000"), "weights .*g_00500000 do not exist"),
+        (remove("vocoder_config.json"), "vocoder_config.json does not exist"),
+        (overwrite("g_00500000", b"garbage"), "without running code"),
+        (lambda folder: torch.save({"generator": {}}, folder / "g_00500000"), "lacks .* tensors that vocoder_config.json asks for"),
+        (set_key("vocoder_config.json", "num_embeddings", 50), r"units.weight .* has shape \[1000, 4\], but vocoder_config.json asks for \[50, 4\]"),
+        (set_key("vocoder_config.json", "upsample_rates", None), "is no vocoder config of fairseq"),
+        (set_key("vocoder_config.json", "f0", True), "pitch"),
+    ],
+)
+def test_a_broken_vocoder_is_refused_in_a_sentence(copy, harm, sentence):
+    harm(copy)
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        tiny_release.codec(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_the_vocoder_is_not_run(copy, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    torch.save({"generator": Trap()}, copy / "g_00500000")
+    with pytest.raises(CheckpointError, match="without running code"):
+        tiny_release.codec(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_shared_head_is_found_under_its_other_name(copy):
+    rows = read_release(copy).tensors["unit_translator.model.embed_tokens.weight"].float()
+    drop("lm_head.weight")(copy)
+    assert torch.equal(build(read_release(copy)).language.head.weight, rows)
+    set_key("config.json", "tie_word_embeddings", True)(copy)
+    tied = build(read_release(copy))
+    assert torch.equal(tied.language.head.weight, tied.language.body.embed_tokens.weight)
+
+
+def test_stored_precision_leaves_rotary_tables_alone(folder, model):
+    half = build(read_release(folder), dtype=None)
+    assert half.language.head.weight.dtype == torch.float16
+    assert torch.equal(half.language.body.rotary_emb.inv_freq, model.language.body.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize(
+    ("named", "sizes", "wanted"),
+    [
+        ({"unit_model": "large"}, (2, 16, 16, 8, 24), (2, 16, 4, 2)),
+        ({"unit_model": "small"}, (4, 512, 512, 128, 2048), (4, 512, 8, 2)),
+        ({"unit_model": "small"}, (6, 512, 512, 128, 2048), (6, 512, 8, 2)),  # what "small" was in the training code
+        ({}, (6, 512, 512, 128, 2048), (6, 512, 8, 2)),
+        ({"unit_model": "medium"}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),
+        ({"unit_model": None}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),
+        ({}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),  # the tensors know better than the key
+        ({"unit_model": "small"}, (3, 256, 256, 64, 700), (3, 256, 4, 1)),
+        ({"unit_model": "large"}, (5, 16, 16, 8, 99), (5, 16, 4, 2)),
+    ],
+)
+def test_sizes_come_from_the_tensors(named, sizes, wanted):
+    layers, width, queries, keys, inner = sizes
+    prefix = "unit_translator.model.layers."
+    shapes = {f"{prefix}{number}.input_layernorm.weight": (width,) for number in range(layers)}
+    shapes |= {f"{prefix}0.self_attn.q_proj.weight": (queries, width), f"{prefix}0.self_attn.k_proj.weight": (keys, width), f"{prefix}0.mlp.up_proj.weight": (inner, width)}
+    config = {key: value for key, value in tiny_release.CONFIG.items() if key != "unit_model"} | named
+    size = translator_size(config, shapes)
+    assert (size.layers, size.width, size.heads, size.key_heads) == wanted and size.feed_forward == inner
+
+
+# The speech adapter
+
+
+def adapter(compatibility):
+    torch.manual_seed(0)
+    return ShrinkingAdapter(AdapterShape(feature_dim=16, width=16, vocab_size=30, heads=4, blank_id=29, feed_forward=32), compatibility).eval()
+
+
+def changed_by(net, frame, samples=None, row=0):
+    """Which of the aligned frames [A, F] depend on one stacked frame of a clip."""
+    features = heard(3)
+    touched = features.values.clone()
+    touched[row, 2 * frame] += 1
+    with torch.no_grad():
+        before, after = (net.align(dataclasses.replace(features, values=values), samples)[0] for values in (features.values, touched))
+    return (before - after).abs().amax(-1) > 1e-6
+
+
+def test_the_paper_attends_over_time():
+    changed = changed_by(adapter(PAPER), 3)
+    assert changed[0].all() and not changed[1:].any()
+
+
+def test_the_release_attends_over_turns_of_a_sample():
+    alone = changed_by(adapter(RELEASE), 3)
+    assert alone.nonzero().tolist() == [[0, 3]]
+    together = changed_by(adapter(RELEASE), 3, torch.tensor([0, 0, 1]))
+    assert together.nonzero().tolist() == [[0, 3], [1, 3]]
+
+
+def test_look_back_sees_the_dropped_frames_in_the_paper_alone():
+    frames = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
+    kept = torch.tensor([[True, False, False, True, False, True]])
+    touched = frames.clone()
+    touched[0, 1] += 1
+    with torch.no_grad():
+        for compatibility, sees in ((PAPER, True), (RELEASE, False)):
+            net = adapter(compatibility)
+            difference = net.shrink(frames, torch.tensor([6]), kept) - net.shrink(touched, torch.tensor([6]), kept)
+            assert bool((difference.abs() > 1e-6).any()) is sees
+
+
+@pytest.mark.parametrize("compatibility", [PAPER, RELEASE])
+def test_padding_frames_are_not_heard(compatibility):
+    net = adapter(compatibility)
+    long, short = heard(1, 40), heard(1, 22, seed=5)
+    values = torch.full((2, 40, 16), 9.0)
+    values[0], values[1, :22] = long.values[0], short.values[0]
+    with torch.no_grad():
+        both = net(Features(values, torch.tensor([40, 22]), 50.0))
+        for row, alone in enumerate((net(long), net(short))):
+            size = int(alone.lengths[0])
+            assert int(both.lengths[row]) == size
+            torch.testing.assert_close(both.vectors[row, :size], alone.vectors[0], atol=1e-5, rtol=0)
+
+
+# Prompts
+
+
+def test_every_piece_of_a_prompt_begins_anew(model):
+    tokens = model.tokens
+    ids = tokens.prompt([Turn("user", "ab", True), Turn("assistant", "c"), Turn("user", "d")])
+    text = tokens.tokenizer.decode(ids)
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+
+    def header(role):
+        return f"<|start_header_id|>{begin}{role}<|end_header_id|>"
+
+    asked = f"{header('user')}{begin}\n<audio_patch>{begin}ab{end}{header('assistant')}{begin}\n{begin}c{end}{header('user')}{begin}d{end}"
+    assert text.startswith(f"{begin}{header('system')}{begin}\n{begin}You are a helpful") and text.endswith(f"{asked}{header('assistant')}{begin}\n")
+    assert tokens.prompt([Turn("user", "ab")], limit=9) == tokens.prompt([Turn("user", "ab")])[:9]
+
+
+def test_a_system_turn_takes_the_place_of_the_default(model):
+    text = model.tokens.tokenizer.decode(model.tokens.prompt([Turn("system", "Be brief."), Turn("user", "a")]))
+    assert "Be brief." in text and "helpful" not in text
+
+
+@pytest.mark.parametrize("turns", [[Turn("tool", "x")], [Turn("assistant", "x", True)]])
+def test_turns_that_have_no_place_are_refused(model, turns):
+    with pytest.raises(SignalError):
+        model.tokens.prompt(turns)
+
+
+@pytest.mark.parametrize("ours, wanted", [("<|unit_1_2|><|unit_3|>", [1, 2, 3]), ("<|unit_▁85|><|unit_87|> 5", []), ("<|unit_▁8_5|><|unit_▁87|>", [8, 5, 87]),
+                                          ("<|unit_999_1000|>x7", [999, 7]), ("", [])])  # fmt: skip
+def test_units_are_read_from_the_string(ours, wanted):
+    assert units_in(ours) == wanted
+
+
+def test_placeholders_and_audios_must_be_as_many(model):
+    speech = model.adapter(heard(1))
+    ids = model.tokens.prompt([Turn("user", "<audio_patch>", True)])
+    with pytest.raises(SignalError, match="2 audio placeholders .* but 1 audios"):
+        model.prompt([ids], speech, torch.tensor([0]))
+    with pytest.raises(SignalError, match="0 audio placeholders .* but 1 audios"):
+        model.prompt([model.tokens.prompt([Turn("user", "x")])], speech, torch.tensor([0]))
+
+
+def test_turn_ends_are_hidden_beside_audio_alone(model):
+    ids = [model.tokens.prompt([Turn("user", "a", True), Turn("assistant", "b"), Turn("user", "c")]), model.tokens.prompt([Turn("user", "a")])]
+    with torch.no_grad():
+        speech = model.adapter(heard(1))
+        prompt = model.prompt(ids, speech, torch.tensor([0]))
+        expanded = model.expand(torch.tensor([ids[0]]), speech, torch.tensor([0]))
+    assert prompt.visible[0].tolist() == (expanded.ids[0] != model.tokens.end_id).tolist()
+    assert prompt.visible[1].sum() == len(ids[1]) == prompt.lengths[1]
+    assert prompt.lengths[0] == len(ids[0]) - 1 + int(speech.lengths[0])
+
+
+# Batches
+
+
+def conversations():
+    """Rows with no audio, one and two."""
+    return [
+        ([Turn("user", "hello there")], []),
+        ([Turn("user", "", True)], [0]),
+        ([Turn("user", "x", True), Turn("assistant", "yes"), Turn("user", "", True)], [1, 2]),
+    ]
+
+
+def replied(model, rows, features):
+    ids = [model.tokens.prompt(turns) for turns, _ in rows]
+    owners = torch.tensor([row for row, (_, clips) in enumerate(rows) for _ in clips], dtype=torch.int64)
+    with torch.no_grad():
+        speech = model.adapter(features) if len(owners) else None
+        prompt = model.prompt(ids, speech, owners)
+        return prompt, model.answer(prompt, 12)
+
+
+def test_a_batch_answers_as_its_rows_alone(model):
+    features, rows = heard(3), conversations()
+    _, together = replied(model, rows, features)
+    for number, (turns, clips) in enumerate(rows):
+        _, alone = replied(model, [(turns, clips)], only(features, *clips))
+        assert together.row(number) == alone.row(0)
+        size = len(alone.row(0))
+        torch.testing.assert_close(together.hidden[number, :size], alone.hidden[0, :size], atol=1e-4, rtol=0)
+
+
+def test_decoding_equals_one_pass_over_the_whole(model):
+    """What the cache and the growing mask give is what a single teacher-forced pass gives."""
+    prompt, said = replied(model, conversations(), heard(3))
+    for row, length in enumerate(prompt.lengths.tolist()):
+        ids = said.ids[row : row + 1]
+        embeddings = torch.cat([prompt.embeddings[row : row + 1, :length], model.language.embed(ids)], dim=1)
+        visible = torch.cat([prompt.visible[row : row + 1, :length], torch.ones_like(ids, dtype=torch.bool)], dim=1)
+        with torch.no_grad():
+            hidden = model.language(embeddings, visible)
+        torch.testing.assert_close(hidden[0, length - 1 : -1], said.hidden[row], atol=1e-4, rtol=0)
+
+
+def test_segments_are_spoken_together_as_alone(model):
+    hidden = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(3))
+    lengths = torch.tensor([9, 1, 5])
+    together: Generated = model.speak(hidden, lengths, 30)
+    spoken = set()
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.speak(hidden[row : row + 1, :length], torch.tensor([length]), 30)
+        assert together.row(row) == alone.row(0)
+        spoken |= set(model.tokens.units(alone.row(0)))
+    assert spoken
+
+
+def test_a_translator_without_denoiser_says_so(copy):
+    rewrite(copy, lambda tensors: [tensors.pop(name) for name in list(tensors) if "aligner_MLP" in name])
+    with pytest.raises(CheckpointError, match="no denoising adapter"):
+        build(read_release(copy)).speak(torch.zeros(1, 2, 16), torch.tensor([2]))
+
+
+# Teaching
+
+
+def lesson(model):
+    """Two conversations of two audio turns each, their answers as labels."""
+    tokens, pad = model.tokens, model.tokens.end_id
+    rows, labels = [], []
+    for first, second in (("one", "three more"), ("a", "b")):
+        ids, wanted = tokens.prompt([Turn("user", "", True)]), []
+        wanted += [teaching.IGNORE] * len(ids)
+        answer = [*tokens.piece(first), pad]
+        ids, wanted = ids + answer, wanted + answer
+        asked = [*tokens.header("user"), *tokens.piece("\n"), tokens.audio_id, *tokens.piece(""), pad, *tokens.header("assistant"), *tokens.piece("\n")]
+        ids, wanted = ids + asked, wanted + [teaching.IGNORE] * len(asked)
+        answer = [*tokens.piece(second), pad]
+        rows, labels = [*rows, ids + answer], [*labels, wanted + answer]
+    width = max(map(len, rows))
+    return (
+        torch.tensor([row + [pad] * (width - len(row)) for row in rows]),
+        torch.tensor([row + [teaching.IGNORE] * (width - len(row)) for row in labels]),
+    )
+
+
+def test_labels_stand_behind_their_audios(model):
+    ids, labels = lesson(model)
+    rows = torch.tensor([0, 0, 1, 1])
+    taught = teaching.teach_text(model, ids, labels, heard(4), rows)
+    for row in range(2):
+        assert taught.labels[row][taught.labels[row] != teaching.IGNORE].tolist() == labels[row][labels[row] != teaching.IGNORE].tolist()
+        last = int((labels[row] != teaching.IGNORE).nonzero()[-1])
+        grown = int(taught.speech.lengths[rows == row].sum()) - 2
+        assert int((taught.labels[row] != teaching.IGNORE).nonzero()[-1]) == last + grown
+
+
+def test_the_text_loss_is_that_of_one_row_after_the_other(model):
+    ids, labels = lesson(model)
+    features = heard(4)
+    targets = torch.tensor([[3, 4, 5], [6, teaching.IGNORE, teaching.IGNORE], [7, 8, teaching.IGNORE], [9, 9, teaching.IGNORE]])
+    both = teaching.text_loss(model, teaching.teach_text(model, ids, labels, features, torch.tensor([0, 0, 1, 1])), targets)
+    parts, weights = [], []
+    for row in range(2):
+        chosen = only(features, 2 * row, 2 * row + 1)
+        taught = teaching.teach_text(model, ids[row : row + 1], labels[row : row + 1], chosen, torch.tensor([0, 0]))
+        parts.append(teaching.text_loss(model, taught, targets[2 * row : 2 * row + 2]))
+        weights.append(int((labels[row] != teaching.IGNORE).sum()))
+    torch.testing.assert_close(both.text, sum(part.text * weight for part, weight in zip(parts, weights)) / sum(weights))
+    torch.testing.assert_close(both.ctc, sum(part.ctc for part in parts) / 2)
+    torch.testing.assert_close(both.total, both.text + 0.3 * both.ctc)
+
+
+def test_chunks_hold_the_states_that_predict_their_tokens(model):
+    """Each chunk against its own prompt, written out by hand."""
+    ids, labels = lesson(model)
+    taught = teaching.teach_text(model, ids, labels, heard(4), torch.tensor([0, 0, 1, 1]))
+    first = torch.tensor([int((row != teaching.IGNORE).nonzero()[0]) for row in labels])
+    audio = (ids == model.tokens.audio_id).long().argmax(1)
+    lengths = torch.tensor([[3, 2, -1], [3, -1, -1]])
+    units = torch.full((2, 3, 4), teaching.IGNORE)
+    units[0, 0, :3] = torch.tensor([12811, 12812, model.tokens.end_id])
+    units[0, 1, :2] = units[1, 0, :2] = torch.tensor([12813, model.tokens.end_id])
+    chunks = teaching.chunked(model, taught, ids, labels, lengths, first - audio - 1, units)
+    denoised, translator, tokens = model.translator.denoise(taught.hidden), model.translator, model.tokens
+    for row, chunk, taken, size in ((0, 0, 0, 3), (0, 1, 3, 2), (1, 0, 0, 3)):
+        begin = int((taught.labels[row] != teaching.IGNORE).nonzero()[0]) - 1 + taken
+        opening = tokens.before_text(RELEASE, begin=chunk > 0)
+        wanted = torch.cat([translator.rows(torch.tensor(opening)), denoised[row, begin : begin + size], translator.rows(torch.tensor([tokens.end_id]))])
+        found = chunks.rows[row * 3 + chunk]
+        torch.testing.assert_close(found[: len(wanted)], wanted)
+        assert chunks.visible[row * 3 + chunk][: chunks.text_width].sum() == len(wanted)
+    assert not chunks.visible[[2, 4, 5]].any()
+    loss = teaching.chunk_loss(model, chunks)
+    loss.total.backward()
+    assert torch.isfinite(loss.total) and all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+    model.zero_grad(set_to_none=True)
+    with pytest.raises(SignalError, match="chunks of .* tokens"):
+        teaching.chunked(model, taught, ids, labels, lengths * 40, first - audio - 1, units)
+
+
+def test_the_cosine_term_is_held_at_a_fifth_of_the_unit_loss():
+    small, large = (teaching.capped_loss(torch.tensor(2.0), torch.tensor(cosine)) for cosine in (0.3, 8.0))
+    assert float(small.total) == pytest.approx(2.3) and float(small.cosine_weight) == 1.0
+    assert float(large.total) == pytest.approx(2.4) and float(large.cosine_weight) == pytest.approx(0.05)
+    assert float(teaching.joint_loss(torch.tensor(0.5), torch.tensor(3.0))) == pytest.approx(6.1)
+    assert float(teaching.joint_loss(torch.tensor(1.5), torch.tensor(3.0))) == pytest.approx(4.5)
+
+
+# The vocoder
+
+
+def test_rows_of_units_are_decoded_by_themselves(folder):
+    from echox.signals import Units
+
+    codec = tiny_release.codec(folder)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 1, 0, 0], [0, 0, 0, 0]])
+    wave = codec.decode(Units(ids, torch.tensor([4, 2, 0]), None))
+    assert wave.rate_hz == 16_000 and wave.lengths[2] == 0
+    torch.testing.assert_close(wave.samples[1, : int(wave.lengths[1])], codec.sound(torch.tensor([9, 1])))
+    with pytest.raises(SignalError, match="unit 1000 is beyond the 1000 units"):
+        codec.sound(torch.tensor([1000]))
+
+
+def test_a_vocoder_only_decodes(folder):
+    with pytest.raises(ConfigError, match="only turns units into speech"):
+        tiny_release.codec(folder).encode(None)
+    assert UnitHifiGan(UnitHifiGanConfig(folder=str(folder))).fingerprint() == tiny_release.codec(folder).fingerprint()
