@@ -107,7 +107,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}; copy the weights beside config.json")
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{folder / INDEX} is no index of shards ({error}); copy the folder again") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder} lacks the weights {', '.join(missing)}, which its index names; copy them beside it")

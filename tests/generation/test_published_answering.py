@@ -1,0 +1,159 @@
+"""A published folder answers: rows as alone, streaming as in one go, through the doors, and back into its layout."""
+
+import json
+
+import pytest
+import soundfile
+import tiny_release
+import torch
+from safetensors.torch import load_file
+from tiny_run import RATE_HZ, noise, write_questions
+
+from echox.backbones.base import Turn
+from echox.errors import AssetError, CheckpointError, SignalError
+from echox.generation.answering import Question
+from echox.generation.published import load_published_answerer
+from echox.generation.segmenting import SegmentRule, Segmenter, segments
+from echox.models.published.folder import files_beside, read_release
+from echox.signals import Waveform
+from echox_cli import generate, prepare
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from echox.plugins import discover
+
+    discover()
+    return tiny_release.write_tiny_release(tmp_path_factory.mktemp("published") / "EchoX-tiny")
+
+
+@pytest.fixture(scope="module")
+def answerer(folder):
+    found = load_published_answerer(folder, device="cpu", max_tokens=24)
+    # Short segments, so that a short answer has several.
+    found.rule = SegmentRule(window=1, threshold=-1.0, least=3)
+    return found
+
+
+def spoken(clip):
+    return Question((Turn("user", "", True),), (clip,))
+
+
+def two_turns():
+    return Question((Turn("user", "", True), Turn("assistant", "yes"), Turn("user", "and", True)), (noise(1, 0.6), noise(2, 0.3)))
+
+
+def test_rows_are_answered_together_as_alone(answerer):
+    questions = [spoken(noise(0, 0.5)), two_turns(), Question((Turn("user", "typed"),))]
+    together = answerer.reply(questions)
+    for question, answer in zip(questions, together):
+        (alone,) = answerer.reply([question])
+        assert (answer.token_ids, answer.units, answer.heard_ids) == (alone.token_ids, alone.units, alone.heard_ids)
+        if alone.samples is not None:
+            torch.testing.assert_close(answer.samples, alone.samples, atol=1e-5, rtol=0)
+    assert any(answer.samples is not None for answer in together) and together[2].heard == ""
+
+
+def test_streaming_gives_the_same_in_order(answerer):
+    question = two_turns()
+    (whole,) = answerer.reply([question])
+    pieces = list(answerer.stream(question))
+    sounds = [piece.samples for piece in pieces if piece.samples is not None]
+    assert pieces[-1].text == whole.text and len(sounds) > 1
+    torch.testing.assert_close(torch.cat(sounds), whole.samples, atol=1e-5, rtol=0)
+    assert pieces[0].samples is None and len(pieces[0].text) <= 1
+
+
+def test_the_second_audio_is_heard_too(answerer):
+    first, second = two_turns(), two_turns()
+    changed = Question(second.turns, (second.clips[0], noise(7, 0.9)))
+    hidden = [answerer._prompt([question], [answerer._ids(question)], answerer._listen(question.clips, tiny_clock(answerer))).embeddings for question in (first, changed)]
+    assert hidden[0].shape != hidden[1].shape or not torch.equal(*hidden)
+
+
+def tiny_clock(answerer):
+    from echox.generation.answering import Clock
+
+    return Clock(answerer.device)
+
+
+def test_long_audio_is_heard_in_windows(answerer):
+    short, long = (answerer._listen([noise(3, seconds)], tiny_clock(answerer)) for seconds in (29.0, 31.0))
+    assert (short.frame_lengths.item(), long.frame_lengths.item()) == (750, 1500)
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        (spoken(torch.zeros(0)), "at least 1"),
+        (spoken(torch.full((800,), float("nan"))), "NaN"),
+        (Question((Turn("user", "<audio_patch>", True),), (torch.zeros(800),)), "2 audio placeholders .* but 1 audios"),
+        (Question((Turn("user", "", True), Turn("user", "", True)), (torch.zeros(800),)), "2 audio placeholders .* but 1 audios"),
+        (Question((Turn("user", "word " * 400),)), "EchoX was trained on 1024 at most"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_a_sentence(answerer, question, sentence):
+    with pytest.raises(SignalError, match=sentence) as caught:
+        answerer.reply([question])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_beyond_the_positions_is_refused(folder):
+    with pytest.raises(SignalError, match="the language model has 4096"):
+        load_published_answerer(folder, device="cpu", max_tokens=4000).reply([spoken(noise(0, 0.5))])
+
+
+def test_audio_of_another_rate_is_refused(answerer):
+    with pytest.raises(SignalError, match="takes audio at 16000 Hz, got 8000 Hz"):
+        answerer.encoder(Waveform(torch.zeros(1, 800), torch.tensor([800]), 8000))
+
+
+def test_a_whisper_that_is_not_there(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("whisper"))
+    with pytest.raises(AssetError, match="set encoder_folder to where it lies"):
+        load_published_answerer(copy, device="cpu")
+    assert load_published_answerer(copy, device="cpu", encoder_folder=str(folder / "whisper")).rate_hz == RATE_HZ
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | {"adapter_size": 20}))
+    with pytest.raises(CheckpointError, match="gives 16 channels, but the checkpoint's adapter takes 20"):
+        load_published_answerer(copy, device="cpu", encoder_folder=str(folder / "whisper"))
+
+
+def test_the_doors_answer_import_and_export(house, folder, capsys):
+    soundfile.write(house / "question.wav", noise(5, 0.7).numpy(), RATE_HZ)
+    asked = ["input=question.wav", "max_tokens=12", "device=cpu"]
+    assert generate.main([f"checkpoint={folder}", "output=first.wav", *asked]) == 0
+    assert prepare.main(["import", str(folder), "output=runs/imported"]) == 0
+    assert json.loads((house / "runs/imported/meta.json").read_text())["stage"] == "published"
+    assert generate.main(["checkpoint=runs/imported", "output=second.wav", *asked]) == 0
+    assert (house / "first.wav").read_bytes() == (house / "second.wav").read_bytes()
+    assert prepare.main(["export", "runs/imported", "output=EchoX-again", "shard_gigabytes=0.0015"]) == 0
+    before, after = read_release(folder), read_release(house / "EchoX-again")
+    assert before.tensors.keys() == after.tensors.keys() and before.config == after.config
+    assert all(torch.equal(after.tensors[name].view(torch.int16), tensor.view(torch.int16)) for name, tensor in before.tensors.items())
+    for ours, theirs in zip(files_beside(house / "EchoX-again"), files_beside(folder), strict=True):
+        assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
+    assert len(list((house / "EchoX-again").glob("model-*.safetensors"))) > 1
+    capsys.readouterr()
+    assert prepare.main(["import", str(folder), "output=runs/imported"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert prepare.main(["export", str(house), "output=other"]) == 2
+    weights = load_file(house / "runs/imported/model.safetensors")
+    assert weights.keys() == before.tensors.keys()
+
+
+def test_a_manifest_is_answered_by_a_published_folder(house, folder):
+    manifest = write_questions(house / "data", "ask", 3)
+    assert generate.main([f"checkpoint={folder}", f"manifest={manifest}", "out_dir=out", "max_tokens=8", "device=cpu", "batch_size=2"]) == 0
+    rows = [json.loads(line) for line in (house / "out/answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(row["error"] is None and row["text"] for row in rows)
+
+
+def test_segments_are_known_as_late_as_the_window():
+    scores = [0.0, 0.5, 0.0, 0.0, 0.3, 0.1, 0.0]
+    cuts = list(segments(scores, SegmentRule(window=2, threshold=0.2)))
+    assert [(cut.start, cut.end, cut.known) for cut in cuts] == [(0, 2, 4), (2, 5, 7), (5, 7, 7)]
+    segmenter = Segmenter(SegmentRule(window=2, threshold=0.4))
+    assert [segmenter.push(score) is not None for score in scores] == [False, False, False, True, False, False, False]
+    assert list(segments([])) == []
