@@ -82,8 +82,8 @@ def translator_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     Raises:
         CheckpointError: the tensors of the unit translator are missing or have no common size.
     """
-    queries, keys, inner = (
-        tensor_shape(shapes, f"{TRANSLATOR}layers.0.{name}.weight", 2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))
+    first = f"{TRANSLATOR}layers.0."
+    queries, keys, inner = (tensor_shape(shapes, f"{first}{name}.weight", 2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))
     layers, width = layer_count(shapes, f"{TRANSLATOR}layers."), queries[1]
     for size in named_sizes(config):
         found = (layers, width, queries[0], keys[0], inner[0])
