@@ -41,7 +41,9 @@ def write_tiny_release(folder: Path, *, shard_bytes: int = 1_500_000) -> Path:
     parts.mkdir(parents=True)
     write_tokenizer(parts)
     write_vocoder(parts)
-    write_release(folder, release_tensors(tiny_model(ReleaseTokens(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes)
+    write_release(
+        folder, release_tensors(tiny_model(ReleaseTokens(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes
+    )
     write_whisper(folder / "whisper")
     return folder
 

@@ -87,7 +87,9 @@ class UnitHifiGan(Codec):
         if len(units) == 0:
             return torch.zeros(0, device=units.device)
         if int(units.max()) >= self.vocab_size:
-            raise SignalError(f"unit {int(units.max())} is beyond the {self.vocab_size} units of the vocoder in {self.folder}; the units are of another codec")
+            raise SignalError(
+                f"unit {int(units.max())} is beyond the {self.vocab_size} units of the vocoder in {self.folder}; the units are of another codec"
+            )
         frames = self.net.durations(units)[1] if durations else torch.ones_like(units)
         return self.net(units.repeat_interleave(frames), self.config.speaker if speaker is None else speaker)
 
@@ -159,7 +161,9 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
     if settings.get("f0") or settings.get("embedder_params"):
-        raise CheckpointError(f"{path} describes a vocoder with pitch or speaker vectors as input, which EchoX has not; take EchoX's own vocoder")
+        raise CheckpointError(
+            f"{path} describes a vocoder with pitch or speaker vectors as input, which EchoX has not; take EchoX's own vocoder"
+        )
     return settings
 
 
@@ -176,12 +180,16 @@ def _build(settings: Mapping[str, Any], path: Path) -> UnitGenerator:
         several = settings.get("multispkr")
         predictor = settings.get("dur_predictor_params")
         # The mel recipe is not used: units come in place of mels.
-        vocoder = HifiGan({"model_in_dim": 2 * width if several else width, **settings, **fixed, "upsample_paddings": paddings}, MelRecipe())
+        vocoder = HifiGan(
+            {"model_in_dim": 2 * width if several else width, **settings, **fixed, "upsample_paddings": paddings}, MelRecipe()
+        )
         return UnitGenerator(
             settings["num_embeddings"],
             width,
             settings.get("num_speakers", SPEAKERS) if several else None,
-            None if not predictor else DurationPredictor(predictor["encoder_embed_dim"], predictor["var_pred_hidden_dim"], predictor["var_pred_kernel_size"]),
+            None
+            if not predictor
+            else DurationPredictor(predictor["encoder_embed_dim"], predictor["var_pred_hidden_dim"], predictor["var_pred_kernel_size"]),
             vocoder,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -213,7 +221,9 @@ def _filled(net: UnitGenerator, path: Path) -> UnitGenerator:
         ours[prefix + name.removeprefix(theirs)] = tensor
     wanted = net.state_dict()
     if missing := sorted(wanted.keys() - ours.keys()):
-        raise CheckpointError(f"the vocoder {path} lacks {len(missing)} tensors that {CONFIG} asks for, such as {missing[0]}; copy both again")
+        raise CheckpointError(
+            f"the vocoder {path} lacks {len(missing)} tensors that {CONFIG} asks for, such as {missing[0]}; copy both again"
+        )
     for name, tensor in wanted.items():
         if ours[name].shape != tensor.shape:
             raise CheckpointError(
@@ -227,9 +237,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)["generator"]
     except FileNotFoundError as error:
-        raise CheckpointError(f"the vocoder's weights {path} do not exist; copy {WEIGHTS} and {CONFIG} from the published folder") from error
+        raise CheckpointError(
+            f"the vocoder's weights {path} do not exist; copy {WEIGHTS} and {CONFIG} from the published folder"
+        ) from error
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no vocoder weights that can be read without running code ({type(error).__name__}); copy it again") from error
+        raise CheckpointError(
+            f"{path} holds no vocoder weights that can be read without running code ({type(error).__name__}); copy it again"
+        ) from error
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 

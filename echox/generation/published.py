@@ -43,7 +43,9 @@ class PublishedAnswerer:
 
     speaks = True
 
-    def __init__(self, model: PublishedEchoX, encoder: Encoder, codec: Codec, *, max_tokens: int = 512, rule: SegmentRule = RELEASE_RULE) -> None:
+    def __init__(
+        self, model: PublishedEchoX, encoder: Encoder, codec: Codec, *, max_tokens: int = 512, rule: SegmentRule = RELEASE_RULE
+    ) -> None:
         self.model = model
         self.encoder = encoder
         self.codec = codec
@@ -120,15 +122,21 @@ class PublishedAnswerer:
             refuse_unusable(clip)
         ids = self.model.tokens.prompt(question.turns)
         if len(ids) > PROMPT_TOKENS:
-            raise SignalError(f"the conversation has {len(ids)} tokens, and EchoX was trained on {PROMPT_TOKENS} at most; shorten its text or drop its first turns")
+            raise SignalError(
+                f"the conversation has {len(ids)} tokens, and EchoX was trained on {PROMPT_TOKENS} at most; shorten its text or drop its first turns"
+            )
         return ids
 
     def _prompt(self, questions: Sequence[Question], ids: Sequence[list[int]], speech: ShrunkSpeech | None) -> Prompt:
-        owners = torch.tensor([row for row, question in enumerate(questions) for _ in question.clips], dtype=torch.int64, device=self.device)
+        owners = torch.tensor(
+            [row for row, question in enumerate(questions) for _ in question.clips], dtype=torch.int64, device=self.device
+        )
         prompt = self.model.prompt(ids, speech, owners)
         longest, room = int(prompt.lengths.max()) + self.max_tokens, self.model.language.body.config.max_position_embeddings
         if longest > room:
-            raise SignalError(f"the prompt and its answer take {longest} positions, and the language model has {room}; shorten the audio, or lower max_tokens")
+            raise SignalError(
+                f"the prompt and its answer take {longest} positions, and the language model has {room}; shorten the audio, or lower max_tokens"
+            )
         return prompt
 
     def _listen(self, clips: Sequence[Tensor], clock: Clock) -> ShrunkSpeech | None:
@@ -188,7 +196,9 @@ def windowed(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
     return Waveform(torch.nn.functional.pad(wave.samples, (0, int(lengths.max()) - wave.samples.shape[1])), lengths, rate_hz)
 
 
-def load_published_answerer(folder: str | Path, *, device: str = "auto", encoder_folder: str | None = None, max_tokens: int = 512) -> PublishedAnswerer:
+def load_published_answerer(
+    folder: str | Path, *, device: str = "auto", encoder_folder: str | None = None, max_tokens: int = 512
+) -> PublishedAnswerer:
     """Everything a published EchoX folder needs to answer.
 
     Args:
@@ -215,7 +225,9 @@ def _encoder(weights: str, dim: int) -> Encoder:
     """
     encoder = ENCODERS.build(ENCODERS.parse({"name": "whisper", "weights": weights, "pad_to_window": True}))
     if encoder.dim != dim:
-        raise CheckpointError(f"the Whisper in {weights} gives {encoder.dim} channels, but the checkpoint's adapter takes {dim} (adapter_size); set encoder_folder to the right one")
+        raise CheckpointError(
+            f"the Whisper in {weights} gives {encoder.dim} channels, but the checkpoint's adapter takes {dim} (adapter_size); set encoder_folder to the right one"
+        )
     return encoder
 
 
@@ -236,7 +248,9 @@ def whisper_of(folder: Path, tower: str) -> str:
     try:
         return str(asset_folder(tower)) if tower and not tower.startswith((".", "/")) else str(asset_folder("openai/" + Path(tower).name))
     except AssetError as error:
-        raise AssetError(f"the Whisper that {folder} hears with ({tower or 'audio_tower is not in its config.json'}) was not found; set encoder_folder to where it lies") from error
+        raise AssetError(
+            f"the Whisper that {folder} hears with ({tower or 'audio_tower is not in its config.json'}) was not found; set encoder_folder to where it lies"
+        ) from error
 
 
 def _noted_whisper(folder: Path) -> str | None:

@@ -67,7 +67,10 @@ def test_streaming_gives_the_same_in_order(answerer):
 def test_the_second_audio_is_heard_too(answerer):
     first, second = two_turns(), two_turns()
     changed = Question(second.turns, (second.clips[0], noise(7, 0.9)))
-    hidden = [answerer._prompt([question], [answerer._ids(question)], answerer._listen(question.clips, tiny_clock(answerer))).embeddings for question in (first, changed)]
+    hidden = [
+        answerer._prompt([question], [answerer._ids(question)], answerer._listen(question.clips, tiny_clock(answerer))).embeddings
+        for question in (first, changed)
+    ]
     assert hidden[0].shape != hidden[1].shape or not torch.equal(*hidden)
 
 

@@ -43,11 +43,15 @@ class GoldenSet:
     def __init__(self, folder):
         discover()
         self.folder = folder
-        self.golden, self.losses, self.vocoder = (dict(np.load(folder / "golden" / f"{name}.npz")) for name in ("golden", "losses", "vocoder"))
+        self.golden, self.losses, self.vocoder = (
+            dict(np.load(folder / "golden" / f"{name}.npz")) for name in ("golden", "losses", "vocoder")
+        )
         self.expected = self.json("expected")
         self.release = read_release(folder / "checkpoint")
         self.model = build(self.release)
-        self.whisper = ENCODERS.build(ENCODERS.parse({"name": "whisper", "weights": str(folder / self.release.config["audio_tower"]), "pad_to_window": True}))
+        self.whisper = ENCODERS.build(
+            ENCODERS.parse({"name": "whisper", "weights": str(folder / self.release.config["audio_tower"]), "pad_to_window": True})
+        )
         self.clips = {path.name: load_audio(path, RATE_HZ) for path in sorted((folder / "inputs").glob("*.wav"))}
 
     def json(self, name):
@@ -199,7 +203,9 @@ def features_of(golden, index):
     """Clips of a batch [B, turns] in its order, and the row each belongs to."""
     B, turns = index.shape
     all_features, chosen = golden.batch_features, index.reshape(-1)
-    return Features(all_features.values[chosen], all_features.lengths[chosen], all_features.rate_hz), torch.arange(B).repeat_interleave(turns)
+    return Features(all_features.values[chosen], all_features.lengths[chosen], all_features.rate_hz), torch.arange(B).repeat_interleave(
+        turns
+    )
 
 
 def teach(golden, name, audio, **more):

@@ -16,7 +16,16 @@ from echox.models.published import teaching
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import Generated
 from echox.models.published.compatibility import PAPER, RELEASE
-from echox.models.published.folder import build, files_beside, is_release, our_name, read_release, release_tensors, their_name, write_release
+from echox.models.published.folder import (
+    build,
+    files_beside,
+    is_release,
+    our_name,
+    read_release,
+    release_tensors,
+    their_name,
+    write_release,
+)
 from echox.models.published.sizes import translator_size
 from echox.models.published.tokens import units_in
 from echox.signals import Features
@@ -111,8 +120,14 @@ def set_key(name, key, value):
     [
         (drop("model.out_norm.weight"), "lacks 1 tensors of EchoX, such as model.out_norm.weight"),
         (drop("model.layers.1.mlp.up_proj.weight"), "lacks 1 tensors of EchoX, such as model.layers.1.mlp.up_proj.weight"),
-        (drop("unit_translator.model.layers.0.self_attn.q_proj.weight"), "lacks tensor unit_translator.model.layers.0.self_attn.q_proj.weight"),
-        (drop("model.asr_transformer_encoder.layers.0.linear1.weight"), "lacks tensor model.asr_transformer_encoder.layers.0.linear1.weight"),
+        (
+            drop("unit_translator.model.layers.0.self_attn.q_proj.weight"),
+            "lacks tensor unit_translator.model.layers.0.self_attn.q_proj.weight",
+        ),
+        (
+            drop("model.asr_transformer_encoder.layers.0.linear1.weight"),
+            "lacks tensor model.asr_transformer_encoder.layers.0.linear1.weight",
+        ),
         (bend("lm_head.weight"), r"tensor lm_head.weight in .* has shape \[12810, 16\], but .* ask for \[12811, 16\]"),
         (bend("unit_translator.aligner_MLP.3.bias"), r"aligner_MLP.3.bias in .* has shape \[15\]"),
         (bend("unit_translator.model.layers.0.self_attn.k_proj.weight"), "no whole number of heads"),
@@ -141,7 +156,10 @@ def test_a_broken_folder_is_refused_in_a_sentence(copy, harm, sentence):
         (remove("vocoder_config.json"), "vocoder_config.json does not exist"),
         (overwrite("g_00500000", b"garbage"), "without running code"),
         (lambda folder: torch.save({"generator": {}}, folder / "g_00500000"), "lacks .* tensors that vocoder_config.json asks for"),
-        (set_key("vocoder_config.json", "num_embeddings", 50), r"units.weight .* has shape \[1000, 4\], but vocoder_config.json asks for \[50, 4\]"),
+        (
+            set_key("vocoder_config.json", "num_embeddings", 50),
+            r"units.weight .* has shape \[1000, 4\], but vocoder_config.json asks for \[50, 4\]",
+        ),
         (set_key("vocoder_config.json", "upsample_rates", None), "is no vocoder config of fairseq"),
         (set_key("vocoder_config.json", "f0", True), "pitch"),
     ],
@@ -197,7 +215,11 @@ def test_sizes_come_from_the_tensors(named, sizes, wanted):
     layers, width, queries, keys, inner = sizes
     prefix = "unit_translator.model.layers."
     shapes = {f"{prefix}{number}.input_layernorm.weight": (width,) for number in range(layers)}
-    shapes |= {f"{prefix}0.self_attn.q_proj.weight": (queries, width), f"{prefix}0.self_attn.k_proj.weight": (keys, width), f"{prefix}0.mlp.up_proj.weight": (inner, width)}
+    shapes |= {
+        f"{prefix}0.self_attn.q_proj.weight": (queries, width),
+        f"{prefix}0.self_attn.k_proj.weight": (keys, width),
+        f"{prefix}0.mlp.up_proj.weight": (inner, width),
+    }
     config = {key: value for key, value in tiny_release.CONFIG.items() if key != "unit_model"} | named
     size = translator_size(config, shapes)
     assert (size.layers, size.width, size.heads, size.key_heads) == wanted and size.feed_forward == inner
@@ -208,7 +230,9 @@ def test_sizes_come_from_the_tensors(named, sizes, wanted):
 
 def adapter(compatibility):
     torch.manual_seed(0)
-    return ShrinkingAdapter(AdapterShape(feature_dim=16, width=16, vocab_size=30, heads=4, blank_id=29, feed_forward=32), compatibility).eval()
+    return ShrinkingAdapter(
+        AdapterShape(feature_dim=16, width=16, vocab_size=30, heads=4, blank_id=29, feed_forward=32), compatibility
+    ).eval()
 
 
 def changed_by(net, frame, samples=None, row=0):
@@ -272,7 +296,9 @@ def test_every_piece_of_a_prompt_begins_anew(model):
         return f"<|start_header_id|>{begin}{role}<|end_header_id|>"
 
     asked = f"{header('user')}{begin}\n<audio_patch>{begin}ab{end}{header('assistant')}{begin}\n{begin}c{end}{header('user')}{begin}d{end}"
-    assert text.startswith(f"{begin}{header('system')}{begin}\n{begin}You are a helpful") and text.endswith(f"{asked}{header('assistant')}{begin}\n")
+    assert text.startswith(f"{begin}{header('system')}{begin}\n{begin}You are a helpful") and text.endswith(
+        f"{asked}{header('assistant')}{begin}\n"
+    )
     assert tokens.prompt([Turn("user", "ab")], limit=9) == tokens.prompt([Turn("user", "ab")])[:9]
 
 
@@ -303,7 +329,10 @@ def test_placeholders_and_audios_must_be_as_many(model):
 
 
 def test_turn_ends_are_hidden_beside_audio_alone(model):
-    ids = [model.tokens.prompt([Turn("user", "a", True), Turn("assistant", "b"), Turn("user", "c")]), model.tokens.prompt([Turn("user", "a")])]
+    ids = [
+        model.tokens.prompt([Turn("user", "a", True), Turn("assistant", "b"), Turn("user", "c")]),
+        model.tokens.prompt([Turn("user", "a")]),
+    ]
     with torch.no_grad():
         speech = model.adapter(heard(1))
         prompt = model.prompt(ids, speech, torch.tensor([0]))
@@ -386,7 +415,15 @@ def lesson(model):
         wanted += [teaching.IGNORE] * len(ids)
         answer = [*tokens.piece(first), pad]
         ids, wanted = ids + answer, wanted + answer
-        asked = [*tokens.header("user"), *tokens.piece("\n"), tokens.audio_id, *tokens.piece(""), pad, *tokens.header("assistant"), *tokens.piece("\n")]
+        asked = [
+            *tokens.header("user"),
+            *tokens.piece("\n"),
+            tokens.audio_id,
+            *tokens.piece(""),
+            pad,
+            *tokens.header("assistant"),
+            *tokens.piece("\n"),
+        ]
         ids, wanted = ids + asked, wanted + [teaching.IGNORE] * len(asked)
         answer = [*tokens.piece(second), pad]
         rows, labels = [*rows, ids + answer], [*labels, wanted + answer]
@@ -439,7 +476,9 @@ def test_chunks_hold_the_states_that_predict_their_tokens(model):
     for row, chunk, taken, size in ((0, 0, 0, 3), (0, 1, 3, 2), (1, 0, 0, 3)):
         begin = int((taught.labels[row] != teaching.IGNORE).nonzero()[0]) - 1 + taken
         opening = tokens.before_text(RELEASE, begin=chunk > 0)
-        wanted = torch.cat([translator.rows(torch.tensor(opening)), denoised[row, begin : begin + size], translator.rows(torch.tensor([tokens.end_id]))])
+        wanted = torch.cat(
+            [translator.rows(torch.tensor(opening)), denoised[row, begin : begin + size], translator.rows(torch.tensor([tokens.end_id]))]
+        )
         found = chunks.rows[row * 3 + chunk]
         torch.testing.assert_close(found[: len(wanted)], wanted)
         assert chunks.visible[row * 3 + chunk][: chunks.text_width].sum() == len(wanted)

@@ -168,7 +168,11 @@ def their_name(name: str) -> str:
 
 
 def build(
-    release: Release, *, compatibility: Compatibility = RELEASE, dtype: torch.dtype | None = torch.float32, tokens: ReleaseTokens | None = None
+    release: Release,
+    *,
+    compatibility: Compatibility = RELEASE,
+    dtype: torch.dtype | None = torch.float32,
+    tokens: ReleaseTokens | None = None,
 ) -> PublishedEchoX:
     """The model of a published checkpoint, its weights filled in, in eval mode on the CPU.
 
@@ -185,7 +189,9 @@ def build(
     filled = {our_name(name): tensor for name, tensor in _with_shared(release).items()}
     _check(model, filled, release.folder)
     wanted = model.state_dict().keys()
-    model.load_state_dict({name: tensor if dtype is None else tensor.to(dtype) for name, tensor in filled.items() if name in wanted}, assign=True)
+    model.load_state_dict(
+        {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in filled.items() if name in wanted}, assign=True
+    )
     return model.eval()
 
 
@@ -235,7 +241,9 @@ def _with_shared(release: Release) -> dict[str, Tensor]:
 def _check(model: PublishedEchoX, filled: Mapping[str, Tensor], folder: Path) -> None:
     wanted = model.state_dict()
     if missing := [their_name(name) for name in wanted if name not in filled]:
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors of EchoX, such as {missing[0]}; it is incomplete: copy the folder again")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors of EchoX, such as {missing[0]}; it is incomplete: copy the folder again"
+        )
     for name, tensor in filled.items():
         if name in wanted and tensor.shape != wanted[name].shape:
             raise CheckpointError(
@@ -252,7 +260,12 @@ def release_tensors(model: PublishedEchoX, dtype: torch.dtype | None = None) -> 
 
 
 def write_release(
-    folder: Path, tensors: Mapping[str, Tensor], beside: Iterable[Path], config: Mapping[str, Any] | None = None, *, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    beside: Iterable[Path],
+    config: Mapping[str, Any] | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a published folder that appears only when complete.
 

@@ -36,7 +36,12 @@ class PublishedEchoX(nn.Module):
     """What a published checkpoint holds; `ReleaseTokens` speaks for its vocabulary."""
 
     def __init__(
-        self, adapter: ShrinkingAdapter, language: LanguageModel, translator: UnitTranslator, tokens: ReleaseTokens, compatibility: Compatibility
+        self,
+        adapter: ShrinkingAdapter,
+        language: LanguageModel,
+        translator: UnitTranslator,
+        tokens: ReleaseTokens,
+        compatibility: Compatibility,
     ) -> None:
         super().__init__()
         self.adapter = adapter
@@ -110,7 +115,9 @@ def check_placeholders(rows: Sequence[Sequence[int]], clip_rows: Sequence[int], 
     for number, row in enumerate(rows):
         wanted, given = list(row).count(audio_id), list(clip_rows).count(number)
         if wanted != given:
-            raise SignalError(f"the conversation has {wanted} audio placeholders (<audio_patch>) but {given} audios came with it; give one audio for each")
+            raise SignalError(
+                f"the conversation has {wanted} audio placeholders (<audio_patch>) but {given} audios came with it; give one audio for each"
+            )
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

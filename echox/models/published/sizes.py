@@ -13,7 +13,16 @@ from echox.errors import CheckpointError, ConfigError
 
 TRANSLATOR = "unit_translator.model."
 HEAD_WIDTH = 64  # channels of an attention head where nothing else is known; so in all of the release's own sizes
-NOT_LLAMA = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "audio_tower", "adapter_size", "quantization_config")
+NOT_LLAMA = (
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "audio_tower",
+    "adapter_size",
+    "quantization_config",
+)
 
 
 def llama_config(config: Mapping[str, Any], **changed: Any) -> LlamaConfig:
@@ -23,7 +32,9 @@ def llama_config(config: Mapping[str, Any], **changed: Any) -> LlamaConfig:
         CheckpointError: a key is missing or has a value that no Llama has.
     """
     try:
-        return LlamaConfig(**{key: value for key, value in {**config, **changed}.items() if key not in NOT_LLAMA}, attn_implementation="sdpa")
+        return LlamaConfig(
+            **{key: value for key, value in {**config, **changed}.items() if key not in NOT_LLAMA}, attn_implementation="sdpa"
+        )
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json describes no Llama: {' '.join(str(error).split())}") from error
 
@@ -65,7 +76,11 @@ def named_sizes(config: Mapping[str, Any]) -> Iterator[TranslatorSize]:
     heads = config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
     large = TranslatorSize(2, config["hidden_size"], heads, key_heads, config["intermediate_size"])
-    small, middle, medium = TranslatorSize(4, 512, 8, key_heads, 2048), TranslatorSize(6, 512, 8, key_heads, 2048), TranslatorSize(8, 768, 12, 12, 2048)
+    small, middle, medium = (
+        TranslatorSize(4, 512, 8, key_heads, 2048),
+        TranslatorSize(6, 512, 8, key_heads, 2048),
+        TranslatorSize(8, 768, 12, 12, 2048),
+    )
     if "unit_model" not in config:
         named = middle
     else:
@@ -83,7 +98,9 @@ def translator_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
         CheckpointError: the tensors of the unit translator are missing or have no common size.
     """
     first = f"{TRANSLATOR}layers.0."
-    queries, keys, inner = (tensor_shape(shapes, f"{first}{name}.weight", 2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))
+    queries, keys, inner = (
+        tensor_shape(shapes, f"{first}{name}.weight", 2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
+    )
     layers, width = layer_count(shapes, f"{TRANSLATOR}layers."), queries[1]
     for size in named_sizes(config):
         found = (layers, width, queries[0], keys[0], inner[0])
@@ -98,7 +115,9 @@ def _unnamed_size(config: Mapping[str, Any], layers: int, width: int, keys: int,
     for head in (own, HEAD_WIDTH) if width == config["hidden_size"] else (HEAD_WIDTH, own):
         if width % head == 0 and keys % head == 0:
             return TranslatorSize(layers, width, width // head, keys // head, inner)
-    raise CheckpointError(f"a unit translator of width {width} with {keys} key channels has no whole number of heads; its tensors do not belong together")
+    raise CheckpointError(
+        f"a unit translator of width {width} with {keys} key channels has no whole number of heads; its tensors do not belong together"
+    )
 
 
 def layer_count(names: Collection[str], prefix: str) -> int:
@@ -124,6 +143,14 @@ def wanted_keys(config: Mapping[str, Any], where: object) -> None:
     Raises:
         ConfigError: config.json is not EchoX's.
     """
-    needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size", "adapter_size", "unit_vocab_size")
+    needed = (
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "intermediate_size",
+        "vocab_size",
+        "adapter_size",
+        "unit_vocab_size",
+    )
     if missing := [key for key in needed if not isinstance(config.get(key), int)]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, which EchoX's config.json has; it describes another model")

@@ -110,7 +110,9 @@ def pretrain_loss(model: PublishedEchoX, ids: Tensor, labels: Tensor, visible: T
     return token_loss(translator, translator(translator.embed(ids), visible), labels)
 
 
-def finetune_loss(model: PublishedEchoX, taught: TaughtText, text_labels: Tensor, ids: Tensor, labels: Tensor, visible: Tensor) -> VoiceLoss:
+def finetune_loss(
+    model: PublishedEchoX, taught: TaughtText, text_labels: Tensor, ids: Tensor, labels: Tensor, visible: Tensor
+) -> VoiceLoss:
     """Units of the last answer from the states that stand at its tokens.
 
     Args:
@@ -123,7 +125,9 @@ def finetune_loss(model: PublishedEchoX, taught: TaughtText, text_labels: Tensor
     rows = translator.rows(ids).detach()
     text = F.pad(text_labels != IGNORE, (0, ids.shape[1] - text_labels.shape[1]))
     if not torch.equal(text_labels[text_labels != IGNORE], taught.labels[taught.labels != IGNORE]):
-        raise SignalError("the answers of the unit translator are not those of the S2T pass; give only the last answer labels, after its audio")
+        raise SignalError(
+            "the answers of the unit translator are not those of the S2T pass; give only the last answer labels, after its audio"
+        )
     spoken = translator.denoise(taught.hidden)[taught.labels != IGNORE]
     mixed = rows.masked_scatter(text[..., None], spoken.to(rows.dtype))
     hidden = translator(translator.adapter(mixed), visible)
@@ -141,7 +145,9 @@ class Chunks:
     text_width: int  # M
 
 
-def chunked(model: PublishedEchoX, taught: TaughtText, ids: Tensor, text_labels: Tensor, chunk_lengths: Tensor, starts: Tensor, units: Tensor) -> Chunks:
+def chunked(
+    model: PublishedEchoX, taught: TaughtText, ids: Tensor, text_labels: Tensor, chunk_lengths: Tensor, starts: Tensor, units: Tensor
+) -> Chunks:
     """Cut answers into chunks.
 
     Args:
@@ -158,7 +164,9 @@ def chunked(model: PublishedEchoX, taught: TaughtText, ids: Tensor, text_labels:
     lengths = chunk_lengths * there
     counts = (text_labels != IGNORE).sum(1)
     if bool((lengths.sum(1) > counts).any()):
-        raise SignalError(f"chunks of {lengths.sum(1).tolist()} tokens are asked for, but the answers have {counts.tolist()}; cut no more than there is")
+        raise SignalError(
+            f"chunks of {lengths.sum(1).tolist()} tokens are asked for, but the answers have {counts.tolist()}; cut no more than there is"
+        )
     opening = torch.tensor(tokens.before_text(model.compatibility), device=ids.device)  # a first chunk leaves out the last of it
     M = int(lengths.max()) + len(opening) + 1
     at = torch.arange(M, device=ids.device)

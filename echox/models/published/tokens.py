@@ -42,7 +42,9 @@ class ReleaseTokens:
 
     def _id(self, token: str) -> int:
         if token not in self.vocabulary:
-            raise CheckpointError(f"the tokenizer in {self.folder} lacks {token}, which EchoX's prompt needs; take the tokenizer that belongs to the checkpoint")
+            raise CheckpointError(
+                f"the tokenizer in {self.folder} lacks {token}, which EchoX's prompt needs; take the tokenizer that belongs to the checkpoint"
+            )
         return self.vocabulary[token]
 
     def piece(self, text: str) -> list[int]:

@@ -19,7 +19,9 @@ class UnitTranslator(CausalModel):
     Ids below V are the language model's; V .. V+U-1 are unit words.
     """
 
-    def __init__(self, config: LlamaConfig, text_width: int, text_size: int, unit_count: int, denoiser_width: int | None, padding_id: int) -> None:
+    def __init__(
+        self, config: LlamaConfig, text_width: int, text_size: int, unit_count: int, denoiser_width: int | None, padding_id: int
+    ) -> None:
         """
         Args:
             config: of the body; text_width: H; text_size: V; unit_count: U.
@@ -61,7 +63,9 @@ class UnitTranslator(CausalModel):
             CheckpointError: the weights are of T2C alone.
         """
         if self.denoiser is None:
-            raise CheckpointError("this checkpoint has no denoising adapter (unit_translator.aligner_MLP) and cannot speak hidden states; take one of Echo training")
+            raise CheckpointError(
+                "this checkpoint has no denoising adapter (unit_translator.aligner_MLP) and cannot speak hidden states; take one of Echo training"
+            )
         return self.denoiser(hidden)
 
     def prompt(self, vectors: Tensor, lengths: Tensor, before: list[int], after: list[int]) -> Prompt:
