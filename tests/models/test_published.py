@@ -209,6 +209,7 @@ def test_stored_precision_leaves_rotary_tables_alone(folder, model):
         ({}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),  # the tensors know better than the key
         ({"unit_model": "small"}, (3, 256, 256, 64, 700), (3, 256, 4, 1)),
         ({"unit_model": "large"}, (5, 16, 16, 8, 99), (5, 16, 4, 2)),
+        ({"unit_model": "large", "head_dim": 8}, (2, 16, 32, 16, 24), (2, 16, 4, 2)),  # heads wider than width / heads
     ],
 )
 def test_sizes_come_from_the_tensors(named, sizes, wanted):

@@ -48,15 +48,13 @@ class TranslatorSize:
     heads: int
     key_heads: int
     feed_forward: int
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.width // self.heads
+    head_dim: int  # channels of an attention head
 
     def changes(self) -> dict[str, int]:
-        """What of the language model's config differs. The release's limit of 2048 positions is left out: Llama 3's rotary tables do
-        not depend on it, and transformers warns of it."""
+        """What of the language model's config differs.
+
+        The release's limit of 2048 positions is left out: Llama 3's rotary tables do not depend on it, and transformers warns of it.
+        """
         return {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
@@ -75,18 +73,21 @@ def named_sizes(config: Mapping[str, Any]) -> Iterator[TranslatorSize]:
     """
     heads = config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
-    large = TranslatorSize(2, config["hidden_size"], heads, key_heads, config["intermediate_size"])
-    small, middle, medium = (
-        TranslatorSize(4, 512, 8, key_heads, 2048),
-        TranslatorSize(6, 512, 8, key_heads, 2048),
-        TranslatorSize(8, 768, 12, 12, 2048),
-    )
+    large = TranslatorSize(2, config["hidden_size"], heads, key_heads, config["intermediate_size"], own_head_dim(config))
+    small = TranslatorSize(4, 512, 8, key_heads, 2048, 64)
+    middle = TranslatorSize(6, 512, 8, key_heads, 2048, 64)
+    medium = TranslatorSize(8, 768, 12, 12, 2048, 64)
     if "unit_model" not in config:
         named = middle
     else:
         named = {"large": large, "small": small}.get(config["unit_model"], medium)
     yield named
     yield from (large, small, middle, medium)
+
+
+def own_head_dim(config: Mapping[str, Any]) -> int:
+    """Channels of the language model's attention heads."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def translator_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TranslatorSize:
@@ -101,20 +102,20 @@ def translator_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     queries, keys, inner = (
         tensor_shape(shapes, f"{first}{name}.weight", 2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
     )
-    layers, width = layer_count(shapes, f"{TRANSLATOR}layers."), queries[1]
+    found = (layer_count(shapes, f"{TRANSLATOR}layers."), queries[1], queries[0], keys[0], inner[0])
     for size in named_sizes(config):
-        found = (layers, width, queries[0], keys[0], inner[0])
         if found == (size.layers, size.width, size.heads * size.head_dim, size.key_heads * size.head_dim, size.feed_forward):
             return size
-    return _unnamed_size(config, layers, width, keys[0], inner[0])
+    return _unnamed_size(config, found)
 
 
-def _unnamed_size(config: Mapping[str, Any], layers: int, width: int, keys: int, inner: int) -> TranslatorSize:
+def _unnamed_size(config: Mapping[str, Any], found: tuple[int, int, int, int, int]) -> TranslatorSize:
     """A size nobody has named: heads are as wide as the language model's, or as in the release."""
-    own = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    layers, width, queries, keys, inner = found
+    own = own_head_dim(config)
     for head in (own, HEAD_WIDTH) if width == config["hidden_size"] else (HEAD_WIDTH, own):
-        if width % head == 0 and keys % head == 0:
-            return TranslatorSize(layers, width, width // head, keys // head, inner)
+        if queries % head == 0 and keys % head == 0:
+            return TranslatorSize(layers, width, queries // head, keys // head, inner, head)
     raise CheckpointError(
         f"a unit translator of width {width} with {keys} key channels has no whole number of heads; its tensors do not belong together"
     )
