@@ -75,7 +75,7 @@ class WhisperEncoder(Encoder):
     def forward(self, wave: Waveform) -> Features:
         if wave.rate_hz != RATE_HZ:
             raise SignalError(f"the Whisper encoder takes audio at {RATE_HZ} Hz, got {wave.rate_hz} Hz; resample it first")
-        mel, mel_lengths = self.log_mel(wave)  # [B, M, 2F], even
+        mel, mel_lengths = self._log_mel(wave)  # [B, M, 2F], even
         windows = [self._encode_window(mel, mel_lengths, start) for start in range(0, mel.shape[2], WINDOW_FRAMES)]
         lengths = (mel_lengths + 1) // 2
         return Features(torch.cat(windows, dim=1)[:, : int(lengths.max())], lengths, self.frame_rate_hz)
@@ -103,7 +103,7 @@ class WhisperEncoder(Encoder):
             states = encoder.layer_norm(states)
         return states * real[:, :, None]
 
-    def log_mel(self, wave: Waveform) -> tuple[Tensor, Tensor]:
+    def _log_mel(self, wave: Waveform) -> tuple[Tensor, Tensor]:
         """Whisper's log-mel: samples [B, T] -> ([B, M, N], lengths [B] before any window padding) at 100 frames/s, in float32."""
         frames = torch.div(wave.lengths + HOP_SAMPLES - 1, HOP_SAMPLES, rounding_mode="floor").clamp(min=2)
         frames = frames + frames % 2

@@ -62,7 +62,7 @@ class GoldenSet:
         return Waveform(samples, torch.full((len(clips),), WINDOW_SAMPLES), RATE_HZ)
 
     def log_mel(self, clips):
-        return self.whisper.log_mel(self.windowed(clips))[0].numpy()
+        return self.whisper._log_mel(self.windowed(clips))[0].numpy()
 
     @cached_property
     def conversation(self):
