@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Checkpoint:
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     state: dict[str, Any] | None  # None in a final checkpoint
+
+    def part(self, prefix: str) -> Checkpoint:
+        """The same checkpoint with those tensors alone whose names begin with `prefix`."""
+        return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)})
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:

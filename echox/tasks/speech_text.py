@@ -119,7 +119,7 @@ class SpeechTextTask(Task):
     def build(self) -> SpeechLLM:
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
-        checkpoint.fill(model, parent, set(parent.tensors))
+        checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
         if self.context.bf16:
             halve_frozen(model.backbone)
         self.read(model)
