@@ -76,6 +76,15 @@ class HubBackbone(Backbone):
         output = self.model.model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
         return BackboneState(output.last_hidden_state, output.past_key_values if use_cache else None)
 
+    def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
+        B = embeddings.shape[0]
+        if B == 1 or not shared:
+            return super().whole(embeddings, mask, shared)
+        front = self(embeddings[:1, :shared], mask[:1, :shared], use_cache=True)
+        front.cache.batch_repeat_interleave(B)
+        rest = self(embeddings[:, shared:], mask, front.cache, use_cache=True)
+        return torch.cat([front.hidden.expand(B, -1, -1), rest.hidden], dim=1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
 
