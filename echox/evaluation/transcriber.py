@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from echox.assets import asset_folder
 from echox.data.audio import resampled
 from echox.device import multiplies_bf16_fast
+from echox.disk import sha256_of
 
 RATE_HZ = 16_000
 MAX_TOKENS = 128  # of a transcript; Whisper repeats itself on noise
@@ -75,5 +75,4 @@ def _without_warnings() -> Iterator[None]:
 
 def _revision(folder: Path) -> str:
     """What tells one copy of the weights from another: the first hex digits of their sha256."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return sha256_of(folder / "model.safetensors")[:12]
