@@ -96,7 +96,9 @@ class HubBackbone(Backbone):
     def prompt(self, turns: list[Turn]) -> list[list[int]]:
         if self.config.system and all(turn.role != "system" for turn in turns):
             turns = [Turn("system", self.config.system), *turns]
-        messages = [{"role": turn.role, "content": (AUDIO_MARK if turn.has_audio else "") + turn.text} for turn in turns]
+        # A text may hold the mark itself, and must not be split there.
+        contents = [(AUDIO_MARK if turn.has_audio else "") + turn.text.replace(AUDIO_MARK, "") for turn in turns]
+        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents)]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return [self.tokenize(piece) for piece in text.split(AUDIO_MARK)]
 
