@@ -27,6 +27,7 @@ from typing import Any
 from echox.errors import PluginError
 from echox.plugins import REGISTRIES
 from echox.registry import Registry
+from echox.tasks.base import TaskConfig
 
 Rule = Callable[[Any], None]
 
@@ -34,7 +35,11 @@ _MODULES = {"encoder": "encoders", "backbone": "backbones", "codec": "codecs", "
 
 
 def offline_config(config_type: type) -> Any:
-    """A config to test with: its defaults, but random weights where it takes weights or a fitted folder."""
+    """A config to test with: its defaults, but random weights where it takes weights or a fitted folder, and a task's smallest."""
+    if issubclass(config_type, TaskConfig):
+        from echox.testing.tasks import small_config
+
+        return small_config(config_type)
     names = {field.name for field in dataclasses.fields(config_type)}
     return config_type(**{name: "random" for name in ("weights", "folder") if name in names})
 

@@ -7,15 +7,19 @@ from echox.testing import checks_for, offline_config
 
 discover()
 
-SWEPT = ("encoder", "backbone", "codec", "criterion")
+
+def config_of(kind, name):
+    return offline_config(REGISTRIES[kind][name].config_type)
+
+
 RULES = [
     pytest.param(kind, name, rule, id=f"{kind}-{name}-{rule.__name__}")
-    for kind in SWEPT
-    for name in sorted(REGISTRIES[kind])
-    for rule in checks_for(offline_config(REGISTRIES[kind][name].config_type))
+    for kind, registry in REGISTRIES.items()
+    for name in sorted(registry)
+    for rule in checks_for(config_of(kind, name))
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "rule"), RULES)
 def test_contract(kind, name, rule):
-    rule(offline_config(REGISTRIES[kind][name].config_type))
+    rule(config_of(kind, name))
