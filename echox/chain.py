@@ -87,7 +87,7 @@ class SpeechClips(Sequence[Tensor]):
     def __init__(self, manifests: Sequence[str], rate_hz: int = 16_000, hours: float | None = None) -> None:
         """Args: hours: recordings are left out evenly until about so much remains; None keeps all."""
         if not manifests:
-            raise ConfigError("the codec is not fitted and codec_speech names no manifest to fit it to; set codec_speech=[...] or codec.folder")
+            raise ConfigError("the codec is not fitted yet, and no manifest names recordings to fit it to; set codec_speech=[...] (manifests=[...] in echox-prepare), or codec.folder to a fitted one")
         rows = read_manifests(manifests, on_broken=OnBroken.skip)
         self.rate_hz = rate_hz
         paths = [row.answer.audio for row in rows if row.answer is not None and row.answer.audio is not None]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from echox.assets import asset_folder
+from echox.assets.loading import loading
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
 from echox.errors import ConfigError
 
@@ -125,8 +126,9 @@ class HubBackbone(Backbone):
 
 def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     folder = asset_folder(config.weights)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
-    return model, AutoTokenizer.from_pretrained(folder)
+    with loading("a causal language model with its tokenizer", folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
+        return model, AutoTokenizer.from_pretrained(folder)
 
 
 def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
