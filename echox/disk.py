@@ -23,7 +23,8 @@ def room_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TrainingError(f"no space left on the disk to write {path}; earlier checkpoints are untouched: free some space and start again to resume") from error
+        way_out = "earlier checkpoints are untouched: free some space and start again to resume"
+        raise TrainingError(f"no space left on the disk to write {path}; {way_out}") from error
 
 
 def sha256_of(path: Path) -> str:

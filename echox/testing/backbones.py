@@ -24,7 +24,9 @@ def attributes_are_stated(config: BackboneConfig) -> None:
         assert isinstance(value, int) and value > 0, f"{type(backbone).__name__}.{name} must be a positive integer, not {value!r}"
     for name in ("end_id", "pad_id"):
         value = getattr(backbone, name, None)
-        assert isinstance(value, int) and 0 <= value < backbone.vocab_size, f"{name} must be one of the {backbone.vocab_size} ids, not {value!r}"
+        assert isinstance(value, int) and 0 <= value < backbone.vocab_size, (
+            f"{name} must be one of the {backbone.vocab_size} ids, not {value!r}"
+        )
 
 
 def shapes_fit(config: BackboneConfig) -> None:
@@ -80,7 +82,9 @@ def a_cache_changes_nothing(config: BackboneConfig) -> None:
 def text_comes_back(config: BackboneConfig) -> None:
     backbone = _build(config)
     ids = backbone.tokenize(PLAIN)
-    assert ids and all(isinstance(token, int) and 0 <= token < backbone.vocab_size for token in ids), "tokenize must give ids of the vocabulary"
+    assert ids and all(isinstance(token, int) and 0 <= token < backbone.vocab_size for token in ids), (
+        "tokenize must give ids of the vocabulary"
+    )
     assert backbone.end_id not in ids, "tokenize must add no special token"
     assert backbone.detokenize(ids) == PLAIN, f"{PLAIN!r} came back as {backbone.detokenize(ids)!r}"
     assert backbone.detokenize([*ids, backbone.end_id]) == PLAIN, "detokenize must drop the end token"
@@ -101,7 +105,12 @@ def every_token_has_a_text(config: BackboneConfig) -> None:
 def prompts_leave_room_for_audio(config: BackboneConfig) -> None:
     backbone = _build(config)
     spoken, typed, said = Turn("user", "", has_audio=True), Turn("user", PLAIN), Turn("assistant", "Yes.")
-    for turns, audios in (([typed], 0), ([spoken], 1), ([spoken, said, spoken], 2), ([Turn("system", "Be brief."), Turn("user", PLAIN, True)], 1)):
+    for turns, audios in (
+        ([typed], 0),
+        ([spoken], 1),
+        ([spoken, said, spoken], 2),
+        ([Turn("system", "Be brief."), Turn("user", PLAIN, True)], 1),
+    ):
         pieces = backbone.prompt(list(turns))
         assert len(pieces) == audios + 1, f"a conversation with {audios} audios must give {audios + 1} id lists, not {len(pieces)}"
         assert all(0 <= token < backbone.vocab_size for piece in pieces for token in piece), "a prompt holds ids outside the vocabulary"
@@ -115,7 +124,9 @@ def gradients_pass_through(config: BackboneConfig) -> None:
     embeddings = _embeddings(backbone, 4).requires_grad_()
     state = backbone(embeddings, torch.ones(1, 4, dtype=torch.bool))
     backbone.logits(state.hidden).float().logsumexp(-1).sum().backward()
-    assert embeddings.grad is not None and bool(embeddings.grad.abs().sum() > 0), "no gradient reaches the embeddings: nothing below can learn"
+    assert embeddings.grad is not None and bool(embeddings.grad.abs().sum() > 0), (
+        "no gradient reaches the embeddings: nothing below can learn"
+    )
     missed = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert not missed, f"no gradient reaches {', '.join(missed)}"
 

@@ -33,11 +33,15 @@ def units_fit(config: CodecConfig) -> None:
     units = _encode(codec, noise(codec.rate_hz, lengths))
     assert units.ids.dtype == torch.int64 and units.ids.shape[0] == 2 and units.ids.ndim in (2, 3), "ids must be int64 [B, U] or [B, K, U]"
     assert units.lengths.dtype == torch.int64 and tuple(units.lengths.shape) == (2,), "lengths must be int64 [B]"
-    assert units.rate_hz in (None, codec.unit_rate_hz), f"rate_hz must be {codec.unit_rate_hz}, or None where repeats are merged, not {units.rate_hz}"
+    assert units.rate_hz in (None, codec.unit_rate_hz), (
+        f"rate_hz must be {codec.unit_rate_hz}, or None where repeats are merged, not {units.rate_hz}"
+    )
     for samples, row in zip(lengths, _rows(units)):
         assert row.numel() and 0 <= int(row.min()) <= int(row.max()) < codec.vocab_size, f"units must lie in 0..{codec.vocab_size - 1}"
         at_most = samples / codec.rate_hz * codec.unit_rate_hz + EDGE_FRAMES
-        assert row.shape[-1] <= at_most, f"{samples} samples gave {row.shape[-1]} units; {codec.unit_rate_hz} a second make at most {at_most:.0f}"
+        assert row.shape[-1] <= at_most, (
+            f"{samples} samples gave {row.shape[-1]} units; {codec.unit_rate_hz} a second make at most {at_most:.0f}"
+        )
 
 
 def padding_and_neighbours_do_not_matter_to_units(config: CodecConfig) -> None:
@@ -46,7 +50,9 @@ def padding_and_neighbours_do_not_matter_to_units(config: CodecConfig) -> None:
     for row, together in enumerate(_rows(_encode(codec, wave))):
         (alone,) = _rows(_encode(codec, only_row(wave, row)))
         differing = edit_distance(together.flatten().tolist(), alone.flatten().tolist())
-        assert differing <= DIFFERING_UNITS * alone.numel(), f"{differing} of {alone.numel()} units changed with the row's neighbours or its padding"
+        assert differing <= DIFFERING_UNITS * alone.numel(), (
+            f"{differing} of {alone.numel()} units changed with the row's neighbours or its padding"
+        )
 
 
 def other_rates_are_refused(config: CodecConfig) -> None:
@@ -89,7 +95,9 @@ def nothing_is_taken(config: CodecConfig) -> None:
     units = _some_units(codec)
     emptied = Units(units.ids, units.lengths * torch.tensor([1, 0]), units.rate_hz)
     assert int(_decode(codec, emptied).lengths[1]) == 0, "a row without units must give a waveform of length 0"
-    assert _decode(codec, Units(units.ids, units.lengths * 0, units.rate_hz)).lengths.tolist() == [0, 0], "empty rows alone must be taken too"
+    assert _decode(codec, Units(units.ids, units.lengths * 0, units.rate_hz)).lengths.tolist() == [0, 0], (
+        "empty rows alone must be taken too"
+    )
 
 
 def words_are_another_spelling_of_units(config: CodecConfig) -> None:

@@ -74,7 +74,9 @@ def the_loss_is_a_sum_with_its_count(config: CriterionConfig) -> None:
     outputs, batch = _example(config, ROWS)
     loss = _build(config)(outputs, batch)
     assert isinstance(loss, Loss), f"forward must return a Loss, not {type(loss).__name__}"
-    assert loss.total.shape == () and loss.total.dtype == torch.float32, f"total must be one float32, not {list(loss.total.shape)} {loss.total.dtype}"
+    assert loss.total.shape == () and loss.total.dtype == torch.float32, (
+        f"total must be one float32, not {list(loss.total.shape)} {loss.total.dtype}"
+    )
     assert bool(loss.total.isfinite()), f"the loss of finite outputs is {float(loss.total)}"
     assert loss.count == batch.count, f"count must be the batch's {batch.count}, not {loss.count}"
 
@@ -89,12 +91,19 @@ def twice_the_batch_is_twice_the_loss(config: CriterionConfig) -> None:
         2 * once.total,
         atol=TOLERANCE,
         rtol=TOLERANCE,
-        msg=lambda text: f"total must be a sum over the batch's targets, so that micro-batches and ranks add up; a batch said twice gave {text}",
+        msg=lambda text: (
+            f"total must be a sum over the batch's targets, so that micro-batches and ranks add up; a batch said twice gave {text}"
+        ),
     )
     for name, (total, count) in once.parts.items():
         doubled, doubled_count = twice.parts[name]
-        fits = abs(float(doubled) - 2 * float(total)) <= TOLERANCE * max(1.0, abs(float(doubled))) and float(doubled_count) == 2 * float(count)
-        assert fits, f"part {name!r} must be (sum, count); a batch said twice gave {float(doubled)}/{float(doubled_count)} after {float(total)}/{float(count)}"
+        fits = abs(float(doubled) - 2 * float(total)) <= TOLERANCE * max(1.0, abs(float(doubled))) and float(doubled_count) == 2 * float(
+            count
+        )
+        assert fits, (
+            f"part {name!r} must be (sum, count); a batch said twice gave "
+            f"{float(doubled)}/{float(doubled_count)} after {float(total)}/{float(count)}"
+        )
 
 
 def gradients_flow(config: CriterionConfig) -> None:
@@ -138,16 +147,22 @@ def padding_costs_nothing(config: CriterionConfig) -> None:
         targets=torch.where(behind, CHOICES - 2, outputs.targets),
     )
     criterion = _build(config)
-    torch.testing.assert_close(criterion(other, batch).total, criterion(outputs, batch).total, msg=lambda text: f"padding changed the loss: {text}")
+    torch.testing.assert_close(
+        criterion(other, batch).total, criterion(outputs, batch).total, msg=lambda text: f"padding changed the loss: {text}"
+    )
 
 
 def half_precision_is_taken(config: CriterionConfig) -> None:
     outputs, batch = _example(config, ROWS)
     criterion = _build(config)
-    halved = dataclasses.replace(outputs, **{field: value.bfloat16() for field, value in _tensors(outputs).items() if value.is_floating_point()})
+    halved = dataclasses.replace(
+        outputs, **{field: value.bfloat16() for field, value in _tensors(outputs).items() if value.is_floating_point()}
+    )
     full, half = criterion(outputs, batch).total, criterion(halved, batch).total
     assert half.dtype == torch.float32, f"the loss of bfloat16 outputs must be float32, not {half.dtype}"
-    assert abs(float(half - full)) <= BF16_TOLERANCE * max(1.0, abs(float(full))), f"bfloat16 outputs gave {float(half)}, float32 ones {float(full)}"
+    assert abs(float(half - full)) <= BF16_TOLERANCE * max(1.0, abs(float(full))), (
+        f"bfloat16 outputs gave {float(half)}, float32 ones {float(full)}"
+    )
 
 
 def nothing_to_learn_costs_nothing(config: CriterionConfig) -> None:
@@ -158,7 +173,9 @@ def nothing_to_learn_costs_nothing(config: CriterionConfig) -> None:
     assert cost == 0.0, f"a batch without any target must cost 0, not {cost}"
     if loss.total.requires_grad:
         loss.total.backward()
-        assert all(value.grad is None or bool(value.grad.isfinite().all()) for value in floats), "a batch without any target gave gradients that are not finite"
+        assert all(value.grad is None or bool(value.grad.isfinite().all()) for value in floats), (
+            "a batch without any target gave gradients that are not finite"
+        )
 
 
 def config_survives_a_checkpoint(config: CriterionConfig) -> None:

@@ -28,12 +28,16 @@ def shapes_and_lengths_fit(config: EncoderConfig) -> None:
     features = _encode(encoder, noise(encoder.rate_hz, lengths))
     B, F, D = features.values.shape
     assert (B, D) == (3, encoder.dim), f"values must be [3, F, {encoder.dim}], not {list(features.values.shape)}"
-    assert features.rate_hz == encoder.frame_rate_hz, f"Features.rate_hz is {features.rate_hz}, the encoder's frame_rate_hz {encoder.frame_rate_hz}"
+    assert features.rate_hz == encoder.frame_rate_hz, (
+        f"Features.rate_hz is {features.rate_hz}, the encoder's frame_rate_hz {encoder.frame_rate_hz}"
+    )
     assert features.lengths.dtype == torch.int64 and features.lengths.shape == (3,), "lengths must be int64 [B]"
     assert int(features.lengths.max()) <= F, f"a row claims {int(features.lengths.max())} frames of {F}"
     for samples, frames in zip(lengths, features.lengths.tolist()):
         expected = samples / encoder.rate_hz * encoder.frame_rate_hz
-        assert abs(frames - expected) <= EDGE_FRAMES, f"{samples} samples gave {frames} frames; {encoder.frame_rate_hz} frames/s make about {expected:.1f}"
+        assert abs(frames - expected) <= EDGE_FRAMES, (
+            f"{samples} samples gave {frames} frames; {encoder.frame_rate_hz} frames/s make about {expected:.1f}"
+        )
 
 
 def values_are_finite_floats(config: EncoderConfig) -> None:
@@ -52,7 +56,11 @@ def padding_and_neighbours_do_not_matter(config: EncoderConfig) -> None:
         row = Waveform(wave.samples[index : index + 1, :samples], wave.lengths[index : index + 1], wave.rate_hz)
         (alone,) = _rows(_encode(encoder, row))
         torch.testing.assert_close(
-            together[index], alone, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE, msg=lambda text: f"a row changed with its neighbours or its padding: {text}"
+            together[index],
+            alone,
+            atol=ABSOLUTE_TOLERANCE,
+            rtol=RELATIVE_TOLERANCE,
+            msg=lambda text: f"a row changed with its neighbours or its padding: {text}",
         )
 
 

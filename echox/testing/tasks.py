@@ -60,7 +60,9 @@ def a_checkpoint_holds_what_was_trained(config: TaskConfig) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.01)
     fresh = _built(config)[1]
-    found = checkpoint.Checkpoint(Path("unsaved"), {}, {name: tensor.detach().clone() for name, tensor in task.learned(model).items()}, None)
+    found = checkpoint.Checkpoint(
+        Path("unsaved"), {}, {name: tensor.detach().clone() for name, tensor in task.learned(model).items()}, None
+    )
     checkpoint.fill(fresh, found, set(task.learned(fresh)))
     differing = [name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])]
     assert not differing, f"after a checkpoint was read back, {', '.join(differing[:3])} is not what was trained"
@@ -92,7 +94,9 @@ def examples_have_costs(config: TaskConfig) -> None:
         examples = stage.task.examples(split)
         assert len(examples) > 1, f"the {split} split of a corpus of {ROWS} rows has {len(examples)} examples"
         costs = [examples.cost(index) for index in range(len(examples))]
-        assert all(isinstance(cost, int) and cost > 0 for cost in costs), f"every example needs a cost, a positive integer; they are {costs}"
+        assert all(isinstance(cost, int) and cost > 0 for cost in costs), (
+            f"every example needs a cost, a positive integer; they are {costs}"
+        )
 
 
 def collating_is_repeatable(config: TaskConfig) -> None:
@@ -101,7 +105,9 @@ def collating_is_repeatable(config: TaskConfig) -> None:
     state = torch.get_rng_state()
     first, second = (stage.task.collate([examples[index] for index in range(len(examples))]) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state()), "collate may not draw random numbers: a resumed run would see other batches"
-    assert isinstance(first, Batch) and len(first.row_ids) == len(examples), f"a batch of {len(examples)} examples names {len(first.row_ids)} rows"
+    assert isinstance(first, Batch) and len(first.row_ids) == len(examples), (
+        f"a batch of {len(examples)} examples names {len(first.row_ids)} rows"
+    )
     assert isinstance(first.count, int) and first.count > 0, f"count must be the number of targets, a positive integer, not {first.count!r}"
     tensors = dict(_tensors(first))
     assert tensors and all(tensor.device.type == "cpu" for tensor in tensors.values()), "a batch must hold tensors on the CPU"
@@ -133,7 +139,9 @@ def rows_do_not_influence_each_other(config: TaskConfig) -> None:
         apart = sum(float(loss.parts[name][0]) for loss in alone if name in loss.parts)
         targets = sum(float(loss.parts[name][1]) for loss in alone if name in loss.parts)
         close = abs(float(total) - apart) <= TOLERANCE * max(1.0, abs(apart))
-        assert close and float(count) == targets, f"{name!r} of two rows is {float(total):.5g} in one batch and {apart:.5g} in two: they influence each other"
+        assert close and float(count) == targets, (
+            f"{name!r} of two rows is {float(total):.5g} in one batch and {apart:.5g} in two: they influence each other"
+        )
 
 
 @torch.no_grad()
@@ -142,7 +150,9 @@ def scores_are_numbers(config: TaskConfig) -> None:
     stage.model.eval()
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     scores = stage.task.score(stage.model, lambda: iter([stage.batch(range(2))]))
-    assert all(isinstance(name, str) and isinstance(value, float) for name, value in scores.items()), f"scores must be named floats, not {scores}"
+    assert all(isinstance(name, str) and isinstance(value, float) for name, value in scores.items()), (
+        f"scores must be named floats, not {scores}"
+    )
     changed = [name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert not changed, f"scoring changed {', '.join(changed[:3])}"
 
@@ -150,7 +160,9 @@ def scores_are_numbers(config: TaskConfig) -> None:
 def its_data_has_fingerprints(config: TaskConfig) -> None:
     task = _stage(config).task
     prints = task.data_fingerprints()
-    assert prints and all(isinstance(name, str) and isinstance(value, str) and value for name, value in prints.items()), f"fingerprints are texts: {prints}"
+    assert prints and all(isinstance(name, str) and isinstance(value, str) and value for name, value in prints.items()), (
+        f"fingerprints are texts: {prints}"
+    )
     assert task.data_fingerprints() == prints, "the data's fingerprints differ between two calls"
 
 
@@ -263,7 +275,9 @@ def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
     rows = []
     generator = torch.Generator().manual_seed(len(split))
     for number, text in enumerate(_TEXTS):
-        asked, said = (0.2 * torch.randn(int(seconds * codec.rate_hz), generator=generator) for seconds in (0.7 + 0.1 * number, 0.9 + 0.1 * number))
+        asked, said = (
+            0.2 * torch.randn(int(seconds * codec.rate_hz), generator=generator) for seconds in (0.7 + 0.1 * number, 0.9 + 0.1 * number)
+        )
         units = codec.encode(pad_waveforms([said], codec.rate_hz))
         for name, samples in (("q", asked), ("a", said)):
             save_audio(folder / f"{split}-{number}-{name}.wav", samples, codec.rate_hz)
@@ -289,7 +303,14 @@ def _parent(stage: str) -> Path:
     plan = _recipe().plan(stage)
     once = dataclasses.replace(plan.train, steps=1, validate_every=None)
     plan = dataclasses.replace(plan, task=with_manifests(plan.task, home.train, home.valid), train=once)
-    changes = {"run_dir": str(home.folder / "run"), "cache_dir": str(home.folder / "cache"), "device": "cpu", "corpus": None, "units": [], "stage": stage}
+    changes = {
+        "run_dir": str(home.folder / "run"),
+        "cache_dir": str(home.folder / "cache"),
+        "device": "cpu",
+        "corpus": None,
+        "units": [],
+        "stage": stage,
+    }
     run_recipe(dataclasses.replace(_recipe(), **{**changes, stage: plan}))
     return home.folder / "run" / stage / "final"
 

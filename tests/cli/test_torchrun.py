@@ -26,7 +26,16 @@ def words(tmp_path_factory):
     data = {**{f"{stage}.task.data": questions for stage in ("align", "s2t", "echo")}, "t2c.task": units}
     lists = [f"{key}.{split}=[{path}]" for key, path in data.items() for split in ("train", "valid")]
     brief = [f"{stage}.train.{setting}" for stage in STAGES for setting in ("steps=2", "batch_size=2", "save_every=1", "validate_every=2")]
-    return folder / "run", ["recipe=echo_tiny", "device=cpu", "corpus=null", "units=[]", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", *lists, *brief]
+    return folder / "run", [
+        "recipe=echo_tiny",
+        "device=cpu",
+        "corpus=null",
+        "units=[]",
+        f"run_dir={folder / 'run'}",
+        f"cache_dir={folder / 'cache'}",
+        *lists,
+        *brief,
+    ]
 
 
 def torchrun(words):
@@ -42,7 +51,9 @@ def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
     assert code == 0, said
     assert said.count("finished after 2 steps") == len(STAGES), said
     prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES}
-    assert checkpoint.load(checkpoint.step_folder(run / "echo" / "checkpoints", 1)).state["random"][1], "the second rank's random state is kept"
+    assert checkpoint.load(checkpoint.step_folder(run / "echo" / "checkpoints", 1)).state["random"][1], (
+        "the second rank's random state is kept"
+    )
     for folder in (run / "echo" / "final", checkpoint.step_folder(run / "echo" / "checkpoints", 2)):
         shutil.rmtree(folder)
     code, said = torchrun(told)

@@ -97,7 +97,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("door", "words", "sentence"), WRONG, ids=[f"{door.__name__.rpartition('.')[2]}-{sentence[:40]}" for door, _, sentence in WRONG])
+@pytest.mark.parametrize(
+    ("door", "words", "sentence"), WRONG, ids=[f"{door.__name__.rpartition('.')[2]}-{sentence[:40]}" for door, _, sentence in WRONG]
+)
 def test_a_wrong_input_is_one_sentence(bench, capsys, door, words, sentence):
     assert door.main(words) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("echox-")]
