@@ -12,7 +12,7 @@ from echox import checkpoint
 from echox.recipe import STAGES
 from echox_cli import prepare
 
-TIMEOUT_S = 300
+TIMEOUT_S = 900  # it takes twenty seconds where the processors are free
 
 
 @pytest.fixture(scope="module")
