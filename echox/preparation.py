@@ -11,6 +11,7 @@ from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
 from echox.device import device_named, multiplies_bf16_fast
+from echox.errors import ConfigError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,8 +58,10 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     """Write manifests with units, and print their paths.
 
     Raises:
-        CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
+        ConfigError: no manifest is named. CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
     """
+    if not config.manifests:
+        raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
     device = device_named(config.device)
     codec = CODECS.build(config.codec).to(device)
     for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):

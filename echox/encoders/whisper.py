@@ -14,6 +14,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWhisperEncoder
 
 from echox.assets import asset_folder
+from echox.assets.loading import loading
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
 from echox.errors import ConfigError, SignalError
 from echox.signals import Features, Waveform, valid_mask
@@ -168,6 +169,7 @@ def _load(config: WhisperConfig) -> tuple[nn.Module, Tensor]:
         from transformers import WhisperModel
 
         folder = asset_folder(config.weights)
-        encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
-        extractor = WhisperFeatureExtractor.from_pretrained(folder)
+        with loading("a Whisper model", folder):
+            encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
+            extractor = WhisperFeatureExtractor.from_pretrained(folder)
     return encoder, torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T.contiguous()
