@@ -10,6 +10,8 @@ from pathlib import Path
 
 from echox.errors import TrainingError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
@@ -21,7 +23,7 @@ def room_for(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         way_out = "earlier checkpoints are untouched: free some space and start again to resume"
         raise TrainingError(f"no space left on the disk to write {path}; {way_out}") from error
