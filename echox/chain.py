@@ -87,7 +87,10 @@ class SpeechClips(Sequence[Tensor]):
     def __init__(self, manifests: Sequence[str], rate_hz: int = 16_000, hours: float | None = None) -> None:
         """Args: hours: recordings are left out evenly until about so much remains; None keeps all."""
         if not manifests:
-            raise ConfigError("the codec is not fitted and codec_speech names no manifest to fit it to; set codec_speech=[...] or codec.folder")
+            raise ConfigError(
+                "the codec is not fitted yet, and no manifest names recordings to fit it to; "
+                "set codec_speech=[...] (manifests=[...] in echox-prepare), or codec.folder to a fitted one"
+            )
         rows = read_manifests(manifests, on_broken=OnBroken.skip)
         self.rate_hz = rate_hz
         paths = [row.answer.audio for row in rows if row.answer is not None and row.answer.audio is not None]
@@ -116,14 +119,19 @@ def _train_stage(recipe: Recipe, stage: str, device: torch.device) -> Path:
     )
     task = TASKS.build(plan.task, context)
     criterion = CRITERIA.build(plan.criterion)
-    return train(task, criterion, plan.train, run_dir=run_dir / stage, stage=stage, seed=recipe.seed, device=device, recipe_dict=freeze(recipe))
+    return train(
+        task, criterion, plan.train, run_dir=run_dir / stage, stage=stage, seed=recipe.seed, device=device, recipe_dict=freeze(recipe)
+    )
 
 
 def _finished(run_dir: Path, stage: str) -> Path:
     folder = run_dir / stage / "final"
     if not folder.exists():
         before = ", ".join(STAGES[: STAGES.index(stage) + 1])
-        raise CheckpointError(f"{folder} does not exist: train the stage {stage!r} first (stages come in the order {before}), or set run_dir to a run that has it")
+        raise CheckpointError(
+            f"{folder} does not exist: train the stage {stage!r} first (stages come in the order {before}), "
+            "or set run_dir to a run that has it"
+        )
     checkpoint.verify(folder)
     return folder
 
@@ -132,4 +140,8 @@ def _report(recipe: Recipe, device: torch.device) -> None:
     # Imported here because a run without a report needs no recogniser.
     from echox.evaluation.report import evaluate
 
-    evaluate(dataclasses.replace(recipe.report, run=recipe.run_dir, corpus=recipe.corpus.folder if recipe.corpus else recipe.report.corpus, device=str(device)))
+    evaluate(
+        dataclasses.replace(
+            recipe.report, run=recipe.run_dir, corpus=recipe.corpus.folder if recipe.corpus else recipe.report.corpus, device=str(device)
+        )
+    )

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from echox.disk import room_for
+from echox.disk import room_for, sha256_of
 from echox.errors import CheckpointError
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
@@ -42,6 +42,10 @@ class Checkpoint:
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     state: dict[str, Any] | None  # None in a final checkpoint
+
+    def part(self, prefix: str) -> Checkpoint:
+        """The same checkpoint with those tensors alone whose names begin with `prefix`."""
+        return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)})
 
 
 def save(
@@ -164,16 +168,8 @@ def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
         raise CheckpointError(f"checkpoint {path.parent} is incomplete: {path.name} is missing")
     if size != facts["bytes"]:
         raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} has {size} bytes instead of {facts['bytes']}")
-    if _sha256(path) != facts["sha256"]:
+    if sha256_of(path) != facts["sha256"]:
         raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} does not have the sha256 it was written with")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def latest(parent: Path) -> Checkpoint | None:
@@ -213,7 +209,7 @@ def fingerprint(folder: Path) -> str:
     """
     if not (folder / MODEL).is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MODEL}")
-    return _sha256(folder / MODEL)
+    return sha256_of(folder / MODEL)
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint, names: set[str]) -> None:

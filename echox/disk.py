@@ -1,13 +1,16 @@
-"""A full disk, said in a sentence."""
+"""Files on the disk: what they hash to, and a full disk said in a sentence."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from echox.errors import TrainingError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -20,6 +23,16 @@ def room_for(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
-        raise TrainingError(f"no space left on the disk to write {path}; earlier checkpoints are untouched: free some space and start again to resume") from error
+        way_out = "earlier checkpoints are untouched: free some space and start again to resume"
+        raise TrainingError(f"no space left on the disk to write {path}; {way_out}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

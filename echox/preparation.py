@@ -90,8 +90,10 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     """Write manifests with units, and print their paths.
 
     Raises:
-        CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
+        ConfigError: no manifest is named. CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
     """
+    if not config.manifests:
+        raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
     device = device_named(config.device)
     codec = CODECS.build(config.codec).to(device)
     for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):

@@ -28,10 +28,15 @@ _{function}() {{
     COMPREPLY=($({program} --complete "$line" 2>/dev/null))
     if [ -n "$BASH_VERSION" ]; then
         case "$word" in *=*) COMPREPLY=("${{COMPREPLY[@]#${{word%%=*}}=}}");; esac
-        compopt -o nospace 2>/dev/null
     fi
 }}
-complete -o default -F _{function} {program}"""
+complete -o default -o nospace -F _{function} {program}"""
+
+# In zsh, `complete` comes from bashcompinit, and that needs compinit, which a bare shell has not loaded.
+_ZSH = """\
+(( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }
+autoload -U +X bashcompinit && bashcompinit
+"""
 
 
 def script(program: str, shell: str) -> str:
@@ -43,7 +48,7 @@ def script(program: str, shell: str) -> str:
     if shell not in SHELLS:
         raise ConfigError(f"no completion for {shell!r}; use --completion {' or '.join(SHELLS)}")
     body = _SCRIPT.format(function=program.replace("-", "_"), program=program)
-    return body if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{body}"
+    return body if shell == "bash" else _ZSH + body
 
 
 def recipe_candidates(line: str) -> list[str]:

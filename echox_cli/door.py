@@ -33,6 +33,11 @@ _ENVIRONMENT = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "a file stands where a folder is needed, so move it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed, so move it or choose another folder",
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "look at the disk",
     errno.EACCES: "choose a folder or file that you may use",
     errno.EPERM: "choose a folder or file that you may use",
 }

@@ -15,7 +15,20 @@ from hydra.core.config_store import ConfigStore
 from echox import plugins
 from echox.registry import FAILURES
 
-torch.set_num_threads(os.cpu_count() or 1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+# Rooms whose tests build tiny parts alone.
+TINY_ROOMS = {"cli", "contracts", "evaluation", "generation", "plugins"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread(request):
+    """Parts this small are slower on several threads, and much slower where the processors are busy."""
+    before = torch.get_num_threads()
+    if request.path.parent.name in TINY_ROOMS:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

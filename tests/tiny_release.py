@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig, _build
+from echox.codecs.unit_hifigan import TINY, UnitHifiGan, UnitHifiGanConfig, tiny_generator
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel
 from echox.models.published.compatibility import RELEASE, Compatibility
@@ -27,11 +27,6 @@ CONFIG = {
     "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "head_dim": 4, "vocab_size": VOCABULARY,
     "unit_vocab_size": WORDS, "unit_model": "large", "unit_output": "finetune_kd", "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
     "max_position_embeddings": 4096, "rope_theta": 10000.0, "torch_dtype": "float16",
-}  # fmt: skip
-VOCODER = {
-    "upsample_rates": [5, 4, 4, 2, 2], "upsample_kernel_sizes": [11, 8, 8, 4, 4], "upsample_initial_channel": 32, "resblock_kernel_sizes": [3],
-    "resblock_dilation_sizes": [[1, 3]], "num_embeddings": 1000, "embedding_dim": 4, "model_in_dim": 4, "sampling_rate": 16000, "code_hop_size": 320,
-    "dur_predictor_params": {"encoder_embed_dim": 4, "var_pred_hidden_dim": 4, "var_pred_kernel_size": 3, "var_pred_dropout": 0.5},
 }  # fmt: skip
 
 
@@ -63,14 +58,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_vocoder(folder: Path) -> UnitHifiGanConfig:
-    (folder / "vocoder_config.json").write_text(json.dumps(VOCODER), "utf-8")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        net = _build(VOCODER, folder)
+    (folder / "vocoder_config.json").write_text(json.dumps(TINY), "utf-8")
     theirs = (("units.", "dict."), ("predictor.conv1.", "dur_predictor.conv1.0."), ("predictor.norm1.", "dur_predictor.ln1."),
               ("predictor.conv2.", "dur_predictor.conv2.0."), ("predictor.norm2.", "dur_predictor.ln2."), ("predictor.out.", "dur_predictor.proj."))  # fmt: skip
     tensors = {}
-    for name, tensor in net.state_dict().items():
+    for name, tensor in tiny_generator().state_dict().items():
         plain = name.removeprefix("vocoder.")
         if name.startswith("vocoder.") and name.endswith(".weight"):
             tensors[f"{plain}_v"], tensors[f"{plain}_g"] = tensor, torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)

@@ -56,6 +56,15 @@ class Backbone(nn.Module, ABC):
             cache: what the previous call returned.
         """
 
+    def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
+        """Hidden states of whole sequences [B, S, H], as `forward` gives them without a cache.
+
+        Args:
+            shared: columns at the front that are the same in every row (a chat template's opening, say); a backbone may compute
+                them once for all rows.
+        """
+        return self(embeddings, mask).hidden
+
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., H] -> next-token logits [..., V]."""

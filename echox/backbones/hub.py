@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from echox.assets import asset_folder
+from echox.assets.loading import loading
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
 from echox.errors import ConfigError
 
@@ -76,6 +77,15 @@ class HubBackbone(Backbone):
         output = self.model.model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
         return BackboneState(output.last_hidden_state, output.past_key_values if use_cache else None)
 
+    def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
+        B = embeddings.shape[0]
+        if B == 1 or not shared:
+            return super().whole(embeddings, mask, shared)
+        front = self(embeddings[:1, :shared], mask[:1, :shared], use_cache=True)
+        front.cache.batch_repeat_interleave(B)
+        rest = self(embeddings[:, shared:], mask, front.cache, use_cache=True)
+        return torch.cat([front.hidden.expand(B, -1, -1), rest.hidden], dim=1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
 
@@ -96,7 +106,9 @@ class HubBackbone(Backbone):
     def prompt(self, turns: list[Turn]) -> list[list[int]]:
         if self.config.system and all(turn.role != "system" for turn in turns):
             turns = [Turn("system", self.config.system), *turns]
-        messages = [{"role": turn.role, "content": (AUDIO_MARK if turn.has_audio else "") + turn.text} for turn in turns]
+        # A text may hold the mark itself, and must not be split there.
+        contents = [(AUDIO_MARK if turn.has_audio else "") + turn.text.replace(AUDIO_MARK, "") for turn in turns]
+        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents)]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return [self.tokenize(piece) for piece in text.split(AUDIO_MARK)]
 
@@ -123,8 +135,9 @@ class HubBackbone(Backbone):
 
 def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     folder = asset_folder(config.weights)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
-    return model, AutoTokenizer.from_pretrained(folder)
+    with loading("a causal language model with its tokenizer", folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
+        return model, AutoTokenizer.from_pretrained(folder)
 
 
 def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:

@@ -25,6 +25,7 @@ class Codec(nn.Module, ABC):
     rate_hz: int  # sample rate of both waveforms, Hz
     unit_rate_hz: float  # units per second before repeats are merged
     vocab_size: int  # number of units
+    encodes: bool = True  # False where units can be turned into speech alone, and `encode` refuses
 
     @abstractmethod
     def encode(self, wave: Waveform) -> Units:

@@ -21,6 +21,19 @@ from echox.signals import Units, Waveform
 
 WEIGHTS, CONFIG = "g_00500000", "vocoder_config.json"
 SPEAKERS = 200  # where a config of several speakers names no number
+TINY = {
+    "upsample_rates": [5, 4, 4, 2, 2],
+    "upsample_kernel_sizes": [11, 8, 8, 4, 4],
+    "upsample_initial_channel": 32,
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3]],
+    "num_embeddings": 1000,
+    "embedding_dim": 4,
+    "model_in_dim": 4,
+    "sampling_rate": 16_000,
+    "code_hop_size": 320,
+    "dur_predictor_params": {"encoder_embed_dim": 4, "var_pred_hidden_dim": 4, "var_pred_kernel_size": 3, "var_pred_dropout": 0.5},
+}  # a vocoder_config.json of the smallest size
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +41,7 @@ class UnitHifiGanConfig(CodecConfig):
     """A unit HiFi-GAN of fairseq in a folder with g_00500000 and vocoder_config.json."""
 
     folder: str = ""
-    """Folder of the two files; a published EchoX folder has them."""
+    """Folder of the two files, as a published EchoX folder has them; "random" builds a tiny untrained one for tests."""
     speaker: int = 1
     """Voice of a vocoder of several speakers; 1 in the EchoX release."""
 
@@ -49,8 +62,9 @@ class UnitHifiGan(Codec):
         super().__init__()
         self.config = config
         self.folder = Path(config.folder)
-        settings = _settings(self.folder / CONFIG)
-        self.net = _filled(_build(settings, self.folder / CONFIG), self.folder / WEIGHTS)
+        self.is_random = config.folder == "random"
+        settings = TINY if self.is_random else _settings(self.folder / CONFIG)
+        self.net = tiny_generator() if self.is_random else _filled(build_generator(settings, self.folder / CONFIG), self.folder / WEIGHTS)
         self.rate_hz = settings["sampling_rate"]
         self.samples_per_frame = settings["code_hop_size"]
         self.unit_rate_hz = self.rate_hz / self.samples_per_frame
@@ -58,6 +72,8 @@ class UnitHifiGan(Codec):
         speakers = self.net.speakers.num_embeddings if self.net.speakers is not None else None
         if speakers is not None and not 0 <= config.speaker < speakers:
             raise ConfigError(f"speaker {config.speaker} is asked for, but the vocoder in {self.folder} has speakers 0 to {speakers - 1}")
+
+    encodes = False
 
     def encode(self, wave: Waveform) -> Units:
         """
@@ -104,8 +120,8 @@ class UnitHifiGan(Codec):
         return self.vocab_size
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.config.speaker).encode())
-        for name in (CONFIG, WEIGHTS):
+        digest = hashlib.sha256(f"{self.config.folder if self.is_random else ''}{self.config.speaker}".encode())
+        for name in () if self.is_random else (CONFIG, WEIGHTS):
             digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()[:16]
 
@@ -167,7 +183,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _build(settings: Mapping[str, Any], path: Path) -> UnitGenerator:
+def build_generator(settings: Mapping[str, Any], path: Path) -> UnitGenerator:
     """
     Raises:
         CheckpointError: a setting is missing or of the wrong kind.
@@ -194,6 +210,13 @@ def _build(settings: Mapping[str, Any], path: Path) -> UnitGenerator:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no vocoder config of fairseq: {type(error).__name__} {error}; copy it again") from error
+
+
+def tiny_generator() -> UnitGenerator:
+    """The generator of `TINY`, untrained, with the same weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return build_generator(TINY, Path(CONFIG)).requires_grad_(False).eval()
 
 
 # fairseq's prefixes and ours; what none of them fits is the HiFi-GAN's.

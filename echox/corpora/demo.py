@@ -53,7 +53,7 @@ class DemoCorpusConfig:
     share: float = 1.0
     """Share of all texts and counts below that is used, above 0 and up to 1: small for a smoke test."""
     clips_per_question: int = 2
-    """Training voices in which each training question is spoken."""
+    """Training voices in which each training question is spoken; the synthesisers take turns."""
     test_questions: int = 160
     """Held-out phrasings of trained facts, asked by test voices."""
     valid_questions: int = 60
@@ -66,6 +66,8 @@ class DemoCorpusConfig:
     """Free questions kept for the test."""
     backbone: str = "smollm2-135m-instruct"
     """Language model whose own answers are used; only a label here, so that another model's answers are not taken for its."""
+    answered_questions: int | None = None
+    """Free training questions that the language model answers at most; the others serve transcription alone. Null answers all."""
     sampled_answers: int = 0
     """Further answers sampled to each free question, for the speech manifests alone."""
     max_answer_words: int = 24
@@ -73,7 +75,7 @@ class DemoCorpusConfig:
     speech_hours: float = 4.5
     """Hours of training speech in the answers' voice, by estimate; fewer where the texts run out."""
     programs: bool = True
-    """Use voices of installed programs (flite, festival, espeak-ng) beside those from pip; their test rows are marked."""
+    """Use voices of installed programs (flite, festival) beside those from pip; their test rows are marked."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """How training questions are changed; test questions are clean."""
     workers: int | None = None
@@ -85,8 +87,8 @@ class DemoCorpusConfig:
         for name in ("clips_per_question", "test_questions", "valid_questions", "max_answer_words"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
-        for name in ("unseen_facts", "free_test_questions", "sampled_answers", "speech_hours"):
-            if getattr(self, name) < 0:
+        for name in ("unseen_facts", "free_test_questions", "answered_questions", "sampled_answers", "speech_hours"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be at least 1 or null, and is {self.workers}")
@@ -197,7 +199,8 @@ class _Planner:
         manifests = self._speech(facts, splits, free_train, free_test)
         manifests |= self._questions(splits)
         if config.free_questions:
-            manifests["free.train.jsonl"] = self._free(free_train, self.voices[Use.TRAIN.value], augmented=True)
+            clips = config.clips_per_question
+            manifests["free.train.jsonl"] = self._free(free_train, self.voices[Use.TRAIN.value], clips=clips, augmented=True)
             manifests["free.test.jsonl"] = self._free(free_test, self.test_voices, augmented=False)
         return {name: rows for name, rows in manifests.items() if rows}
 
@@ -239,21 +242,21 @@ class _Planner:
         kept_out = NearDuplicates(test)
         return [text for text in texts[len(test) :] if text not in kept_out], test
 
-    def _free(self, questions: Sequence[str], voices: Sequence[str], *, augmented: bool) -> list[Row]:
+    def _free(self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, augmented: bool) -> list[Row]:
         answers = self._answers(questions)
         rows = []
         for question in questions:
-            voice = cast(question, voices, 1, self.config.seed)[0]
-            asked = self.studio.clip(question, voice, augmented=augmented)
-            labels = {"kind": "free", **origin(voice)}
-            rows.append(self._row(f"free-{digest(question, 12)}", asked, question, answers.get(question, ""), labels))
+            for clip, voice in enumerate(cast(question, voices, clips, self.config.seed)):
+                asked = self.studio.clip(question, voice, augmented=augmented, take=clip // len(voices))
+                row_id = f"free-{digest(question, 12)}" + (f"-c{clip}" if clips > 1 else "")
+                rows.append(self._row(row_id, asked, question, answers.get(question, ""), {"kind": "free", **origin(voice)}))
         return rows
 
     def _answers(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
         """The language model's usable answers by question."""
         if self.own_answers is None:
             return {}
-        whole = self.own_answers.to(questions, seed)
+        whole = self.own_answers.to(questions[: self.config.answered_questions], seed)
         firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
         return {question: first for question, first in firsts if first is not None}
 

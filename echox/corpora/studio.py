@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
 from echox.config import to_plain
@@ -18,7 +18,7 @@ from echox.errors import ConfigError
 
 CLIPS = "clips"
 # Change it when voices or augmentation sound different, so that old clips are not taken for new ones.
-REVISION = 1
+REVISION = 2
 
 
 class Studio:
@@ -68,12 +68,21 @@ def is_program(voice: str) -> bool:
 
 
 def cast(text: str, voices: Sequence[str], clips: int, seed: int) -> list[str]:
-    """Who speaks each clip of a text: all voices in an order of the text's own before one comes again.
+    """Who speaks each clip of a text: synthesisers take turns, and all their voices are heard before one comes again.
 
     It depends on nothing but the text, so that more clips or other texts leave those that are recorded in use.
     """
     order = random.Random(f"{seed} {text}").sample(voices, len(voices))
-    return list(islice(cycle(order), clips))
+    by_make: dict[str, list[str]] = {}
+    for voice in order:
+        by_make.setdefault(make_of(voice), []).append(voice)
+    in_turn = [voice for turn in zip_longest(*by_make.values()) for voice in turn if voice is not None]
+    return list(islice(cycle(in_turn), clips))
+
+
+def make_of(voice: str) -> str:
+    """The synthesiser a voice's name begins with."""
+    return voice.partition("_")[0]
 
 
 def digest(value: object, digits: int = 16) -> str:

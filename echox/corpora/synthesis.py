@@ -1,5 +1,6 @@
 """Speak many texts to files, in parallel, picking up where an earlier run stopped."""
 
+import io
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ import numpy as np
 from echox.corpora.augmentation import Augment, AugmentConfig
 from echox.corpora.resampling import resample
 from echox.corpora.voices import voice
+from echox.data.writing import appearing
+from echox.disk import DISK_FULL
 from echox.errors import ConfigError, EchoxError
 
 RATE_HZ = 16_000
@@ -72,6 +75,7 @@ def synthesise(
         counts and the failed jobs; a failure stops nothing else.
     Raises:
         ConfigError: two jobs would write the same path.
+        OSError: the disk is full.
     """
     from tqdm import tqdm
 
@@ -139,11 +143,19 @@ def attempt_all(jobs: list[Job], augment: AugmentConfig | None) -> list[Outcome]
 
 
 def attempt(job: Job, augment: AugmentConfig | None) -> Outcome:
-    """Speak one job; whatever goes wrong becomes the outcome's reason, so that the others go on."""
+    """Speak one job; whatever goes wrong becomes the outcome's reason, so that the others go on. A full disk ends them all.
+
+    Raises:
+        OSError: the disk, or the user's quota of it, is full.
+    """
     try:
         return Outcome(job, write(job, augment), None)
     except EchoxError as error:
         return Outcome(job, 0.0, str(error))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        return Outcome(job, 0.0, str(error.strerror or error))
     except Exception as error:
         return Outcome(job, 0.0, f"{type(error).__name__}: {error}")
 
@@ -163,13 +175,11 @@ def write(job: Job, augment: AugmentConfig | None) -> float:
     if path.suffix not in FORMATS:
         raise ConfigError(f"clips are written as {' or '.join(FORMATS)}, but the path is {path}; change its ending")
     samples = spoken(job, augment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        soundfile.write(unfinished, samples, RATE_HZ, subtype="PCM_16")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # In memory first, because libsndfile calls any fault of the disk a "System error".
+    content = io.BytesIO()
+    soundfile.write(content, samples, RATE_HZ, subtype="PCM_16", format=path.suffix.removeprefix("."))
+    with appearing(path) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
     return len(samples) / RATE_HZ
 
 

@@ -38,6 +38,13 @@ class AlignmentOutputs(Outputs):
 
 
 @dataclass(frozen=True, slots=True)
+class SpelledOutputs(AlignmentOutputs):
+    """The same clips scored against the bytes of those words too."""
+
+    spelling: AlignmentOutputs
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechTextOutputs(AlignmentOutputs):
     """A language model's predictions of its answers, at label positions only."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,17 +64,28 @@ def save_audio(path: str | Path, samples: Tensor, rate_hz: int) -> None:
         SignalError: another ending, not one-dimensional, empty, NaN or infinite samples, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in WRITTEN_FORMATS:
-        raise SignalError(f"audio is written as {' or '.join(WRITTEN_FORMATS)}, but the path is {path}; change its ending")
+    refuse_ending(path)
     samples = samples.detach().to("cpu", torch.float32)
     if samples.ndim != 1 or samples.numel() == 0 or not torch.isfinite(samples).all():
         raise SignalError(f"{path} was not written: samples must be [T], not empty and finite, and have shape {list(samples.shape)}")
     samples = samples / samples.abs().max().clamp(min=1.0)
     try:
+        # In memory first, because libsndfile calls any fault of the disk a "System error".
+        content = io.BytesIO()
+        soundfile.write(content, samples.numpy(), rate_hz, subtype="PCM_16", format=path.suffix.removeprefix("."))
         with appearing(path) as unfinished:
-            soundfile.write(unfinished, samples.numpy(), rate_hz, subtype="PCM_16")
+            unfinished.write_bytes(content.getbuffer())
     except (soundfile.LibsndfileError, OSError) as error:
         raise SignalError(f"audio {path} could not be written: {_gist(error)}") from error
+
+
+def refuse_ending(path: str | Path) -> None:
+    """
+    Raises:
+        SignalError: `save_audio` writes no file of this ending.
+    """
+    if Path(path).suffix not in WRITTEN_FORMATS:
+        raise SignalError(f"audio is written as {' or '.join(WRITTEN_FORMATS)}, but the path is {path}; change its ending")
 
 
 def duration_s(path: str | Path) -> float:
@@ -124,7 +136,7 @@ def pad_waveforms(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
 def _why_unreadable(path: str | Path, error: Exception) -> str:
     if not Path(path).exists():
         return "does not exist"
-    return "is a folder" if Path(path).is_dir() else f"is not readable as audio ({_gist(error)})"
+    return "is a folder" if Path(path).is_dir() else f"is not readable as audio ({_gist(error)}); give wav, flac, ogg or mp3"
 
 
 def _gist(error: Exception) -> str:

@@ -138,7 +138,9 @@ class Bench:
         audible = {key: sound for key, sound in sounds.items() if sound.samples is not None}
         judged: dict[str, dict[str, Any]] = {key: {"transcript": "", "mos": None, "audio": None} for key in sounds}
         for batch in self._batches(sorted(audible, key=lambda key: len(audible[key].samples)), f"{name}: transcribing"):
-            for key, transcript in zip(batch, self.transcriber.transcribe([audible[key].samples for key in batch], audible[batch[0]].rate_hz)):
+            for key, transcript in zip(
+                batch, self.transcriber.transcribe([audible[key].samples for key in batch], audible[batch[0]].rate_hz)
+            ):
                 judged[key]["transcript"] = transcript
         if keep:
             for key, sound in audible.items():

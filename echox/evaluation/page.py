@@ -17,7 +17,10 @@ def page_of(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[st
 
 def _page(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     yield from (f"# Report: {report['run']}", "", f"`{report['command']}`", "")
-    yield "In brackets the 95 % interval: Wilson's for shares, by bootstrap over rows for all else. `n` is the number of rows behind a number."
+    yield (
+        "In brackets the 95 % interval: Wilson's for shares, by bootstrap over rows for all else. "
+        "`n` is the number of rows behind a number."
+    )
     for name, section in report["sections"].items():
         yield from ("", f"## {section['title']}", "", f"{section['about']} Records of `{section['manifest']}`: {section['rows']}.", "")
         yield from _table(section["scores"])

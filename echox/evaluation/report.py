@@ -71,9 +71,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _fingerprints(run: Path) -> dict[str, str]:
     """Stage -> fingerprint of every finished checkpoint of the run."""
-    found = {stage: checkpoint.fingerprint(run / stage / "final") for stage in ("align", "s2t", "t2c", "echo") if (run / stage / "final").exists()}
+    found = {
+        stage: checkpoint.fingerprint(run / stage / "final")
+        for stage in ("align", "s2t", "t2c", "echo")
+        if (run / stage / "final").exists()
+    }
     if not {"echo", "s2t"} & found.keys():
-        raise CheckpointError(f"{run} holds neither echo/final nor s2t/final, so nothing in it can answer; train it with echox-train, or name another run")
+        raise CheckpointError(
+            f"{run} holds neither echo/final nor s2t/final, so nothing in it can answer; train it with echox-train, or name another run"
+        )
     return found
 
 
@@ -85,7 +91,8 @@ def _corpus(config: EvaluateConfig, run: Path) -> Path:
     if folder is None:
         raise ConfigError(f"the recipe of {run} names no corpus; set corpus=FOLDER to one that echox-prepare corpus made")
     if not any((Path(folder) / section.manifest).is_file() for section in SECTIONS):
-        raise ConfigError(f"{folder} holds none of the test manifests ({', '.join(sorted({section.manifest for section in SECTIONS}))}); set corpus=FOLDER to one that does")
+        names = ", ".join(sorted({section.manifest for section in SECTIONS}))
+        raise ConfigError(f"{folder} holds none of the test manifests ({names}); set corpus=FOLDER to one that does")
     return Path(folder)
 
 
@@ -127,7 +134,14 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
 def _scored(section: Section, stored: Mapping[str, Any]) -> dict[str, Any]:
     table = section.score(stored["records"], stored["judges"])
     scores = {group: {name: dataclasses.asdict(score) for name, score in row.items()} for group, row in table.items()}
-    return {"title": section.title, "about": section.about, "manifest": section.manifest, "rows": len(stored["records"]), "seconds": stored["seconds"], "scores": scores}
+    return {
+        "title": section.title,
+        "about": section.about,
+        "manifest": section.manifest,
+        "rows": len(stored["records"]),
+        "seconds": stored["seconds"],
+        "scores": scores,
+    }
 
 
 def _versions() -> dict[str, str]:

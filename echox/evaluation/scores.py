@@ -83,7 +83,9 @@ def mean(values: Sequence[float], protocol: str, scorer: str | None = None) -> S
     return Score(sum(values) / len(values), len(values), low, high, protocol, scorer)
 
 
-def difference(left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]], protocol: str, scorer: str | None = None) -> Score:
+def difference(
+    left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]], protocol: str, scorer: str | None = None
+) -> Score:
     """Paired difference of two rates over the same rows: each a (numerator, denominator) per row; negative where `left` is lower."""
     rows = list(zip(left, right, strict=True))
     if not rows or not sum(d for (_, d), _ in rows) or not sum(d for _, (_, d) in rows):

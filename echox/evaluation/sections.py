@@ -49,7 +49,9 @@ def _ask(bench: Bench, rows: list[Row], name: str) -> list[Record]:
     answers |= bench.answer([row for row in rows if row.id not in ids], f"{name}: answering in text", speak=False)
     judged = bench.judge({row.id: Sound(answers[row.id].samples, answers[row.id].rate_hz) for row in aloud}, name) if aloud else {}
     typed = {asked(row) for row in bench.sample(rows, bench.config.typed_rows, f"{name} typed")}
-    trained, pretrained = (bench.typed(typed, f"{name}: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False)))
+    trained, pretrained = (
+        bench.typed(typed, f"{name}: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False))
+    )
     return [
         {
             "id": row.id,
@@ -80,7 +82,9 @@ def _score_asked(records: list[Record], judges: Judges) -> dict[str, Score]:
         "S2T accuracy, spoken rows": accuracy([bool(right) for right, _ in text_right], "s2t-em"),
         "S2S accuracy": accuracy([bool(right) for right, _ in speech_right], "s2s-em", judges["asr"]),
         "gap": difference(text_right, speech_right, "s2t-em minus s2s-em on the spoken rows", judges["asr"]),
-        "speech WER": word_error([(record["text"], record["spoken"]["transcript"]) for record in spoken], "asr-wer against the model's own text", judges["asr"]),
+        "speech WER": word_error(
+            [(record["text"], record["spoken"]["transcript"]) for record in spoken], "asr-wer against the model's own text", judges["asr"]
+        ),
         "MOS": _mos([record["spoken"] for record in spoken], judges),
     }
     for name, key in (("typed accuracy", "typed"), ("typed accuracy, as pretrained", "typed_pretrained")):
@@ -93,7 +97,9 @@ def make_free(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list
     rows = bench.sample(rows, bench.config.free_rows, "free")
     answers = bench.answer(rows, "free: answering in text", speak=False)
     questions = [asked(row) for row in rows]
-    trained, pretrained = (bench.typed(questions, f"free: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False)))
+    trained, pretrained = (
+        bench.typed(questions, f"free: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False))
+    )
     tokenize = bench.answerer.backbone.tokenize
     return [
         {
@@ -117,7 +123,9 @@ def score_free(records: list[Record], _: Judges) -> Table:
 
 def _score_free(records: list[Record]) -> dict[str, Score]:
     scores = {
-        "CTC token error": token_error([(record["said_ids"], record["heard_ids"]) for record in records], "ctc-token-error, greedy, all tokens of the transcription"),
+        "CTC token error": token_error(
+            [(record["said_ids"], record["heard_ids"]) for record in records], "ctc-token-error, greedy, all tokens of the transcription"
+        ),
     }
     for name, key, cut in (("typed answer", "typed", str), ("typed answer, as pretrained", "typed_pretrained", first_sentence)):
         pairs = [(cut(record[key]), cut(record["text"])) for record in records]
@@ -135,13 +143,24 @@ def first_sentence(text: str) -> str:
 def make_t2c(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
     kinds = sorted({row.extra.get("kind", "") for row in rows})
     recorded = [row for row in rows if row.answer is not None and row.answer.audio is not None]
-    chosen = [row for kind in kinds for row in bench.sample([row for row in recorded if row.extra.get("kind", "") == kind], bench.config.t2c_rows, f"t2c {kind}")]
+    chosen = [
+        row
+        for kind in kinds
+        for row in bench.sample([row for row in recorded if row.extra.get("kind", "") == kind], bench.config.t2c_rows, f"t2c {kind}")
+    ]
     said = bench.said([row.answer.text for row in chosen], "t2c", "t2c: speaking")
     clips = {row.id: row.answer.audio for row in chosen}
     codec = bench.judge(bench.through_codec(clips, "t2c: codec"), "codec")
     source = bench.judge(bench.recordings(clips), "source", keep=False)
     return [
-        {"id": row.id, "kind": row.extra.get("kind", ""), "text": row.answer.text, "source": source[row.id], "codec": codec[row.id], "t2c": said[row.answer.text]}
+        {
+            "id": row.id,
+            "kind": row.extra.get("kind", ""),
+            "text": row.answer.text,
+            "source": source[row.id],
+            "codec": codec[row.id],
+            "t2c": said[row.answer.text],
+        }
         for row in chosen
     ]
 
@@ -153,7 +172,9 @@ def score_t2c(records: list[Record], judges: Judges) -> Table:
 def _score_t2c(records: list[Record], judges: Judges) -> dict[str, Score]:
     scores = {}
     for name, key in (("recordings", "source"), ("codec", "codec"), ("T2C", "t2c")):
-        scores[f"{name} WER"] = word_error([(record["text"], record[key]["transcript"]) for record in records], "asr-wer against the text", judges["asr"])
+        scores[f"{name} WER"] = word_error(
+            [(record["text"], record[key]["transcript"]) for record in records], "asr-wer against the text", judges["asr"]
+        )
     for name, key in (("recordings", "source"), ("codec", "codec"), ("T2C", "t2c")):
         scores[f"{name} MOS"] = _mos([record[key] for record in records], judges)
     return _counted(scores)
@@ -195,13 +216,22 @@ def _full(row_id: str, written: Mapping[str, str], texts: Mapping[str, str], sai
 
 def score_cascade(records: list[Record], judges: Judges) -> Table:
     asr = judges["asr"]
-    sides: dict[str, list[Record]] = {"Echo": [record["echo"] for record in records], "greedy text, T2C": [record["cascade"] for record in records]}
-    right = {name: [(float(_is_right(record, side["transcript"])), 1) for record, side in zip(records, spoken)] for name, spoken in sides.items()}
-    errors = {name: [word_errors(record["text"], side["transcript"]) for record, side in zip(records, spoken)] for name, spoken in sides.items()}
+    sides: dict[str, list[Record]] = {
+        "Echo": [record["echo"] for record in records],
+        "greedy text, T2C": [record["cascade"] for record in records],
+    }
+    right = {
+        name: [(float(_is_right(record, side["transcript"])), 1) for record, side in zip(records, spoken)] for name, spoken in sides.items()
+    }
+    errors = {
+        name: [word_errors(record["text"], side["transcript"]) for record, side in zip(records, spoken)] for name, spoken in sides.items()
+    }
     table: Table = {
         name: {
             "S2S accuracy": accuracy([bool(value) for value, _ in right[name]], "s2s-em", asr),
-            "speech WER": word_error([(record["text"], side["transcript"]) for record, side in zip(records, spoken)], "asr-wer against the greedy text", asr),
+            "speech WER": word_error(
+                [(record["text"], side["transcript"]) for record, side in zip(records, spoken)], "asr-wer against the greedy text", asr
+            ),
             "MOS": _mos(spoken, judges),
         }
         for name, spoken in sides.items()
@@ -213,7 +243,9 @@ def score_cascade(records: list[Record], judges: Judges) -> Table:
     full = [record for record in records if record["full"] is not None]
     table["recogniser, typed question, T2C"] = {
         "S2S accuracy": accuracy([_is_right(record, record["full"]["spoken"]["transcript"]) for record in full], "s2s-em", asr),
-        "speech WER": word_error([(record["full"]["text"], record["full"]["spoken"]["transcript"]) for record in full], "asr-wer against its own text", asr),
+        "speech WER": word_error(
+            [(record["full"]["text"], record["full"]["spoken"]["transcript"]) for record in full], "asr-wer against its own text", asr
+        ),
         "MOS": _mos([record["full"]["spoken"] for record in full], judges),
         "text accuracy": accuracy([_is_right(record, record["full"]["text"]) for record in full], "cascade text-em", asr),
         "question WER": word_error([(record["question"], record["full"]["asr"]) for record in full], "asr-wer of the question", asr),
@@ -282,7 +314,8 @@ SECTIONS = (
     Section(
         "cascade",
         "Echo and cascades",
-        "The same questions and the same greedy text, spoken by Echo from hidden states and by T2C from the text; below, Whisper writes the question down first.",
+        "The same questions and the same greedy text, spoken by Echo from hidden states and by T2C from the text; "
+        "below, Whisper writes the question down first.",
         "questions.test.jsonl",
         ("echo", "t2c"),
         make_cascade,

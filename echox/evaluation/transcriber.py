@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor
 
 from echox.assets import asset_folder
+from echox.assets.loading import loading
 from echox.data.audio import resampled
 from echox.device import multiplies_bf16_fast
+from echox.disk import sha256_of
 
 RATE_HZ = 16_000
 MAX_TOKENS = 128  # of a transcript; Whisper repeats itself on noise
@@ -26,7 +27,7 @@ class Transcriber:
         Args:
             weights: catalogue name, hub id or local folder.
         Raises:
-            AssetError: the weights cannot be had.
+            AssetError: the weights cannot be had, or are not a Whisper.
         """
         from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -34,9 +35,11 @@ class Transcriber:
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.dtype = torch.bfloat16 if multiplies_bf16_fast(self.device) else torch.float32
-        self.extractor = WhisperFeatureExtractor.from_pretrained(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=self.dtype, attn_implementation="sdpa").to(self.device).eval()
+        with loading("a Whisper recogniser with its tokenizer", folder):
+            self.extractor = WhisperFeatureExtractor.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=self.dtype, attn_implementation="sdpa")
+        self.model = model.to(self.device).eval()
         self.model.generation_config.max_length = MAX_TOKENS
         self.name = f"{weights}@{_revision(Path(folder))} greedy {str(self.dtype).removeprefix('torch.')}"
 
@@ -75,5 +78,4 @@ def _without_warnings() -> Iterator[None]:
 
 def _revision(folder: Path) -> str:
     """What tells one copy of the weights from another: the first hex digits of their sha256."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return sha256_of(folder / "model.safetensors")[:12]

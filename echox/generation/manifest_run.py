@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from echox import checkpoint
 from echox.backbones.base import Turn
-from echox.data.audio import audio_header, load_audio, save_audio
+from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
 from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint
 from echox.errors import ConfigError, EchoxError, SignalError
 from echox.generation.answering import Answer, Answerer, Question, load_answerer
@@ -87,7 +87,9 @@ def _load(config: GenerateConfig) -> Answerer | PublishedAnswerer:
 
 
 def _generate_one(config: GenerateConfig) -> int:
-    audio_header(config.input)  # a wrong path is said before models are loaded
+    # Wrong paths are said before models are loaded.
+    audio_header(config.input)
+    refuse_ending(config.output)
     answerer = _load(config)
     answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
     print(f"heard:    {answer.heard}\nanswered: {answer.text}")

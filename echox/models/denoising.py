@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
+from echox.errors import ConfigError
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 
@@ -22,14 +23,20 @@ class DenoisingConfig:
     """Probability of dropping a channel between the layers in training."""
     candidates: int = 8
     """Tokens whose text vectors are mixed by the LLM's own next-token probabilities as a starting point; 0 is the paper's plain MLP."""
+    temperature: float = 0.25
+    """Divides the logits before they are mixed; below 1 the mix is nearer to the token that greedy text says."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ConfigError(f"denoiser.temperature is {self.temperature}; use a number above 0")
 
 
 class DenoisingAdapter(nn.Module):
     """Hidden states -> vectors in the space of the unit decoder's text.
 
-    With `candidates`, the result is the text vector expected under the state's next-token distribution plus the MLP's
-    correction, which starts at zero: the adapter begins near greedy text, keeps what the model was unsure about, and only has to
-    learn the rest. Where the model is unsure the mix is blurred, and before any training it is spoken less clearly than greedy text. Without, it is EchoX's MLP and has to learn the whole map.
+    With `candidates`, the result is the text vector expected under the state's sharpened next-token distribution plus the MLP's
+    correction, which starts at zero: the adapter begins at greedy text, keeps what the model was unsure about, and only has to learn
+    the rest. Without, it is EchoX's MLP and has to learn the whole map.
     Source: EchoX (arXiv:2509.09174), denoising adapter; the expected vector is ours.
     """
 
@@ -49,7 +56,7 @@ class DenoisingAdapter(nn.Module):
         correction = self.down(self.drop(F.relu(self.up(self.norm(hidden)))))
         if not self.config.candidates:
             return correction
-        return rows.expected(logits, self.config.candidates).to(correction.dtype) + correction
+        return rows.expected(logits / self.config.temperature, self.config.candidates).to(correction.dtype) + correction
 
 
 class TextVoice(nn.Module):

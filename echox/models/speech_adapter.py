@@ -26,12 +26,20 @@ class SpeechAdapterConfig:
     """Channels of the feed-forward blocks as a multiple of the width."""
     dropout: float = 0.1
     """Probability of dropping a channel in training."""
+    time_masks: int = 0
+    """Spans of encoder frames hidden from each clip in training (SpecAugment, arXiv:1904.08779)."""
+    time_mask_frames: int = 8
+    """Encoder frames in such a span at most."""
+    channel_dropout: float = 0.0
+    """Probability of dropping an encoder channel from a whole clip in training."""
     keep_blanks: bool = False
     """Keep one frame of every run of CTC blanks too, as the EchoX release does."""
 
     def __post_init__(self) -> None:
-        if self.stack < 1:
-            raise ConfigError(f"adapter.stack is {self.stack}; use 1 or more")
+        if self.stack < 1 or self.time_mask_frames < 1:
+            raise ConfigError(f"adapter.stack is {self.stack} and adapter.time_mask_frames {self.time_mask_frames}; use 1 or more")
+        if self.time_masks < 0 or not 0 <= self.channel_dropout < 1:
+            raise ConfigError(f"adapter.time_masks is {self.time_masks}, use 0 or more; channel_dropout {self.channel_dropout}, use 0 up to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,8 @@ class SpeechAdapter(nn.Module):
         """Features [B, F, D] -> aligned frames [B, F / stack, H] and their lengths."""
         k = self.config.stack
         real = valid_mask(features.lengths, features.values.shape[1])[..., None]
-        values = F.pad(features.values * real, (0, 0, 0, -features.values.shape[1] % k))
+        values = self.masked(features) if self.training else features.values
+        values = F.pad(values * real, (0, 0, 0, -features.values.shape[1] % k))
         B, N, D = values.shape
         frames = self.projector(values.reshape(B, N // k, k * D))
         lengths = torch.div(features.lengths + k - 1, k, rounding_mode="floor")
@@ -105,6 +114,20 @@ class SpeechAdapter(nn.Module):
         for layer in self.layers:
             frames = layer(frames, src_key_padding_mask=~real)
         return self.out_norm(frames) * real[..., None], lengths
+
+    def masked(self, features: Features) -> Tensor:
+        """Features [B, F, D] with spans of frames and some channels of each clip set to zero."""
+        values, config = features.values, self.config
+        B, N, D = values.shape
+        if config.channel_dropout:
+            values = values * F.dropout(values.new_ones(B, 1, D), config.channel_dropout)
+        if config.time_masks:
+            draw = torch.rand(2, B, config.time_masks, device=values.device)
+            starts = draw[0] * features.lengths[:, None]
+            ends = starts + 1 + draw[1] * (config.time_mask_frames - 1)
+            frame = torch.arange(N, device=values.device)[None, :, None]
+            values = values * ~((frame >= starts[:, None]) & (frame < ends[:, None])).any(-1, keepdim=True)
+        return values
 
     def shrink(self, frames: Tensor, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One vector per run of equal CTC tokens: frames [B, F, H], logits [B, F, C] -> vectors [B, L, H], lengths [B]."""

@@ -68,6 +68,8 @@ class UnitDecoder(nn.Module):
         self.body = LlamaModel(
             LlamaConfig(
                 vocab_size=1,
+                bos_token_id=None,
+                eos_token_id=None,
                 hidden_size=config.width,
                 intermediate_size=config.feed_forward,
                 num_hidden_layers=config.layers,

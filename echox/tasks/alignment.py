@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
-from echox.criteria.base import AlignmentOutputs
+from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ManifestError
@@ -18,6 +18,9 @@ from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_
 from echox.signals import Batch, Features
 from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
+
+
+BYTES = 256
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +44,8 @@ class AlignmentBatch(Batch):
     features: Features
     targets: Tensor  # [A, S] indices into the adapter's tokens
     target_lengths: Tensor  # [A]
+    spelling: Tensor  # [A, Y] bytes
+    spelling_lengths: Tensor  # [A]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class _Clip:
     row_id: str
     path: Path
     token_ids: tuple[int, ...]
+    spelling: bytes
 
 
 class Clips(Examples):
@@ -73,6 +79,14 @@ class AlignmentModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.adapter = adapter
+        # Letters are too short for the adapter's frames, so each of them scores `stack` frames of the encoder's.
+        self.spelling = nn.Linear(adapter.out_norm.normalized_shape[0], adapter.config.stack * (BYTES + 1))
+
+    def spell(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapter frames [A, F, H] -> scores of bytes [A, F * stack, BYTES + 1], the blank last, and their lengths."""
+        A, N, _ = frames.shape
+        stack = self.adapter.config.stack
+        return self.spelling(frames).reshape(A, N * stack, BYTES + 1), lengths * stack
 
 
 @TASKS.register("align", AlignmentTaskConfig)
@@ -96,7 +110,7 @@ class AlignmentTask(Task):
         pairs = [(row.id, path, said) for row in self.data.rows(split) for path, said in spoken_pairs(row, answers=self.config.answers)]
         if split == "train" and not pairs:
             raise ManifestError(f"no row of {', '.join(self.config.data.train)} has both audio and its words; set 'transcription' on the assistant's turns")
-        return [_Clip(row_id, path, tuple(self.backbone.tokenize(said))) for row_id, path, said in pairs]
+        return [_Clip(row_id, path, tuple(self.backbone.tokenize(said)), said.casefold().encode()) for row_id, path, said in pairs]
 
     def _token_ids(self) -> Tensor:
         if self.config.full_vocabulary:
@@ -104,7 +118,8 @@ class AlignmentTask(Task):
         return torch.tensor(sorted({token for clip in self.splits["train"] for token in clip.token_ids}))
 
     def learned(self, model: AlignmentModel) -> dict[str, Tensor]:
-        return {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
+        tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
+        return tensors | {f"spelling.{name}": tensor for name, tensor in model.spelling.state_dict().items()}
 
     def prepare(self, model: AlignmentModel) -> None:
         clips = [clip.path for split in self.splits.values() for clip in split]
@@ -123,11 +138,15 @@ class AlignmentTask(Task):
             features=self.data.features([clip.path for clip in examples]),
             targets=padded(targets, 0),
             target_lengths=torch.tensor([len(target) for target in targets]),
+            spelling=padded([clip.spelling for clip in examples], 0),
+            spelling_lengths=torch.tensor([len(clip.spelling) for clip in examples]),
         )
 
-    def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> AlignmentOutputs:
+    def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> SpelledOutputs:
         frames, lengths = model.adapter.align(batch.features)
-        return AlignmentOutputs(model.adapter.ctc_head(frames), lengths, batch.targets, batch.target_lengths)
+        spelled, spelled_lengths = model.spell(frames, lengths)
+        spelling = AlignmentOutputs(spelled, spelled_lengths, batch.spelling, batch.spelling_lengths)
+        return SpelledOutputs(model.adapter.ctc_head(frames), lengths, batch.targets, batch.target_lengths, spelling)
 
     def score(self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         errors = tokens = 0

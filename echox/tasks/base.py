@@ -73,7 +73,7 @@ class Task(ABC):
         """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients."""
         return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
         """Long work done once before the first step and kept in `context.cache_dir`, with a progress bar; safe to kill and call again."""
 
     @abstractmethod

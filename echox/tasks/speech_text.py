@@ -51,6 +51,7 @@ class SpeechTextBatch(Batch):
     ctc_targets: Tensor  # [A, S]
     ctc_lengths: Tensor  # [A]
     answers: tuple[str, ...]  # short gold answers, "" where the manifest has none
+    shared: int = 0  # ids at the front that all rows have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class SpeechTextTask(Task):
     def build(self) -> SpeechLLM:
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
-        checkpoint.fill(model, parent, set(parent.tensors))
+        checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
         if self.context.bf16:
             halve_frozen(model.backbone)
         self.read(model)
@@ -204,14 +205,21 @@ def collate_conversations(examples: Sequence[Conversation], data: SpokenData, in
         ctc_targets=padded(said, 0),
         ctc_lengths=torch.tensor([len(tokens) for tokens in said]),
         answers=tuple(row.answer for row in examples),
+        shared=common_prefix(ids),
     )
+
+
+def common_prefix(ids: Tensor) -> int:
+    """Token ids at the front of ids [B, N] that are the same in every row."""
+    same = (ids == ids[:1]).all(0) & (ids[0] >= 0)
+    return int(same.long().cumprod(0).sum())
 
 
 def teacher_forced(model: SpeechLLM, batch: SpeechTextBatch) -> tuple[AdaptedSpeech, Tensor]:
     """The adapter's result, and the hidden state at every id of the batch [B, N, H] (at PAD and AUDIO ids it is of no use)."""
     speech = model.adapter(batch.features)
     prompted = model.prompt(batch.ids, speech, batch.clip_rows)
-    hidden = model.backbone(prompted.embeddings, prompted.mask).hidden
+    hidden = model.backbone.whole(prompted.embeddings, prompted.mask, batch.shared)
     # The last vector of a clip has the AUDIO id's place plus its width, so ids after it are found by their own start.
     at = prompted.positions.clamp(max=hidden.shape[1] - 1)
     return speech, hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
-from echox.errors import SignalError
 from echox.signals import Features, Waveform
+from echox.testing import has_a_stable_fingerprint, survives_a_checkpoint
+from echox.testing.speech import EDGE_FRAMES, noise, refuses_other_rates
 
 # Batching and padding change the order of float32 sums, no more.
 ABSOLUTE_TOLERANCE = 1e-4
 RELATIVE_TOLERANCE = 1e-3
-
-# Frames at an edge may be counted with or without a partly filled window.
-EDGE_FRAMES = 2
 
 
 def attributes_are_stated(config: EncoderConfig) -> None:
@@ -27,20 +25,24 @@ def attributes_are_stated(config: EncoderConfig) -> None:
 def shapes_and_lengths_fit(config: EncoderConfig) -> None:
     encoder = _build(config)
     lengths = [encoder.rate_hz, encoder.rate_hz // 2, 1]
-    features = _encode(encoder, _waveform(encoder, lengths))
+    features = _encode(encoder, noise(encoder.rate_hz, lengths))
     B, F, D = features.values.shape
     assert (B, D) == (3, encoder.dim), f"values must be [3, F, {encoder.dim}], not {list(features.values.shape)}"
-    assert features.rate_hz == encoder.frame_rate_hz, f"Features.rate_hz is {features.rate_hz}, the encoder's frame_rate_hz {encoder.frame_rate_hz}"
+    assert features.rate_hz == encoder.frame_rate_hz, (
+        f"Features.rate_hz is {features.rate_hz}, the encoder's frame_rate_hz {encoder.frame_rate_hz}"
+    )
     assert features.lengths.dtype == torch.int64 and features.lengths.shape == (3,), "lengths must be int64 [B]"
     assert int(features.lengths.max()) <= F, f"a row claims {int(features.lengths.max())} frames of {F}"
     for samples, frames in zip(lengths, features.lengths.tolist()):
         expected = samples / encoder.rate_hz * encoder.frame_rate_hz
-        assert abs(frames - expected) <= EDGE_FRAMES, f"{samples} samples gave {frames} frames; {encoder.frame_rate_hz} frames/s make about {expected:.1f}"
+        assert abs(frames - expected) <= EDGE_FRAMES, (
+            f"{samples} samples gave {frames} frames; {encoder.frame_rate_hz} frames/s make about {expected:.1f}"
+        )
 
 
 def values_are_finite_floats(config: EncoderConfig) -> None:
     encoder = _build(config)
-    features = _encode(encoder, _waveform(encoder, [encoder.rate_hz, encoder.rate_hz // 3]))
+    features = _encode(encoder, noise(encoder.rate_hz, [encoder.rate_hz, encoder.rate_hz // 3]))
     assert features.values.is_floating_point(), f"values must be floats, not {features.values.dtype}"
     for row in _rows(features):
         assert bool(row.isfinite().all()), "a frame inside a row's length is not finite"
@@ -48,13 +50,17 @@ def values_are_finite_floats(config: EncoderConfig) -> None:
 
 def padding_and_neighbours_do_not_matter(config: EncoderConfig) -> None:
     encoder = _build(config)
-    wave = _waveform(encoder, [encoder.rate_hz // 2, encoder.rate_hz])
+    wave = noise(encoder.rate_hz, [encoder.rate_hz // 2, encoder.rate_hz])
     together = _rows(_encode(encoder, wave))
     for index, samples in enumerate(wave.lengths.tolist()):
         row = Waveform(wave.samples[index : index + 1, :samples], wave.lengths[index : index + 1], wave.rate_hz)
         (alone,) = _rows(_encode(encoder, row))
         torch.testing.assert_close(
-            together[index], alone, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE, msg=lambda text: f"a row changed with its neighbours or its padding: {text}"
+            together[index],
+            alone,
+            atol=ABSOLUTE_TOLERANCE,
+            rtol=RELATIVE_TOLERANCE,
+            msg=lambda text: f"a row changed with its neighbours or its padding: {text}",
         )
 
 
@@ -68,18 +74,13 @@ def silence_and_nothing_are_taken(config: EncoderConfig) -> None:
 
 def other_rates_are_refused(config: EncoderConfig) -> None:
     encoder = _build(config)
-    wave = _waveform(encoder, [800])
-    try:
-        encoder(Waveform(wave.samples, wave.lengths, encoder.rate_hz // 2))
-    except SignalError:
-        return
-    raise AssertionError(f"audio at {encoder.rate_hz // 2} Hz must raise SignalError; the encoder takes {encoder.rate_hz} Hz")
+    refuses_other_rates(encoder, encoder.rate_hz)
 
 
 def gradients_reach_or_it_is_frozen(config: EncoderConfig) -> None:
     encoder = _build(config).train()
     trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    features = encoder(_waveform(encoder, [encoder.rate_hz // 2]))
+    features = encoder(noise(encoder.rate_hz, [encoder.rate_hz // 2]))
     assert features.values.requires_grad == bool(trained), "an encoder with trained parameters must pass gradients; a frozen one must not"
     if trained:
         features.values.square().sum().backward()
@@ -88,14 +89,11 @@ def gradients_reach_or_it_is_frozen(config: EncoderConfig) -> None:
 
 
 def config_survives_a_checkpoint(config: EncoderConfig) -> None:
-    described = ENCODERS.describe(config)
-    assert ENCODERS.parse(described) == config, f"describe and parse do not give the config back: {described}"
+    survives_a_checkpoint(ENCODERS, config)
 
 
 def fingerprint_is_stable(config: EncoderConfig) -> None:
-    first, second = _build(config).fingerprint(), _build(config).fingerprint()
-    assert first and isinstance(first, str), f"the fingerprint must be a text, not {first!r}"
-    assert first == second, f"two encoders of one config have the fingerprints {first} and {second}"
+    has_a_stable_fingerprint(lambda: _build(config))
 
 
 CHECKS = (
@@ -119,15 +117,6 @@ def _build(config: EncoderConfig) -> Encoder:
 @torch.no_grad()
 def _encode(encoder: Encoder, wave: Waveform) -> Features:
     return encoder(wave)
-
-
-def _waveform(encoder: Encoder, lengths: list[int]) -> Waveform:
-    """Noise, and behind each row's end what a careless part must not see."""
-    generator = torch.Generator().manual_seed(1)
-    samples: Tensor = torch.randn(len(lengths), max(lengths), generator=generator).clamp(-1, 1) * 0.3
-    for row, length in enumerate(lengths):
-        samples[row, length:] = float("nan")
-    return Waveform(samples, torch.tensor(lengths), encoder.rate_hz)
 
 
 def _rows(features: Features) -> list[Tensor]:

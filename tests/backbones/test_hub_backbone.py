@@ -31,6 +31,21 @@ def test_the_cache_continues_the_sequence(backbone):
     assert torch.allclose(rest.hidden, backbone(row, mask).hidden[:, 4:], atol=1e-5)
 
 
+def test_a_shared_opening_is_computed_once_and_changes_nothing(backbone):
+    torch.manual_seed(0)
+    row = torch.randn(3, 7, backbone.hidden_size)
+    row[:, :3] = row[:1, :3]
+    mask = torch.arange(7)[None] < torch.tensor([7, 5, 6])[:, None]
+    results = []
+    for shared in (0, 3):
+        embeddings = row.clone().requires_grad_()
+        hidden = backbone.whole(embeddings, mask, shared)[mask]
+        hidden.square().sum().backward()
+        gradient = embeddings.grad
+        results.append((hidden, torch.cat([gradient[:, :3].sum(0), gradient[:, 3:].flatten(0, 1)])))
+    assert all(torch.allclose(plain, once, atol=1e-4) for plain, once in zip(*results))
+
+
 def test_prompts_are_split_where_audios_go(backbone):
     pieces = backbone.prompt([Turn("user", "first", has_audio=True), Turn("assistant", "yes"), Turn("user", "", has_audio=True)])
     assert len(pieces) == 3

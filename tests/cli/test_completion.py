@@ -66,4 +66,24 @@ def test_bash_gets_what_follows_the_equals_sign(toy_house, capsys, write):
 
 def test_zsh_reads_the_same_script(capsys):
     assert train.main(["--completion", "zsh"]) == 0
-    assert capsys.readouterr().out.startswith("autoload -U +X bashcompinit && bashcompinit\n")
+    script = capsys.readouterr().out
+    assert train.main(["--completion", "bash"]) == 0
+    preparation, loads, rest = script.partition("autoload -U +X bashcompinit && bashcompinit\n")
+    assert "compinit" in preparation and loads and rest == capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh on this machine")
+def test_zsh_takes_the_script(toy_house, capsys, write):
+    assert train.main(["--completion", "zsh"]) == 0
+    script = capsys.readouterr().out
+    write("bin/echox-train", '#!/bin/sh\necho "encoder=other_ear"\n').chmod(0o755)
+    shell = f"""
+        PATH="$PWD/bin:$PATH"
+        {script}
+        COMP_LINE="echox-train recipe=toy encoder=ot"; COMP_POINT=${{#COMP_LINE}}
+        _echox_train
+        print -r -- "$COMPREPLY"; print -r -- $_comps[echox-train]
+    """
+    done = subprocess.run(["zsh", "-f", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[0] == "encoder=other_ear", done.stderr
+    assert "_bash_complete" in done.stdout

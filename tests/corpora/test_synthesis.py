@@ -1,5 +1,8 @@
 """Synthesis: complete files, resumed runs, failures that stop nothing."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -58,6 +61,21 @@ def test_a_failing_job_is_reported_and_the_others_go_on(humming, tmp_path):
     assert "nothing to say" in reasons["???.wav"]
     assert "change its ending" in reasons["abc.mp3"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.wav", "3.wav"]
+
+
+def test_a_full_disk_ends_the_run_and_leaves_whole_files_only(humming, tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
+
+    def full(path, content):
+        if path.name.startswith(".1."):
+            write_bytes(path, bytes(content)[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        synthesise([Job("abc", "humming", seed, None, tmp_path / f"{seed}.wav") for seed in range(3)], workers=1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.wav"]
 
 
 def test_two_jobs_may_not_share_a_file(tmp_path):

@@ -54,6 +54,18 @@ def test_no_test_speaker_has_a_training_speakers_parameters():
     assert not trained & {(speaker.pitch, speaker.formants) for speaker in TEST_SPEAKERS.values()}
 
 
+def test_formant_speakers_train_differ_and_repeat_themselves():
+    pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed, so its voices cannot speak")
+    from echox.corpora.voices.espeak import SPEAKERS
+
+    assert set(SPEAKERS) <= set(available_voices(Role.TRAIN)) and len(set(SPEAKERS.values())) == len(SPEAKERS)
+    man, woman = voice("espeak_man"), voice("espeak_woman")
+    first = man.speak(TEXT, 3)
+    woman.speak("What was said before must leave no trace.", 1)
+    assert np.array_equal(first, man.speak(TEXT, 3)) and not np.array_equal(first, man.speak(TEXT, 4))
+    assert 0.5 < len(first) / man.rate_hz < 3 and median_f0_hz(first, man.rate_hz) < 0.75 * median_f0_hz(woman.speak(TEXT, 3), woman.rate_hz)
+
+
 def test_a_misspelt_voice_names_the_near_one():
     with pytest.raises(ConfigError, match="no voice named 'hibari_mail'.*did you mean 'hibari_ma"):
         voice("hibari_mail")

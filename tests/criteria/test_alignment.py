@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from echox.criteria.alignment import AlignmentConfig, AlignmentCriterion, ctc_losses
-from echox.criteria.base import AlignmentOutputs
+from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.signals import Batch
 
 
@@ -32,3 +32,11 @@ def test_clips_without_words_or_too_short_for_them_cost_nothing():
 def test_the_sum_and_its_part():
     loss = AlignmentCriterion(AlignmentConfig())(outputs(torch.randn(2, 6, 5), [6, 6], [[1, 2], [3, 0]], [2, 1]), Batch(("a", "b"), 3))
     assert torch.allclose(loss.total, loss.parts["ctc"][0]) and loss.parts["ctc"][1] == 3
+
+
+def test_the_spelling_is_weighed_and_can_be_left_out():
+    tokens, spelling = outputs(torch.randn(1, 6, 5), [6], [[1, 2]], [2]), outputs(torch.randn(1, 12, 9), [12], [[3, 4, 5]], [3])
+    both = SpelledOutputs(tokens.ctc_logits, tokens.frame_lengths, tokens.targets, tokens.target_lengths, spelling)
+    alone, weighed = (AlignmentCriterion(AlignmentConfig(spelling_weight=weight))(both, Batch(("a",), 2)) for weight in (0.0, 0.5))
+    assert torch.allclose(weighed.total - alone.total, 0.5 * ctc_losses(spelling).sum())
+    assert weighed.parts["spelling"][1] == 3 and "spelling" not in alone.parts

@@ -57,6 +57,18 @@ def test_a_layer_s_states_are_those_before_the_next_layer(folder):
         WhisperEncoder(WhisperConfig(weights=str(folder), layers=4))
 
 
+def test_a_tail_is_heard_but_leaves_no_frames(folder):
+    wave = speech(40_000, 23_456)
+    plain, tailed = (WhisperEncoder(WhisperConfig(weights=str(folder), tail_s=tail_s))(wave) for tail_s in (0.0, 0.5))
+    padded = WhisperEncoder(WhisperConfig(weights=str(folder)))(Waveform(torch.nn.functional.pad(wave.samples, (0, 8_000)), wave.lengths + 8_000, 16_000))
+    assert torch.equal(tailed.lengths, plain.lengths) and tailed.values.shape == plain.values.shape
+    for row, length in enumerate(plain.lengths.tolist()):
+        assert torch.allclose(tailed.values[row, :length], padded.values[row, :length], atol=1e-5)
+        assert not tailed.values[row, length:].any()
+    with pytest.raises(ConfigError, match="tail_s is -1"):
+        WhisperConfig(tail_s=-1)
+
+
 def test_another_rate_is_refused():
     with pytest.raises(SignalError, match="8000 Hz; resample"):
         WhisperEncoder(WhisperConfig(weights="random"))(Waveform(torch.zeros(1, 800), torch.tensor([800]), 8_000))

@@ -1,7 +1,9 @@
 """Text rows and the denoising adapter."""
 
+import pytest
 import torch
 
+from echox.errors import ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.spelling import TextRows, spell
 
@@ -30,6 +32,19 @@ def test_a_certain_state_becomes_its_token_s_vector():
     logits = torch.full((1, 2, 6), -40.0)
     logits[0, 0, 4] = logits[0, 1, 0] = 40.0
     assert torch.allclose(adapter(torch.randn(1, 2, 16), logits, table), table(torch.tensor([[4, 0]])), atol=1e-5)
+
+
+def test_the_temperature_draws_the_mix_to_the_likeliest_token():
+    table, logits, hidden = rows(), torch.tensor([[[0.0, 2.0, 1.5, -1.0, 0.5, 0.0]]]), torch.randn(1, 1, 16)
+    likeliest = table(torch.tensor([[1]]))
+
+    def distance(temperature):
+        adapter = DenoisingAdapter(DenoisingConfig(feed_forward=8, candidates=6, temperature=temperature), 16).eval()
+        return (adapter(hidden, logits, table) - likeliest).norm().item()
+
+    assert distance(0.01) < 1e-4 < distance(0.25) < distance(1.0)
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        DenoisingConfig(temperature=0)
 
 
 def test_the_paper_s_adapter_reads_the_state_alone():

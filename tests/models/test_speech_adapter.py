@@ -1,7 +1,9 @@
 """The speech adapter: runs, means, independence of rows."""
 
+import pytest
 import torch
 
+from echox.errors import ConfigError
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens, run_means, runs
 from echox.signals import Features
 
@@ -61,3 +63,17 @@ def test_at_first_the_vectors_are_text_embeddings():
 def test_blanks_are_kept_where_the_release_keeps_them():
     values = Features(torch.randn(1, 24, 6), torch.tensor([24]), 50.0)
     assert int(adapter(keep_blanks=True)(values).lengths) >= int(adapter()(values).lengths)
+
+
+def test_masks_hide_spans_and_channels_in_training_only():
+    features = Features(torch.ones(40, 30, 6), torch.tensor([30] * 39 + [5]), 50.0)
+    model = adapter(time_masks=2, time_mask_frames=4)
+    torch.manual_seed(0)
+    hidden = (model.masked(features) == 0).all(-1)
+    assert hidden.any(1).all() and hidden.sum(1).max() <= 8 and hidden.any(0)[:30].float().mean() > 0.9
+    assert not hidden[39, 9:].any()  # spans begin inside a clip
+    dropped = adapter(channel_dropout=0.5).masked(features)
+    assert (dropped == dropped[:, :1]).all() and set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(model(features).ctc_logits, model(features).ctc_logits)
+    with pytest.raises(ConfigError, match="time_masks is -1"):
+        SpeechAdapterConfig(time_masks=-1)

@@ -26,6 +26,7 @@ from echox.codecs.unit_vocoder.language import UnitLanguage
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
 from echox.codecs.unit_vocoder.vocoder import REACH_FRAMES, Vocoder, build_vocoder
 from echox.config import from_plain
+from echox.disk import sha256_of
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import CheckpointError, ConfigError, SignalError
 from echox.signals import Units, Waveform, valid_mask
@@ -211,7 +212,7 @@ def write_folder(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f"{MODEL_FILE}.unfinished")
     os.replace(folder / f"{MODEL_FILE}.unfinished", folder / MODEL_FILE)
     write_whole(folder / LANGUAGE_FILE, language)
-    files = {name: _sha256(folder / name) for name in (MODEL_FILE, LANGUAGE_FILE)}
+    files = {name: sha256_of(folder / name) for name in (MODEL_FILE, LANGUAGE_FILE)}
     decisive = {"format": FORMAT, "encoder": encoder, "vocoder": vocoder, "sizes": sizes, "files": files}
     document = {**decisive, "fingerprint": _hash(decisive), "metrics": metrics}
     write_whole(folder / CONFIG_FILE, (json.dumps(document, indent=2) + "\n").encode())
@@ -239,7 +240,7 @@ def read_folder(folder: Path) -> CodecFolder:
     for name, digest in decisive["files"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"the codec in {folder} is incomplete: {name} is missing; copy the whole folder or fit it again")
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise CheckpointError(f"the codec in {folder} is damaged: {name} is not the file that was fitted; copy it again or fit it again")
     try:
         tensors = load_file(folder / MODEL_FILE)
@@ -281,8 +282,3 @@ def _random_folder(config: KMeansCodecConfig) -> CodecFolder:
 
 def _hash(plain: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

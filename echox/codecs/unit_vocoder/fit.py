@@ -68,9 +68,7 @@ class _Fit:
         self.held_rows = set(torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))[:count].tolist())
 
     def run(self) -> dict[str, Any]:
-        features = self._kept("features", self._features)
-        clusters = self._kept("units", lambda: self._units(features))
-        del features
+        clusters = self._clusters()
         labels = [clusters[f"labels.{row}"].long() for row in range(len(self.clips))]
         language = self._language(labels)
         speaker = self._speaker(clusters["centroids"], labels)
@@ -87,6 +85,11 @@ class _Fit:
         )
         shutil.rmtree(self.work)
         return {**metrics, "fingerprint": fingerprint}
+
+    def _clusters(self) -> dict[str, Tensor]:
+        """Centroids and labels; the features, which are large, are let go."""
+        features = self._kept("features", self._features)
+        return self._kept("units", lambda: self._units(features))
 
     def _kept(self, phase: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A phase's tensors, from the work folder if an earlier run left them there."""

@@ -8,6 +8,7 @@ Test voices never train: each voice declares its role and `available_voices(Role
 from difflib import get_close_matches
 from functools import lru_cache
 
+from echox.corpora.voices import espeak
 from echox.corpora.voices.base import Role, Voice
 from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS, HibariSpeaker, HibariVoice
 from echox.corpora.voices.piper import LENGTHS, JoeVoice
@@ -24,6 +25,7 @@ def every_voice() -> dict[str, Voice]:
     voices = [HibariVoice()]
     voices += [HibariSpeaker(name, Role.TRAIN, speaker) for name, speaker in TRAINING_SPEAKERS.items()]
     voices += [HibariSpeaker(name, Role.TEST, speaker) for name, speaker in TEST_SPEAKERS.items()]
+    voices += [espeak.EspeakVoice(name) for name in espeak.SPEAKERS if espeak.is_installed()]
     voices += [JoeVoice(name) for name in LENGTHS]
     voices += [ProgramVoice(name) for name in installed_programs()]
     return {one.name: one for one in voices}

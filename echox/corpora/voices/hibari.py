@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from echox.corpora.voices.base import Role, Voice
-from echox.corpora.voices.vocoder import Speaker, respeak
+from echox.corpora.voices.vocoder import Speaker, polar, respeak
 from echox.errors import AssetError
 
 TRAINING_SPEAKERS = {
@@ -93,6 +93,6 @@ def frames(phonemes: str, speed: float) -> tuple[np.ndarray, np.ndarray]:
     inputs = {"ids": np.asarray([network.ids(phonemes)], np.int64), "speed": np.asarray([speed], np.float32)}
     level, turn, _, free_level, free_phase, f0_hz = (output[0] for output in network.sess.run(None, inputs))
     spectrum = dsp.stft(dsp.pulses(f0_hz), level.shape[1])
-    spectrum *= dsp.ex(level) * np.exp(1j * np.pi * np.tanh(turn))
-    spectrum += dsp.ex(free_level) * np.exp(1j * free_phase)
+    spectrum *= polar(dsp.ex(level), np.float32(np.pi) * np.tanh(turn))
+    spectrum += polar(dsp.ex(free_level), free_phase)
     return spectrum, f0_hz

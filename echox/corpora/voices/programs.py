@@ -1,4 +1,4 @@
-"""Voices of programs on this machine: flite, festival and espeak, each listed only where its program is installed."""
+"""Voices of programs on this machine: flite and festival, each listed only where its program is installed."""
 
 import shutil
 import subprocess
@@ -42,7 +42,6 @@ PROGRAMS = {
     "festival_slt": Program(
         command=("text2wave", "-eval", "(voice_cmu_us_slt_arctic_hts)", TEXT, "-o", OUTPUT), role=Role.TEST, rate_hz=16_000
     ),
-    "espeak": Program(command=("espeak-ng", "-v", "en-us", "-f", TEXT, "-w", OUTPUT), role=Role.TRAIN, rate_hz=22_050),
 }
 
 

@@ -1,0 +1,61 @@
+"""Two processes under torchrun: every stage, and a resumption that ends with the same bits."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from echox import checkpoint
+from echox.recipe import STAGES
+from echox_cli import prepare
+
+TIMEOUT_S = 900  # it takes twenty seconds where the processors are free
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """What the door is told: two steps of each stage on clips of noise, a checkpoint after each step."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    questions = tiny_run.write_questions(folder, "questions", 6)
+    speech = tiny_run.write_speech(folder, "speech", ["Yes.", "No.", "It is.", "So it goes."])
+    assert prepare.main(["units", str(speech), "codec=kmeans", "codec.folder=random", f"cache_dir={folder / 'cache'}"]) == 0
+    units = speech.with_name("speech.units.jsonl")
+    data = {**{f"{stage}.task.data": questions for stage in ("align", "s2t", "echo")}, "t2c.task": units}
+    lists = [f"{key}.{split}=[{path}]" for key, path in data.items() for split in ("train", "valid")]
+    brief = [f"{stage}.train.{setting}" for stage in STAGES for setting in ("steps=2", "batch_size=2", "save_every=1", "validate_every=2")]
+    return folder / "run", [
+        "recipe=echo_tiny",
+        "device=cpu",
+        "corpus=null",
+        "units=[]",
+        f"run_dir={folder / 'run'}",
+        f"cache_dir={folder / 'cache'}",
+        *lists,
+        *brief,
+    ]
+
+
+def torchrun(words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "echox_cli.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+    return done.returncode, done.stderr
+
+
+def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
+    run, told = words
+    code, said = torchrun(told)
+    assert code == 0, said
+    assert said.count("finished after 2 steps") == len(STAGES), said
+    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES}
+    assert checkpoint.load(checkpoint.step_folder(run / "echo" / "checkpoints", 1)).state["random"][1], (
+        "the second rank's random state is kept"
+    )
+    for folder in (run / "echo" / "final", checkpoint.step_folder(run / "echo" / "checkpoints", 2)):
+        shutil.rmtree(folder)
+    code, said = torchrun(told)
+    assert code == 0 and "echo: resuming after step 1" in said, said
+    assert {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES} == prints
