@@ -53,6 +53,8 @@ class UnitHifiGan(Codec):
     Source: Lee et al. 2022, arXiv:2107.05604 (duration prediction); Kong et al. 2020, arXiv:2010.05646; weights as in fairseq's release.
     """
 
+    encodes = False
+
     def __init__(self, config: UnitHifiGanConfig) -> None:
         """
         Raises:
@@ -72,8 +74,6 @@ class UnitHifiGan(Codec):
         speakers = self.net.speakers.num_embeddings if self.net.speakers is not None else None
         if speakers is not None and not 0 <= config.speaker < speakers:
             raise ConfigError(f"speaker {config.speaker} is asked for, but the vocoder in {self.folder} has speakers 0 to {speakers - 1}")
-
-    encodes = False
 
     def encode(self, wave: Waveform) -> Units:
         """
