@@ -7,7 +7,7 @@ computes the scores again).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +180,7 @@ def _apply(
         losses, lse, correct = reference.losses(hidden, weight, bias, targets, terms)
         weighted = losses if weights is None else losses * weights
         return losses, lse, correct, weighted if reduction is Reduction.none else weighted.sum()
-    options = (list(terms.cuts), terms.ignore_index, terms.label_smoothing, terms.z_loss, terms.softcap, terms.temperature)
+    options = (list(terms.cuts), terms.ignore_index, [terms.label_smoothing, terms.z_loss, terms.softcap, terms.temperature])
     how = (impl.value, multiplying_dtype(hidden))
     if reduction is Reduction.none:
         losses, lse, correct = torch.ops.echox.codec_head_losses(hidden, weight, bias, targets, *options, *how)
@@ -195,7 +195,10 @@ def _check_range(targets: Tensor, terms: Terms) -> None:
     if targets.is_cuda:
         return
     sizes = torch.tensor(terms.sizes)
-    wrong = ((targets < 0) | (targets >= sizes)) & (targets != terms.ignore_index)
+    inside = (targets >= 0) & (targets < sizes)
+    if bool(inside.all()):
+        return
+    wrong = ~inside & (targets != terms.ignore_index)
     if bool(wrong.any()):
         row, k = wrong.nonzero()[0].tolist()
         raise SignalError(
@@ -211,7 +214,6 @@ def _problem(
     return Problem(hidden, weight, bias, targets, weights, terms, dtype)
 
 
-@torch.library.custom_op("echox::codec_head_loss", mutates_args=())
 def _summed(
     hidden: Tensor,
     weight: Tensor,
@@ -220,16 +222,17 @@ def _summed(
     weights: Tensor | None,
     cuts: list[int],
     ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    temperature: float,
+    numbers: list[float],
     impl: str,
     dtype: torch.dtype,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The weighted sum [], losses, lse and correct [N, K], and the sum's gradients by hidden, weight and bias (empty if unwanted)."""
-    terms = Terms(tuple(cuts), ignore_index, label_smoothing, z_loss, softcap, temperature)
+    """The weighted sum [], losses, lse and correct [N, K], and the sum's gradients by hidden, weight and bias (empty if unwanted).
+
+    Args:
+        numbers: label_smoothing, z_loss, softcap, temperature, as `Terms` has them.
+    """
+    terms = Terms(tuple(cuts), ignore_index, *numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         problem = _problem(hidden, weight, bias, targets, weights, terms, dtype)
         if any(wanted):
@@ -242,8 +245,7 @@ def _summed(
         return weighted.sum(), results.losses, results.lse, results.correct, *(empty.clone() if g is None else g for g in gradients)
 
 
-@_summed.register_fake
-def _(hidden, weight, bias, targets, weights, cuts, ignore_index, label_smoothing, z_loss, softcap, temperature, impl, dtype, wanted):
+def _summed_fake(hidden, weight, bias, targets, weights, cuts, ignore_index, numbers, impl, dtype, wanted):
     wide = torch.promote_types(dtype, torch.float32)
     rows = [targets.new_empty(targets.shape, dtype=kind) for kind in (wide, wide, torch.bool)]
     shapes = (hidden.shape, weight.shape, (cuts[-1],))
@@ -265,13 +267,9 @@ def _scaled(ctx, upstream, *_):
     if upstream is not None:
         # Out of place, since a graph may be walked twice; rounded once, at the very end.
         gradients = [(saved * upstream).to(dtype) if want else None for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted)]
-    return (*gradients, *[None] * 11)
+    return (*gradients, *[None] * 8)
 
 
-_summed.register_autograd(_scaled, setup_context=_keep_gradients)
-
-
-@torch.library.custom_op("echox::codec_head_losses", mutates_args=())
 def _each(
     hidden: Tensor,
     weight: Tensor,
@@ -279,27 +277,22 @@ def _each(
     targets: Tensor,
     cuts: list[int],
     ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    temperature: float,
+    numbers: list[float],
     impl: str,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """losses, lse and correct [N, K]."""
-    terms = Terms(tuple(cuts), ignore_index, label_smoothing, z_loss, softcap, temperature)
+    terms = Terms(tuple(cuts), ignore_index, *numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         results = passes.losses(_problem(hidden, weight, bias, targets, None, terms, dtype), Impl(impl))
     return results.losses, results.lse, results.correct
 
 
-@_each.register_fake
-def _(hidden, weight, bias, targets, cuts, ignore_index, label_smoothing, z_loss, softcap, temperature, impl, dtype):
+def _each_fake(hidden, weight, bias, targets, cuts, ignore_index, numbers, impl, dtype):
     wide = torch.promote_types(dtype, torch.float32)
     return tuple(targets.new_empty(targets.shape, dtype=kind) for kind in (wide, wide, torch.bool))
 
 
-@torch.library.custom_op("echox::codec_head_losses_backward", mutates_args=())
 def _each_backward(
     upstream: Tensor,
     lse: Tensor,
@@ -309,16 +302,13 @@ def _each_backward(
     targets: Tensor,
     cuts: list[int],
     ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    temperature: float,
+    numbers: list[float],
     impl: str,
     dtype: torch.dtype,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by hidden, weight and bias (empty if unwanted) of losses whose upstream gradients are [N, K]."""
-    terms = Terms(tuple(cuts), ignore_index, label_smoothing, z_loss, softcap, temperature)
+    terms = Terms(tuple(cuts), ignore_index, *numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         problem = _problem(hidden, weight, bias, targets, upstream.contiguous(), terms, dtype)
         _, made = passes.gradients(problem, Impl(impl), tuple(wanted), lse)
@@ -326,8 +316,7 @@ def _each_backward(
         return tuple(lse.new_empty(0) if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in pairs)
 
 
-@_each_backward.register_fake
-def _(upstream, lse, hidden, weight, bias, targets, cuts, ignore_index, label_smoothing, z_loss, softcap, temperature, impl, dtype, wanted):
+def _each_backward_fake(upstream, lse, hidden, weight, bias, targets, cuts, ignore_index, numbers, impl, dtype, wanted):
     pairs = zip((hidden, weight, bias), wanted)
     return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else lse.new_empty(0) for tensor, want in pairs)
 
@@ -346,7 +335,18 @@ def _recomputed(ctx, upstream, *_):
         wanted = list(ctx.needs_input_grad[:3])
         made = torch.ops.echox.codec_head_losses_backward(upstream, *ctx.saved_tensors, *ctx.options, wanted)
         gradients = [gradient if want else None for gradient, want in zip(made, wanted)]
-    return (*gradients, *[None] * 9)
+    return (*gradients, *[None] * 6)
 
 
-_each.register_autograd(_recomputed, setup_context=_keep_inputs)
+def _register(name: str, function: Callable, fake: Callable) -> None:
+    """Make a function an operator. (`torch.library.custom_op` does it too, at the price of importing the compiler on the first call.)"""
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, ("cpu", "cuda"), function)
+    torch.library.register_fake(name, fake)
+
+
+_register("echox::codec_head_loss", _summed, _summed_fake)
+_register("echox::codec_head_losses", _each, _each_fake)
+_register("echox::codec_head_losses_backward", _each_backward, _each_backward_fake)
+torch.library.register_autograd("echox::codec_head_loss", _scaled, setup_context=_keep_gradients)
+torch.library.register_autograd("echox::codec_head_losses", _recomputed, setup_context=_keep_inputs)

@@ -42,9 +42,8 @@ class Partial:
 def row_losses(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms, results: RowResults) -> None:
     """Write the results of rows z [R, V] (x W^T, overwritten) for targets [R, K]."""
     for k, block in _codebooks(z, bias, terms):
-        slopes = _to_scores(block, terms, keep_slopes=False)
-        del slopes
-        _finish(block, targets[:, k], terms, _in(results, k))
+        _to_scores(block, terms, keep_slopes=False)
+        _finish(block, targets[:, k], _places(targets[:, k], block, terms), terms, _in(results, k))
 
 
 def row_gradients(z: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, terms: Terms, results: RowResults, lse: Tensor | None) -> Tensor:
@@ -56,14 +55,14 @@ def row_gradients(z: Tensor, bias: Tensor | None, targets: Tensor, weights: Tens
     """
     for k, block in _codebooks(z, bias, terms):
         slopes = _to_scores(block, terms, keep_slopes=True)
-        chosen = targets[:, k]
+        places = _places(targets[:, k], block, terms)
         if lse is None:
-            _finish(block, chosen, terms, _in(results, k))
+            _finish(block, targets[:, k], places, terms, _in(results, k))
             total = results.lse[:, k]
         else:
             total = lse[:, k]
             block.sub_(total[..., None]).exp_()
-        _to_gradient(block, chosen, None if weights is None else weights[:, k], total, terms)
+        _to_gradient(block, places, None if weights is None else weights[:, k], total, terms)
         if slopes is not None:
             block.mul_(slopes)
     return z
@@ -74,9 +73,9 @@ def row_statistics(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms
     parts = []
     for k, block in _codebooks(z, bias, terms):
         _to_scores(block, terms, keep_slopes=False)
-        inside, index = _index(targets[:, k], block.shape[-1])
+        places = _places(targets[:, k], block, terms)
         top, best = block.max(-1)
-        at_target = block.gather(-1, index[..., None])[..., 0].where(inside, 0)
+        at_target = block.gather(-1, places.index[..., None])[..., 0].where(places.inside, 0)
         total = block.sum(-1)
         parts.append((top, best, block.sub_(top[..., None]).exp_().sum(-1), total, at_target))
     return Partial(*(torch.cat(columns, dim=1) for columns in zip(*parts)))
@@ -95,7 +94,7 @@ def joined(parts: Partial, targets: Tensor, terms: Terms, sizes: Tensor) -> RowR
     value = _loss(lse, parts.at_target.sum(0), parts.sum.sum(0) / sizes, terms)
     valid = targets != terms.ignore_index
     inside = (targets >= 0) & (targets < sizes)
-    return RowResults(_where(valid, inside, value), lse, (best == targets) & valid)
+    return RowResults(value.where(inside, float("nan")).where(valid, 0), lse, (best == targets) & valid)
 
 
 def _codebooks(z: Tensor, bias: Tensor | None, terms: Terms) -> Iterator[tuple[slice, Tensor]]:
@@ -128,24 +127,36 @@ def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | None:
     return slopes
 
 
-def _index(targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    inside = (targets >= 0) & (targets < size)
-    return inside, targets.where(inside, 0)
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the targets of a block [R, k, V] stand."""
+
+    valid: Tensor  # [R, k] not ignored
+    inside: Tensor  # [R, k] an entry of the codebook
+    index: Tensor  # [R, k] the entry, 0 where there is none
+    certain: bool  # that every target is one
 
 
-def _finish(block: Tensor, targets: Tensor, terms: Terms, results: RowResults) -> None:
-    """Scores -> probabilities in place, and the results of their rows."""
+def _places(targets: Tensor, block: Tensor, terms: Terms) -> _Places:
     valid = targets != terms.ignore_index
-    inside, index = _index(targets, block.shape[-1])
-    at_target = block.gather(-1, index[..., None])[..., 0]
+    inside = (targets >= 0) & (targets < block.shape[-1])
+    # On a CPU looking is free, and mostly nothing is ignored.
+    if not block.is_cuda and bool(inside.all()):
+        return _Places(valid, inside, targets, True)
+    return _Places(valid, inside, targets.where(inside, 0), False)
+
+
+def _finish(block: Tensor, targets: Tensor, places: _Places, terms: Terms, results: RowResults) -> None:
+    """Scores -> probabilities in place, and the results of their rows."""
+    at_target = block.gather(-1, places.index[..., None])[..., 0]
     mean = block.mean(-1) if terms.label_smoothing else None
     top, best = block.max(-1)
     torch.softmax(block, -1, out=block)
     # The highest probability is exp(top - lse) and at least 1 / V, so its logarithm is exact where that of others may not be.
-    lse = top - block.gather(-1, best[..., None])[..., 0].log()
-    results.lse.copy_(lse)
-    results.losses.copy_(_where(valid, inside, _loss(lse, at_target, mean, terms)))
-    results.correct.copy_((best == targets) & valid)
+    torch.sub(top, block.gather(-1, best[..., None])[..., 0].log_(), out=results.lse)
+    loss = _loss(results.lse, at_target, mean, terms)
+    results.losses.copy_(loss if places.certain else loss.where(places.inside, float("nan")).where(places.valid, 0))
+    torch.logical_and(best == targets, places.valid, out=results.correct)
 
 
 def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
@@ -155,22 +166,15 @@ def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> 
     return loss + terms.z_loss * lse * lse if terms.z_loss else loss
 
 
-def _where(valid: Tensor, inside: Tensor, value: Tensor) -> Tensor:
-    return value.where(inside, float("nan")).where(valid, 0)
-
-
-def _to_gradient(block: Tensor, targets: Tensor, weights: Tensor | None, lse: Tensor, terms: Terms) -> None:
+def _to_gradient(block: Tensor, places: _Places, weights: Tensor | None, lse: Tensor, terms: Terms) -> None:
     """Probabilities -> gradient with respect to the scores, in place."""
-    valid = targets != terms.ignore_index
-    inside, index = _index(targets, block.shape[-1])
     if terms.z_loss:
         block.mul_((1 + 2 * terms.z_loss * lse)[..., None])
     if terms.label_smoothing:
         block.sub_(terms.label_smoothing / block.shape[-1])
-    hit = lse.new_full(index.shape, terms.label_smoothing - 1)
-    block.scatter_add_(-1, index[..., None], hit.where(inside, float("nan"))[..., None])
+    hit = lse.new_full(lse.shape, terms.label_smoothing - 1)
+    block.scatter_add_(-1, places.index[..., None], hit.where(places.inside, float("nan"))[..., None])
     if weights is not None:
         block.mul_(weights[..., None])
-    # On a CPU looking is free, and mostly nothing is ignored.
-    if block.is_cuda or not bool(valid.all()):
-        block.masked_fill_(~valid[..., None], 0)
+    if not places.certain:
+        block.masked_fill_(~places.valid[..., None], 0)
