@@ -145,7 +145,7 @@ def row_kernel(
     if ONE_BLOCK:
         mask = columns < size
         both = rows_mask[:, None] & mask[None, :]
-        y = _scores(tl.load(z_rows + columns[None, :], mask=both, other=0.0), bias_ptr + start, columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        y = _scores(tl.load(z_rows + columns[None, :], mask=both, other=0.0), bias_ptr, start + columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
         if LSE_KNOWN:
             lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
         else:
@@ -171,7 +171,7 @@ def row_kernel(
                 here = first + columns
                 mask = here < size
                 z = tl.load(z_rows + here[None, :], mask=rows_mask[:, None] & mask[None, :], other=0.0)
-                y = _scores(z, bias_ptr + start, here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+                y = _scores(z, bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
                 top, total, all, at_target, best = _merge(y, here, target, mask, top, total, all, at_target, best, HAS_SMOOTHING)
             lse = top + tl.log(total)
             _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
@@ -180,7 +180,7 @@ def row_kernel(
                 here = first + columns
                 mask = here < size
                 both = rows_mask[:, None] & mask[None, :]
-                y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr + start, here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+                y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
                 g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP)
                 tl.store(d_rows + here[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
 

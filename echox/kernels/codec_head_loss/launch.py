@@ -39,7 +39,7 @@ class Shape:
 
 def row_shape(largest: int, rows: int) -> Shape:
     """For `row_kernel`, by the entries of the largest codebook: about 32 scores per thread."""
-    block = triton.next_power_of_2(largest) if largest <= REGISTER_ROW else 8192
+    block = triton.next_power_of_2(largest) if largest <= REGISTER_ROW else 4096
     if INTERPRET:  # an operation costs 0.1 ms, whatever its size
         return Shape(min(triton.next_power_of_2(rows), (1 << 19) // block), block, 1)
     at_once = max(1, 4096 // block)
