@@ -49,7 +49,7 @@ def row_shape(largest: int, rows: int) -> Shape:
 def tile_shape(dtype: torch.dtype, D: int) -> Shape:
     """For the `tile_*` kernels."""
     if INTERPRET:
-        return Shape(128, 512, 1, max(16, min(256, triton.next_power_of_2(D))))
+        return Shape(128, 2048, 1, max(16, min(256, triton.next_power_of_2(D))))
     if dtype.itemsize == 2:
         return Shape(128, 128, 8, 64, 3)
     return Shape(64, 64, 4, 32, 3)  # exact float32 products: no tensor core, registers count

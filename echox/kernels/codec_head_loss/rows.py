@@ -141,7 +141,7 @@ def _places(targets: Tensor, block: Tensor, terms: Terms) -> _Places:
     valid = targets != terms.ignore_index
     inside = (targets >= 0) & (targets < block.shape[-1])
     # On a CPU looking is free, and mostly nothing is ignored.
-    if not block.is_cuda and bool(inside.all()):
+    if not block.is_cuda and bool((inside & valid).all()):
         return _Places(valid, inside, targets, True)
     return _Places(valid, inside, targets.where(inside, 0), False)
 
