@@ -46,12 +46,13 @@ def row_shape(largest: int, rows: int) -> Shape:
     return Shape(at_once, block, min(16, max(1, at_once * block // 1024)))
 
 
-def tile_shape(dtype: torch.dtype, D: int) -> Shape:
-    """For the `tile_*` kernels."""
+def tile_shape(dtype: torch.dtype, D: int, align: int) -> Shape:
+    """For the `tile_*` kernels; `align` divides the first column of every codebook."""
     if INTERPRET:
         return Shape(128, 2048, 1, max(16, min(256, triton.next_power_of_2(D))))
     if dtype.itemsize == 2:
-        return Shape(128, 128, 8, 64, 3)
+        # The addresses of columns that cannot be stored in wide pieces take the registers of half a tile.
+        return Shape(128, 128 if align >= 8 else 64, 8, 64, 3)
     return Shape(64, 64, 4, 32, 3)  # exact float32 products: no tensor core, registers count
 
 
@@ -205,7 +206,7 @@ class FusedPath(TritonPath):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.shape = tile_shape(problem.dtype, self.x.shape[1])
+        self.shape = tile_shape(problem.dtype, self.x.shape[1], alignment(problem.terms.cuts))
 
     def losses(self, rows: slice) -> None:
         p, terms, shape = self.problem, self.problem.terms, self.shape

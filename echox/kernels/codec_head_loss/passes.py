@@ -163,7 +163,9 @@ def gradients(problem: Problem, impl: Impl, wanted: tuple[bool, bool, bool], lse
     of_hidden, of_weight, of_bias = wanted
     wide = problem.wide
     d_hidden = problem.hidden.new_empty(problem.hidden.shape, dtype=wide) if of_hidden else None
-    d_weight = problem.weight.new_empty(problem.weight.shape, dtype=wide) if of_weight else None
+    # Without a row no product writes the weight's gradient.
+    fresh = problem.weight.new_empty if len(problem.hidden) else problem.weight.new_zeros
+    d_weight = fresh(problem.weight.shape, dtype=wide) if of_weight else None
     d_bias = problem.weight.new_zeros(problem.terms.width, dtype=wide) if of_bias else None
     with cpu_products(problem.dtype):
         for rows in path.chunks():
