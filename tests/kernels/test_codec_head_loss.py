@@ -176,9 +176,9 @@ def test_rows_beyond_2_to_the_31_elements():
     z[:] = torch.randn(2, V)
     scores, targets = z.clone(), torch.tensor([[3], [60]])
     losses, lse, correct = torch.empty(2, 1), torch.empty(2, 1), torch.empty(2, 1, dtype=torch.int8)
-    flags = dict.fromkeys(("LSE_KNOWN", "HAS_BIAS", "HAS_WEIGHTS", "HAS_SMOOTHING", "HAS_Z", "HAS_SOFTCAP"), False)
+    flags = dict.fromkeys(("LSE_KNOWN", "HAS_BIAS", "HAS_WEIGHTS", "HAS_SMOOTHING", "HAS_Z", "HAS_SOFTCAP", "PART"), False)
     tables = (targets, None, torch.tensor([0, V], dtype=torch.int32), losses, lse, correct)
-    numbers = (2, -100, 0.0, 0.0, 0.0, 1.0)
+    numbers = (2, -100, 0.0, 0.0, 0.0, 1.0, 0)
     shape = {"K": 1, "ROWS": 2, "BLOCK": V, "ALIGN": 16, "ONE_BLOCK": True, "WANTS_GRADIENT": True, "INTERPRET": True}
     kernel.row_kernel[(1, 1)](z, stride, None, *tables, z, stride, *numbers, **shape, **flags)
     assert torch.allclose(losses[:, 0], F.cross_entropy(scores, targets[:, 0], reduction="none"))

@@ -62,19 +62,25 @@ def _write_results(
 
 @triton.jit
 def _gradient(
-    y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+    y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PART: tl.constexpr
 ):
-    """Scores y [R, C] -> gradient of weight * loss with respect to z; 0 where ignored, NaN where the target is out of range."""
+    """Scores y [R, C] -> gradient of weight * loss with respect to z; 0 where ignored, NaN where the target is out of range.
+
+    PART: these are some entries of a vocabulary of `whole`, and a target elsewhere is another rank's.
+    """
     valid = target != ignore_index
-    inside = (target >= 0) & (target < size)
+    entries = size
+    if PART:
+        entries = whole
     g = tl.exp(y - lse[:, None])
     if HAS_Z:
         g *= (1.0 + 2.0 * z_loss * lse)[:, None]
     g -= tl.where(columns[None, :] == target[:, None], 1.0 - smoothing, 0.0)
     if HAS_SMOOTHING:
-        g -= smoothing / size.to(tl.float32)
+        g -= smoothing / tl.cast(entries, tl.float32)
     factor = weight * scale
-    factor = tl.where(valid & (inside == 0), float("nan"), factor)
+    if not PART:
+        factor = tl.where(valid & ((target < 0) | (target >= size)), float("nan"), factor)
     g *= factor[:, None]
     if HAS_SOFTCAP:
         capped = tl.maximum(y / (scale * softcap), -1.0)  # outside the mask y is -inf
@@ -112,6 +118,7 @@ def row_kernel(
     z_loss,
     softcap,
     scale,
+    whole,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -124,6 +131,7 @@ def row_kernel(
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Results and gradients of ROWS rows of one codebook, from scores in memory."""
@@ -156,7 +164,7 @@ def row_kernel(
             best = tl.min(tl.where(y == top[:, None], columns[None, :], 2147483647), axis=1)
             _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
         if WANTS_GRADIENT:
-            g = _gradient(y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP)
+            g = _gradient(y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
             tl.store(d_rows + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
     else:
         if LSE_KNOWN:
@@ -181,7 +189,7 @@ def row_kernel(
                 mask = here < size
                 both = rows_mask[:, None] & mask[None, :]
                 y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
-                g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP)
+                g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
                 tl.store(d_rows + here[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
 
 
@@ -332,6 +340,7 @@ def tile_gradient_kernel(
     z_loss,
     softcap,
     scale,
+    whole,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -343,6 +352,7 @@ def tile_gradient_kernel(
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Gradient with respect to one tile of scores, which are computed again."""
@@ -364,5 +374,5 @@ def tile_gradient_kernel(
     weight = tl.full((ROWS,), 1.0, tl.float32)
     if HAS_WEIGHTS:
         weight = tl.load(weights_ptr + at, mask=rows_mask, other=0.0).to(tl.float32)
-    g = _gradient(y, lse, columns - base, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP)
+    g = _gradient(y, lse, columns - base, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
     tl.store(d_ptr + rows[:, None] * d_stride + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=rows_mask[:, None] & mask[None, :])

@@ -187,6 +187,7 @@ class ChunkedPath(TritonPath):
             terms.z_loss,
             terms.softcap,
             1 / terms.temperature,
+            terms.whole,
             K=terms.codebooks,
             ROWS=shape.rows,
             BLOCK=shape.columns,
@@ -196,6 +197,7 @@ class ChunkedPath(TritonPath):
             WANTS_GRADIENT=made is not None,
             HAS_WEIGHTS=p.weights is not None,
             HAS_Z=bool(terms.z_loss),
+            PART=bool(terms.whole),
             num_warps=shape.warps,
             **self._flags(),
         )
@@ -282,9 +284,11 @@ class FusedPath(TritonPath):
             terms.z_loss,
             terms.softcap,
             1 / terms.temperature,
+            terms.whole,
             K=terms.codebooks,
             HAS_WEIGHTS=p.weights is not None,
             HAS_Z=bool(terms.z_loss),
+            PART=bool(terms.whole),
             **self._tile(),
         )
         return made

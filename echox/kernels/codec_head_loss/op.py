@@ -176,7 +176,7 @@ def _apply(
     """losses, lse, correct [N, K] and the total: [], or [N, K] if nothing is reduced."""
     hidden, weight, bias, targets, weights = inputs
     if impl is Impl.reference:
-        _check_range(targets, terms)
+        check_range(targets, terms)
         losses, lse, correct = reference.losses(hidden, weight, bias, targets, terms)
         weighted = losses if weights is None else losses * weights
         return losses, lse, correct, weighted if reduction is Reduction.none else weighted.sum()
@@ -190,7 +190,7 @@ def _apply(
     return losses, lse, correct, total
 
 
-def _check_range(targets: Tensor, terms: Terms) -> None:
+def check_range(targets: Tensor, terms: Terms) -> None:
     """Raise where a target is out of range, on a CPU; a GPU is not waited for, its kernels answer NaN."""
     if targets.is_cuda:
         return
@@ -210,7 +210,7 @@ def _check_range(targets: Tensor, terms: Terms) -> None:
 def _problem(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, terms: Terms, dtype: torch.dtype
 ) -> Problem:
-    _check_range(targets, terms)
+    check_range(targets, terms)
     return Problem(hidden, weight, bias, targets, weights, terms, dtype)
 
 

@@ -81,19 +81,19 @@ def row_statistics(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms
     return Partial(*(torch.cat(columns, dim=1) for columns in zip(*parts)))
 
 
-def joined(parts: Partial, targets: Tensor, terms: Terms, sizes: Tensor) -> RowResults:
+def joined(parts: Partial, targets: Tensor, terms: Terms) -> RowResults:
     """The results of rows whose softmax was computed in parts [P, N, K]; `best` must count from the codebook's start.
 
     Args:
-        targets: [N, K] entries of their codebooks; sizes: [K] of the whole codebooks.
+        targets: [N, K] entries of the whole codebook; terms: their `whole` is its size.
     """
     top, part = parts.top.max(0)
     total = (parts.total * (parts.top - top).exp()).sum(0)
     best = parts.best.gather(0, part[None])[0]
     lse = top + total.log()
-    value = _loss(lse, parts.at_target.sum(0), parts.sum.sum(0) / sizes, terms)
+    value = _loss(lse, parts.at_target.sum(0), parts.sum.sum(0) / terms.whole, terms)
     valid = targets != terms.ignore_index
-    inside = (targets >= 0) & (targets < sizes)
+    inside = (targets >= 0) & (targets < terms.whole)
     return RowResults(value.where(inside, float("nan")).where(valid, 0), lse, (best == targets) & valid)
 
 
@@ -171,9 +171,9 @@ def _to_gradient(block: Tensor, places: _Places, weights: Tensor | None, lse: Te
     if terms.z_loss:
         block.mul_((1 + 2 * terms.z_loss * lse)[..., None])
     if terms.label_smoothing:
-        block.sub_(terms.label_smoothing / block.shape[-1])
+        block.sub_(terms.label_smoothing / (terms.whole or block.shape[-1]))
     hit = lse.new_full(lse.shape, terms.label_smoothing - 1)
-    block.scatter_add_(-1, places.index[..., None], hit.where(places.inside, float("nan"))[..., None])
+    block.scatter_add_(-1, places.index[..., None], hit.where(places.inside, 0.0 if terms.whole else float("nan"))[..., None])
     if weights is not None:
         block.mul_(weights[..., None])
     if not places.certain:

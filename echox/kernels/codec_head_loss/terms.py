@@ -40,6 +40,7 @@ class Terms:
     z_loss: float = 0.0
     softcap: float = 0.0  # 0 is none
     temperature: float = 1.0
+    whole: int = 0  # entries of the vocabulary of which these rows are one rank's part; targets elsewhere are then no error. 0: they are all
 
     def __post_init__(self) -> None:
         if len(self.cuts) < 2 or any(stop <= start for start, stop in zip(self.cuts, self.cuts[1:])) or self.cuts[0] < 0:
