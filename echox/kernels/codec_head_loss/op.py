@@ -72,7 +72,8 @@ def codec_head_loss(
             codebook. Rows outside take no part: the loss over a unit range of a text and unit vocabulary costs the unit range.
         first_id: target that means a codebook's first row; `segments[0]` where targets are row numbers of the whole weight.
         softcap: bound of the scores, applied before the temperature.
-        codebook_weight: [K]; token_weight: [...] or as targets. Constants: they get no gradient.
+        codebook_weight: [K]; token_weight: [...] or as targets. Constants: they get no gradient. On a GPU a list is copied there in
+            every call, and a tensor is not: give one where nothing may wait, as in a CUDA graph.
         reduction: mean divides the weighted sum by `count`, or by the sum of the valid targets' weights; where that is 0 (all
             targets ignored) the loss is 0 and so are its gradients, unlike PyTorch's NaN.
         count: number of targets to divide by, for instance of all ranks and micro-batches.

@@ -114,7 +114,7 @@ def _in(results: RowResults, k: slice) -> RowResults:
     return RowResults(results.losses[:, k], results.lse[:, k], results.correct[:, k])
 
 
-def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | None:
+def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | float | None:
     """z -> s in place, and ds/dz where it is not 1."""
     slopes = None
     if terms.softcap:
@@ -123,7 +123,7 @@ def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | None:
         block.mul_(terms.softcap / terms.temperature)
     elif terms.temperature != 1:
         block.div_(terms.temperature)
-        slopes = block.new_tensor(1 / terms.temperature) if keep_slopes else None
+        slopes = 1 / terms.temperature if keep_slopes else None
     return slopes
 
 
