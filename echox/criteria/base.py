@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs
 
@@ -54,18 +55,20 @@ class SpeechTextOutputs(AlignmentOutputs):
 
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
-    """A unit decoder's predictions, at label positions only."""
+    """A unit decoder's states at label positions, and the layer that scores them: a criterion asks it for the loss or for logits."""
 
-    unit_logits: Tensor  # [N, W]
+    unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
+    unit_head: CodecHead  # states [N, C] -> logits [N, W]
 
 
 @dataclass(frozen=True, slots=True)
 class EchoOutputs(Outputs):
     """Units predicted from hidden states, and what the denoising adapter made of those."""
 
-    unit_logits: Tensor  # [N, W]
+    unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
+    unit_head: CodecHead  # states [N, C] -> logits [N, W]
     denoised: Tensor  # [M, H] the adapter's text vectors
     text_vectors: Tensor  # [M, H] those of the pseudo-label text
     text_logits: Tensor  # [L, V]

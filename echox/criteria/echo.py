@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs
+from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
 
@@ -20,6 +21,8 @@ class EchoConfig(CriterionConfig):
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
+    impl: Impl = Impl.auto
+    """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
 
 @CRITERIA.register("echo", EchoConfig)
@@ -34,12 +37,14 @@ class EchoCriterion(Criterion):
         self.config = config
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
-        units = F.cross_entropy(outputs.unit_logits.float(), outputs.unit_labels, reduction="sum", label_smoothing=self.config.label_smoothing)
+        found = outputs.unit_head(
+            outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
+        )
+        units, correct = found.loss, found.correct.sum()
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
         unit_count, cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.unit_labels, outputs.denoised, outputs.text_labels))
         mean = units / unit_count + self.config.denoising_weight * cosine / cosine_count + self.config.text_weight * text / text_count
-        correct = (outputs.unit_logits.argmax(-1) == outputs.unit_labels).sum()
         count = correct.new_tensor
         parts = {
             "units": (units.detach(), count(unit_count)),

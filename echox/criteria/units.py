@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs
+from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
 
@@ -16,6 +15,8 @@ class UnitsConfig(CriterionConfig):
 
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
+    impl: Impl = Impl.auto
+    """How the loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
 
 @CRITERIA.register("t2c", UnitsConfig)
@@ -27,7 +28,9 @@ class UnitsCriterion(Criterion):
         self.config = config
 
     def forward(self, outputs: UnitOutputs, batch: Batch) -> Loss:
-        loss = F.cross_entropy(outputs.unit_logits.float(), outputs.unit_labels, reduction="sum", label_smoothing=self.config.label_smoothing)
-        correct = (outputs.unit_logits.argmax(-1) == outputs.unit_labels).sum()
+        found = outputs.unit_head(
+            outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
+        )
+        loss, correct = found.loss, found.correct.sum()
         labels = correct.new_tensor(outputs.unit_labels.numel())
         return Loss(loss, batch.count, {"units": (loss.detach(), labels), "accuracy": (correct, labels)})

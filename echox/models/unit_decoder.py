@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
+from echox.kernels.codec_head_loss import CodecHead
 from echox.signals import valid_mask
 
 IGNORE = -100
@@ -82,7 +83,7 @@ class UnitDecoder(nn.Module):
             )
         )
         self.body.embed_tokens = None
-        self.head = nn.Linear(config.width, word_count + 3, bias=False)
+        self.head = CodecHead(config.width, word_count + 3)
 
     def read_text(self, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Text vectors [B, S, H] -> prefix [B, S, C] and, per token, what the decoder sees while speaking it [B, S+1, C]."""

@@ -209,8 +209,9 @@ class EchoTask(Task):
         spoken = batch.targets != IGNORE
         real = torch.arange(denoised.shape[1], device=denoised.device)[None] < lengths[:, None]
         return EchoOutputs(
-            unit_logits=model.voice.decoder.logits(states[spoken]),
+            unit_states=states[spoken],
             unit_labels=batch.targets[spoken],
+            unit_head=model.voice.decoder.head,
             denoised=denoised[real],
             text_vectors=model.voice.rows(batch.text[:, : denoised.shape[1]])[real].detach(),
             text_logits=text_logits,

@@ -216,7 +216,7 @@ class TextUnitsTask(Task):
     def forward(self, model: TextVoice, batch: TextUnitsBatch) -> UnitOutputs:
         hidden = model.decoder(model.rows(batch.ids), batch.lengths, batch.targets)
         labels = batch.targets != IGNORE
-        return UnitOutputs(model.decoder.logits(hidden[labels]), batch.targets[labels])
+        return UnitOutputs(hidden[labels], batch.targets[labels], model.decoder.head)
 
     def score(self, model: TextVoice, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         errors = units = rows = 0

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from echox.criteria.base import CRITERIA, AlignmentOutputs, Criterion, CriterionConfig, EchoOutputs, SpeechTextOutputs, UnitOutputs
+from echox.kernels.codec_head_loss import CodecHead
 from echox.signals import Batch, Loss, Outputs
 from echox.testing import survives_a_checkpoint
 
@@ -41,13 +42,13 @@ def speech_text_example(seed: int, rows: int) -> tuple[SpeechTextOutputs, Batch]
 
 
 def unit_example(seed: int, rows: int) -> tuple[UnitOutputs, Batch]:
-    return UnitOutputs(**_labelled(_seeded(seed), "unit", rows)), _batch(rows, WORDS)
+    return UnitOutputs(**_unit_states(_seeded(seed), rows)), _batch(rows, WORDS)
 
 
 def echo_example(seed: int, rows: int) -> tuple[EchoOutputs, Batch]:
     generator = _seeded(seed)
     vectors = {name: torch.randn(rows * WORDS, WIDTH, generator=generator) for name in ("denoised", "text_vectors")}
-    return EchoOutputs(**_labelled(generator, "unit", rows), **vectors, **_labelled(generator, "text", rows)), _batch(rows, WORDS)
+    return EchoOutputs(**_unit_states(generator, rows), **vectors, **_labelled(generator, "text", rows)), _batch(rows, WORDS)
 
 
 EXAMPLES: dict[type[Outputs], Example] = {
@@ -235,6 +236,16 @@ def _labelled(generator: torch.Generator, name: str, rows: int) -> dict[str, Ten
     return {
         f"{name}_logits": torch.randn(rows * WORDS, CHOICES, generator=generator),
         f"{name}_labels": torch.randint(0, CHOICES, (rows * WORDS,), generator=generator),
+    }
+
+
+def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Tensor | CodecHead]:
+    head = CodecHead(WIDTH, CHOICES).requires_grad_(False)
+    head.weight.copy_(torch.randn(CHOICES, WIDTH, generator=_seeded(2)))
+    return {
+        "unit_states": torch.randn(rows * WORDS, WIDTH, generator=generator),
+        "unit_labels": torch.randint(0, CHOICES, (rows * WORDS,), generator=generator),
+        "unit_head": head,
     }
 
 

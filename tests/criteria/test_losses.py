@@ -7,6 +7,8 @@ from echox.criteria.base import EchoOutputs, SpeechTextOutputs, UnitOutputs
 from echox.criteria.echo import EchoConfig, EchoCriterion
 from echox.criteria.speech_text import SpeechTextConfig, SpeechTextCriterion
 from echox.criteria.units import UnitsConfig, UnitsCriterion
+from echox.kernels.codec_head_loss import CodecHead, Impl
+from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
 
 
@@ -22,16 +24,51 @@ def test_speech_text_is_mean_ce_plus_weighted_mean_ctc():
 
 
 def test_units_sum_over_targets():
-    logits, labels = torch.randn(7, 4), torch.randint(0, 4, (7,))
-    loss = UnitsCriterion(UnitsConfig(label_smoothing=0.1))(UnitOutputs(logits, labels), Batch(("a",), 7))
-    assert torch.allclose(loss.total / 7, F.cross_entropy(logits, labels, label_smoothing=0.1), atol=1e-5)
+    states, labels, head = torch.randn(7, 5), torch.randint(0, 4, (7,)), CodecHead(5, 4)
+    loss = UnitsCriterion(UnitsConfig(label_smoothing=0.1))(UnitOutputs(states, labels, head), Batch(("a",), 7))
+    assert torch.allclose(loss.total / 7, F.cross_entropy(head(states), labels, label_smoothing=0.1), atol=1e-5)
+    assert loss.parts["accuracy"] == ((head(states).argmax(-1) == labels).sum(), 7)
+
+
+def test_a_batch_without_labels_costs_nothing():
+    states, head = torch.randn(0, 5, requires_grad=True), CodecHead(5, 4)
+    loss = UnitsCriterion(UnitsConfig())(UnitOutputs(states, torch.zeros(0, dtype=torch.long), head), Batch(("a",), 0))
+    loss.total.backward()
+    assert float(loss.total) == 0 and not head.weight.grad.any() and states.grad.shape == (0, 5)
+
+
+def test_every_implementation_learns_the_same():
+    """Twenty steps of a unit decoder: the curves are equal but for float32 rounding, which twenty updates let grow."""
+    curves = {impl: learned(impl) for impl in (Impl.reference, Impl.auto, Impl.torch, Impl.chunked, Impl.fused)}
+    truth = torch.tensor(curves.pop(Impl.reference))
+    assert truth[-1] < 0.8 * truth[0]
+    for curve in curves.values():
+        assert torch.allclose(torch.tensor(curve), truth, rtol=1e-4)
+
+
+def learned(impl):
+    torch.manual_seed(0)
+    decoder = UnitDecoder(UnitDecoderConfig(layers=1, width=16, heads=2, feed_forward=32, dropout=0.0, positions=64), text_width=6, word_count=29)
+    text, lengths = torch.randn(2, 3, 6), torch.tensor([3, 2])
+    targets = torch.randint(0, 29, (2, 9))
+    targets[1, 6:] = -100
+    labels, criterion = targets != -100, UnitsCriterion(UnitsConfig(impl=impl))
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    curve = []
+    for _ in range(20):
+        loss = criterion(UnitOutputs(decoder(text, lengths, targets)[labels], targets[labels], decoder.head), Batch(("a", "b"), int(labels.sum())))
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        curve.append(float(loss.total.detach()) / loss.count)
+    return curve
 
 
 def test_echo_is_the_sum_of_three_means():
     torch.manual_seed(0)
-    units, unit_labels = torch.randn(6, 4), torch.randint(0, 4, (6,))
+    states, unit_labels, head = torch.randn(6, 3), torch.randint(0, 4, (6,)), CodecHead(3, 4)
     text, text_labels = torch.randn(3, 9), torch.randint(0, 9, (3,))
     denoised, vectors = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
-    loss = EchoCriterion(EchoConfig(denoising_weight=0.5, text_weight=2.0))(EchoOutputs(units, unit_labels, denoised, vectors, text, text_labels), Batch(("a",), 6))
-    expected = F.cross_entropy(units, unit_labels) + 0.5 * (1 - F.cosine_similarity(denoised, vectors)).mean() + 2 * F.cross_entropy(text, text_labels)
+    loss = EchoCriterion(EchoConfig(denoising_weight=0.5, text_weight=2.0))(EchoOutputs(states, unit_labels, head, denoised, vectors, text, text_labels), Batch(("a",), 6))
+    expected = F.cross_entropy(head(states), unit_labels) + 0.5 * (1 - F.cosine_similarity(denoised, vectors)).mean() + 2 * F.cross_entropy(text, text_labels)
     assert torch.allclose(loss.total / loss.count, expected, atol=1e-5)

@@ -1,0 +1,378 @@
+"""Triton kernels of the codec-head loss.
+
+Two kinds: `row_kernel` reads scores that a library's matrix product wrote; the `tile_*` kernels make the
+scores themselves and never write them. No atomics, no locks: every number has one writer, and runs are equal bit for bit.
+
+Conventions: scores are in float32 from the product to the softmax. A codebook's columns start at a multiple of ALIGN, which is what
+lets loads be wide. INTERPRET is set under Triton's interpreter on a CPU, whose bfloat16 products and casts are wrong.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tanh(x):
+    # libdevice does not exist in the interpreter; the sigmoid is exact to one unit in the last place of float32.
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """z [R, C] -> scores, -inf outside the mask; `scale` is 1 / temperature."""
+    if HAS_BIAS:
+        z += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    if HAS_SOFTCAP:
+        z = softcap * _tanh(z / softcap)
+    return tl.where(mask[None, :], z * scale, float("-inf"))
+
+
+@triton.jit
+def _merge(y, columns, target, mask, top, total, all, at_target, best, HAS_SMOOTHING: tl.constexpr):
+    """Add scores y [R, C] with column numbers (within the codebook) to the statistics of their rows [R]."""
+    new_top = tl.maximum(top, tl.max(y, axis=1))
+    # Before the first score top is -inf, and -inf - -inf is no number.
+    total = total * tl.where(top == float("-inf"), 0.0, tl.exp(top - new_top)) + tl.sum(tl.exp(y - new_top[:, None]), axis=1)
+    if HAS_SMOOTHING:
+        all += tl.sum(tl.where(mask[None, :], y, 0.0), axis=1)
+    # Columns outside the mask may have the target's number: they belong to the next split.
+    at_target += tl.sum(tl.where((columns[None, :] == target[:, None]) & mask[None, :], y, 0.0), axis=1)
+    first = tl.min(tl.where(y == new_top[:, None], columns[None, :], 2147483647), axis=1)
+    best = tl.where(new_top > top, first, best)
+    return new_top, total, all, at_target, best
+
+
+@triton.jit
+def _write_results(
+    losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr
+):
+    valid = target != ignore_index
+    inside = (target >= 0) & (target < size)
+    loss = lse - (1.0 - smoothing) * at_target
+    if HAS_SMOOTHING:
+        loss -= smoothing / size.to(tl.float32) * all
+    if HAS_Z:
+        loss += z_loss * lse * lse
+    # A target out of range is never read past the end, and never quietly taken: it makes the loss no number.
+    loss = tl.where(valid, tl.where(inside, loss, float("nan")), 0.0)
+    tl.store(losses_ptr + at, loss, mask=rows_mask)
+    tl.store(lse_ptr + at, lse, mask=rows_mask)
+    tl.store(correct_ptr + at, (valid & (best == target)).to(tl.int8), mask=rows_mask)
+
+
+@triton.jit
+def _gradient(
+    y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PART: tl.constexpr
+):
+    """Scores y [R, C] -> gradient of weight * loss with respect to z; 0 where ignored, NaN where the target is out of range.
+
+    PART: these are some entries of a vocabulary of `whole`, and a target elsewhere is another rank's.
+    """
+    valid = target != ignore_index
+    entries = size
+    if PART:
+        entries = whole
+    g = tl.exp(y - lse[:, None])
+    if HAS_Z:
+        g *= (1.0 + 2.0 * z_loss * lse)[:, None]
+    g -= tl.where(columns[None, :] == target[:, None], 1.0 - smoothing, 0.0)
+    if HAS_SMOOTHING:
+        g -= smoothing / tl.cast(entries, tl.float32)
+    factor = weight * scale
+    if not PART:
+        factor = tl.where(valid & ((target < 0) | (target >= size)), float("nan"), factor)
+    g *= factor[:, None]
+    if HAS_SOFTCAP:
+        capped = tl.maximum(y / (scale * softcap), -1.0)  # outside the mask y is -inf
+        g *= 1.0 - capped * capped
+    return tl.where(valid[:, None], g, 0.0)
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
+    """Round to nearest even; the interpreter's own cast to bfloat16 cuts bits off."""
+    if INTERPRET:
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+            x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def row_kernel(
+    z_ptr,  # [N, V] float32: x W^T
+    z_stride,
+    bias_ptr,  # [V]
+    targets_ptr,  # [N, K] int64
+    weights_ptr,  # [N, K] float32
+    cuts_ptr,  # [K + 1] int32
+    losses_ptr,  # [N, K] float32
+    lse_ptr,  # [N, K] float32; read if LSE_KNOWN
+    correct_ptr,  # [N, K] bool
+    d_ptr,  # [N, V]: gradient with respect to z
+    d_stride,
+    N,
+    ignore_index,
+    smoothing,
+    z_loss,
+    softcap,
+    scale,
+    whole,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,  # the whole codebook is one block, and stays in registers
+    LSE_KNOWN: tl.constexpr,
+    WANTS_GRADIENT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    PART: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Results and gradients of ROWS rows of one codebook, from scores in memory."""
+    # 64 bits, for rows times columns passes 2^31.
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows_mask = rows < N
+    k = tl.program_id(1)
+    start = tl.multiple_of(tl.load(cuts_ptr + k), ALIGN)
+    size = tl.multiple_of(tl.load(cuts_ptr + k + 1) - start, ALIGN)
+    at = rows * K + k
+    target = tl.load(targets_ptr + at, mask=rows_mask, other=ignore_index)
+    weight = tl.full((ROWS,), 1.0, tl.float32)
+    if HAS_WEIGHTS:
+        weight = tl.load(weights_ptr + at, mask=rows_mask, other=0.0).to(tl.float32)
+    columns = tl.arange(0, BLOCK)
+    z_rows = z_ptr + rows[:, None] * z_stride + start
+    d_rows = d_ptr + rows[:, None] * d_stride + start
+
+    if ONE_BLOCK:
+        mask = columns < size
+        both = rows_mask[:, None] & mask[None, :]
+        y = _scores(tl.load(z_rows + columns[None, :], mask=both, other=0.0), bias_ptr, start + columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        if LSE_KNOWN:
+            lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
+        else:
+            top = tl.max(y, axis=1)
+            lse = top + tl.log(tl.sum(tl.exp(y - top[:, None]), axis=1))
+            all = tl.sum(tl.where(mask[None, :], y, 0.0), axis=1)
+            at_target = tl.sum(tl.where(columns[None, :] == target[:, None], y, 0.0), axis=1)
+            best = tl.min(tl.where(y == top[:, None], columns[None, :], 2147483647), axis=1)
+            _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+        if WANTS_GRADIENT:
+            g = _gradient(y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
+            tl.store(d_rows + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+    else:
+        if LSE_KNOWN:
+            lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
+        else:
+            top = tl.full((ROWS,), float("-inf"), tl.float32)
+            total = tl.zeros((ROWS,), tl.float32)
+            all = tl.zeros((ROWS,), tl.float32)
+            at_target = tl.zeros((ROWS,), tl.float32)
+            best = tl.zeros((ROWS,), tl.int32)
+            for first in range(0, size, BLOCK):
+                here = first + columns
+                mask = here < size
+                z = tl.load(z_rows + here[None, :], mask=rows_mask[:, None] & mask[None, :], other=0.0)
+                y = _scores(z, bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+                top, total, all, at_target, best = _merge(y, here, target, mask, top, total, all, at_target, best, HAS_SMOOTHING)
+            lse = top + tl.log(total)
+            _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+        if WANTS_GRADIENT:
+            for first in range(0, size, BLOCK):
+                here = first + columns
+                mask = here < size
+                both = rows_mask[:, None] & mask[None, :]
+                y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+                g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
+                tl.store(d_rows + here[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+
+
+@triton.jit
+def _tile(
+    x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, columns_mask, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN_DEPTH: tl.constexpr, INTERPRET: tl.constexpr
+):
+    """x[rows] times w[columns]^T, [ROWS, COLUMNS] float32."""
+    depth = tl.arange(0, DEPTH)
+    x_at = x_ptr + rows[:, None] * x_stride + depth[None, :]
+    w_at = w_ptr + columns[None, :].to(tl.int64) * w_stride + depth[:, None]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, D, DEPTH):
+        if EVEN_DEPTH:
+            x = tl.load(x_at + first, mask=rows_mask[:, None], other=0.0)
+            w = tl.load(w_at + first, mask=columns_mask[None, :], other=0.0)
+        else:
+            x = tl.load(x_at + first, mask=rows_mask[:, None] & (first + depth < D)[None, :], other=0.0)
+            w = tl.load(w_at + first, mask=columns_mask[None, :] & (first + depth < D)[:, None], other=0.0)
+        if INTERPRET:
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        sums = tl.dot(x, w, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
+def tile_statistics_kernel(
+    x_ptr,  # [N, D]
+    x_stride,
+    w_ptr,  # [V, D]
+    w_stride,
+    bias_ptr,  # [V]
+    targets_ptr,  # [N, K] int64
+    splits_ptr,  # [S, 3] int32: codebook, first and last + 1 column
+    cuts_ptr,  # [K + 1] int32
+    statistics_ptr,  # [4, S, N] float32: top, total, sum of scores, score of the target
+    best_ptr,  # [S, N] int32
+    N,
+    D,
+    plane,  # S * N
+    softcap,
+    scale,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Softmax statistics of ROWS rows over one split of a codebook's columns; the scores are never written."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows_mask = rows < N
+    split = tl.program_id(1)
+    k = tl.load(splits_ptr + split * 3)
+    start = tl.multiple_of(tl.load(splits_ptr + split * 3 + 1), ALIGN)
+    stop = tl.multiple_of(tl.load(splits_ptr + split * 3 + 2), ALIGN)
+    base = tl.load(cuts_ptr + k)
+    target = tl.load(targets_ptr + rows * K + k, mask=rows_mask, other=-1)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    all = tl.zeros((ROWS,), tl.float32)
+    at_target = tl.zeros((ROWS,), tl.float32)
+    best = tl.zeros((ROWS,), tl.int32)
+    for first in range(start, stop, COLUMNS):
+        columns = first + tl.arange(0, COLUMNS)
+        mask = columns < stop
+        z = _tile(x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, mask, D, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, INTERPRET)
+        y = _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        top, total, all, at_target, best = _merge(y, columns - base, target, mask, top, total, all, at_target, best, HAS_SMOOTHING)
+    at = split.to(tl.int64) * N + rows
+    tl.store(statistics_ptr + at, top, mask=rows_mask)
+    tl.store(statistics_ptr + plane + at, total, mask=rows_mask)
+    tl.store(statistics_ptr + 2 * plane + at, all, mask=rows_mask)
+    tl.store(statistics_ptr + 3 * plane + at, at_target, mask=rows_mask)
+    tl.store(best_ptr + at, best, mask=rows_mask)
+
+
+@triton.jit
+def combine_kernel(
+    statistics_ptr,  # [4, S, N] float32
+    best_ptr,  # [S, N] int32
+    targets_ptr,  # [N, K] int64
+    firsts_ptr,  # [K + 1] int32: first split of each codebook
+    cuts_ptr,  # [K + 1] int32
+    losses_ptr,
+    lse_ptr,
+    correct_ptr,  # [N, K]
+    N,
+    plane,  # S * N
+    ignore_index,
+    smoothing,
+    z_loss,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_Z: tl.constexpr,
+):
+    """Join the splits of a codebook, in their order."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows_mask = rows < N
+    k = tl.program_id(1)
+    size = tl.load(cuts_ptr + k + 1) - tl.load(cuts_ptr + k)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    all = tl.zeros((ROWS,), tl.float32)
+    at_target = tl.zeros((ROWS,), tl.float32)
+    best = tl.zeros((ROWS,), tl.int32)
+    first = tl.load(firsts_ptr + k)
+    here = first.to(tl.int64) * N + rows
+    for _ in range(first, tl.load(firsts_ptr + k + 1)):
+        part_top = tl.load(statistics_ptr + here, mask=rows_mask, other=0.0)
+        part_total = tl.load(statistics_ptr + plane + here, mask=rows_mask, other=1.0)
+        all += tl.load(statistics_ptr + 2 * plane + here, mask=rows_mask, other=0.0)
+        at_target += tl.load(statistics_ptr + 3 * plane + here, mask=rows_mask, other=0.0)
+        part_best = tl.load(best_ptr + here, mask=rows_mask, other=0)
+        best = tl.where(part_top > top, part_best, best)
+        new_top = tl.maximum(top, part_top)
+        total = total * tl.where(top == float("-inf"), 0.0, tl.exp(top - new_top)) + part_total * tl.exp(part_top - new_top)
+        top = new_top
+        here += N
+    target = tl.load(targets_ptr + rows * K + k, mask=rows_mask, other=ignore_index)
+    lse = top + tl.log(total)
+    _write_results(losses_ptr, lse_ptr, correct_ptr, rows * K + k, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+
+
+@triton.jit
+def tile_gradient_kernel(
+    x_ptr,
+    x_stride,
+    w_ptr,
+    w_stride,
+    bias_ptr,
+    targets_ptr,
+    weights_ptr,
+    tiles_ptr,  # [T, 3] int32: codebook, first and last + 1 column
+    cuts_ptr,
+    lse_ptr,  # [N, K] float32
+    d_ptr,  # [N, V]
+    d_stride,
+    N,
+    D,
+    ignore_index,
+    smoothing,
+    z_loss,
+    softcap,
+    scale,
+    whole,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    PART: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Gradient with respect to one tile of scores, which are computed again."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows_mask = rows < N
+    tile = tl.program_id(1)
+    k = tl.load(tiles_ptr + tile * 3)
+    start = tl.multiple_of(tl.load(tiles_ptr + tile * 3 + 1), ALIGN)
+    stop = tl.multiple_of(tl.load(tiles_ptr + tile * 3 + 2), ALIGN)
+    base = tl.load(cuts_ptr + k)
+    size = tl.load(cuts_ptr + k + 1) - base
+    columns = start + tl.arange(0, COLUMNS)
+    mask = columns < stop
+    z = _tile(x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, mask, D, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, INTERPRET)
+    y = _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+    at = rows * K + k
+    target = tl.load(targets_ptr + at, mask=rows_mask, other=ignore_index)
+    lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
+    weight = tl.full((ROWS,), 1.0, tl.float32)
+    if HAS_WEIGHTS:
+        weight = tl.load(weights_ptr + at, mask=rows_mask, other=0.0).to(tl.float32)
+    g = _gradient(y, lse, columns - base, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
+    tl.store(d_ptr + rows[:, None] * d_stride + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=rows_mask[:, None] & mask[None, :])

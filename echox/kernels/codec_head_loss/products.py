@@ -1,0 +1,48 @@
+"""Matrix products whose sums are wider than their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from echox.device import multiplies_bf16_fast
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a [M, K] times b [K, N] into out [M, N], summed and kept in out's precision."""
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total [M, N] += a [M, K] times b [K, N], in total's precision."""
+    if a.dtype == total.dtype:
+        return total.addmm_(a, b)
+    if a.is_cuda:
+        return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    return total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+@contextmanager
+def cpu_products(dtype: torch.dtype) -> Iterator[None]:
+    """Within, float32 products on a CPU multiply in bfloat16 and sum in float32, if `dtype` is bfloat16 and the CPU can.
+
+    It is what a GPU's tensor cores do, and no dearer than bfloat16 products, whose sums are rounded to bfloat16. The setting is the
+    process's: products of other threads in these milliseconds follow it too.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if dtype is not torch.bfloat16 or not multiplies_bf16_fast(torch.device("cpu")):
+        yield
+        return
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -1,0 +1,46 @@
+"""`echox-bench SUBJECT ...`: how fast a kernel is here, beside what people use today."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from echox.bench.loss import LossBenchConfig, bench_loss
+from echox.config import near
+from echox.errors import ConfigError
+from echox_cli import completion
+from echox_cli.arguments import split
+from echox_cli.door import answered_at_once, guarded, run_door
+from echox_cli.fields import summary
+
+PROGRAM = "echox-bench"
+SUBJECTS = {"loss": (LossBenchConfig, bench_loss)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in SUBJECTS:
+        return run_door(f"{PROGRAM} {words[0]}", *SUBJECTS[words[0]], words[1:], "shapes")
+    return guarded(PROGRAM, lambda: _without_subject(words))
+
+
+def _without_subject(words: list[str]) -> None:
+    arguments = split(words, takes_recipe=False)
+    if answered_at_once(PROGRAM, arguments, _candidates):
+        return
+    if faulty := [*arguments.words, *arguments.overrides]:
+        raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
+    print(f"Measure kernels.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+    for name, (config_type, _) in SUBJECTS.items():
+        print(f"  {name:<10} {summary(config_type.__doc__)}")
+
+
+def _candidates(line: str) -> list[str]:
+    before, word = completion.words_of(line)
+    if before and before[0] in SUBJECTS:
+        return completion.config_candidates(SUBJECTS[before[0]][0], line.partition(before[0])[2])
+    return completion.matching(word, SUBJECTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
