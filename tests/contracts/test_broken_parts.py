@@ -71,7 +71,7 @@ class Average(Criterion):
         super().__init__()
 
     def forward(self, outputs: UnitOutputs, batch: Batch) -> Loss:
-        return Loss(torch.nn.functional.cross_entropy(outputs.unit_head(outputs.unit_states).float(), outputs.unit_labels), batch.count)
+        return Loss(torch.nn.functional.cross_entropy(outputs.unit_head(outputs.unit_states.float()), outputs.unit_labels), batch.count)
 
 
 @dataclass(kw_only=True, slots=True)
