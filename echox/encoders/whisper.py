@@ -36,17 +36,12 @@ class WhisperConfig(EncoderConfig):
     pad_to_window: bool = False
     """Pad every clip to the 30 s window of Whisper's training; off, a clip costs only its own length."""
     tail_s: float = 0.0
-    """Seconds of silence heard after each clip and then cut off again; half a second brings the states of short clips much nearer to
-    those of Whisper's 30 s window (mean cosine 0.95 instead of 0.91)."""
-    tail_s: float = 0.0
     """Seconds of silence heard after each clip and cut off again; half a second brings the states of clips of a few seconds nearer to
     those of Whisper's 30 s window (mean cosine 0.95 instead of 0.91)."""
     random_dim: int = 32
     """Channels of the random encoder."""
 
     def __post_init__(self) -> None:
-        if self.tail_s < 0:
-            raise ConfigError(f"encoder.tail_s is {self.tail_s}; use 0 or more seconds")
         if self.tail_s < 0:
             raise ConfigError(f"encoder.tail_s is {self.tail_s}; use 0 or more seconds")
         if self.layers is not None and self.layers < 1:
