@@ -31,7 +31,7 @@ def contenders(device: torch.device) -> list[Contender]:
     gpu = device.type == "cuda"
     found = [Contender("echox", _echox(Impl.auto))]
     found += [Contender(f"echox {impl.value}", _echox(impl)) for impl in ((Impl.chunked, Impl.fused) if gpu else ())]
-    found += [Contender("PyTorch eager", _eager), Contender("PyTorch eager, a loop over heads", _by_head(_one_eager))]
+    found += [Contender("PyTorch eager", _eager), Contender("PyTorch loop over heads", _by_head(_one_eager))]
     found.append(Contender("torch.compile", torch.compile(_eager, dynamic=False)))
     found.append(_torch_chunked())
     found.append(_library("Liger-Kernel", "liger_kernel", _liger, gpu))
