@@ -24,6 +24,8 @@ from echox.generation.answering import Answer, Answerer, Voice, load_answerer, l
 from echox.generation.manifest_run import answer_rows, file_name
 
 T = TypeVar("T")
+RECORDINGS_HZ = 16_000  # the rate at which recordings are judged; recognisers hear no more
+HEARING = ("echo", "s2t")  # stages whose models answer, the last first
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,14 @@ class Bench:
     @cached_property
     def answerer(self) -> Answerer:
         """The run's last model that hears."""
-        folder = next(folder for stage in ("echo", "s2t") if (folder := self.final(stage)).exists())
+        folder = next(self.final(stage) for stage in HEARING if self.final(stage).exists())
         return load_answerer(folder, device=str(self.device), codec_folder=self.config.codec_folder, max_tokens=self.config.max_tokens)
 
     @cached_property
     def voice(self) -> Voice:
-        """The run's T2C model."""
-        return load_voice(self.final("t2c"), device=str(self.device), codec_folder=self.config.codec_folder, beside=self.answerer)
+        """The run's T2C model, with the language model and the codec of the one that hears, where there is one."""
+        beside = self.answerer if any(self.final(stage).exists() for stage in HEARING) else None
+        return load_voice(self.final("t2c"), device=str(self.device), codec_folder=self.config.codec_folder, beside=beside)
 
     @cached_property
     def transcriber(self) -> Transcriber:
@@ -123,7 +126,7 @@ class Bench:
         sounds = {}
         for batch in self._batches(list(clips), label):
             wave = pad_waveforms([load_audio(clips[name], codec.rate_hz) for name in batch], codec.rate_hz).to(self.device)
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.answerer.bf16):
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.voice.bf16):
                 heard = codec.decode(codec.encode(wave))
             for name, samples, length in zip(batch, heard.samples, heard.lengths.tolist()):
                 sounds[name] = Sound(samples[:length].float().cpu() if length else None, codec.rate_hz)
@@ -131,7 +134,7 @@ class Bench:
 
     def recordings(self, clips: Mapping[str, Path]) -> dict[str, Sound]:
         """Recordings as they are, by name."""
-        return {name: Sound(load_audio(path, self.answerer.rate_hz), self.answerer.rate_hz) for name, path in clips.items()}
+        return {name: Sound(load_audio(path, RECORDINGS_HZ), RECORDINGS_HZ) for name, path in clips.items()}
 
     def judge(self, sounds: Mapping[str, Sound], name: str, *, keep: bool = True) -> dict[str, dict[str, Any]]:
         """Transcript, naturalness and, if kept, the wav's path below the report, by name."""

@@ -26,6 +26,7 @@ __all__ = ["EvaluateConfig", "evaluate"]
 
 # Raised when what a section measures changes, so that its stored records are made again.
 REVISION = 1
+SCORED = {"echo", "s2t", "t2c"}
 _UNMEASURED = ("run", "corpus", "out_dir", "overwrite", "plugin_dirs", "batch_size", "device", "codec_folder")
 
 
@@ -35,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns:
         what `report.json` holds.
     Raises:
-        CheckpointError: the run has no finished checkpoint that hears.
+        CheckpointError: the run has no finished checkpoint that hears or speaks.
         ConfigError: the corpus is not there.
         AssetError: the recogniser cannot be had.
     """
@@ -76,9 +77,10 @@ def _fingerprints(run: Path) -> dict[str, str]:
         for stage in ("align", "s2t", "t2c", "echo")
         if (run / stage / "final").exists()
     }
-    if not {"echo", "s2t"} & found.keys():
+    if not SCORED & found.keys():
         raise CheckpointError(
-            f"{run} holds neither echo/final nor s2t/final, so nothing in it can answer; train it with echox-train, or name another run"
+            f"{run} holds none of echo/final, s2t/final and t2c/final, so nothing in it can be scored; "
+            "train it with echox-train, or name another run"
         )
     return found
 
@@ -86,7 +88,7 @@ def _fingerprints(run: Path) -> dict[str, str]:
 def _corpus(config: EvaluateConfig, run: Path) -> Path:
     folder = config.corpus
     if folder is None:
-        stage = "echo" if (run / "echo" / "final").exists() else "s2t"
+        stage = next(stage for stage in ("echo", "s2t", "t2c") if (run / stage / "final").exists())
         folder = (checkpoint.verify(run / stage / "final")["recipe"].get("corpus") or {}).get("folder")
     if folder is None:
         raise ConfigError(f"the recipe of {run} names no corpus; set corpus=FOLDER to one that echox-prepare corpus made")

@@ -9,7 +9,7 @@ from typing import Any
 
 from echox.data.manifest import Row
 from echox.data.text import contains_answer
-from echox.evaluation.bench import Bench, Sound, asked
+from echox.evaluation.bench import RECORDINGS_HZ, Bench, Sound, asked
 from echox.evaluation.scores import Score, accuracy, difference, mean, same_words, token_error, word_error, word_errors, word_f1
 
 Record = dict[str, Any]
@@ -203,7 +203,7 @@ def make_cascade(bench: Bench, rows: list[Row], before: dict[str, list[Record]])
 
 def _transcribed(bench: Bench, clips: Mapping[str, Sound]) -> dict[str, str]:
     names = list(clips)
-    texts = bench.transcriber.transcribe([clips[name].samples for name in names], bench.answerer.rate_hz) if names else []
+    texts = bench.transcriber.transcribe([clips[name].samples for name in names], RECORDINGS_HZ) if names else []
     # A recogniser that hears nothing still hands a question on.
     return {name: text or "..." for name, text in zip(names, texts)}
 

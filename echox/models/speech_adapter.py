@@ -26,6 +26,8 @@ class SpeechAdapterConfig:
     """Channels of the feed-forward blocks as a multiple of the width."""
     dropout: float = 0.1
     """Probability of dropping a channel in training."""
+    expected_text: bool = True
+    """Begin each kept vector at the text embedding expected under its CTC posterior; off, at its frames' mean, as the papers do."""
     time_masks: int = 0
     """Spans of encoder frames hidden from each clip in training (SpecAugment, arXiv:1904.08779)."""
     time_mask_frames: int = 8
@@ -56,7 +58,8 @@ class SpeechAdapter(nn.Module):
     """Stack frames, align them to the LLM's tokens by CTC, keep one vector per run, let each look back at all frames.
 
     A kept vector is the text embedding expected under the run's CTC posterior, plus what the look-back attention adds: the
-    language model reads words it knows, and the residual carries what words do not say.
+    language model reads words it knows, and the residual carries what words do not say. With `expected_text` off it is the papers'
+    frame plus look-back, and the language model has a new language to learn.
     Source: the shrinking adapter of Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174); posterior times embedding table is ours.
     """
 
@@ -137,11 +140,13 @@ class SpeechAdapter(nn.Module):
         first, run = runs(best, real, None if self.config.keep_blanks else self.blank)
         kept = first.sum(1)
         L = max(1, int(kept.max()))
+        seen = self.look_back_norm(frames).to(self.token_rows.dtype)
+        queries = run_means(seen, run, L)
+        looked, _ = self.look_back(queries, seen, seen, key_padding_mask=~real, need_weights=False)
+        if not self.config.expected_text:
+            return queries + looked, kept
         spoken = logits[..., : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
-        vectors = run_means(spoken, run, L)
-        queries = run_means(self.look_back_norm(frames).to(spoken.dtype), run, L)
-        looked, _ = self.look_back(queries, self.look_back_norm(frames), self.look_back_norm(frames), key_padding_mask=~real, need_weights=False)
-        return vectors + looked, kept
+        return run_means(spoken, run, L) + looked, kept
 
 
 def runs(best: Tensor, real: Tensor, dropped: int | None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ class TextUnitsTaskConfig(TaskConfig):
     """Manifests to validate on."""
     on_broken: OnBroken = OnBroken.skip
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
+    rows: int | None = None
+    """Training utterances drawn from the manifests; null takes all."""
     decoder: UnitDecoderConfig = field(default_factory=UnitDecoderConfig)
     """Shape of the unit decoder."""
     spelling_channels: int = 64
@@ -120,6 +123,9 @@ class TextUnitsTask(Task):
         found = [utterance for row in rows if (utterance := self._utterance(row)) is not None]
         if split == "train" and not found:
             raise ManifestError(f"no row of {', '.join(paths)} has units on its assistant turn; write them with 'echox-prepare units'")
+        if split == "train" and self.config.rows is not None and self.config.rows < len(found):
+            chosen = random.Random(self.context.seed).sample(range(len(found)), self.config.rows)
+            return [found[index] for index in sorted(chosen)]
         return found
 
     def _utterance(self, row: Row) -> Utterance | None:

@@ -67,7 +67,7 @@ WRONG = [
     (generate, ["manifest=empty.jsonl", *PLAIN], "the manifest empty.jsonl is empty; it needs at least one row"),
     (generate, ["manifest=nix.jsonl", *PLAIN], "the manifest nix.jsonl does not exist"),
     (generate, ["manifest=questions.jsonl", "out_dir=a_file", *PLAIN], "a_file; a file stands where a folder is needed"),
-    (evaluate, ["run=nowhere"], "nowhere holds neither echo/final nor s2t/final"),
+    (evaluate, ["run=nowhere"], "nowhere holds none of echo/final, s2t/final and t2c/final"),
     (evaluate, ["run=run"], "the recipe of run names no corpus; set corpus=FOLDER"),
     (evaluate, ["run=run", "corpus=run"], "run holds none of the test manifests"),
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),

@@ -137,6 +137,14 @@ def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_pa
     assert "not scored: free" in capsys.readouterr().out
 
 
+def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):
+    shutil.copytree(run / "t2c", tmp_path / "voice" / "t2c")
+    config.run, config.corpus = str(tmp_path / "voice"), str(corpus)
+    report = evaluate(config)
+    assert list(report["sections"]) == ["t2c"]
+    assert report["skipped"]["questions"] == "the run has no echo or s2t checkpoint"
+
+
 def test_without_a_listener_there_is_no_opinion(config, monkeypatch):
     config.mos_rows = 0
     report = evaluate(config)
@@ -145,7 +153,7 @@ def test_without_a_listener_there_is_no_opinion(config, monkeypatch):
 
 def test_wrong_folders_are_one_sentence(config, run, tmp_path):
     config.run = str(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="neither echo/final nor s2t/final"):
+    with pytest.raises(CheckpointError, match="none of echo/final, s2t/final and t2c/final"):
         evaluate(config)
     config.run, config.corpus = str(run), str(tmp_path)
     with pytest.raises(ConfigError, match="none of the test manifests"):

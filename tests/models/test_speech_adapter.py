@@ -60,6 +60,17 @@ def test_at_first_the_vectors_are_text_embeddings():
     assert torch.allclose(vectors[0], model.token_rows[[4, 7]], atol=1e-5)
 
 
+def test_without_expected_text_the_vectors_are_means_of_frames():
+    model = adapter(expected_text=False)
+    frames = torch.randn(1, 4, 16)
+    logits = torch.full((1, 4, 10), -50.0)
+    logits[0, torch.arange(4), torch.tensor([4, 4, 9, 7])] = 50.0
+    vectors, lengths = model.shrink(frames, logits, torch.tensor([4]))
+    seen = model.look_back_norm(frames)[0]
+    assert lengths.tolist() == [2]
+    assert torch.allclose(vectors[0], torch.stack([seen[:2].mean(0), seen[3]]), atol=1e-5)  # the look-back starts silent
+
+
 def test_blanks_are_kept_where_the_release_keeps_them():
     values = Features(torch.randn(1, 24, 6), torch.tensor([24]), 50.0)
     assert int(adapter(keep_blanks=True)(values).lengths) >= int(adapter()(values).lengths)
