@@ -307,7 +307,7 @@ SECTIONS = (
         "T2C alone",
         "Typed text, spoken; beside it the recordings themselves and the codec's rendering of them (wave, units, wave).",
         "speech.test.jsonl",
-        ("echo|s2t", "t2c"),
+        ("t2c",),
         make_t2c,
         score_t2c,
     ),
