@@ -10,13 +10,9 @@ from echox_cli.door import run_recipe_door
 
 
 def train(recipe: Recipe) -> None:
-    """Run a recipe, or only look at it."""
+    """Run a recipe."""
     # Imported here so that --help and completion do not load the models.
     from echox.chain import run_recipe
-    from echox.dry_run import dry_run
-
-    if recipe.dry_run:
-        return dry_run(recipe)
 
     run_recipe(recipe)
 
