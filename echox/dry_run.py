@@ -17,9 +17,9 @@ from echox.codecs.base import CODECS
 from echox.corpora.units import units_path
 from echox.encoders.base import ENCODERS
 from echox.engine.config import Precision, TrainConfig
-from echox.errors import AssetError
+from echox.errors import AssetError, ConfigError, EchoxError
 from echox.recipe import STAGES, Recipe
-from echox.tasks.base import TASKS, Outline, Parts, StageContext
+from echox.tasks.base import TASKS, Outline, Parts, StageContext, Task
 
 GPUS = (1, 8)
 GB = 1e9
@@ -73,20 +73,25 @@ def dry_run(recipe: Recipe) -> None:
 
     Raises:
         AssetError: files are missing; they are all printed before.
-        ConfigError: a task has no outline, or parts do not fit each other.
+        EchoxError: nothing is missing, but parts do not fit each other, or a task has no outline.
     """
     print(f"{recipe.name}, dry run: true shapes on the meta device, nothing is read; memory for GPUs that multiply bfloat16, 1 GB = 10^9 bytes")
-    sizes = list(stage_sizes(recipe))
-    for size in sizes:
-        print("\n".join(["", *_stage_lines(size)]))
-    missing = missing_files(recipe, [path for size in sizes for path in size.outline.manifests])
-    made = made_by_the_run(recipe)
+    fault: EchoxError | None = None
+    try:
+        for size in stage_sizes(recipe):
+            print("\n".join(["", *_stage_lines(size)]))
+    except EchoxError as error:  # what is missing is told nevertheless
+        fault = error
+        print(f"\nsizes cannot be told: {error}")
+    missing, made = missing_files(recipe), made_by_the_run(recipe)
     if made:
         print("\nmade by the run: " + ", ".join(made))
     if missing:
         print("\n".join(["", "missing:", *(f"  {item}" for item in missing)]), flush=True)
         count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise AssetError(f"{count} missing for {recipe.name}, listed above; put them there, or set the fields that name them to where they are")
+    if fault is not None:
+        raise fault
     print("\nnothing is missing")
 
 
@@ -114,6 +119,13 @@ def _with_parents(recipe: Recipe) -> set[str]:
 
 
 def _outline(recipe: Recipe, stage: str, before: Mapping[str, Outline]) -> Outline:
+    task = _task(recipe, stage)
+    if absent := [parent for parent in task.parents if parent not in before]:
+        raise ConfigError(f"stage {stage!r} builds on {', '.join(absent)}, of which the recipe has no plan; add '- _stages' to its defaults list")
+    return task.outline(before)
+
+
+def _task(recipe: Recipe, stage: str) -> Task:
     plan = recipe.plan(stage)
     context = StageContext(
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
@@ -122,10 +134,7 @@ def _outline(recipe: Recipe, stage: str, before: Mapping[str, Outline]) -> Outli
         device=torch.device("meta"),
         bf16=plan.train.precision is not Precision.fp32,
     )
-    task = TASKS.build(plan.task, context)
-    if absent := [parent for parent in task.parents if parent not in before]:
-        raise AssetError(f"stage {stage!r} builds on {', '.join(absent)}, of which the recipe has no plan; add '- _stages' to its defaults list")
-    return task.outline(before)
+    return TASKS.build(plan.task, context)
 
 
 def _size(stage: str, outline: Outline, train: TrainConfig) -> StageSize:
@@ -203,12 +212,8 @@ def _gb(amount: int) -> str:
     return f"{amount / GB:.2f} GB"
 
 
-def missing_files(recipe: Recipe, manifests: Sequence[str]) -> list[str]:
-    """Every file that the run would ask for and neither finds, nor makes, nor fetches from a pinned package.
-
-    Args:
-        manifests: those that the planned stages read.
-    """
+def missing_files(recipe: Recipe) -> list[str]:
+    """Every file that the run would ask for and neither finds, nor makes, nor fetches from a pinned package."""
     encoder, backbone, codec = recipe.encoder, recipe.backbone, recipe.codec
     # Of stages without an encoder the language model's rows are still read.
     found = list(BACKBONES.entry_of(backbone).implementation.missing(backbone))
@@ -218,7 +223,7 @@ def missing_files(recipe: Recipe, manifests: Sequence[str]) -> list[str]:
         found += CODECS.entry_of(codec).implementation.missing(codec)
         if not CODECS.entry_of(codec).implementation.is_ready(codec) and not recipe.codec_speech:
             found.append(f"{_codec_place(recipe)} (the codec, and codec_speech names no recordings to fit it to)")
-    found += [f"{path} (manifest)" for path in _read_manifests(recipe, manifests) if not _is_made(recipe, path) and not Path(path).is_file()]
+    found += [f"{path} (manifest)" for path in _read_manifests(recipe) if not _is_made(recipe, path) and not Path(path).is_file()]
     found += [f"{path} (checkpoint of an earlier stage)" for path in _parent_folders(recipe) if not path.exists()]
     return list(dict.fromkeys(found))
 
@@ -227,9 +232,10 @@ def _codec_place(recipe: Recipe) -> str:
     return getattr(recipe.codec, "folder", "") or type(recipe.codec).__name__
 
 
-def _read_manifests(recipe: Recipe, manifests: Sequence[str]) -> list[str]:
+def _read_manifests(recipe: Recipe) -> list[str]:
     """Those of the stages, and those from which units and the codec are made."""
-    paths = [*manifests, *(recipe.units if "t2c" in recipe.planned else [])]
+    paths = [path for stage in recipe.planned for path in _task(recipe, stage).manifests()]
+    paths += recipe.units if "t2c" in recipe.planned else []
     if {"t2c", "echo"} & set(recipe.planned) and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
         paths += recipe.codec_speech
     return paths

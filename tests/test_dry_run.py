@@ -136,8 +136,8 @@ def test_a_folder_that_lacks_a_shard_is_not_enough(away, write):
     write("llama/model-00001.safetensors", "")
     discover()
     recipe = load_recipe("echo_3b", ["stage=t2c", "backbone.weights=llama"])
-    assert "llama/model-00002.safetensors" in dry_run.missing_files(recipe, [])
-    assert "llama/model-00001.safetensors" not in dry_run.missing_files(recipe, [])
+    assert "llama/model-00002.safetensors" in dry_run.missing_files(recipe)
+    assert "llama/model-00001.safetensors" not in dry_run.missing_files(recipe)
 
 
 def test_a_local_config_decides_the_shape(away, write):
@@ -148,7 +148,7 @@ def test_a_local_config_decides_the_shape(away, write):
 
 def test_a_single_stage_wants_its_parents(away):
     discover()
-    missing = dry_run.missing_files(load_recipe("echo_tiny", ["stage=echo"]), [])
+    missing = dry_run.missing_files(load_recipe("echo_tiny", ["stage=echo"]))
     assert missing == [f"runs/echo_tiny/{parent}/final (checkpoint of an earlier stage)" for parent in ("s2t", "t2c")]
 
 
@@ -163,13 +163,16 @@ def test_a_recipe_that_makes_all_it_needs_misses_nothing(away, capsys, recipe):
 def test_a_codec_without_recordings_is_missing(away):
     discover()
     assert "runs/echo_mini/codec (the codec, and codec_speech names no recordings to fit it to)" in dry_run.missing_files(
-        load_recipe("echo_mini", ["codec_speech=[]"]), []
+        load_recipe("echo_mini", ["codec_speech=[]"])
     )
 
 
-def test_an_unknown_model_is_one_sentence(away, capsys):
+def test_of_an_unknown_model_the_files_are_told_nevertheless(away, capsys):
     assert train.main(["recipe=echo_3b", "dry_run=true", "backbone.weights=org/unheard-of"]) == 2
-    assert "the shape of 'org/unheard-of' is not known" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "sizes cannot be told: the shape of 'org/unheard-of' is not known" in printed.out
+    assert "org/unheard-of (weights)" in printed.out and "data/mls/mls.json (manifest)" in printed.out
+    assert printed.err.count("\n") == 1
 
 
 def test_a_dry_run_trains_nothing(away, monkeypatch):

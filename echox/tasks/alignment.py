@@ -107,6 +107,9 @@ class AlignmentTask(Task):
             rows = self.backbone.embed(ids)
         return AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, rows))
 
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         encoder = ENCODERS.entry_of(self.context.parts.encoder).implementation.outline(self.context.parts.encoder)
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
@@ -119,7 +122,6 @@ class AlignmentTask(Task):
         return Outline(
             model=model,
             parts={"encoder": ["encoder"], **named_parts("adapter", "adapter", SpeechAdapter.parts), "spelling head": ["spelling"]},
-            manifests=[*self.config.data.train, *self.config.data.valid],
             cost_unit="encoder frames",
             longest_cost=round(self.config.data.max_audio_s * encoder.frame_rate_hz),
             activations=adapter_activations(model.adapter, SCORE_BYTES),

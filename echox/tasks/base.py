@@ -47,11 +47,10 @@ class StageContext:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A stage before anything is read: its model's true shapes, and what it will ask for."""
+    """A stage's model before anything is read: its true shapes, and what training it will keep in memory."""
 
     model: nn.Module  # on the meta device, trained and frozen weights told apart, in the formats they are trained in
     parts: Mapping[str, Sequence[str]]  # what people call the parts -> prefixes of their weights' names in `model`; together all of them
-    manifests: Sequence[str]  # that it reads
     cost_unit: str  # what `Examples.cost` counts
     longest_cost: int  # of an example as long as the config allows
     activations: Mapping[str, float]  # estimate: bytes kept from forward to backward per unit of cost
@@ -78,6 +77,10 @@ class Task(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """The stage's model on the CPU: pretrained parts loaded and frozen, parents' learned weights loaded, the rest seeded."""
+
+    def manifests(self) -> Sequence[str]:
+        """The manifests it reads; a task that does not say leaves them out of a dry run."""
+        return ()
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         """The stage with true shapes on the meta device, without weights, data or checkpoints.

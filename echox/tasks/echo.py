@@ -148,6 +148,9 @@ class EchoTask(Task):
         self._draw_rows()
         return model
 
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         speech_llm, voice = parents["s2t"].model, parents["t2c"].model
         backbone, decoder = speech_llm.backbone, voice.decoder
@@ -165,7 +168,6 @@ class EchoTask(Task):
         return Outline(
             model=model,
             parts={**speech_llm_parts("speech_llm."), "denoising adapter": ["denoiser"], **voice_parts("voice.")},
-            manifests=[*self.config.data.train, *self.config.data.valid],
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, speech_llm.encoder.frame_rate_hz),
             activations={**heard, "denoising adapter": denoised, "unit decoder": spoken},

@@ -133,6 +133,9 @@ class SpeechTextTask(Task):
         self.read(model)
         return model
 
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         encoder = ENCODERS.entry_of(self.context.parts.encoder).implementation.outline(self.context.parts.encoder)
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
@@ -143,7 +146,6 @@ class SpeechTextTask(Task):
         return Outline(
             model=model,
             parts=speech_llm_parts(),
-            manifests=[*self.config.data.train, *self.config.data.valid],
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, encoder.frame_rate_hz),
             activations=speech_llm_activations(model, SCORE_BYTES),

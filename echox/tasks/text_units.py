@@ -107,6 +107,9 @@ class TextUnitsTask(Task):
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         return build_voice(self.config, self.backbone, self.codec)
 
+    def manifests(self) -> list[str]:
+        return [*self.config.train, *self.config.valid]
+
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         codec = CODECS.entry_of(self.context.parts.codec).implementation
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
@@ -115,7 +118,6 @@ class TextUnitsTask(Task):
         return Outline(
             model=model,
             parts=voice_parts(),
-            manifests=[*self.config.train, *self.config.valid],
             cost_unit="text tokens and words",
             longest_cost=self.config.decoder.positions,
             activations={"unit decoder": layer_bytes(model.decoder.body, self.config.decoder.width)},
