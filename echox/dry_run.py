@@ -24,6 +24,7 @@ from echox.tasks.base import TASKS, Outline, Parts, StageContext, Task
 GPUS = (1, 8)
 GB = 1e9
 STATE_BYTES = 8  # AdamW's two means of a weight, float32
+ROUNDED_BYTES = 2  # a bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +139,14 @@ def _task(recipe: Recipe, stage: str) -> Task:
 
 
 def _size(stage: str, outline: Outline, train: TrainConfig) -> StageSize:
-    longest = outline.longest_cost * (train.batch_size or 1)
-    cost = min(longest, train.batch_cost or longest)
-    return StageSize(
-        stage=stage,
-        parts=part_sizes(outline),
-        step=_step(outline, train, cost),
-        cost=cost,
-        activation_bytes={name: round(cost * size) for name, size in outline.activations.items()},
-        outline=outline,
-    )
+    limits = [train.batch_cost, train.batch_size and train.batch_size * outline.longest_cost]
+    cost = min(limit for limit in limits if limit is not None)
+    parts = part_sizes(outline)
+    activations = {name: round(cost * size) for name, size in outline.activations.items()}
+    if train.precision is not Precision.fp32:
+        # Autocast keeps a rounded copy of trained weights until the step ends.
+        activations["weights in bfloat16"] = ROUNDED_BYTES * sum(part.trained for part in parts)
+    return StageSize(stage, parts, _step(outline, train, cost), cost, activations, outline)
 
 
 def _step(outline: Outline, train: TrainConfig, cost: int) -> str:
