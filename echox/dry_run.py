@@ -76,7 +76,7 @@ def dry_run(recipe: Recipe) -> None:
         AssetError: files are missing; they are all printed before.
         EchoxError: nothing is missing, but parts do not fit each other, or a task has no outline.
     """
-    print(f"{recipe.name}, dry run: true shapes on the meta device, nothing is read; memory for GPUs that multiply bfloat16, 1 GB = 10^9 bytes")
+    print(f"{recipe.name}, dry run: true shapes on the meta device, no weights read; memory for GPUs that multiply bfloat16, GB = 10^9 bytes")
     fault: EchoxError | None = None
     try:
         for size in stage_sizes(recipe):
@@ -90,7 +90,7 @@ def dry_run(recipe: Recipe) -> None:
     if missing:
         print("\n".join(["", "missing:", *(f"  {item}" for item in missing)]), flush=True)
         count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-        raise AssetError(f"{count} missing for {recipe.name}, listed above; put them there, or set the fields that name them to where they are")
+        raise AssetError(f"{count} missing for {recipe.name}, listed above; put them there, or set the fields that name them")
     if fault is not None:
         raise fault
     print("\nnothing is missing")
@@ -122,7 +122,8 @@ def _with_parents(recipe: Recipe) -> set[str]:
 def _outline(recipe: Recipe, stage: str, before: Mapping[str, Outline]) -> Outline:
     task = _task(recipe, stage)
     if absent := [parent for parent in task.parents if parent not in before]:
-        raise ConfigError(f"stage {stage!r} builds on {', '.join(absent)}, of which the recipe has no plan; add '- _stages' to its defaults list")
+        before_it = ", ".join(absent)
+        raise ConfigError(f"stage {stage!r} builds on {before_it}, of which the recipe has no plan; add '- _stages' to its defaults list")
     return task.outline(before)
 
 

@@ -126,7 +126,7 @@ def test_everything_missing_is_named_at_once(away, capsys):
         "openai/whisper-large-v3 (weights)",
         *(f"data/{name}/{name}.json (manifest)" for name in ("librispeech", "mls", "sharechatx", "magpie", "audioqa", "speechinstruct", "hh_rlhf")),
     }
-    assert printed.err == "echox-train: 9 files are missing for echo_3b, listed above; put them there, or set the fields that name them to where they are\n"
+    assert printed.err == "echox-train: 9 files are missing for echo_3b, listed above; put them there, or set the fields that name them\n"
     assert all(f"\n{stage}: " in printed.out for stage in STAGES)
 
 
