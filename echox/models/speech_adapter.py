@@ -66,6 +66,7 @@ class SpeechAdapter(nn.Module):
         "alignment encoder": ("layers", "out_norm"),
         "CTC head": ("ctc_head",),
         "look-back": ("look_back", "look_back_norm"),
+        "token rows": ("token_ids", "token_rows"),
     }  # what people call its parts -> the modules they are
 
     def __init__(self, config: SpeechAdapterConfig, feature_dim: int, token_ids: Tensor, token_rows: Tensor) -> None:
