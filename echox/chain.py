@@ -19,6 +19,7 @@ from echox.criteria.base import CRITERIA
 from echox.data.audio import duration_s, load_audio
 from echox.data.manifest import OnBroken, read_manifests
 from echox.device import device_named
+from echox.dry_run import dry_run
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.precision import uses_bf16
@@ -34,11 +35,13 @@ ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
 def run_recipe(recipe: Recipe) -> None:
-    """Do whatever of the recipe is not done yet; safe to stop in any way and to call again.
+    """Do whatever of the recipe is not done yet; safe to stop in any way and to call again. A dry run only says what that would take.
 
     Raises:
         EchoxError: something the recipe asks for does not fit or cannot be had.
     """
+    if recipe.dry_run:
+        return dry_run(recipe)
     world, device = join(), device_named(recipe.device)
     began_s = time.monotonic()
     with world.main_first():

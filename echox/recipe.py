@@ -76,6 +76,8 @@ class Recipe:
     """Device to run on: auto, cpu, cuda or cuda:N."""
     plugin_dirs: list[str] = field(default_factory=list)
     """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+    dry_run: bool = False
+    """Only say what the run would take: sizes, memory, tokens per step, missing files; with an exit code of 0 where none is missing."""
     stage: str | None = None
     """Run this stage alone; null runs all of `stages`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))

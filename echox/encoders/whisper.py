@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWh
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
+from echox.assets.shapes import UNTRAINED, missing_weights, shape_of
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
-from echox.errors import ConfigError, SignalError
+from echox.errors import AssetError, ConfigError, SignalError
 from echox.signals import Features, Waveform, valid_mask
 
 RATE_HZ = 16_000
@@ -30,7 +32,8 @@ class WhisperConfig(EncoderConfig):
     """Whisper's encoder, frozen, from a catalogue name, a hub id or a local folder."""
 
     weights: str = "whisper_base"
-    """Catalogue name, hub id or local folder of the weights; "random" builds a small untrained encoder for tests."""
+    """Catalogue name, hub id or local folder of the weights; "random" builds a small untrained encoder for tests, "random:NAME" that
+    model's true shapes untrained, for speed work."""
     layers: int | None = None
     """Transformer layers to run; None runs all of them and the final norm, fewer give the states of that layer."""
     pad_to_window: bool = False
@@ -73,6 +76,15 @@ class WhisperEncoder(Encoder):
         self.dim = self.encoder.config.d_model
         self.register_buffer("mel_filters", mel_filters, persistent=False)  # [M, 201]
         self.register_buffer("hann", torch.hann_window(FFT_SAMPLES), persistent=False)
+
+    @classmethod
+    def outline(cls, config: WhisperConfig) -> WhisperEncoder:
+        known = config.weights == "random" or config.weights.startswith(UNTRAINED)
+        return super().outline(config if known else dataclasses.replace(config, weights=UNTRAINED + config.weights))
+
+    @classmethod
+    def missing(cls, config: WhisperConfig) -> list[str]:
+        return missing_weights(config.weights)
 
     def train(self, mode: bool = True) -> WhisperEncoder:
         return super().train(False)  # frozen: dropout never acts
@@ -153,18 +165,38 @@ def _with_tail(wave: Waveform, tail_s: float) -> Waveform:
 
 
 def _load(config: WhisperConfig) -> tuple[nn.Module, Tensor]:
-    if config.weights == "random":
-        shape = HubWhisperConfig(d_model=config.random_dim, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=2 * config.random_dim)
-        generator_state = torch.get_rng_state()
-        torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
-        encoder = HubWhisperEncoder(shape)
-        torch.set_rng_state(generator_state)
-        extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)
-    else:
-        from transformers import WhisperModel
+    if config.weights == "random" or config.weights.startswith(UNTRAINED):
+        return _untrained(_untrained_shape(config))
+    from transformers import WhisperModel
 
-        folder = asset_folder(config.weights)
-        with loading("a Whisper model", folder):
-            encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
-            extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    return encoder, torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T.contiguous()
+    folder = asset_folder(config.weights)
+    with loading("a Whisper model", folder):
+        encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
+        extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    return encoder, _mel_filters(extractor)
+
+
+def _untrained_shape(config: WhisperConfig) -> HubWhisperConfig:
+    """
+    Raises:
+        AssetError: the model is not known, or is no Whisper.
+    """
+    if config.weights == "random":
+        return HubWhisperConfig(d_model=config.random_dim, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=2 * config.random_dim)
+    shape = shape_of(config.weights.removeprefix(UNTRAINED))
+    if not isinstance(shape, HubWhisperConfig):
+        raise AssetError(f"encoder.weights {config.weights!r} has the shape of a {shape.model_type}, not of a Whisper; name a Whisper")
+    return shape
+
+
+def _untrained(shape: HubWhisperConfig) -> tuple[nn.Module, Tensor]:
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
+    encoder = HubWhisperEncoder(shape)
+    torch.set_rng_state(generator_state)
+    return encoder, _mel_filters(WhisperFeatureExtractor(feature_size=shape.num_mel_bins))
+
+
+def _mel_filters(extractor: WhisperFeatureExtractor) -> Tensor:
+    """[M, 201]"""
+    return torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T.contiguous()

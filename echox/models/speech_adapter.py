@@ -63,6 +63,15 @@ class SpeechAdapter(nn.Module):
     Source: the shrinking adapter of Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174); posterior times embedding table is ours.
     """
 
+    parts = {
+        "projector": ("projector",),
+        "positions": ("position",),
+        "alignment encoder": ("layers", "out_norm"),
+        "CTC head": ("ctc_head",),
+        "look-back": ("look_back", "look_back_norm"),
+        "token rows": ("token_ids", "token_rows"),
+    }  # what people call its parts -> the modules they are
+
     def __init__(self, config: SpeechAdapterConfig, feature_dim: int, token_ids: Tensor, token_rows: Tensor) -> None:
         """Args: token_ids [C-1], the LLM's tokens that CTC may emit; token_rows [C-1, H], their embeddings, which start its head."""
         super().__init__()

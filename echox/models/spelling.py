@@ -15,6 +15,8 @@ def spell(texts: list[str], length: int) -> Tensor:
     """Token strings -> letter ids uint8 [V, length], zero-padded; case is dropped, a leading space becomes START."""
     rows = torch.zeros(len(texts), length, dtype=torch.uint8)
     for row, text in zip(rows, texts):
+        if not text:
+            continue
         marks = [START] if text.startswith(" ") else []
         marks += [FIRST_LETTER + LETTERS.find(c) if c in LETTERS else OTHER for c in text.strip().lower()]
         row[: len(marks[:length])] = torch.tensor(marks[:length], dtype=torch.uint8)

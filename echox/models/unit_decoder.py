@@ -55,6 +55,14 @@ class UnitDecoder(nn.Module):
     Output ids: 0 .. words-1 are words, then BEGIN, END, NEXT.
     """
 
+    parts = {
+        "projection": ("text_in",),
+        "word rows": ("words",),
+        "spoken token": ("text_near", "spoken_in"),
+        "body": ("body",),
+        "output head": ("head",),
+    }  # what people call its parts -> the modules they are
+
     def __init__(self, config: UnitDecoderConfig, text_width: int, word_count: int) -> None:
         super().__init__()
         self.config = config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ManifestError
+from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.signals import Batch, Features
-from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
 
 
@@ -106,6 +107,27 @@ class AlignmentTask(Task):
             rows = self.backbone.embed(ids)
         return AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, rows))
 
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        encoder = ENCODERS.entry_of(self.context.parts.encoder).implementation.outline(self.context.parts.encoder)
+        backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
+        with torch.device("meta"):
+            ids = torch.arange(backbone.vocab_size)
+            model = AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, backbone.embed(ids)))
+        notes = ["the language model gives its embeddings from the CPU's memory and is not on the GPU"]
+        if not self.config.full_vocabulary:
+            notes.append("CTC is counted over the whole vocabulary; it will be over the tokens of the training texts alone")
+        return Outline(
+            model=model,
+            parts={"encoder": ["encoder"], **named_parts("adapter", "adapter", SpeechAdapter.parts), "spelling head": ["spelling"]},
+            cost_unit="encoder frames",
+            longest_cost=round(self.config.data.max_audio_s * encoder.frame_rate_hz),
+            activations=adapter_activations(model.adapter, SCORE_BYTES),
+            notes=notes,
+        )
+
     def _clips(self, split: str) -> list[_Clip]:
         pairs = [(row.id, path, said) for row in self.data.rows(split) for path, said in spoken_pairs(row, answers=self.config.answers)]
         if split == "train" and not pairs:
@@ -159,6 +181,15 @@ class AlignmentTask(Task):
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()
+
+
+def adapter_activations(adapter: SpeechAdapter, bytes_per_score: int) -> dict[str, float]:
+    """Estimated bytes kept from forward to backward per encoder frame, where CTC's scores take so many bytes each."""
+    H, stack = adapter.ctc_head.in_features, adapter.config.stack
+    return {
+        "alignment encoder": layer_bytes(adapter.layers, H) / stack,
+        "CTC scores": bytes_per_score * adapter.ctc_head.out_features / stack,
+    }
 
 
 def token_index(token_ids: Tensor, vocab_size: int) -> list[int]:

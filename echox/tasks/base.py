@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from echox.backbones.base import BackboneConfig
 from echox.codecs.base import CodecConfig
 from echox.encoders.base import EncoderConfig
+from echox.errors import ConfigError
 from echox.registry import Registry
 from echox.signals import Batch, Outputs
 
@@ -44,6 +45,18 @@ class StageContext:
     bf16: bool = False  # run frozen parts under bfloat16 autocast
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A stage's model before anything is read: its true shapes, and what training it will keep in memory."""
+
+    model: nn.Module  # on the meta device, trained and frozen weights told apart, in the formats they are trained in
+    parts: Mapping[str, Sequence[str]]  # what people call the parts -> prefixes of their weights' names in `model`; together all of them
+    cost_unit: str  # what `Examples.cost` counts
+    longest_cost: int  # of an example as long as the config allows
+    activations: Mapping[str, float]  # estimate: bytes kept from forward to backward per unit of cost
+    notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
+
+
 class Examples(Sequence[Any], ABC):
     """A split of the data: map-style, each example with a cost by which batches are bucketed."""
 
@@ -64,6 +77,20 @@ class Task(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """The stage's model on the CPU: pretrained parts loaded and frozen, parents' learned weights loaded, the rest seeded."""
+
+    def manifests(self) -> Sequence[str]:
+        """The manifests it reads; a task that does not say leaves them out of a dry run."""
+        return ()
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        """The stage with true shapes on the meta device, without weights, data or checkpoints.
+
+        Args:
+            parents: the outlines of the stages named in `parents`.
+        Raises:
+            ConfigError: this task does not say.
+        """
+        raise ConfigError(f"{type(self).__name__} has no outline, so a dry run cannot tell its sizes; leave its stage out of `stages`")
 
     @abstractmethod
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
@@ -99,6 +126,11 @@ class Task(ABC):
     @abstractmethod
     def data_fingerprints(self) -> dict[str, str]:
         """Name -> fingerprint of every manifest, codec and cache this stage learns from; stored in the checkpoint's lineage."""
+
+
+def named_parts(owner: str, path: str, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The parts of a module at `path` in a stage's model, as `Outline.parts` wants them."""
+    return {f"{owner}: {name}": [f"{path}.{module}" for module in modules] for name, modules in parts.items()}
 
 
 TASKS: Registry[Task] = Registry("task", TaskConfig)

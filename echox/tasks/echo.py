@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,11 +20,14 @@ from echox.data.text import edit_distance
 from echox.errors import CheckpointError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel
+from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
 from echox.tasks.speech_text import (
+    ANSWER_SHARE,
+    ASSUMED,
     Conversation,
     SpeechTextBatch,
     SpeechTextTask,
@@ -32,10 +35,15 @@ from echox.tasks.speech_text import (
     adapter_token_ids,
     build_speech_llm,
     learned_speech_llm,
+    longest_conversation,
+    speech_llm_activations,
+    speech_llm_parts,
     teacher_forced,
 )
 from echox.tasks.spoken import SpokenDataConfig, padded
-from echox.tasks.text_units import build_voice
+from echox.tasks.text_units import build_voice, voice_parts
+
+WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -139,6 +147,32 @@ class EchoTask(Task):
         self.speech_text.read(model.speech_llm)
         self._draw_rows()
         return model
+
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        speech_llm, voice = parents["s2t"].model, parents["t2c"].model
+        backbone, decoder = speech_llm.backbone, voice.decoder
+        with torch.device("meta"):
+            model = EchoModel(speech_llm, DenoisingAdapter(self.config.denoiser, backbone.hidden_size), voice)
+        if self.context.bf16:
+            halve_frozen(backbone)
+        if not self.config.train_speech_llm:
+            speech_llm.requires_grad_(False)
+        heard = speech_llm_activations(speech_llm, 0) if self.config.train_speech_llm else {}
+        spoken = ANSWER_SHARE * (1 + WORDS_PER_TOKEN) * layer_bytes(decoder.body, decoder.config.width)
+        # Next-token scores at the answer are taken a second time, where the denoising adapter starts from them.
+        denoised = ANSWER_SHARE * (SCORE_BYTES * backbone.vocab_size if self.config.denoiser.candidates and heard else 0)
+        denoised += ANSWER_SHARE * BYTES_PER_CHANNEL * backbone.hidden_size
+        return Outline(
+            model=model,
+            parts={**speech_llm_parts("speech_llm."), "denoising adapter": ["denoiser"], **voice_parts("voice.")},
+            cost_unit="tokens",
+            longest_cost=longest_conversation(self.config.data, speech_llm.encoder.frame_rate_hz),
+            activations={**heard, "denoising adapter": denoised, "unit decoder": spoken},
+            notes=[ASSUMED, f"activations: {WORDS_PER_TOKEN} unit-language words to a text token"],
+        )
 
     def _draw_rows(self) -> None:
         rows = self.speech_text.splits["train"]

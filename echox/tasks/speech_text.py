@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,20 @@ from echox.data.text import contains_answer
 from echox.encoders.base import ENCODERS
 from echox.errors import CheckpointError, ManifestError
 from echox.models.decoding import greedy_text
+from echox.models.footprint import MIXTURE_BYTES, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
-from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapterConfig
+from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
 from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
 from echox.signals import Batch, Features
-from echox.tasks.alignment import known_indices, token_index
-from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
+from echox.tasks.alignment import adapter_activations, known_indices, token_index
+from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, named_parts
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+
+
+FRAMES_PER_TOKEN = 8  # encoder frames that cost as much as a token
+# What estimates assume of the tokens of a conversation, for want of the data.
+HEARD_SHARE, ANSWER_SHARE = 0.5, 0.25
+WRITTEN_TOKENS = 256  # of a long conversation
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,7 +76,7 @@ class Conversation:
 class Conversations(Examples):
     """Spoken conversations with written answers."""
 
-    def __init__(self, rows: Sequence[Conversation], data: SpokenData, frames_per_token: int = 8) -> None:
+    def __init__(self, rows: Sequence[Conversation], data: SpokenData, frames_per_token: int = FRAMES_PER_TOKEN) -> None:
         self.rows, self.data, self.frames_per_token = rows, data, frames_per_token
 
     def __len__(self) -> int:
@@ -125,6 +132,25 @@ class SpeechTextTask(Task):
             halve_frozen(model.backbone)
         self.read(model)
         return model
+
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        encoder = ENCODERS.entry_of(self.context.parts.encoder).implementation.outline(self.context.parts.encoder)
+        backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
+        with torch.device("meta"):
+            model = join_speech_llm(encoder, backbone, self.config.adapter, parents["align"].model.adapter.token_ids)
+        if self.context.bf16:
+            halve_frozen(model.backbone)
+        return Outline(
+            model=model,
+            parts=speech_llm_parts(),
+            cost_unit="tokens",
+            longest_cost=longest_conversation(self.config.data, encoder.frame_rate_hz),
+            activations=speech_llm_activations(model, SCORE_BYTES),
+            notes=[ASSUMED],
+        )
 
     def read(self, model: SpeechLLM) -> None:
         """Read the manifests in the model's tokens."""
@@ -188,6 +214,30 @@ class SpeechTextTask(Task):
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()
+
+
+ASSUMED = f"activations: {HEARD_SHARE:.0%} of the tokens are taken to be heard and {ANSWER_SHARE:.0%} to be answers"
+
+
+def speech_llm_parts(path: str = "") -> dict[str, list[str]]:
+    """The S2T model's parts as `Outline.parts` wants them, where it stands at `path` ("" or "name.")."""
+    adapter = named_parts("adapter", f"{path}adapter", SpeechAdapter.parts)
+    return {"encoder": [f"{path}encoder"], **adapter, "language model": [f"{path}backbone"]}
+
+
+def speech_llm_activations(model: SpeechLLM, bytes_per_ctc_score: int) -> dict[str, float]:
+    """Estimated bytes kept from forward to backward per token of a conversation, heard speech included."""
+    frames = HEARD_SHARE * FRAMES_PER_TOKEN
+    adapter = adapter_activations(model.adapter, bytes_per_ctc_score + MIXTURE_BYTES)
+    return {name: frames * size for name, size in adapter.items()} | {
+        "language model": layer_bytes(model.backbone, model.backbone.hidden_size),
+        "text scores": ANSWER_SHARE * SCORE_BYTES * model.backbone.vocab_size,
+    }
+
+
+def longest_conversation(data: SpokenDataConfig, frame_rate_hz: float) -> int:
+    """Tokens of a conversation with one clip as long as allowed and a long text."""
+    return round(data.max_audio_s * frame_rate_hz) // FRAMES_PER_TOKEN + WRITTEN_TOKENS
 
 
 def collate_conversations(examples: Sequence[Conversation], data: SpokenData, index: Sequence[int]) -> SpeechTextBatch:

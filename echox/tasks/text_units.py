@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,10 +20,11 @@ from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manife
 from echox.data.text import edit_distance
 from echox.errors import ManifestError
 from echox.models.denoising import TextVoice, join_voice
+from echox.models.footprint import layer_bytes
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
 from echox.tasks.spoken import padded
 
 
@@ -92,6 +93,11 @@ def build_voice(config: TextUnitsTaskConfig, backbone: Backbone, codec: Codec) -
     return join_voice(config.decoder, config.spelling_channels, backbone, codec.word_count)
 
 
+def voice_parts(path: str = "") -> dict[str, list[str]]:
+    """The T2C model's parts as `Outline.parts` wants them, where it stands at `path` ("" or "name.")."""
+    return {"text rows": [f"{path}rows"], **named_parts("unit decoder", f"{path}decoder", UnitDecoder.parts)}
+
+
 @TASKS.register("t2c", TextUnitsTaskConfig)
 class TextUnitsTask(Task):
     """Stage II: the unit decoder learns to read text aloud."""
@@ -103,6 +109,23 @@ class TextUnitsTask(Task):
         self.codec = CODECS.build(self.context.parts.codec)
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         return build_voice(self.config, self.backbone, self.codec)
+
+    def manifests(self) -> list[str]:
+        return [*self.config.train, *self.config.valid]
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        codec = CODECS.entry_of(self.context.parts.codec).implementation
+        backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
+        with torch.device("meta"):
+            model = join_voice(self.config.decoder, self.config.spelling_channels, backbone, codec.expected_word_count(self.context.parts.codec))
+        return Outline(
+            model=model,
+            parts=voice_parts(),
+            cost_unit="text tokens and words",
+            longest_cost=self.config.decoder.positions,
+            activations={"unit decoder": layer_bytes(model.decoder.body, self.config.decoder.width)},
+            notes=[] if codec.is_ready(self.context.parts.codec) else ["the words are those that the codec is to have; it is not fitted yet"],
+        )
 
     def learned(self, model: TextVoice) -> dict[str, Tensor]:
         return dict(model.state_dict())

