@@ -64,7 +64,7 @@ def test_gradcheck_in_double_precision():
         return codec_head_loss(hidden, weight, targets, bias=bias, segments=[0, 5, 12], reduction=reduction, **options).loss
 
     for reduction in Reduction:
-        assert torch.autograd.gradcheck(lambda *leaves: function(*leaves, reduction), (hidden, weight, bias))
+        assert torch.autograd.gradcheck(lambda *leaves, reduction=reduction: function(*leaves, reduction), (hidden, weight, bias))
 
 
 @pytest.mark.parametrize("impl", [Impl.reference, *PATHS], ids=lambda impl: impl.value)
