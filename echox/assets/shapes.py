@@ -18,6 +18,12 @@ from echox.errors import AssetError
 UNTRAINED = "random:"
 """Before a name, in a field of weights: the true shapes of that model, untrained."""
 
+
+def untrained(weights: str) -> str:
+    """A field of weights that gives the same shapes without any weights being read."""
+    return weights if weights == "random" or weights.startswith(UNTRAINED) else UNTRAINED + weights
+
+
 _LLAMA_3_ROPE = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,

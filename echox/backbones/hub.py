@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
-from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder
+from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder, untrained
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
 from echox.errors import ConfigError
 
@@ -74,8 +74,7 @@ class HubBackbone(Backbone):
 
     @classmethod
     def outline(cls, config: HubBackboneConfig) -> HubBackbone:
-        known = config.weights == "random" or config.weights.startswith(UNTRAINED)
-        return super().outline(config if known else dataclasses.replace(config, weights=UNTRAINED + config.weights))
+        return super().outline(dataclasses.replace(config, weights=untrained(config.weights)))
 
     @classmethod
     def missing(cls, config: HubBackboneConfig) -> list[str]:

@@ -200,7 +200,8 @@ class _Planner:
         manifests |= self._questions(splits)
         if config.free_questions:
             clips = config.clips_per_question
-            manifests["free.train.jsonl"] = self._free(free_train, self.voices[Use.TRAIN.value], clips=clips, augmented=True)
+            voices, answered = self.voices[Use.TRAIN.value], config.answered_questions
+            manifests["free.train.jsonl"] = self._free(free_train, voices, clips=clips, answered=answered, augmented=True)
             manifests["free.test.jsonl"] = self._free(free_test, self.test_voices, augmented=False)
         return {name: rows for name, rows in manifests.items() if rows}
 
@@ -242,8 +243,11 @@ class _Planner:
         kept_out = NearDuplicates(test)
         return [text for text in texts[len(test) :] if text not in kept_out], test
 
-    def _free(self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, augmented: bool) -> list[Row]:
-        answers = self._answers(questions)
+    def _free(
+        self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, answered: int | None = None, augmented: bool
+    ) -> list[Row]:
+        """Free questions, of which the language model answers the first `answered` (None is all)."""
+        answers = self._answers(questions[:answered])
         rows = []
         for question in questions:
             for clip, voice in enumerate(cast(question, voices, clips, self.config.seed)):
@@ -256,7 +260,7 @@ class _Planner:
         """The language model's usable answers by question."""
         if self.own_answers is None:
             return {}
-        whole = self.own_answers.to(questions[: self.config.answered_questions], seed)
+        whole = self.own_answers.to(questions, seed)
         firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
         return {question: first for question, first in firsts if first is not None}
 
@@ -264,7 +268,7 @@ class _Planner:
         seeds = (None, *range(self.config.sampled_answers))
         pool = Pool(
             answers=[fact.sentence for fact in facts],
-            own_answers=[answer for seed in seeds for answer in self._answers(free_train, seed).values()],
+            own_answers=[answer for seed in seeds for answer in self._answers(free_train[: self.config.answered_questions], seed).values()],
             reserved_answers=list(self._answers(free_test).values()),
             sentences=sample_share(_cleaned("sentences.txt"), self.config, "sentences"),
             questions=free_train,
