@@ -6,7 +6,6 @@ new ones at every replay.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 # Steele et al. 2014, "Fast splittable pseudorandom number generators" (SplitMix64): the step and the two factors of its mixer.

@@ -36,8 +36,8 @@ def sample_units(hidden: Tensor, head: UnitHead, params: UnitParams, state: Unit
     Args:
         hidden: [B, D] states after the final norm.
         params, state: of B rows; `state` is overwritten.
-        forced: int64 [B, K], or [B] for one codebook: what a row says whatever its scores and filters are; negative is free. It counts
-            towards the length, ends the row where it is a stop token, and an id its codebook does not have fails the row.
+        forced: int64 [B, K], or [B] for one codebook: what a row says whatever its filters are, a stop token included; negative is
+            free. An id its codebook does not have fails the row.
     Returns:
         tokens of this step, also those that ended their rows.
     Raises:

@@ -36,8 +36,9 @@ def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
         scores = torch.mm(x, w, out_dtype=torch.promote_types(x.dtype, torch.float32))
         scores = scores if b is None else scores + b
     else:
-        x = x.repeat(2, 1) if B == 1 else x
-        scores = (torch.mm(x, w) if b is None else torch.addmm(b, x, w))[:B]
+        x = torch.cat((x, x)) if B == 1 else x
+        scores = torch.mm(x, w) if b is None else torch.addmm(b, x, w)
+        scores = scores[:1] if B == 1 else scores
     return torch.tanh_(scores.div_(head.softcap)).mul_(head.softcap) if head.softcap else scores
 
 
@@ -46,15 +47,15 @@ def chosen(scores: Tensor, head: UnitHead, params: UnitParams, state: UnitState)
     needs, K = params.needs, head.codebooks
     if needs.penalties:
         scores = _penalised(scores, params, state)
-    if needs.bars or needs.min_length:
+    if needs.bars or needs.stops:
         scores = scores.masked_fill_(_barred(params, state), NEVER)
     rows = _by_codebook(scores, head)
     top, tokens = rows.max(1)  # NaN is the largest
     if needs.draws:
         tokens = _drawn(rows, top, head, params, state)
     # NaN, and infinity less infinity, differ from 0 both.
-    failed = (top - top != 0).view(-1, K).any(1)
-    return tokens.view(-1, K), failed
+    failed = top - top != 0
+    return tokens.view(-1, K), failed if K == 1 else failed.view(-1, K).any(1)
 
 
 def _penalised(scores: Tensor, params: UnitParams, state: UnitState) -> Tensor:
@@ -64,7 +65,7 @@ def _penalised(scores: Tensor, params: UnitParams, state: UnitState) -> Tensor:
 
 
 def _barred(params: UnitParams, state: UnitState) -> Tensor:
-    if not params.needs.min_length:
+    if not params.needs.stops:
         return params.barred
     return params.barred | (params.stops & (state.length < params.min_length)[:, None])
 
@@ -121,13 +122,16 @@ def _nucleus(rows: Tensor, best: Tensor, kth: Tensor | None, top: Tensor, heat: 
 
 def advance(tokens: Tensor, failed: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
     """Write what was chosen into the state; tokens [B, K] -> what the rows say [B, K], `pad_id` where they have ended."""
-    silent = state.finished | failed
-    tokens = tokens.masked_fill(silent[:, None], head.pad_id)
+    live = ~state.finished
+    failed = failed & live
+    tokens = tokens.where((live & ~failed)[:, None], head.pad_id)
     at = tokens if head.codebooks == 1 else tokens + head.firsts
-    state.length += ~state.finished
-    stopped = params.stops.gather(1, at).any(1) | (state.length >= params.max_length)
-    state.failed |= failed & ~state.finished
-    state.finished |= failed | stopped
+    state.length += live
+    state.failed |= failed
+    state.finished |= failed | (state.length >= params.max_length)
+    if params.needs.stops:
+        stopped = params.stops.gather(1, at)
+        state.finished |= stopped.view(-1) if head.codebooks == 1 else stopped.any(1)
     if params.needs.penalties:
         state.seen.scatter_(1, at, True)
     return tokens

@@ -110,9 +110,9 @@ class UnitRequest:
     presence_penalty: float = 0.0
     """What is subtracted from scores of tokens said before."""
     allowed: Sequence[tuple[int, int]] | None = None
-    """(first, past the last) rows of the head that may be said, in ranges; None is all. With K codebooks each needs some."""
+    """(first, past the last) rows of the head that may be chosen, in ranges; None is all. With K codebooks each needs some."""
     stop_ids: Sequence[int] = ()
-    """Rows of the head that end the request; they may be said whether they lie in `allowed` or not."""
+    """Rows of the head that end the request. To be chosen they must lie in `allowed` too; left out there, they end it where they are forced."""
     min_length: int = 0
     """Tokens before which no stop token may be said."""
     max_length: int = FOREVER
@@ -150,7 +150,7 @@ class Needs:
 
     penalties: bool
     bars: bool
-    min_length: bool
+    stops: bool
     draws: bool
     best: int  # how many of the best scores decide top_k and top_p; 0 where nobody has either
     top_k: bool
@@ -163,7 +163,7 @@ class Needs:
         return cls(
             penalties=any(request.repetition_penalty != 1 or request.presence_penalty != 0 for request in requests),
             bars=any(request.allowed is not None for request in requests),
-            min_length=any(request.min_length > 0 and request.stop_ids for request in requests),
+            stops=any(request.stop_ids for request in requests),
             draws=bool(drawing),
             best=max((request.top_k or (FOREVER if request.top_p < 1 else 0) for request in drawing), default=0),
             top_k=any(request.top_k for request in drawing),
@@ -176,12 +176,12 @@ class Needs:
 class UnitParams:
     """What the requests of a batch ask for, on the device. Rows are rewritten in place, so a captured graph sees new requests.
 
-    The loop may change a row's numbers itself between steps, `max_length` for instance; `needs` is then its own affair.
+    The loop may write `min_length` and `max_length` of a row itself, between steps; the other settings go through `put`.
     """
 
     repetition_penalty: Tensor  # float32 [B]
     presence_penalty: Tensor  # float32 [B]
-    barred: Tensor  # bool [B, V] rows of the head that may not be said
+    barred: Tensor  # bool [B, V] rows of the head that may not be chosen
     stops: Tensor  # bool [B, V] rows of the head that end the request
     min_length: Tensor  # int64 [B]
     max_length: Tensor  # int64 [B]
@@ -225,7 +225,7 @@ class UnitParams:
         self.needs = Needs.of(self.requests)
 
     def _write(self, row: int, request: UnitRequest, head: UnitHead) -> None:
-        allowed, stops = _allowed(request, head), list(request.stop_ids)
+        allowed = _allowed(request, head)
         for name in ("repetition_penalty", "presence_penalty", "min_length", "max_length", "temperature", "top_p", "min_p"):
             getattr(self, name)[row] = getattr(request, name)
         self.top_k[row] = request.top_k or len(head.weight)
@@ -233,9 +233,8 @@ class UnitParams:
         self.stops[row] = False
         for first, past in allowed or ():
             self.barred[row, first:past] = False
-        for stop in stops:
+        for stop in request.stop_ids:
             self.stops[row, stop] = True
-            self.barred[row, stop] = False
 
 
 def _allowed(request: UnitRequest, head: UnitHead) -> Sequence[tuple[int, int]] | None:
