@@ -18,6 +18,7 @@ from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
 from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
 
 INTERPRET = triton.knobs.runtime.interpret
+BLOCK = 1024  # items of a row at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def merged(units: Tensor, lengths: Tensor, open: OpenRun, last: Tensor) -> Runs:
         duration,
         T,
         R,
-        BLOCK=min(1024, triton.next_power_of_2(T)),
+        BLOCK=min(BLOCK, triton.next_power_of_2(T)),
         num_warps=4,
     )
     return Runs(found, durations, counts, OpenRun(unit, duration))
@@ -186,7 +187,7 @@ def expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | Non
         U,
         capacity,
         0 if spellings is None else len(spellings.offsets) - 1,
-        BLOCK=min(1024, triton.next_power_of_2(U)),
+        BLOCK=min(BLOCK, triton.next_power_of_2(U)),
         SPELLED=spellings is not None,
         num_warps=4,
     )
