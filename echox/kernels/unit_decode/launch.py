@@ -172,8 +172,17 @@ def merged(units: Tensor, lengths: Tensor, open: OpenRun, last: Tensor) -> Runs:
     return Runs(found, durations, counts, OpenRun(unit, duration))
 
 
-def expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
-    """Words by their spellings, or units by their durations; see `runs.spelled` and `runs.lasting`."""
+def spelled(words: Tensor, lengths: Tensor, spellings: Spellings, capacity: int) -> Expansion:
+    """See `runs.spelled`."""
+    return _expanded(words, None, spellings, lengths, capacity)
+
+
+def lasting(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int) -> Expansion:
+    """See `runs.lasting`."""
+    return _expanded(units, durations, None, lengths, capacity)
+
+
+def _expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
     B, U = items.shape
     out, wanted = items.new_zeros(B, capacity), torch.empty_like(lengths)
     kernel.expand_kernel[(B,)](
