@@ -3,7 +3,7 @@
     folder/questions.{train,valid,test}.jsonl   templates and general knowledge; test phrasings and test voices are never trained
     folder/unseen.test.jsonl                    capitals and sums that are trained in no phrasing
     folder/free.{train,valid,test}.jsonl        free English questions, with the language model's own answers
-    folder/words.train.jsonl                    words of the language model's vocabulary in random company, for hearing alone
+    folder/heard.train.jsonl                    for hearing alone: sentences, and the language model's words in random company
     folder/speech.{train,valid,test}.jsonl      sentences in the answers' voice
     folder/corpus.json                          config, voices, rows, hours and fingerprints
 """
@@ -68,6 +68,8 @@ class DemoCorpusConfig:
     """Free questions kept for the test."""
     free_valid_questions: int = 60
     """Free questions kept for validation."""
+    heard_sentences: int = 2_000
+    """Sentences that training voices read, at most, for hearing alone."""
     vocabulary_words: int = 10_000
     """Commonest whole words of the language model's vocabulary that are spoken for hearing alone, where its tokens are given; 0 for none."""
     vocabulary_takes: int = 2
@@ -98,7 +100,7 @@ class DemoCorpusConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
         not_negative = ("unseen_facts", "free_test_questions", "free_valid_questions", "answered_questions", "sampled_answers", "speech_hours")
-        for name in (*not_negative, "vocabulary_words"):
+        for name in (*not_negative, "heard_sentences", "vocabulary_words"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
         if self.workers is not None and self.workers < 1:
@@ -186,7 +188,7 @@ def _build(
 
 def _clear_leftovers(folder: Path, manifests: Iterable[str], studio: Studio) -> None:
     """Delete what an earlier build with another config made and this one did not."""
-    for pattern in ("questions.*.jsonl", "unseen.*.jsonl", "free.*.jsonl", "words.*.jsonl", "speech.*.jsonl"):
+    for pattern in ("questions.*.jsonl", "unseen.*.jsonl", "free.*.jsonl", "heard.*.jsonl", "speech.*.jsonl"):
         for path in folder.glob(pattern):
             if path.name not in manifests:
                 path.unlink()
@@ -229,7 +231,7 @@ class _Planner:
             manifests["free.train.jsonl"] = self._free(free.train, voices, clips=clips, answered=answered, augmented=True)
             manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
             manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
-        manifests["words.train.jsonl"] = self._words(words)
+        manifests["heard.train.jsonl"] = self._heard(words)
         return {name: rows for name, rows in manifests.items() if rows}
 
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
@@ -272,14 +274,20 @@ class _Planner:
         kept_out = NearDuplicates(held_out)
         return FreeTexts([text for text in texts[len(held_out) :] if text not in kept_out], held_out[test:], held_out[:test])
 
-    def _words(self, words: list[str]) -> list[Row]:
-        """The words in random company, each clip by a training voice."""
-        config, rows = self.config, []
-        for number, text in enumerate(in_random_company(words, config.vocabulary_takes, config.words_per_clip, config.seed)):
+    def _heard(self, words: list[str]) -> list[Row]:
+        """Sentences, and words in random company, each by a training voice."""
+        config = self.config
+        texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
+        texts += [("words", text) for text in in_random_company(words, config.vocabulary_takes, config.words_per_clip, config.seed)]
+        rows = []
+        for number, (kind, text) in enumerate(texts):
             (voice,) = cast(text, self.voices[Use.TRAIN.value], 1, config.seed)
             asked = self.studio.clip(text, voice, augmented=True)
-            rows.append(self._row(f"words-{number}", asked, text, "", {"kind": "words", **origin(voice)}))
+            rows.append(self._row(f"heard-{number}", asked, text, "", {"kind": kind, **origin(voice)}))
         return rows
+
+    def _sentences(self) -> list[str]:
+        return sample_share(_cleaned("sentences.txt"), self.config, "sentences")
 
     def _free(
         self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, answered: int | None = None, augmented: bool
@@ -308,7 +316,7 @@ class _Planner:
             answers=[fact.sentence for fact in facts],
             own_answers=[answer for seed in seeds for answer in self._answers(free.train[: self.config.answered_questions], seed).values()],
             reserved_answers=list(self._answers(free.test).values()),
-            sentences=sample_share(_cleaned("sentences.txt"), self.config, "sentences"),
+            sentences=self._sentences(),
             questions=free.train,
             fillers=[ask.text for ask in splits.train],
         )

@@ -21,7 +21,7 @@ from echox.errors import AssetError, ConfigError, SignalError
 
 pytest.importorskip("hibari", reason="hibari-tts is not installed, so there is no voice to list")
 
-TRAIN, TEST = ("questions.train.jsonl", "free.train.jsonl", "words.train.jsonl"), ("questions.test.jsonl", "unseen.test.jsonl", "free.test.jsonl")
+TRAIN, TEST = ("questions.train.jsonl", "free.train.jsonl", "heard.train.jsonl"), ("questions.test.jsonl", "unseen.test.jsonl", "free.test.jsonl")
 SHARE = 0.03
 
 
@@ -126,12 +126,14 @@ def test_free_questions_keep_usable_answers_and_always_their_words(corpus):
     assert {bool(row.answer.text) for row in rows} == {True, False}
 
 
-def test_words_of_the_vocabulary_are_each_heard_in_random_company(corpus):
-    rows = read_manifest(corpus / "words.train.jsonl").rows
+def test_sentences_and_the_words_of_the_vocabulary_are_heard(corpus):
+    rows = read_manifest(corpus / "heard.train.jsonl").rows
+    assert {row.extra["kind"] for row in rows} == {"sentence", "words"} and not any(row.answer.text for row in rows)
+    rows = [row for row in rows if row.extra["kind"] == "words"]
     heard = [row.answer.transcription.split() for row in rows]
     counts = Counter(word for words in heard for word in words)
     assert counts == {word: 2 for word in ("the", "Paris", "ten", "a", "rain", "so", "moon", "go")}
-    assert all(not row.answer.text and row.extra["kind"] == "words" and len(words) <= 3 for row, words in zip(rows, heard))
+    assert all(len(words) <= 3 for words in heard)
 
 
 def test_template_answers_are_heard_too(corpus):
@@ -182,7 +184,7 @@ def test_free_questions_can_be_left_out_and_leave_nothing_behind(corpus, humming
     folder = shutil.copytree(corpus, tmp_path / "copy")
     build_demo_corpus(config(folder, free_questions=False), think_aloud)
     assert {path.name for path in folder.glob("*.jsonl") if path.name.startswith(("free", "unseen"))} == {"unseen.test.jsonl"}
-    assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 7
+    assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 8
 
 
 def test_a_voice_that_fails_costs_its_own_rows_and_one_warning(mute, tmp_path, caplog):
