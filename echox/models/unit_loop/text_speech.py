@@ -11,6 +11,7 @@ from torch import Tensor
 
 from echox.errors import SignalError
 from echox.kernels.unit_decode import GREEDY, UnitHead, UnitRequest, UnitStep
+from echox.models.unit_loop.body import untouched
 from echox.models.unit_loop.loop import Impl, UnitLoop
 from echox.models.unit_loop.steps import Ask, Steps
 
@@ -34,7 +35,7 @@ class UnitDecoderSteps(Steps):
         if not self.decoder.config.monotonic:
             return {}
         counts = {name: torch.zeros(slots, dtype=torch.int64, device=device) for name in ("passed", "run", "text_length")}
-        return counts | {"spoken": torch.zeros(slots, capacity + 1, self.decoder.config.width, device=device)}
+        return counts | {"spoken": untouched(slots, capacity + 1, self.decoder.config.width, dtype=torch.float32, device=device)}
 
     def forced(self, seats: Mapping[str, Tensor]) -> Tensor | None:
         if not self.decoder.config.monotonic:
