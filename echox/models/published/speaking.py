@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from echox.errors import SignalError
 from echox.kernels.unit_decode import UnitHead, UnitRequest, UnitStep
 from echox.models.published.causal import Generated, Prompt
 from echox.models.published.translator import UnitTranslator
-from echox.models.unit_loop import Ask, Impl, Spoken, Steps, UnitLoop
+from echox.models.unit_loop import Ask, Impl, Rows, Spoken, Steps, UnitLoop
 
 SLOTS = 8  # segments stepped together where the caller does not say
 
@@ -24,7 +24,7 @@ class TranslatorSteps(Steps):
         self.translator = translator
         self.end_id = end_id
 
-    def inputs(self, step: UnitStep, seats: Mapping[str, Tensor]) -> Tensor:
+    def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         return self.translator.embed(step.tokens[:, 0])
 
 

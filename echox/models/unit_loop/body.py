@@ -120,6 +120,10 @@ class CachedBody:
         """Copy a row to another slot."""
         self.cache[:, :, target, :, :filled] = self.cache[:, :, source, :, :filled]
 
+    def forget(self, slot: int) -> None:
+        """Zero a slot whose keys and values are no numbers: masked, they would still make NaN of the next row's."""
+        self.cache[:, :, slot] = 0
+
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (self.width,), weight, self.eps).to(self.dtype)
 

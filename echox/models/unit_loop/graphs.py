@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from echox.models.unit_loop.seats import Rows, Seats
+from echox.models.unit_loop.seats import Seats
+from echox.models.unit_loop.steps import Rows
 
 LENGTHS = (256, 1024)  # filled positions that have graphs of their own, beside the whole capacity
 WARM_STEPS = 2  # before a capture, so that kernels are compiled and libraries have their workspaces

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from echox.errors import ConfigError, SignalError
 from echox.models.unit_loop.graphs import Graphs
-from echox.models.unit_loop.seats import Rows, Seats
-from echox.models.unit_loop.steps import Ask, Steps
+from echox.models.unit_loop.seats import Seats
+from echox.models.unit_loop.steps import Ask, Rows, Steps
 from echox.models.unit_loop.watching import End, Parcel, PinnedWatch, PlainWatch
 
 
@@ -155,6 +155,8 @@ class UnitLoop:
         slot, last = self._seated.index(end.ticket), len(self._seated) - 1
         found = [self._seats.said[slot, : end.length]] + ([] if self._seats.states is None else [self._seats.states[slot, : end.length]])
         self._left[end.ticket] = end, self._watch.fetch(*found)
+        if end.failed:
+            self._seats.body.forget(slot)
         if slot != last:
             self._seats.move(last, slot, min(self._fills[last], self.capacity))
             self._seated[slot], self._fills[slot] = self._seated[last], self._fills[last]

@@ -10,20 +10,7 @@ from torch import Tensor
 
 from echox.kernels.unit_decode import GREEDY, UnitParams, UnitState, sample_units
 from echox.models.unit_loop.body import CachedBody, untouched
-from echox.models.unit_loop.steps import Ask, Steps
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rows:
-    """The first A rows of all state, as views."""
-
-    params: UnitParams
-    state: UnitState
-    rules: dict[str, Tensor]
-    inputs: Tensor  # [A, C] what the next step reads
-    at: Tensor  # int64 [A] the position it stands at
-    said: Tensor  # int64 [A, W, K]
-    states: Tensor | None  # [A, W, C] hidden states that predicted the tokens, where they are kept
+from echox.models.unit_loop.steps import Ask, Rows, Steps
 
 
 class Seats:
@@ -79,11 +66,11 @@ class Seats:
         """One token for every row; see `CachedBody.places`. Rows that have ended stay where they are."""
         hidden = self.body.step(rows.inputs, self.body.places(rows.at, filled, level))
         column = rows.state.length[:, None, None].clone()
-        step = sample_units(hidden, self.steps.head, rows.params, rows.state, forced=self.steps.forced(rows.rules))
+        step = sample_units(hidden, self.steps.head, rows.params, rows.state, forced=self.steps.forced(rows))
         rows.said.scatter_(1, column.expand(-1, 1, rows.said.shape[2]), step.tokens[:, None])
         if rows.states is not None:
             rows.states.scatter_(1, column.expand(-1, 1, hidden.shape[1]), hidden[:, None])
-        rows.inputs.copy_(self.steps.inputs(step, rows.rules))
+        rows.inputs.copy_(self.steps.inputs(step, rows))
         rows.at.add_(~rows.state.finished)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from echox.kernels.unit_decode import UnitHead, UnitRequest, UnitStep
+from echox.kernels.unit_decode import UnitHead, UnitParams, UnitRequest, UnitState, UnitStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +21,21 @@ class Ask:
     rules: Mapping[str, Tensor | int] = field(default_factory=dict)  # what this request puts into its row of each tensor of `Steps.seats`
 
 
-class Steps(ABC):
-    """One kind of decoder. Its methods see A rows of the tensors that `seats` made, and change them in place.
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The first A rows of the loop's state, as views: what a step works on."""
 
-    None reads a value off the device: a CUDA graph captures them.
-    """
+    params: UnitParams
+    state: UnitState
+    rules: dict[str, Tensor]  # what `Steps.seats` made
+    inputs: Tensor  # [A, C] what the next step reads
+    at: Tensor  # int64 [A] the position it stands at
+    said: Tensor  # int64 [A, W, K]
+    states: Tensor | None  # [A, W, C] hidden states that predicted the tokens, where they are kept
+
+
+class Steps:
+    """One kind of decoder; by itself, one that reads what it said and nothing else. Its methods change rows in place and read no value off the device: a CUDA graph captures them."""
 
     def __init__(self, body: LlamaModel, head: UnitHead) -> None:
         self.body = body
@@ -36,10 +45,10 @@ class Steps(ABC):
         """The kind's own tensors, a row for each slot; a request has `capacity` positions at most."""
         return {}
 
-    def forced(self, seats: Mapping[str, Tensor]) -> Tensor | None:
-        """What rows must say next, int64 [A, K], negative where they are free; None where no row ever must."""
+    def forced(self, rows: Rows) -> Tensor | None:
+        """Before a token is chosen: what rows must say, int64 [A, K], negative where they are free; None where no row ever must."""
         return None
 
-    def inputs(self, step: UnitStep, seats: Mapping[str, Tensor]) -> Tensor:
-        """After a step: what the body reads next [A, C]."""
+    def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
+        """After it was chosen: what the body reads next [A, C]."""
         return step.embedding

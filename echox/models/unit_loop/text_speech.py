@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from echox.errors import SignalError
 from echox.kernels.unit_decode import GREEDY, UnitHead, UnitRequest, UnitStep
 from echox.models.unit_loop.body import untouched
 from echox.models.unit_loop.loop import Impl, UnitLoop
-from echox.models.unit_loop.steps import Ask, Steps
+from echox.models.unit_loop.steps import Ask, Rows, Steps
 
 if TYPE_CHECKING:
     from echox.models.unit_decoder import UnitDecoder
@@ -37,19 +36,19 @@ class UnitDecoderSteps(Steps):
         counts = {name: torch.zeros(slots, dtype=torch.int64, device=device) for name in ("passed", "run", "text_length")}
         return counts | {"spoken": untouched(slots, capacity + 1, self.decoder.config.width, dtype=torch.float32, device=device)}
 
-    def forced(self, seats: Mapping[str, Tensor]) -> Tensor | None:
+    def forced(self, rows: Rows) -> Tensor | None:
         if not self.decoder.config.monotonic:
             return None
-        due = torch.where(seats["run"] >= self.decoder.config.max_words_per_token, self.decoder.next_id, -1)
-        return torch.where(seats["passed"] >= seats["text_length"], self.decoder.end_id, due)[:, None]
+        due = torch.where(rows.rules["run"] >= self.decoder.config.max_words_per_token, self.decoder.next_id, -1)
+        return torch.where(rows.rules["passed"] >= rows.rules["text_length"], self.decoder.end_id, due)[:, None]
 
-    def inputs(self, step: UnitStep, seats: Mapping[str, Tensor]) -> Tensor:
+    def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         if not self.decoder.config.monotonic:
             return step.embedding
         is_next = step.tokens[:, 0] == self.decoder.next_id
-        seats["passed"].add_(is_next)
-        seats["run"].add_(1).masked_fill_(is_next, 0)
-        return step.embedding + _row_of(seats["spoken"], seats["passed"])
+        rows.rules["passed"].add_(is_next)
+        rows.rules["run"].add_(1).masked_fill_(is_next, 0)
+        return step.embedding + _row_of(rows.rules["spoken"], rows.rules["passed"])
 
     def ask(self, prefix: Tensor, spoken: Tensor, request: UnitRequest) -> Ask:
         """One text's prefix [S, C] and what is seen while each token is spoken [S + 1, C], as `UnitDecoder.read_text` makes them."""
