@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from echox.errors import ConfigError
 from echox.kernels.unit_decode import codebooks, runs, sampling
 from echox.kernels.unit_decode.codebooks import Codebooks
 from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
-from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
+from echox.kernels.unit_decode.state import Impl, UnitHead, UnitParams, UnitState
+
+
+REGISTER_ROW = 16384  # entries of a codebook that fit into a program's registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class UnitStep:
     embedding: Tensor | None  # [B, E] what the next step reads; None where the head has no table
 
 
-def sample_units(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, *, forced: Tensor | None = None) -> UnitStep:
+def sample_units(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, *, forced: Tensor | None = None, impl: Impl = Impl.auto) -> UnitStep:
     """One step of unit decoding: scores, filters, a token of each codebook, and the state advanced in place.
 
     Scores are z = x W^T + b, bounded by the head's softcap; then, row by row, repetition and presence penalty, what is barred
@@ -47,8 +51,42 @@ def sample_units(hidden: Tensor, head: UnitHead, params: UnitParams, state: Unit
     if forced is not None:
         forced = forced.view(len(hidden), -1)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        if _uses_kernels(impl, hidden, head):
+            return UnitStep(*_launch().sample(hidden, head, params, state, forced))
         tokens = sampling.sample(hidden, head, params, state, forced)
         return UnitStep(tokens, sampling.next_embedding(tokens, head))
+
+
+def _uses_kernels(impl: Impl, tensor: Tensor, head: UnitHead | None = None) -> bool:
+    """Whether these inputs go to the Triton kernels.
+
+    Raises:
+        ConfigError: impl=triton cannot take them.
+    """
+    if impl is Impl.torch or (impl is Impl.auto and not tensor.is_cuda):
+        return False
+    reason = "" if head is None else _beyond_kernels(head)
+    if impl is Impl.auto:
+        return not reason
+    if not (tensor.is_cuda or _launch().INTERPRET):
+        reason = "needs a GPU (or TRITON_INTERPRET=1, to try kernels)"
+    if reason:
+        raise ConfigError(f"impl=triton {reason}; use impl=auto or torch")
+    return True
+
+
+def _beyond_kernels(head: UnitHead) -> str:
+    if head.weight.dtype is torch.float64:
+        return "computes in float32, and the head is float64"
+    if max(head.sizes) > REGISTER_ROW:
+        return f"keeps a codebook in registers, {REGISTER_ROW} entries at most, and one has {max(head.sizes)}"
+    return ""
+
+
+def _launch() -> ModuleType:
+    from echox.kernels.unit_decode import launch  # Triton is needed here alone
+
+    return launch
 
 
 def _check_step(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None) -> None:
@@ -61,7 +99,7 @@ def _check_step(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitS
         raise ConfigError(f"forced must be int64 [{B}, {head.codebooks}], not {forced.dtype} {list(forced.shape)}")
 
 
-def dedup_units(units: Tensor, lengths: Tensor, open: OpenRun | None = None, last: Tensor | None = None) -> Runs:
+def dedup_units(units: Tensor, lengths: Tensor, open: OpenRun | None = None, last: Tensor | None = None, *, impl: Impl = Impl.auto) -> Runs:
     """Merge adjacent repeats of each row and count them.
 
     A stream is merged in chunks: hand each chunk the `open` run of the one before, `OpenRun.none(B)` to the first. The run a chunk ends
@@ -78,15 +116,16 @@ def dedup_units(units: Tensor, lengths: Tensor, open: OpenRun | None = None, las
     """
     _check_table("units", units, lengths)
     B, T = units.shape
+    merged = _launch().merged if _uses_kernels(impl, units) else runs.merged
     if open is not None:
-        return runs.merged(units, lengths, open, torch.zeros_like(lengths, dtype=torch.bool) if last is None else last)
+        return merged(units, lengths, open, torch.zeros_like(lengths, dtype=torch.bool) if last is None else last)
     if last is not None:
         raise ConfigError("last names rows of a stream whose chunk is their last, but no `open` run was given; start with OpenRun.none(B)")
-    whole = runs.merged(units, lengths, OpenRun.none(B, units.device), torch.ones_like(lengths, dtype=torch.bool))
+    whole = merged(units, lengths, OpenRun.none(B, units.device), torch.ones_like(lengths, dtype=torch.bool))
     return Runs(whole.units[:, :T], whole.durations[:, :T], whole.lengths, whole.open)
 
 
-def expand_words(words: Tensor, lengths: Tensor, spellings: Spellings, capacity: int) -> Expansion:
+def expand_words(words: Tensor, lengths: Tensor, spellings: Spellings, capacity: int, *, impl: Impl = Impl.auto) -> Expansion:
     """Spell out words of a unit language.
 
     Args:
@@ -97,10 +136,12 @@ def expand_words(words: Tensor, lengths: Tensor, spellings: Spellings, capacity:
     """
     _check_table("words", words, lengths)
     _check_capacity(capacity)
+    if _uses_kernels(impl, words):
+        return _launch().expanded(words, None, spellings, lengths, capacity)
     return runs.spelled(words, lengths, spellings, capacity)
 
 
-def expand_durations(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int) -> Expansion:
+def expand_durations(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int, *, impl: Impl = Impl.auto) -> Expansion:
     """Repeat each unit for its duration: the inverse of `dedup_units`.
 
     Args:
@@ -114,10 +155,12 @@ def expand_durations(units: Tensor, durations: Tensor, lengths: Tensor, capacity
     _check_capacity(capacity)
     if units.shape != durations.shape:
         raise ConfigError(f"units {list(units.shape)} and durations {list(durations.shape)} must have one shape")
+    if _uses_kernels(impl, units):
+        return _launch().expanded(units, durations, None, lengths, capacity)
     return runs.lasting(units, durations, lengths, capacity)
 
 
-def rvq_dequantize(codes: Tensor, lengths: Tensor, books: Codebooks, *, channels_first: bool = False) -> Tensor:
+def rvq_dequantize(codes: Tensor, lengths: Tensor, books: Codebooks, *, channels_first: bool = False, impl: Impl = Impl.auto) -> Tensor:
     """Vectors of residual codes: for each frame the sum of its codebooks' entries.
 
     Args:
@@ -133,6 +176,8 @@ def rvq_dequantize(codes: Tensor, lengths: Tensor, books: Codebooks, *, channels
         raise ConfigError(f"codes must be int64 [B, K, T] and lengths [B], not {codes.dtype} {list(codes.shape)} and {list(lengths.shape)}")
     if codes.shape[1] > len(books.counts):
         raise ConfigError(f"codes of {codes.shape[1]} codebooks were given, but there are tables for {len(books.counts)}")
+    if _uses_kernels(impl, codes):
+        return _launch().looked_up(codes, lengths, books, channels_first)
     made = codebooks.looked_up(codes, lengths, books)
     return made.transpose(1, 2).contiguous() if channels_first else made
 

@@ -21,7 +21,7 @@ def sample(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState,
     if forced is not None:
         given = forced >= 0
         tokens = torch.where(given, forced, tokens)
-        failed = failed | (given & (forced >= head.counts)).any(1)
+        failed = failed | (given & (forced >= head.at.diff())).any(1)
     return advance(tokens, failed, head, params, state)
 
 
@@ -70,18 +70,18 @@ def _barred(params: UnitParams, state: UnitState) -> Tensor:
     return params.barred | (params.stops & (state.length < params.min_length)[:, None])
 
 
-def _by_codebook(scores: Tensor, head: UnitHead) -> Tensor:
-    """[B, V] -> [B * K, C], C entries of the largest codebook."""
+def _by_codebook(scores: Tensor, head: UnitHead, absent: float = NEVER) -> Tensor:
+    """[B, V] -> [B * K, C], C entries of the largest codebook, `absent` past the others' ends."""
     if head.columns is None:
         return scores.reshape(-1, head.sizes[0])
-    spread = scores[:, head.columns.clamp(min=0)].masked_fill_(head.columns < 0, NEVER)
+    spread = scores[:, head.columns.clamp(min=0)].masked_fill_(head.columns < 0, absent)
     return spread.flatten(0, 1)
 
 
 def _drawn(rows: Tensor, top: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
     """A token of each row [B * K]: the largest sum of score and noise among those that pass the filters."""
     temperature = params.temperature.repeat_interleave(head.codebooks)[:, None]
-    waits = _by_codebook(log_waits(state.seed, state.length, head.ids), head)
+    waits = _by_codebook(log_waits(state.seed, state.length, head.ids), head, 0.0)
     # Noise is scaled instead of scores, so that temperature 0 is the likeliest token.
     noisy = torch.addcmul(rows, waits, temperature, value=-1)
     threshold = _threshold(rows, top[:, None], temperature, head.codebooks, params)
@@ -125,7 +125,7 @@ def advance(tokens: Tensor, failed: Tensor, head: UnitHead, params: UnitParams, 
     live = ~state.finished
     failed = failed & live
     tokens = tokens.where((live & ~failed)[:, None], head.pad_id)
-    at = tokens if head.codebooks == 1 else tokens + head.firsts
+    at = tokens if head.codebooks == 1 else tokens + head.at[:-1]
     state.length += live
     state.failed |= failed
     state.finished |= failed | (state.length >= params.max_length)
@@ -143,4 +143,4 @@ def next_embedding(tokens: Tensor, head: UnitHead) -> Tensor | None:
         return None
     if head.codebooks == 1:
         return head.embedding[tokens[:, 0]]
-    return head.embedding[tokens + head.firsts].sum(1)
+    return head.embedding[tokens + head.at[:-1]].sum(1)

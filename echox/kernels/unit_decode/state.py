@@ -5,6 +5,7 @@ B rows of a batch, each the seat of one request; V rows of the head's weight, K 
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,17 @@ from echox.kernels.unit_decode.noise import mixed_seed
 FOREVER = 2**31 - 1  # tokens; a request without a limit of its own
 
 
+class Impl(enum.Enum):
+    """How unit decoding is computed."""
+
+    auto = "auto"  # kernels on a GPU, PyTorch on a CPU and for codebooks too large for the kernels
+    torch = "torch"  # plain PyTorch
+    triton = "triton"  # kernels
+
+
 @dataclass(frozen=True, slots=True)
 class UnitHead:
-    """The output layer of a unit decoder and the table its next step reads, laid out for decoding. Made by `of`; it holds copies."""
+    """The output layer of a unit decoder and the table its next step reads, laid out for decoding. Made by `of`, which may copy."""
 
     weight: Tensor  # [V, D]; on a CPU float32 and stored by columns, which is fastest and gives a row the same bits in any batch
     bias: Tensor | None  # [V], as the weight
@@ -29,8 +38,7 @@ class UnitHead:
     pad_id: int  # what a row that has ended says, in every codebook
     embedding: Tensor | None  # [V, E] vectors of the next step, by rows of the weight; None where the caller makes them
     ids: Tensor  # int32 [V] 0 .. V-1
-    firsts: Tensor  # int64 [K] first row of each codebook
-    counts: Tensor  # int64 [K] entries of each codebook
+    at: Tensor  # int64 [K + 1], the cuts
     columns: Tensor | None  # int64 [K, C] rows of the weight by codebook, of C the largest, -1 past a codebook's end; None where all are of one size
 
     @classmethod
@@ -50,20 +58,23 @@ class UnitHead:
                 rows that may be said alone, `weight[rows]`: the head costs what it reads.
             segments: [K + 1] rising rows from 0 to V; None is one codebook.
             pad_id: id that a row says once it has ended.
-            embedding: [V, E] what the next step reads, any output projection folded in; vectors of K codebooks are added. Not copied.
+            embedding: [V, E] what the next step reads, with any projection folded in; vectors of K codebooks are added.
         Raises:
             ConfigError: shapes do not fit.
         """
         cuts = (0, len(weight)) if segments is None else tuple(segments)
         _check_head(weight, bias, cuts, pad_id, embedding)
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-        if not weight.is_cuda:
+        embedding = None if embedding is None else embedding.detach().contiguous()
+        if weight.is_cuda:
+            weight = weight.contiguous()
+        else:
             wide = torch.promote_types(weight.dtype, torch.float32)
             weight = weight.to(wide).T.contiguous().T
             bias = None if bias is None else bias.to(wide)
         ids = torch.arange(len(weight), dtype=torch.int32, device=weight.device)
         at = torch.tensor(cuts, device=weight.device)
-        return cls(weight, bias, cuts, softcap or 0.0, pad_id, embedding, ids, at[:-1], at.diff(), _columns(cuts, weight.device))
+        return cls(weight, bias, cuts, softcap or 0.0, pad_id, embedding, ids, at, _columns(cuts, weight.device))
 
     @property
     def codebooks(self) -> int:
