@@ -39,7 +39,7 @@ class CodebookSteps(Steps):
         super().__init__(body, unit_head)
         self.delays = torch.tensor(delays, device=head.weight.device)
         self.longest = max(delays)
-        self.none = unit_head.counts - 1  # [K]
+        self.none = torch.tensor(unit_head.sizes, device=head.weight.device) - 1  # [K]
 
     def seats(self, slots: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         return {"ended": torch.full((slots,), NEVER, device=device)}  # the step at which the first codebook ended
