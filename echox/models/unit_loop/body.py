@@ -18,11 +18,11 @@ class Layer:
     """One layer's weights, those that read the same input joined. h query heads, k key/value heads of d channels, I inside."""
 
     attention_norm: Tensor  # [C]
-    qkv: Tensor  # [(h + 2k) d, C]
-    out: Tensor  # [C, h d]
+    qkv: Tensor  # [C, (h + 2k) d]
+    out: Tensor  # [h d, C]
     feed_norm: Tensor  # [C]
-    gate_up: Tensor  # [2 I, C]
-    down: Tensor  # [C, I]
+    gate_up: Tensor  # [C, 2 I]
+    down: Tensor  # [I, C]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ class CachedBody:
         keys = self.heads * self.groups
         x = x.float()
         for layer, cache in zip(self.layers, self.cache):
-            qkv = F.linear(self._normed(x, layer.attention_norm), layer.qkv).view(A, keys + 2 * self.heads, self.head_dim)
+            qkv = torch.mm(self._normed(x, layer.attention_norm), layer.qkv).view(A, keys + 2 * self.heads, self.head_dim)
             turned = self._turned(qkv[:, : keys + self.heads], places.cosine, places.sine)
             _write(cache[0], places.cells, turned[:, keys:])
             _write(cache[1], places.cells, qkv[:, keys + self.heads :])
             queries = turned[:, :keys].view(A, self.heads, self.groups, self.head_dim)
             past = cache[:, :A, :, : places.filled]
             mixed = F.scaled_dot_product_attention(queries, past[0], past[1], attn_mask=places.mask)
-            x = self._fed(x + F.linear(mixed.reshape(A, -1), layer.out), layer)
+            x = self._fed(x + torch.mm(mixed.reshape(A, -1), layer.out), layer)
         return F.rms_norm(x, (self.width,), self.norm, self.eps)
 
     def prefill(self, x: Tensor, first: int) -> None:
@@ -104,9 +104,9 @@ class CachedBody:
         N, P, _ = x.shape
         keys = self.heads * self.groups
         cosine, sine = self.cosine[:P, None], self.sine[:P, None]
-        x = x.float()
+        x = x.reshape(N * P, -1).float()
         for layer, cache in zip(self.layers, self.cache):
-            qkv = F.linear(self._normed(x, layer.attention_norm), layer.qkv).view(N, P, keys + 2 * self.heads, self.head_dim)
+            qkv = torch.mm(self._normed(x, layer.attention_norm), layer.qkv).view(N, P, keys + 2 * self.heads, self.head_dim)
             turned = self._turned(qkv[:, :, : keys + self.heads], cosine, sine)
             fresh = torch.stack([turned[:, :, keys:], qkv[:, :, keys + self.heads :]]).transpose(2, 3)
             cache[:, first : first + N, :, :P] = fresh
@@ -114,7 +114,7 @@ class CachedBody:
                 return  # what follows would only reach hidden states, and steps compute theirs
             queries = turned[:, :, :keys].transpose(1, 2)
             mixed = F.scaled_dot_product_attention(queries, fresh[0], fresh[1], is_causal=True, enable_gqa=self.groups > 1)
-            x = self._fed(x + F.linear(mixed.transpose(1, 2).reshape(N, P, -1), layer.out), layer)
+            x = self._fed(x + torch.mm(mixed.transpose(1, 2).reshape(N * P, -1), layer.out), layer)
 
     def move(self, source: int, target: int, filled: int) -> None:
         """Copy a row to another slot."""
@@ -133,8 +133,8 @@ class CachedBody:
         return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
     def _fed(self, x: Tensor, layer: Layer) -> Tensor:
-        gate, up = F.linear(self._normed(x, layer.feed_norm), layer.gate_up).chunk(2, dim=-1)
-        return x + F.linear(self.activation(gate).mul_(up), layer.down)
+        gate, up = torch.mm(self._normed(x, layer.feed_norm), layer.gate_up).chunk(2, dim=-1)
+        return x + torch.mm(self.activation(gate).mul_(up), layer.down)
 
 
 def untouched(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -163,5 +163,6 @@ def _joined(layer: torch.nn.Module, dtype: torch.dtype) -> Layer:
 
 
 def _stacked(dtype: torch.dtype, *parts: torch.nn.Linear) -> Tensor:
-    """A copy, so that training goes on beside it."""
-    return torch.cat([part.weight.detach().to(dtype) for part in parts])
+    """Weights side by side [in, out], a copy, so that training goes on beside it; on a CPU products of few rows read them fastest so."""
+    joined = torch.cat([part.weight.detach().to(dtype) for part in parts]).T
+    return joined if joined.is_cuda else joined.contiguous()
