@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from echox.models.denoising import DenoisingAdapter, TextVoice
 from echox.models.speech_llm import SpeechLLM
+from echox.models.unit_loop import UnitLoop
 
 
 class EchoModel(nn.Module):
@@ -21,7 +22,7 @@ class EchoModel(nn.Module):
         """Hidden states [B, S, H] and their next-token logits [B, S, V] -> text vectors [B, S, H]."""
         return self.denoiser(hidden, logits, self.voice.rows)
 
-    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
-        """Hidden states [B, S, H] that predicted an answer's tokens -> unit-language words per row, greedy."""
+    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
+        """Hidden states [B, S, H] that predicted an answer's tokens -> unit-language words per row, greedy; see `UnitDecoder.generate`."""
         vectors = self.denoise(hidden, self.speech_llm.backbone.logits(hidden))
-        return self.voice.decoder.generate(vectors, lengths, max_words)
+        return self.voice.decoder.generate(vectors, lengths, max_words, loop)
