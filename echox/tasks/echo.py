@@ -190,17 +190,12 @@ class EchoTask(Task):
         self.speech_text.prepare(model.speech_llm)
         self.conversations = {split: self.speech_text.examples(split) for split in ("train", "valid")}
 
-    def write_labels(self, model: EchoModel) -> CachedLabels:
-        """Label what is not labelled yet, in the folder of the config: what `echox-prepare labels` does.
-
-        Raises:
-            ConfigError: labels are made online.
-        """
+    def write_labels(self, model: EchoModel) -> Path:
         if not isinstance(self.labels, CachedLabels):
             raise ConfigError("echo.task.online makes labels at every step, so there is nothing to write; set echo.task.online=null")
         self.read(model)
         self.labels.write(model.eval(), [row for split in self.conversations.values() for row in split])
-        return self.labels
+        return self.labels.folder
 
     @torch.no_grad()
     def _label(self, model: EchoModel, rows: Sequence[Conversation]) -> PseudoLabels:
