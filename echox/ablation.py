@@ -19,7 +19,7 @@ from echox import checkpoint
 from echox.chain import stage_task, train_stage
 from echox.codecs.base import CODECS, Codec
 from echox.compose import amended
-from echox.config import to_plain
+from echox.config import near, to_plain
 from echox.data.audio import audio_header
 from echox.data.manifest import OnBroken, Row, read_manifests
 from echox.data.writing import appearing
@@ -51,8 +51,10 @@ class AblationConfig:
     """Folder of the run, which holds s2t/final and t2c/final; the table is written to `ablation` in it."""
     ways: dict[str, list[str]] = field(default_factory=lambda: {name: list(changes) for name, changes in WAYS.items()})
     """Ways to train Echo: each a name and the settings it changes in the run's recipe. Two rows come before: T2C from the greedy text, and Echo before its first step."""
+    only: list[str] = field(default_factory=list)
+    """Names of the ways to take; none takes all."""
     settings: list[str] = field(default_factory=list)
-    """Settings changed in the run's recipe for every way."""
+    """Settings changed in the run's recipe for every way, each in quotes: settings=['echo.train.lr=1e-4']."""
     steps: int | None = 40
     """Training steps of each way; null takes the recipe's."""
     manifests: list[str] = field(default_factory=list)
@@ -76,6 +78,9 @@ class AblationConfig:
         for name in ("questions", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
+        for name in self.only:
+            if name not in self.ways:
+                raise ConfigError(f"only names {name!r}, which is no way to train Echo{near(name, self.ways)}; ways are {', '.join(self.ways)}")
         if taken := {CASCADE, UNTRAINED} & set(self.ways):
             raise ConfigError(f"ways may not be called {' or '.join(sorted(taken))}; that row is always there")
 
@@ -89,7 +94,8 @@ def ablate(config: AblationConfig) -> dict[str, Any]:
         CheckpointError: S2T or T2C of the run is not finished. ConfigError: a way does not fit the recipe. ManifestError: nothing is held out.
     """
     bench = _Bench(config)
-    recipes = {UNTRAINED: bench.recipe, **{name: bench.way(name, changes) for name, changes in config.ways.items()}}
+    chosen = {name: changes for name, changes in config.ways.items() if name in config.only or not config.only}
+    recipes = {UNTRAINED: bench.recipe, **{name: bench.way(name, changes) for name, changes in chosen.items()}}
     recordings = bench.kept("recordings", "", lambda: recorded_units(bench.rows, bench.codec, bench.device))
     ways: dict[str, list[Record]] = {}
     for name, recipe in recipes.items():
@@ -184,7 +190,7 @@ def _page(result: dict[str, Any]) -> list[str]:
     lines = [f"# Ways to train Echo: {result['run']}", "", f"Each way trained for {steps}{f' with {settings}' if settings else ''}."]
     lines += [f"{result['rows']} held-out questions answered, {result['recorded']} of them with a recorded answer; in brackets the 95 % interval, by bootstrap over rows.", ""]
     lines += [*table_lines(result["scores"]), "", *protocol_lines(result["scores"]), ""]
-    return [*lines, *(f"- {name}: {', '.join(changes) or 'as the recipe has it'}" for name, changes in config["ways"].items())]
+    return [*lines, *(f"- {name}: {', '.join(changes) or 'as the recipe has it'}" for name, changes in config["ways"].items() if name in result["scores"])]
 
 
 def _write(path: Path, text: str) -> None:
