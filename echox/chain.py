@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
 from echox.recipe import STAGES, Recipe, freeze
-from echox.tasks.base import TASKS, Parts, StageContext
+from echox.refit import refitted
+from echox.tasks.base import TASKS, Parts, StageContext, Task
 
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
@@ -43,12 +45,15 @@ def run_recipe(recipe: Recipe) -> None:
     """
     if recipe.dry_run:
         return dry_run(recipe)
+    if recipe.refit is not None:
+        refit(recipe)
+        return
     world, device = join(), device_named(recipe.device)
     began_s = time.monotonic()
     with world.main_first():
         _prepare(recipe, device, world)
     for stage in recipe.planned:
-        _train_stage(recipe, stage, device)
+        train_stage(recipe, stage, device)
     if recipe.report is not None and not recipe.stage and world.is_main:
         _report(recipe, device)
     if world.is_main:
@@ -118,23 +123,59 @@ class SpeechClips(Sequence[Tensor]):
         return load_audio(self.paths[index], self.rate_hz)
 
 
-def _train_stage(recipe: Recipe, stage: str, device: torch.device) -> Path:
+def train_stage(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None, lineage: Mapping[str, Any] | None = None) -> Path:
+    """Train one stage of a recipe, and return the folder of its final checkpoint.
+
+    Args:
+        parents: the run whose finished stages it builds on; None is the recipe's own.
+        lineage: what to record beside parents, data and versions.
+    """
     plan = recipe.plan(stage)
-    run_dir = Path(recipe.run_dir)
-    entry = TASKS.entry_of(plan.task)
+    task = stage_task(recipe, stage, device, parents=parents)
+    criterion = CRITERIA.build(plan.criterion)
+    return train(
+        task,
+        criterion,
+        plan.train,
+        run_dir=Path(recipe.run_dir) / stage,
+        stage=stage,
+        seed=recipe.seed,
+        device=device,
+        lineage=lineage,
+        recipe_dict=freeze(recipe),
+    )
+
+
+def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None) -> Task:
+    """The task of one stage, behind the finished stages it builds on.
+
+    Raises:
+        CheckpointError: a stage that comes before is not finished.
+    """
+    plan = recipe.plan(stage)
+    before = Path(recipe.run_dir) if parents is None else parents
     context = StageContext(
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
         seed=recipe.seed,
         cache_dir=Path(recipe.cache_dir),
-        parents={parent: _finished(run_dir, parent) for parent in entry.implementation.parents},
+        parents={parent: _finished(before, parent) for parent in TASKS.entry_of(plan.task).implementation.parents},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
     )
-    task = TASKS.build(plan.task, context)
-    criterion = CRITERIA.build(plan.criterion)
-    return train(
-        task, criterion, plan.train, run_dir=run_dir / stage, stage=stage, seed=recipe.seed, device=device, recipe_dict=freeze(recipe)
-    )
+    return TASKS.build(plan.task, context)
+
+
+def refit(recipe: Recipe) -> Path:
+    """Fit the speech side of the finished run `recipe.refit` to the recipe's language model: Echo alone is trained.
+
+    Raises:
+        CheckpointError: that run's S2T or T2C is missing, or the language model is of another width or vocabulary.
+    """
+    world, device = join(), device_named(recipe.device)
+    finished = Path(recipe.refit)
+    with world.main_first():
+        fitted, lineage = refitted(recipe, {stage: _finished(finished, stage) for stage in ("s2t", "t2c")})
+    return train_stage(fitted, "echo", device, parents=finished, lineage=lineage)
 
 
 def _finished(run_dir: Path, stage: str) -> Path:
