@@ -28,6 +28,8 @@ from echox.engine.trainer import train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
+from echox.models.text_loop import text_loop
+from echox.models.unit_loop import UnitLoop
 from echox.recipe import STAGES, Recipe, freeze
 from echox.tasks.base import TASKS, Parts, StageContext
 
@@ -71,15 +73,20 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
 
 def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[list[str], int | None], list[str]]:
     """Typed questions -> the backbone's answers; the backbone is loaded at the first call."""
-    loaded: list[Backbone] = []
+    loaded: list[tuple[Backbone, UnitLoop | None]] = []
+
+    def load() -> None:
+        backbone = BACKBONES.build(recipe.backbone).to(device).eval()
+        if bf16:
+            halve_frozen(backbone)
+        loaded.append((backbone, text_loop(backbone)))
 
     def answer(questions: list[str], seed: int | None) -> list[str]:
-        if not loaded:
-            loaded.append(BACKBONES.build(recipe.backbone).to(device).eval())
-            if bf16:
-                halve_frozen(loaded[0])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return answer_typed(loaded[0], questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed)
+            if not loaded:
+                load()
+            backbone, loop = loaded[0]
+            return answer_typed(backbone, questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed, loop=loop)
 
     return answer
 

@@ -24,6 +24,7 @@ from echox.models.echo import EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
 from echox.models.speech_llm import AUDIO, PAD, SpeechLLM
+from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Features, Units
@@ -162,6 +163,12 @@ class Answerer:
         """Where all answers are spoken, whichever batch they are of."""
         return _loop_of(self.echo.voice, self.bf16)
 
+    @cached_property
+    def text_loop(self) -> UnitLoop | None:
+        """Where all answers are thought, if it may be done in a loop."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return text_loop(self.backbone)
+
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; rows never influence each other.
 
@@ -229,7 +236,7 @@ class Answerer:
         clip_rows = [row for row, question in enumerate(questions) for _ in question.clips]
         with clock.part("text"):
             prompted = self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, torch.tensor(clip_rows, dtype=torch.int64, device=self.device))
-            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
 
     def _voice(self, said: SpokenText, clock: Clock) -> list[list[int]]:
         with clock.part("units"):
@@ -259,13 +266,13 @@ class Answerer:
             trained: False asks the model as it came, without what S2T and Echo taught it.
         """
         if trained:
-            return self._typed(questions)
+            return self._typed(questions, self.text_loop)
         with self.backbone.as_pretrained():
-            return self._typed(questions)
+            return self._typed(questions, None)
 
-    def _typed(self, questions: Sequence[str]) -> list[str]:
+    def _typed(self, questions: Sequence[str], loop: UnitLoop | None) -> list[str]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return answer_typed(self.backbone, list(questions), self.max_tokens) if questions else []
+            return answer_typed(self.backbone, list(questions), self.max_tokens, loop=loop) if questions else []
 
 
 def load_answerer(
