@@ -43,6 +43,7 @@ class Backbone(nn.Module, ABC):
     vocab_size: int
     end_id: int  # ends an assistant turn
     pad_id: int
+    max_positions: int | None = None  # of a conversation with its answer; None where there is no limit
 
     @classmethod
     def outline(cls, config: Any) -> Backbone:

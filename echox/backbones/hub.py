@@ -69,6 +69,7 @@ class HubBackbone(Backbone):
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.end_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
+        self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
         self._origin = _probe(self.model)
         if config.lora.rank:
             _add_lora(self.model, config.lora)

@@ -23,7 +23,7 @@ from echox.models.denoising import TextVoice
 from echox.models.echo import EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
-from echox.models.speech_llm import AUDIO, PAD, SpeechLLM
+from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.models.unit_loop.text_speech import decoder_loop
@@ -188,12 +188,12 @@ class Answerer:
         Args:
             speak: False reads the answers only, which is much faster.
         Raises:
-            SignalError: as `answer`.
+            SignalError: a clip is unusable, a conversation has more or fewer places for audio than clips, or is too long for the model.
         """
         if not questions:
             return []
-        for clip in (clip for question in questions for clip in question.clips):
-            refuse_unusable(clip)
+        for question in questions:
+            refuse_unanswerable(question)
         clock = Clock(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             speech = self._listen([clip for question in questions for clip in question.clips], clock)
@@ -232,10 +232,30 @@ class Answerer:
         return Features(torch.zeros(0, 0, encoder.dim, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device), encoder.frame_rate_hz)
 
     def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock) -> SpokenText:
-        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
-        clip_rows = [row for row, question in enumerate(questions) for _ in question.clips]
         with clock.part("text"):
-            prompted = self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, torch.tensor(clip_rows, dtype=torch.int64, device=self.device))
+            prompted = self._prompt(questions, speech)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
+
+    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech) -> Prompted:
+        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
+        clip_rows = torch.tensor([row for row, question in enumerate(questions) for _ in question.clips], dtype=torch.int64, device=self.device)
+        return self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, clip_rows, self.max_tokens)
+
+    def prompted(self, questions: Sequence[Question]) -> Prompted:
+        """Conversations with their clips heard, up to where the answer begins."""
+        return self._prompt(questions, self._listen([clip for question in questions for clip in question.clips], Clock(self.device)))
+
+    @torch.no_grad()
+    def think(self, questions: Sequence[Question]) -> SpokenText:
+        """The answers in tokens, with the hidden states that predicted them; rows never influence each other.
+
+        Raises:
+            SignalError: as `reply`.
+        """
+        for question in questions:
+            refuse_unanswerable(question)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            prompted = self.prompted(questions)
             return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
 
     def _voice(self, said: SpokenText, clock: Clock) -> list[list[int]]:
@@ -319,6 +339,18 @@ def _loop_of(voice: TextVoice, bf16: bool) -> UnitLoop:
     """A voice's decode loop, in bfloat16 where answers are."""
     with torch.autocast(next(voice.parameters()).device.type, torch.bfloat16, enabled=bf16):
         return decoder_loop(voice.decoder)
+
+
+def refuse_unanswerable(question: Question) -> None:
+    """
+    Raises:
+        SignalError: a clip is unusable, or the turns have more or fewer places for audio than there are clips.
+    """
+    for clip in question.clips:
+        refuse_unusable(clip)
+    places = sum(turn.has_audio for turn in question.turns)
+    if places != len(question.clips):
+        raise SignalError(f"{places} turns of a conversation have a place for audio, but {len(question.clips)} clips came with it; give one to each")
 
 
 def refuse_unusable(clip: Tensor) -> None:

@@ -20,7 +20,7 @@ from echox.device import device_named
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import AssetError, CheckpointError, SignalError
 from echox.generation.answering import USER, Answer, Clock, Question, refuse_unusable
-from echox.generation.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
+from echox.models.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
 from echox.models.published.adapter import ShrunkSpeech
 from echox.models.published.causal import Generated, Prompt, decode_steps
 from echox.models.published.folder import build, read_release
