@@ -30,6 +30,8 @@ from echox.engine.trainer import train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
+from echox.models.text_loop import text_loop
+from echox.models.unit_loop import UnitLoop
 from echox.recipe import STAGES, Recipe, freeze
 from echox.refit import refitted
 from echox.tasks.base import TASKS, Parts, StageContext, Task
@@ -89,10 +91,16 @@ class _LanguageModel:
             halve_frozen(backbone)
         return backbone
 
+    @cached_property
+    def loop(self) -> UnitLoop | None:
+        """Where it answers, if it may be in a loop."""
+        return text_loop(self.backbone)
+
     def answers(self, questions: list[str], seed: int | None) -> list[str]:
         """Its answers to typed questions: greedy, or drawn where a seed is given."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return answer_typed(self.backbone, questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed)
+            temperature = 0.0 if seed is None else 1.0
+            return answer_typed(self.backbone, questions, ANSWER_TOKENS, temperature=temperature, seed=seed, loop=self.loop)
 
     def token_texts(self) -> list[str]:
         """Its vocabulary in the order of the ids."""

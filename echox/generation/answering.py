@@ -24,6 +24,7 @@ from echox.models.echo import EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
 from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
+from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Features, Units
@@ -162,6 +163,12 @@ class Answerer:
         """Where all answers are spoken, whichever batch they are of."""
         return _loop_of(self.echo.voice, self.bf16)
 
+    @cached_property
+    def text_loop(self) -> UnitLoop | None:
+        """Where all answers are thought, if it may be done in a loop."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return text_loop(self.backbone)
+
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; rows never influence each other.
 
@@ -227,7 +234,7 @@ class Answerer:
     def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock) -> SpokenText:
         with clock.part("text"):
             prompted = self._prompt(questions, speech)
-            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
 
     def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech) -> Prompted:
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
@@ -249,7 +256,7 @@ class Answerer:
             refuse_unanswerable(question)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             prompted = self.prompted(questions)
-            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
 
     def _voice(self, said: SpokenText, clock: Clock) -> list[list[int]]:
         with clock.part("units"):
@@ -279,13 +286,13 @@ class Answerer:
             trained: False asks the model as it came, without what S2T and Echo taught it.
         """
         if trained:
-            return self._typed(questions)
+            return self._typed(questions, self.text_loop)
         with self.backbone.as_pretrained():
-            return self._typed(questions)
+            return self._typed(questions, None)
 
-    def _typed(self, questions: Sequence[str]) -> list[str]:
+    def _typed(self, questions: Sequence[str], loop: UnitLoop | None) -> list[str]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return answer_typed(self.backbone, list(questions), self.max_tokens) if questions else []
+            return answer_typed(self.backbone, list(questions), self.max_tokens, loop=loop) if questions else []
 
 
 def load_answerer(

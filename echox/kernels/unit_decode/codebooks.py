@@ -64,8 +64,8 @@ def _projected(table: Tensor, projection: Tensor, bias: Tensor | None) -> Tensor
     return made if bias is None else made + bias.detach().double()
 
 
-def looked_up(codes: Tensor, lengths: Tensor, books: Codebooks) -> Tensor:
-    """See `rvq_dequantize`: [B, K, T] -> [B, T, C], summed in float32 at least, codebook after codebook."""
+def looked_up(codes: Tensor, lengths: Tensor, books: Codebooks, channels_first: bool) -> Tensor:
+    """See `rvq_dequantize`; summed in float32 at least, codebook after codebook."""
     B, K, T = codes.shape
     known = (codes >= 0) & (codes < books.counts[:, None]) & valid_mask(lengths, T)[:, None]
     rows = torch.where(known, codes + books.firsts[:, None], 0)
@@ -73,4 +73,5 @@ def looked_up(codes: Tensor, lengths: Tensor, books: Codebooks) -> Tensor:
     total = torch.zeros(B, T, books.channels, dtype=wide, device=codes.device)
     for k in range(K):
         total += books.table[rows[:, k]].to(wide) * known[:, k, :, None]
-    return total.to(books.table.dtype)
+    made = total.to(books.table.dtype)
+    return made.transpose(1, 2).contiguous() if channels_first else made

@@ -18,6 +18,7 @@ from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
 from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
 
 INTERPRET = triton.knobs.runtime.interpret
+BLOCK = 1024  # items of a row at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +166,23 @@ def merged(units: Tensor, lengths: Tensor, open: OpenRun, last: Tensor) -> Runs:
         duration,
         T,
         R,
-        BLOCK=min(1024, triton.next_power_of_2(T)),
+        BLOCK=min(BLOCK, triton.next_power_of_2(T)),
         num_warps=4,
     )
     return Runs(found, durations, counts, OpenRun(unit, duration))
 
 
-def expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
-    """Words by their spellings, or units by their durations; see `runs.spelled` and `runs.lasting`."""
+def spelled(words: Tensor, lengths: Tensor, spellings: Spellings, capacity: int) -> Expansion:
+    """See `runs.spelled`."""
+    return _expanded(words, None, spellings, lengths, capacity)
+
+
+def lasting(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int) -> Expansion:
+    """See `runs.lasting`."""
+    return _expanded(units, durations, None, lengths, capacity)
+
+
+def _expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
     B, U = items.shape
     out, wanted = items.new_zeros(B, capacity), torch.empty_like(lengths)
     kernel.expand_kernel[(B,)](
@@ -186,7 +196,7 @@ def expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | Non
         U,
         capacity,
         0 if spellings is None else len(spellings.offsets) - 1,
-        BLOCK=min(1024, triton.next_power_of_2(U)),
+        BLOCK=min(BLOCK, triton.next_power_of_2(U)),
         SPELLED=spellings is not None,
         num_warps=4,
     )

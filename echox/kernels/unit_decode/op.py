@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from echox.errors import ConfigError
-from echox.kernels.unit_decode import codebooks, runs, sampling
+from echox.kernels.unit_decode import operators
 from echox.kernels.unit_decode.codebooks import Codebooks
 from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
 from echox.kernels.unit_decode.state import Impl, UnitHead, UnitParams, UnitState
@@ -50,11 +49,7 @@ def sample_units(hidden: Tensor, head: UnitHead, params: UnitParams, state: Unit
     _check_step(hidden, head, params, state, forced)
     if forced is not None:
         forced = forced.view(len(hidden), -1)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        if _uses_kernels(impl, hidden, head):
-            return UnitStep(*_launch().sample(hidden, head, params, state, forced))
-        tokens = sampling.sample(hidden, head, params, state, forced)
-        return UnitStep(tokens, sampling.next_embedding(tokens, head))
+    return UnitStep(*operators.step(hidden, head, params, state, forced, _uses_kernels(impl, hidden, head)))
 
 
 def _uses_kernels(impl: Impl, tensor: Tensor, head: UnitHead | None = None) -> bool:
@@ -68,7 +63,7 @@ def _uses_kernels(impl: Impl, tensor: Tensor, head: UnitHead | None = None) -> b
     reason = "" if head is None else _beyond_kernels(head)
     if impl is Impl.auto:
         return not reason
-    if not (tensor.is_cuda or _launch().INTERPRET):
+    if not (tensor.is_cuda or operators.kernels_here().INTERPRET):
         reason = "needs a GPU (or TRITON_INTERPRET=1, to try kernels)"
     if reason:
         raise ConfigError(f"impl=triton {reason}; use impl=auto or torch")
@@ -81,12 +76,6 @@ def _beyond_kernels(head: UnitHead) -> str:
     if max(head.sizes) > REGISTER_ROW:
         return f"keeps a codebook in registers, {REGISTER_ROW} entries at most, and one has {max(head.sizes)}"
     return ""
-
-
-def _launch() -> ModuleType:
-    from echox.kernels.unit_decode import launch  # Triton is needed here alone
-
-    return launch
 
 
 def _check_step(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None) -> None:
@@ -116,12 +105,12 @@ def dedup_units(units: Tensor, lengths: Tensor, open: OpenRun | None = None, las
     """
     _check_table("units", units, lengths)
     B, T = units.shape
-    merged = _launch().merged if _uses_kernels(impl, units) else runs.merged
+    kernels = _uses_kernels(impl, units)
     if open is not None:
-        return merged(units, lengths, open, torch.zeros_like(lengths, dtype=torch.bool) if last is None else last)
+        return operators.merged(units, lengths, open, torch.zeros_like(lengths, dtype=torch.bool) if last is None else last, kernels)
     if last is not None:
         raise ConfigError("last names rows of a stream whose chunk is their last, but no `open` run was given; start with OpenRun.none(B)")
-    whole = merged(units, lengths, OpenRun.none(B, units.device), torch.ones_like(lengths, dtype=torch.bool))
+    whole = operators.merged(units, lengths, OpenRun.none(B, units.device), torch.ones_like(lengths, dtype=torch.bool), kernels)
     return Runs(whole.units[:, :T], whole.durations[:, :T], whole.lengths, whole.open)
 
 
@@ -136,9 +125,7 @@ def expand_words(words: Tensor, lengths: Tensor, spellings: Spellings, capacity:
     """
     _check_table("words", words, lengths)
     _check_capacity(capacity)
-    if _uses_kernels(impl, words):
-        return _launch().expanded(words, None, spellings, lengths, capacity)
-    return runs.spelled(words, lengths, spellings, capacity)
+    return operators.spelled(words, lengths, spellings, capacity, _uses_kernels(impl, words))
 
 
 def expand_durations(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int, *, impl: Impl = Impl.auto) -> Expansion:
@@ -155,9 +142,7 @@ def expand_durations(units: Tensor, durations: Tensor, lengths: Tensor, capacity
     _check_capacity(capacity)
     if units.shape != durations.shape:
         raise ConfigError(f"units {list(units.shape)} and durations {list(durations.shape)} must have one shape")
-    if _uses_kernels(impl, units):
-        return _launch().expanded(units, durations, None, lengths, capacity)
-    return runs.lasting(units, durations, lengths, capacity)
+    return operators.lasting(units, durations, lengths, capacity, _uses_kernels(impl, units))
 
 
 def rvq_dequantize(codes: Tensor, lengths: Tensor, books: Codebooks, *, channels_first: bool = False, impl: Impl = Impl.auto) -> Tensor:
@@ -176,10 +161,7 @@ def rvq_dequantize(codes: Tensor, lengths: Tensor, books: Codebooks, *, channels
         raise ConfigError(f"codes must be int64 [B, K, T] and lengths [B], not {codes.dtype} {list(codes.shape)} and {list(lengths.shape)}")
     if codes.shape[1] > len(books.counts):
         raise ConfigError(f"codes of {codes.shape[1]} codebooks were given, but there are tables for {len(books.counts)}")
-    if _uses_kernels(impl, codes):
-        return _launch().looked_up(codes, lengths, books, channels_first)
-    made = codebooks.looked_up(codes, lengths, books)
-    return made.transpose(1, 2).contiguous() if channels_first else made
+    return operators.looked_up(codes, lengths, books, channels_first, _uses_kernels(impl, codes))
 
 
 def _check_table(name: str, table: Tensor, lengths: Tensor) -> None:

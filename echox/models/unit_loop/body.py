@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
@@ -43,10 +44,11 @@ class CachedBody:
     once, here; what is trained afterwards is not seen.
     """
 
-    def __init__(self, body: LlamaModel, slots: int, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(self, body: LlamaModel, slots: int, capacity: int, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> None:
         """
         Args:
             dtype: of weights, keys and values; the sum that layers add to stays float32.
+            weight_of: the weight of one of the body's projections [out, in], which may be more than the module's own.
         Raises:
             ConfigError: the body has biases, which Llama's has not.
         """
@@ -57,14 +59,14 @@ class CachedBody:
         self.head_dim = config.head_dim
         self.width, self.eps = config.hidden_size, config.rms_norm_eps
         self.slots, self.capacity, self.dtype = slots, capacity, dtype
-        self.norm = body.norm.weight.detach()
+        self.norm = body.norm.weight.detach().float()
         self.activation = body.layers[0].mlp.act_fn if len(body.layers) else F.silu
-        self.layers = [_joined(layer, dtype) for layer in body.layers]
+        self.layers = [_joined(layer, dtype, weight_of) for layer in body.layers]
         device = self.norm.device
         # Zeros, for cells that no one has written are masked, yet 0 times NaN is NaN.
         self.cache = untouched(len(self.layers), 2, slots, self.heads, capacity, self.head_dim, dtype=dtype, device=device)
         positions = torch.arange(capacity, device=device)
-        cosine, sine = body.rotary_emb(self.norm.float(), positions[None])
+        cosine, sine = body.rotary_emb(self.norm, positions[None])
         half = self.head_dim // 2
         self.cosine, self.sine = cosine[0].to(dtype), torch.cat([-sine[0, :, :half], sine[0, :, half:]], dim=-1).to(dtype)
         self.positions = positions
@@ -150,19 +152,20 @@ def _write(cache: Tensor, cells: Tensor, fresh: Tensor) -> None:
     cache.view(-1, d).index_copy_(0, cells, fresh.reshape(-1, d))
 
 
-def _joined(layer: torch.nn.Module, dtype: torch.dtype) -> Layer:
+def _joined(layer: nn.Module, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> Layer:
     attention, feed = layer.self_attn, layer.mlp
+
+    def stacked(*parts: nn.Linear) -> Tensor:
+        """Weights side by side [in, out], a copy, so that training goes on beside it; on a CPU products of few rows read them fastest so."""
+        joined = torch.cat([weight_of(part).detach().to(dtype) for part in parts]).T
+        return joined if joined.is_cuda else joined.contiguous()
+
     return Layer(
         layer.input_layernorm.weight.detach().float(),
-        _stacked(dtype, attention.q_proj, attention.k_proj, attention.v_proj),
-        _stacked(dtype, attention.o_proj),
+        stacked(attention.q_proj, attention.k_proj, attention.v_proj),
+        stacked(attention.o_proj),
         layer.post_attention_layernorm.weight.detach().float(),
-        _stacked(dtype, feed.gate_proj, feed.up_proj),
-        _stacked(dtype, feed.down_proj),
+        stacked(feed.gate_proj, feed.up_proj),
+        stacked(feed.down_proj),
     )
 
-
-def _stacked(dtype: torch.dtype, *parts: torch.nn.Linear) -> Tensor:
-    """Weights side by side [in, out], a copy, so that training goes on beside it; on a CPU products of few rows read them fastest so."""
-    joined = torch.cat([part.weight.detach().to(dtype) for part in parts]).T
-    return joined if joined.is_cuda else joined.contiguous()

@@ -18,7 +18,7 @@ class Seats:
 
     def __init__(self, steps: Steps, slots: int, capacity: int, dtype: torch.dtype, keep_states: bool) -> None:
         self.steps = steps
-        self.body = CachedBody(steps.body, slots, capacity, dtype)
+        self.body = CachedBody(steps.body, slots, capacity, dtype, steps.weight_of)
         device = self.body.norm.device
         self.params = UnitParams.of([GREEDY] * slots, steps.head)
         self.state = UnitState.empty(slots, steps.head)

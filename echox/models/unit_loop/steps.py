@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.kernels.unit_decode import UnitHead, UnitParams, UnitRequest, UnitState, UnitStep
@@ -40,6 +40,10 @@ class Steps:
     def __init__(self, body: LlamaModel, head: UnitHead) -> None:
         self.body = body
         self.head = head
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        """The weight of one of the body's projections [out, in], with whatever was trained beside it."""
+        return projection.weight
 
     def seats(self, slots: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         """The kind's own tensors, a row for each slot; a request has `capacity` positions at most."""
