@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from echox import checkpoint
-from echox.chain import SpeechClips
+from echox.chain import SpeechClips, stage_task
 from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
@@ -16,6 +16,7 @@ from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of
 from echox.models.published.folder import build, files_beside, is_release, read_release, weights_fingerprint, write_release
+from echox.recipe import Recipe
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,6 +99,18 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     codec = CODECS.build(config.codec).to(device)
     for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):
         print(path)
+
+
+def write_labels(recipe: Recipe) -> None:
+    """Make the pseudo-labels that a recipe's Echo stage learns from, where they are not made yet, and print their folder.
+
+    Raises:
+        CheckpointError: the stages before are not finished. ConfigError: the stage makes its labels online.
+    """
+    device = device_named(recipe.device)
+    task = stage_task(recipe, recipe.stage or "echo", device)
+    folder = task.write_labels(task.build().to(device))
+    print(f"{folder}: read with echo.task.labels={folder}")
 
 
 def import_release(config: ImportConfig) -> None:

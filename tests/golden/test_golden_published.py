@@ -18,7 +18,7 @@ from echox.backbones.base import Turn
 from echox.codecs.base import CODECS
 from echox.data.audio import load_audio
 from echox.encoders.base import ENCODERS
-from echox.generation.segmenting import RELEASE_RULE, segments
+from echox.models.segmenting import RELEASE_RULE, segments
 from echox.models.published import teaching
 from echox.models.published.causal import causal_mask
 from echox.models.published.folder import build, read_release, their_name
