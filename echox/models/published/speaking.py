@@ -9,6 +9,7 @@ from torch import Tensor
 
 from echox.errors import SignalError
 from echox.kernels.unit_decode import UnitHead, UnitRequest, UnitStep
+from echox.kernels.unit_decode.state import Needs
 from echox.models.published.causal import Generated, Prompt
 from echox.models.published.translator import UnitTranslator
 from echox.models.unit_loop import Ask, Impl, Rows, Spoken, Steps, UnitLoop
@@ -22,7 +23,7 @@ class TranslatorSteps(Steps):
     def __init__(self, translator: UnitTranslator, end_id: int) -> None:
         super().__init__(translator.body, UnitHead.of(translator.head.weight, pad_id=end_id))
         self.translator = translator
-        self.end_id = end_id
+        self.needs = Needs.of([UnitRequest(stop_ids=[end_id])])
 
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         return self.translator.embed(step.tokens[:, 0])

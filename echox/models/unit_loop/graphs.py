@@ -39,6 +39,7 @@ class Graphs:
         self._graphs[self.size_for(count), length].replay()
 
     def _captured(self, rows: Rows, length: int, pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+        rows.params.needs = self._seats.steps.needs
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
