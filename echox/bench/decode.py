@@ -86,7 +86,7 @@ def bench_decode(config: DecodeBenchConfig) -> None:
     device = device_named(config.device)
     loops = _loop_times(config, device)
     samplers = _sampler_times(config, device) if config.sampler else []
-    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 8)] if config.answer else []
+    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 16)] if config.answer else []
     facts = machine(device) | {"repeats": str(config.repeats)}
     page = _page(config, loops, samplers, answers, facts)
     print(page)
@@ -161,7 +161,7 @@ def _page(
 
 
 LOOP_HEAD = ["decoder", "batch", "device", "threads", "weights", "who", "us per step", "tokens/s", "time over echox's", "note"]
-ANSWER_HEAD = ["batch", "LLM", "units", "assembly", "vocoder", "speech"]
+ANSWER_HEAD = ["batch", "LLM", "LLM by transformers", "units", "assembly", "vocoder", "speech"]
 
 
 def _loop_row(line: LoopTime) -> list[str]:
@@ -170,7 +170,7 @@ def _loop_row(line: LoopTime) -> list[str]:
 
 
 def _answer_row(line: AnswerTime) -> list[str]:
-    parts = (line.text_s, line.units_s, line.assembly_s, line.vocoder_s, line.speech_s)
+    parts = (line.text_s, line.library_text_s, line.units_s, line.assembly_s, line.vocoder_s, line.speech_s)
     return [str(line.batch), *(f"{seconds:.4f}" for seconds in parts)]
 
 

@@ -34,7 +34,7 @@ def test_loops_samplers_and_answers_are_measured(small, capsys):
         assert line["tokens_per_s"] == pytest.approx(1e6 * batch / line["step_us"])
     assert lines[2, "echox"]["of_echox"] == 1
     assert any(line["sampler"] == "echox" and line["eager_us"] > 0 for line in found["samplers"])
-    assert all(line[part] > 0 for line in found["answers"] for part in ("text_s", "units_s", "assembly_s", "vocoder_s", "speech_s"))
+    assert all(line[part] > 0 for line in found["answers"] for part in ("text_s", "library_text_s", "units_s", "assembly_s", "vocoder_s", "speech_s"))
     assert (small / "out/decode.md").read_text() in capsys.readouterr().out
     assert torch.get_num_threads() == 1
 
