@@ -52,7 +52,9 @@ def speak_prompt(loop: UnitLoop, prompt: Prompt, end_id: int, max_words: int) ->
     spoken = loop.run(asks_of(prompt, end_id, max_words))
     for row, found in enumerate(spoken):
         if found.failed:
-            raise SignalError(f"the unit translator's scores for segment {row} are not finite, so it cannot be spoken; its weights or the segment's states are damaged")
+            raise SignalError(
+                f"the unit translator's scores for segment {row} are not finite, so it is not spoken; its weights or its states are damaged"
+            )
     return _generated(spoken, prompt, end_id)
 
 

@@ -26,7 +26,9 @@ class Graphs:
         pool = torch.cuda.graph_pool_handle()
         # The largest first: smaller ones then fit into the memory that it took.
         self._graphs = {
-            (size, length): self._captured(seats.rows(size), length, pool) for size in reversed(self.sizes) for length in reversed(self.lengths)
+            (size, length): self._captured(seats.rows(size), length, pool)
+            for size in reversed(self.sizes)
+            for length in reversed(self.lengths)
         }
 
     def size_for(self, count: int) -> int:

@@ -44,7 +44,14 @@ class UnitLoop:
     """
 
     def __init__(
-        self, steps: Steps, *, slots: int, capacity: int, dtype: torch.dtype | None = None, keep_states: bool = False, impl: Impl = Impl.auto
+        self,
+        steps: Steps,
+        *,
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        keep_states: bool = False,
+        impl: Impl = Impl.auto,
     ) -> None:
         """
         Args:

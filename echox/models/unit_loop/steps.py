@@ -40,7 +40,10 @@ EVERYTHING = Needs(penalties=True, bars=True, stops=True, draws=True, best=FOREV
 
 
 class Steps:
-    """One kind of decoder; by itself, one that reads what it said and nothing else. Its methods change rows in place and read no value off the device: a CUDA graph captures them."""
+    """One kind of decoder; by itself, one that reads what it said and nothing else.
+
+    Its methods change rows in place and read no value off the device: a CUDA graph captures them.
+    """
 
     needs: Needs = EVERYTHING
     """What requests of this kind may ask for; a kind that asks for less is sampled faster there."""

@@ -35,7 +35,9 @@ def asks(loop, model, max_words=40, **how):
     with torch.no_grad():
         prefix, spoken = model.read_text(texts(), LENGTHS)
     request = UnitRequest(stop_ids=[model.end_id], max_length=max_words, **how)
-    return [loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length]
+    return [
+        loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length
+    ]
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -121,7 +123,9 @@ def test_scores_that_are_no_numbers_end_their_row_alone():
 
 def test_what_does_not_fit_is_a_sentence():
     model = decoder()
-    with pytest.raises(SignalError, match="a text of 7 positions and up to 40 tokens of speech need 47 positions, and the unit decoder has 46"):
+    with pytest.raises(
+        SignalError, match="a text of 7 positions and up to 40 tokens of speech need 47 positions, and the unit decoder has 46"
+    ):
         speak_targets(model, texts(), LENGTHS, 40, loop=decoder_loop(model, slots=2, capacity=46))
     assert speak_targets(model, texts(), LENGTHS, 40, loop=decoder_loop(model, slots=2, capacity=47))
     with pytest.raises(ConfigError, match="impl=graph captures CUDA graphs, and this unit decoder is on cpu"):
