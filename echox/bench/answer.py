@@ -12,6 +12,7 @@ from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
 from echox.codecs.unit_hifigan import CONFIG, TINY, build_generator
 from echox.models.decoding import greedy_text
+from echox.models.text_loop import text_loop
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_loop.text_speech import decoder_loop, speak_targets
 from echox.signals import Units
@@ -39,6 +40,7 @@ class AnswerTime:
 
     batch: int
     text_s: float
+    library_text_s: float  # the same text by the language model's own library, step by step
     units_s: float
     assembly_s: float
     vocoder_s: float
@@ -57,15 +59,18 @@ class AnswerBench:
             config = UnitDecoderConfig(max_words_per_token=WORDS_PER_TOKEN)
             self.decoder = UnitDecoder(config, self.backbone.hidden_size, self.codec.word_count).eval().to(device)
         self.loop = decoder_loop(self.decoder)
+        self.text_loop = text_loop(self.backbone)
 
     @torch.no_grad()
     def measured(self, batch: int) -> AnswerTime:
         """One batch of answers of `ANSWER_TOKENS` tokens, the second time it is made."""
+        prompt = torch.randint(self.backbone.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)).to(self.device)
+        embeddings, mask = self.backbone.embed(prompt), torch.ones_like(prompt, dtype=torch.bool)
         for _ in range(2):
             marks = [self._now_s()]
-            prompt = torch.randint(self.backbone.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-            embeddings = self.backbone.embed(prompt.to(self.device))
-            said = greedy_text(self.backbone, embeddings, torch.ones_like(prompt, dtype=torch.bool).to(self.device), ANSWER_TOKENS)
+            said = greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS, loop=self.text_loop)
+            marks.append(self._now_s())
+            greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS)
             marks.append(self._now_s())
             targets = speak_targets(self.decoder, said.hidden, said.lengths, 1024, loop=self.loop)
             marks.append(self._now_s())

@@ -1,4 +1,4 @@
-"""`echox-bench decode`: the decode loop beside Hugging Face `generate`, the sampler beside an eager chain, and where an answer's time goes."""
+"""`echox-bench decode`: the decode loop beside Hugging Face `generate`, the sampler beside an eager chain, an answer's time by part."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def bench_decode(config: DecodeBenchConfig) -> None:
     device = device_named(config.device)
     loops = _loop_times(config, device)
     samplers = _sampler_times(config, device) if config.sampler else []
-    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 8)] if config.answer else []
+    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 16)] if config.answer else []
     facts = machine(device) | {"repeats": str(config.repeats)}
     page = _page(config, loops, samplers, answers, facts)
     print(page)
@@ -100,15 +100,21 @@ def bench_decode(config: DecodeBenchConfig) -> None:
 def _loop_times(config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
     shapes = config.shapes or SHAPES
     on_gpu = device.type == "cuda"
-    cases = [(shape, batch, threads) for shape in shapes for batch in config.batches for threads in (config.threads or [torch.get_num_threads()])]
+    cases = [
+        (shape, batch, threads) for shape in shapes for batch in config.batches for threads in (config.threads or [torch.get_num_threads()])
+    ]
     lines = [line for case in tqdm(cases, unit="case") for line in _measured(*case, config, device)]
     if not on_gpu and not config.shapes:
-        lines += [LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches]
+        lines += [
+            LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches
+        ]
     return lines
 
 
 def _measured(shape: str, batch: int, threads: int, config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(config.dtype.value) or getattr(torch, config.dtype.value)
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(config.dtype.value) or getattr(
+        torch, config.dtype.value
+    )
     problem = LoopProblem(*LoopProblem.size_of(shape), batch, config.words, config.tokens, config.seed)
     where = (shape, batch, device.type, threads, str(dtype).removeprefix("torch."))
     with _on_threads(threads):
@@ -140,12 +146,16 @@ def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> list[Samp
 
 
 def _page(
-    config: DecodeBenchConfig, loops: Sequence[LoopTime], samplers: Sequence[SamplerTime], answers: Sequence[AnswerTime], facts: dict[str, str]
+    config: DecodeBenchConfig,
+    loops: Sequence[LoopTime],
+    samplers: Sequence[SamplerTime],
+    answers: Sequence[AnswerTime],
+    facts: dict[str, str],
 ) -> str:
     """All tables as a Markdown page."""
     page = ["# Unit decoding", "", _table(LOOP_HEAD, [_loop_row(line) for line in loops])]
     page += [
-        f"Layers x channels, {config.words} words, {config.tokens} greedy words a row, prompt included; medians of runs in turns in one process.",
+        f"Layers x channels, {config.words} words, {config.tokens} greedy words a row, prompt included; medians of runs taken in turns.",
         "",
     ]
     if samplers:
@@ -153,15 +163,16 @@ def _page(
     if answers:
         page += ["## An answer, by part", "", _table(ANSWER_HEAD, [_answer_row(line) for line in answers])]
         page += [
-            f"Seconds of a batch: a language model of SmolLM2-135M's shapes says {ANSWER_TOKENS} tokens after {PROMPT_TOKENS}, the demo's unit decoder",
-            "speaks them, words become units, and a unit HiFi-GAN of the public size sounds them; untrained, so words end by rule and units are short.",
+            f"Seconds of a batch: a language model of SmolLM2-135M's shapes says {ANSWER_TOKENS} tokens after {PROMPT_TOKENS}, the demo's unit",
+            "decoder speaks them, words become units, and a unit HiFi-GAN of the public size sounds them. Untrained: tokens end by rule and",
+            "units are short.",
             "",
         ]
     return "\n".join([*page, "; ".join(f"{name} {value}" for name, value in facts.items()) + "."]) + "\n"
 
 
 LOOP_HEAD = ["decoder", "batch", "device", "threads", "weights", "who", "us per step", "tokens/s", "time over echox's", "note"]
-ANSWER_HEAD = ["batch", "LLM", "units", "assembly", "vocoder", "speech"]
+ANSWER_HEAD = ["batch", "LLM", "LLM by transformers", "units", "assembly", "vocoder", "speech"]
 
 
 def _loop_row(line: LoopTime) -> list[str]:
@@ -170,7 +181,7 @@ def _loop_row(line: LoopTime) -> list[str]:
 
 
 def _answer_row(line: AnswerTime) -> list[str]:
-    parts = (line.text_s, line.units_s, line.assembly_s, line.vocoder_s, line.speech_s)
+    parts = (line.text_s, line.library_text_s, line.units_s, line.assembly_s, line.vocoder_s, line.speech_s)
     return [str(line.batch), *(f"{seconds:.4f}" for seconds in parts)]
 
 

@@ -50,5 +50,7 @@ def said_in(loop: UnitLoop, embeddings: Tensor, lengths: list[int], max_tokens: 
     spoken = loop.run(Ask(prompt[:length], request(row)) for row, (prompt, length) in enumerate(zip(embeddings, lengths)))
     for row, found in enumerate(spoken):
         if found.failed:
-            raise SignalError(f"the language model's scores for row {row} are not finite, so it cannot answer; its weights or the question's vectors are damaged")
+            raise SignalError(
+                f"the language model's scores for row {row} are not finite, so it does not answer; its weights or the question are damaged"
+            )
     return spoken

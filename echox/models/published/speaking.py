@@ -9,6 +9,7 @@ from torch import Tensor
 
 from echox.errors import SignalError
 from echox.kernels.unit_decode import UnitHead, UnitRequest, UnitStep
+from echox.kernels.unit_decode.state import Needs
 from echox.models.published.causal import Generated, Prompt
 from echox.models.published.translator import UnitTranslator
 from echox.models.unit_loop import Ask, Impl, Rows, Spoken, Steps, UnitLoop
@@ -22,7 +23,7 @@ class TranslatorSteps(Steps):
     def __init__(self, translator: UnitTranslator, end_id: int) -> None:
         super().__init__(translator.body, UnitHead.of(translator.head.weight, pad_id=end_id))
         self.translator = translator
-        self.end_id = end_id
+        self.needs = Needs.of([UnitRequest(stop_ids=[end_id])])
 
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         return self.translator.embed(step.tokens[:, 0])
@@ -51,7 +52,9 @@ def speak_prompt(loop: UnitLoop, prompt: Prompt, end_id: int, max_words: int) ->
     spoken = loop.run(asks_of(prompt, end_id, max_words))
     for row, found in enumerate(spoken):
         if found.failed:
-            raise SignalError(f"the unit translator's scores for segment {row} are not finite, so it cannot be spoken; its weights or the segment's states are damaged")
+            raise SignalError(
+                f"the unit translator's scores for segment {row} are not finite, so it is not spoken; its weights or its states are damaged"
+            )
     return _generated(spoken, prompt, end_id)
 
 

@@ -156,7 +156,7 @@ def _joined(layer: nn.Module, dtype: torch.dtype, weight_of: Callable[[nn.Linear
     attention, feed = layer.self_attn, layer.mlp
 
     def stacked(*parts: nn.Linear) -> Tensor:
-        """Weights side by side [in, out], a copy, so that training goes on beside it; on a CPU products of few rows read them fastest so."""
+        """Weights side by side [in, out]: a copy, so that training goes on beside it; products of few rows read them fastest so on a CPU."""
         joined = torch.cat([weight_of(part).detach().to(dtype) for part in parts]).T
         return joined if joined.is_cuda else joined.contiguous()
 
@@ -168,4 +168,3 @@ def _joined(layer: nn.Module, dtype: torch.dtype, weight_of: Callable[[nn.Linear
         stacked(feed.gate_proj, feed.up_proj),
         stacked(feed.down_proj),
     )
-

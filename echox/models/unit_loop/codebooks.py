@@ -35,7 +35,9 @@ class CodebookSteps(Steps):
         """
         unit_head = UnitHead.of(head.weight, bias=head.bias, segments=head.segments, softcap=head.softcap, embedding=vectors.detach())
         if len(delays) != unit_head.codebooks or delays[0] != 0 or min(delays) < 0:
-            raise ConfigError(f"delays {list(delays)} must begin with 0, be at least 0, and be as many as the head's codebooks, which are {unit_head.codebooks}")
+            raise ConfigError(
+                f"delays {list(delays)} must begin with 0, be at least 0, and be one for each of the head's {unit_head.codebooks} codebooks"
+            )
         super().__init__(body, unit_head)
         self.delays = torch.tensor(delays, device=head.weight.device)
         self.longest = max(delays)

@@ -26,7 +26,9 @@ class Graphs:
         pool = torch.cuda.graph_pool_handle()
         # The largest first: smaller ones then fit into the memory that it took.
         self._graphs = {
-            (size, length): self._captured(seats.rows(size), length, pool) for size in reversed(self.sizes) for length in reversed(self.lengths)
+            (size, length): self._captured(seats.rows(size), length, pool)
+            for size in reversed(self.sizes)
+            for length in reversed(self.lengths)
         }
 
     def size_for(self, count: int) -> int:
@@ -39,6 +41,7 @@ class Graphs:
         self._graphs[self.size_for(count), length].replay()
 
     def _captured(self, rows: Rows, length: int, pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+        rows.params.needs = self._seats.steps.needs
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

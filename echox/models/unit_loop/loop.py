@@ -44,7 +44,14 @@ class UnitLoop:
     """
 
     def __init__(
-        self, steps: Steps, *, slots: int, capacity: int, dtype: torch.dtype | None = None, keep_states: bool = False, impl: Impl = Impl.auto
+        self,
+        steps: Steps,
+        *,
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        keep_states: bool = False,
+        impl: Impl = Impl.auto,
     ) -> None:
         """
         Args:
@@ -94,11 +101,15 @@ class UnitLoop:
             return ticket
 
     def wait(self, tickets: Sequence[int]) -> list[Spoken]:
-        """Step until these requests have ended; each can be waited for once. All others move on meanwhile."""
-        with _deciding(self.device):
-            for ticket in tickets:
-                while ticket not in self._left:
-                    self.advance()
+        """Step until these requests have ended; each can be waited for once. All others move on meanwhile.
+
+        Raises:
+            KeyError: a ticket is of no request, or was waited for before.
+        """
+        for ticket in tickets:
+            while ticket not in self._left:
+                if not self.advance() and ticket not in self._left:
+                    raise KeyError(f"ticket {ticket} is of no request that waits, speaks or has ended")
         return [self._taken(ticket) for ticket in tickets]
 
     def run(self, asks: Iterable[Ask]) -> list[Spoken]:

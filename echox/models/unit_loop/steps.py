@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.kernels.unit_decode import UnitHead, UnitParams, UnitRequest, UnitState, UnitStep
+from echox.kernels.unit_decode.state import FOREVER, Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,18 @@ class Rows:
     states: Tensor | None  # [A, W, C] hidden states that predicted the tokens, where they are kept
 
 
+# Where a GPU samples without kernels (vocabularies too large for them), a captured step does all that any request may ask for.
+EVERYTHING = Needs(penalties=True, bars=True, stops=True, draws=True, best=FOREVER, top_k=True, top_p=True, min_p=True)
+
+
 class Steps:
-    """One kind of decoder; by itself, one that reads what it said and nothing else. Its methods change rows in place and read no value off the device: a CUDA graph captures them."""
+    """One kind of decoder; by itself, one that reads what it said and nothing else.
+
+    Its methods change rows in place and read no value off the device: a CUDA graph captures them.
+    """
+
+    needs: Needs = EVERYTHING
+    """What requests of this kind may ask for; a kind that asks for less is sampled faster there."""
 
     def __init__(self, body: LlamaModel, head: UnitHead) -> None:
         self.body = body

@@ -26,7 +26,8 @@ class UnitDecoderSteps(Steps):
     def __init__(self, decoder: UnitDecoder) -> None:
         head = decoder.head
         super().__init__(
-            decoder.body, UnitHead.of(head.weight, bias=head.bias, softcap=head.softcap, pad_id=decoder.end_id, embedding=decoder.words.weight)
+            decoder.body,
+            UnitHead.of(head.weight, bias=head.bias, softcap=head.softcap, pad_id=decoder.end_id, embedding=decoder.words.weight),
         )
         self.decoder = decoder
 
@@ -55,7 +56,9 @@ class UnitDecoderSteps(Steps):
         decoder = self.decoder
         begin = decoder.words.weight[decoder.begin_id].detach()
         if not decoder.config.monotonic:
-            return Ask(torch.cat([prefix, begin[None]]), replace(request, allowed=[(0, decoder.begin_id), (decoder.end_id, decoder.end_id + 1)]))
+            return Ask(
+                torch.cat([prefix, begin[None]]), replace(request, allowed=[(0, decoder.begin_id), (decoder.end_id, decoder.end_id + 1)])
+            )
         rules = {"passed": 0, "run": 0, "text_length": len(prefix), "spoken": spoken}
         said = replace(request, allowed=[(0, decoder.begin_id), (decoder.next_id, decoder.next_id + 1)])
         return Ask(torch.cat([prefix, (begin + spoken[0])[None]]), said, rules)
@@ -105,7 +108,9 @@ def speak_targets(
     asks = [loop.steps.ask(prefix[r, : lengths[r]], spoken[r, : lengths[r] + 1], replace(request, seed=sampling.seed + r)) for r in rows]
     for row, found in zip(rows, loop.run(asks)):
         if found.failed:
-            raise SignalError(f"the unit decoder's scores for text {row} are not finite, so it cannot be spoken; its weights or the text's vectors are damaged")
+            raise SignalError(
+                f"the unit decoder's scores for text {row} are not finite, so it is not spoken; its weights or the text are damaged"
+            )
         said = found.tokens[:, 0].tolist()
         targets[row] = said if said[-1] == decoder.end_id else [*said, decoder.end_id]
     return targets

@@ -25,7 +25,9 @@ def plain_targets(decoder, text, text_lengths, max_words=1024, sampling=GREEDY):
     for step in range(max_words):
         mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        state = decoder.body(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True)
+        state = decoder.body(
+            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+        )
         token = chosen(decoder, decoder.logits(state.last_hidden_state[:, -1:]).float(), passed, run, text_lengths[:, None], step, sampling)
         token = torch.where(done, decoder.end_id, token)
         outputs.append(token)

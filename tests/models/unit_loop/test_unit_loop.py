@@ -8,7 +8,9 @@ from echox.errors import ConfigError, SignalError
 from echox.kernels.unit_decode import UnitRequest
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_loop import Ask, Impl, Steps, UnitLoop
+from echox.models.unit_loop.graphs import buckets
 from echox.models.unit_loop.text_speech import UnitDecoderSteps, decoder_loop, speak_targets
+from echox.models.unit_loop.watching import Parcel, PinnedWatch
 
 LENGTHS = torch.tensor([7, 0, 3, 1, 5, 2])
 MANNERS = {
@@ -33,7 +35,9 @@ def asks(loop, model, max_words=40, **how):
     with torch.no_grad():
         prefix, spoken = model.read_text(texts(), LENGTHS)
     request = UnitRequest(stop_ids=[model.end_id], max_length=max_words, **how)
-    return [loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length]
+    return [
+        loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length
+    ]
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -74,6 +78,8 @@ def test_requests_enter_while_others_speak():
     last_first = loop.wait(tickets[::-1])[::-1]
     assert [found.tokens[:, 0].tolist() for found in last_first] == expected
     assert not loop.advance()
+    with pytest.raises(KeyError, match="ticket 0 is of no request"):
+        loop.wait([0])
 
 
 def test_mixed_requests_share_the_loop():
@@ -117,7 +123,9 @@ def test_scores_that_are_no_numbers_end_their_row_alone():
 
 def test_what_does_not_fit_is_a_sentence():
     model = decoder()
-    with pytest.raises(SignalError, match="a text of 7 positions and up to 40 tokens of speech need 47 positions, and the unit decoder has 46"):
+    with pytest.raises(
+        SignalError, match="a text of 7 positions and up to 40 tokens of speech need 47 positions, and the unit decoder has 46"
+    ):
         speak_targets(model, texts(), LENGTHS, 40, loop=decoder_loop(model, slots=2, capacity=46))
     assert speak_targets(model, texts(), LENGTHS, 40, loop=decoder_loop(model, slots=2, capacity=47))
     with pytest.raises(ConfigError, match="impl=graph captures CUDA graphs, and this unit decoder is on cpu"):
@@ -166,3 +174,41 @@ def test_grouped_keys_and_a_plain_head():
                 said.append(int((body(inputs_embeds=inputs[None], use_cache=False).last_hidden_state[0, -1] @ head.T).argmax()))
             inputs = torch.cat([inputs, vectors[said[-1]][None].detach()])
         assert found.tokens[:, 0].tolist() == said
+
+
+class SlowEvent:
+    """A copy that arrives after it was asked for some times, or is waited for."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def query(self):
+        self.times -= 1
+        return self.times < 0
+
+    def synchronize(self):
+        pass
+
+
+class LateWatch(PinnedWatch):
+    """What a GPU's watch does, with copies that take their time."""
+
+    def fetch(self, *found):
+        return Parcel(tuple(tensor.clone() for tensor in found), SlowEvent(3 + len(found)))
+
+
+@pytest.mark.parametrize("slots", [1, 3, 6])
+def test_ends_may_be_learnt_late(slots):
+    """Rows that have ended, and rows moved meanwhile, keep what they said; others see nothing of them."""
+    model = decoder()
+    loop = UnitLoop(UnitDecoderSteps(model), slots=slots, capacity=64, keep_states=True)
+    expected = loop.run(asks(loop, model))
+    loop._watch = LateWatch()
+    for _ in range(2):
+        for found, wanted in zip(loop.run(asks(loop, model)), expected, strict=True):
+            assert torch.equal(found.tokens, wanted.tokens)
+            torch.testing.assert_close(found.states, wanted.states, atol=1e-5, rtol=0)
+
+
+def test_batch_sizes_with_a_graph():
+    assert [buckets(slots) for slots in (1, 2, 6, 64)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16, 32, 64]]

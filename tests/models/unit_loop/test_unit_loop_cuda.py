@@ -1,6 +1,6 @@
 """The decode loop on a GPU: captured as uncaptured, and nothing waits. Skipped where there is none, or where Triton is interpreted.
 
-    TRITON_INTERPRET=0 python -m pytest tests/models/unit_loop/test_unit_loop_cuda.py
+TRITON_INTERPRET=0 python -m pytest tests/models/unit_loop/test_unit_loop_cuda.py
 """
 
 import os
@@ -48,7 +48,9 @@ def test_nothing_waits_for_the_gpu(impl):
     with torch.no_grad():
         prefix, spoken = model.read_text(texts().cuda(), LENGTHS.cuda())
     request = UnitRequest(stop_ids=[model.end_id], max_length=40)
-    asks = [loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length]
+    asks = [
+        loop.steps.ask(prefix[row, :length], spoken[row, : length + 1], request) for row, length in enumerate(LENGTHS.tolist()) if length
+    ]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
