@@ -70,7 +70,7 @@ class EchoTaskConfig(TaskConfig):
     """Train LoRA and the speech adapter too, as the paper does; off, the S2T model stays as it is and only its voice is trained."""
     speech_llm_lr_scale: float = 0.1
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
-    voice_lr_scale: float = 1.0
+    voice_lr_scale: float = 0.2
     """Learning rate of the unit decoder as a multiple of the stage's; it comes trained, the denoising adapter starts from nothing."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their pseudo-labels."""
@@ -102,9 +102,11 @@ def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoin
 class EchoTask(Task):
     """Stage III: the unit decoder, begun as T2C, learns to speak hidden states; LoRA goes on learning text.
 
-    The decoder starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text
-    vector plus a correction of zero, and the decoder's rate is a fraction of the adapter's (`voice_lr_scale`), for its weights are
-    trained and pseudo-labels are their own output: at T2C's rate, a few dozen steps of Adam teach it nothing and blur what it knows.
+    Training starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text vector
+    plus a correction of zero (`denoiser.candidates`). Pseudo-labels are what the decoder says anyway, so there is little to learn from
+    them but the states, and much to lose: at a rate above that at which T2C's schedule ended, a few dozen steps of Adam undo its
+    annealing. Hence the decoder's own rate (`voice_lr_scale`): in echo_mini 3 % of T2C's peak, the ratio of the authors' runs (3e-5 to
+    1e-3, by their names), and a third of T2C's last.
     Source: EchoX (arXiv:2509.09174), Echo training; labels are of `echox.tasks.pseudo_labels`.
     """
 
