@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from echox.engine.trainer import train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
+from echox.models.text_loop import text_loop
+from echox.models.unit_loop import UnitLoop
 from echox.recipe import STAGES, Recipe, freeze
 from echox.refit import refitted
 from echox.tasks.base import TASKS, Parts, StageContext, Task
@@ -63,7 +66,8 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     """Corpus, codec and units: made by the first rank, found ready by the others."""
     bf16 = uses_bf16(Precision.auto, device)
     if recipe.corpus is not None:
-        build_demo_corpus(recipe.corpus, _own_answers(recipe, device, bf16))
+        language_model = _LanguageModel(recipe, device, bf16)
+        build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
     if not {"t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
@@ -74,19 +78,33 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
         write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
 
 
-def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[list[str], int | None], list[str]]:
-    """Typed questions -> the backbone's answers; the backbone is loaded at the first call."""
-    loaded: list[Backbone] = []
+class _LanguageModel:
+    """What the corpus takes from the recipe's backbone, which is loaded when first asked."""
 
-    def answer(questions: list[str], seed: int | None) -> list[str]:
-        if not loaded:
-            loaded.append(BACKBONES.build(recipe.backbone).to(device).eval())
-            if bf16:
-                halve_frozen(loaded[0])
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return answer_typed(loaded[0], questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed)
+    def __init__(self, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+        self.recipe, self.device, self.bf16 = recipe, device, bf16
 
-    return answer
+    @cached_property
+    def backbone(self) -> Backbone:
+        backbone = BACKBONES.build(self.recipe.backbone).to(self.device).eval()
+        if self.bf16:
+            halve_frozen(backbone)
+        return backbone
+
+    @cached_property
+    def loop(self) -> UnitLoop | None:
+        """Where it answers, if it may be in a loop."""
+        return text_loop(self.backbone)
+
+    def answers(self, questions: list[str], seed: int | None) -> list[str]:
+        """Its answers to typed questions: greedy, or drawn where a seed is given."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            temperature = 0.0 if seed is None else 1.0
+            return answer_typed(self.backbone, questions, ANSWER_TOKENS, temperature=temperature, seed=seed, loop=self.loop)
+
+    def token_texts(self) -> list[str]:
+        """Its vocabulary in the order of the ids."""
+        return self.backbone.token_texts()
 
 
 class SpeechClips(Sequence[Tensor]):

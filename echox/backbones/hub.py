@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -103,6 +104,16 @@ class HubBackbone(Backbone):
 
     def head_rows(self) -> Tensor:
         return self.model.get_output_embeddings().weight
+
+    def llama(self) -> LlamaModel | None:
+        return self.model.model if type(self.model) is LlamaForCausalLM else None
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not isinstance(projection, BaseTunerLayer) or projection.disable_adapters or projection.merged:
+            return projection.weight
+        return sum((projection.get_delta_weight(name) for name in projection.active_adapters), projection.weight.float())
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -63,6 +63,6 @@ def _piece(answerer: Answerer, tokens: list[int], states: list[Tensor], cut: Seg
     echo: EchoModel = answerer.echo
     span = spans_of([(0, cut.start, cut.end)], answerer.device)
     with torch.autocast(answerer.device.type, torch.bfloat16, enabled=answerer.bf16):
-        words = echo.speak_spans(torch.stack(states)[None], span)
+        words = echo.speak_spans(torch.stack(states)[None], span, loop=answerer.loop)
     _, (samples,) = Speaker(answerer.codec, answerer.bf16).sound(words, Clock(answerer.device))
     return Piece(answerer.backbone.detokenize(tokens), samples)

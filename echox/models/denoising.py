@@ -11,6 +11,7 @@ from echox.backbones.base import Backbone
 from echox.errors import ConfigError
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
+from echox.models.unit_loop import UnitLoop
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,9 +70,9 @@ class TextVoice(nn.Module):
         self.rows = rows
         self.decoder = decoder
 
-    def speak(self, ids: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
-        """Token ids [B, S] -> unit-language words per row, greedy."""
-        return self.decoder.generate(self.rows(ids), lengths, max_words)
+    def speak(self, ids: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
+        """Token ids [B, S] -> unit-language words per row, greedy; see `UnitDecoder.generate`."""
+        return self.decoder.generate(self.rows(ids), lengths, max_words, loop)
 
     def targets(self, ids: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
         """The same with the decoder's marks kept: pseudo-labels per row, as its `forward` takes targets."""

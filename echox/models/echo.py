@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from echox.models.denoising import DenoisingAdapter, TextVoice
 from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
+from echox.models.unit_loop import UnitLoop
 from echox.signals import Spans
 
 
@@ -44,20 +45,20 @@ class EchoModel(nn.Module):
         """What is spoken at a time: hidden [B, S, H], lengths [B]."""
         return whole(lengths) if self.cutter is None else self.cutter.spans(hidden, lengths)
 
-    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
+    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
         """Hidden states [B, S, H] that predicted an answer's tokens -> unit-language words per row, greedy.
 
         Args:
-            max_words: words and marks of a segment at most.
+            max_words: words and marks of a segment at most; loop: see `UnitDecoder.generate`.
         """
-        return self.speak_spans(hidden, self.spans(hidden, lengths), max_words)
+        return self.speak_spans(hidden, self.spans(hidden, lengths), max_words, loop)
 
-    def speak_spans(self, hidden: Tensor, spans: Spans, max_words: int = 1024) -> list[list[int]]:
+    def speak_spans(self, hidden: Tensor, spans: Spans, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
         """The same for segments that are cut already; the words of a row's segments are joined."""
         words: list[list[int]] = [[] for _ in hidden]
         if len(spans.rows):
             vectors, lengths = cut(self.denoise(hidden, self.speech_llm.backbone.logits(hidden)), spans)
-            for row, said in zip(spans.rows.tolist(), self.voice.decoder.generate(vectors, lengths, max_words)):
+            for row, said in zip(spans.rows.tolist(), self.voice.decoder.generate(vectors, lengths, max_words, loop)):
                 words[row] += said
         return words
 
