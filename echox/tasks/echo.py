@@ -105,8 +105,8 @@ class EchoTask(Task):
     Training starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text vector
     plus a correction of zero (`denoiser.candidates`). Pseudo-labels are what the decoder says anyway, so there is little to learn from
     them but the states, and much to lose: at a rate above that at which T2C's schedule ended, a few dozen steps of Adam undo its
-    annealing. Hence the decoder's own rate (`voice_lr_scale`): in echo_mini 3 % of T2C's peak, the ratio of the authors' runs (3e-5 to
-    1e-3, by their names), and a third of T2C's last.
+    annealing. Hence the decoder's own rate (`voice_lr_scale`), to be set below T2C's last; the authors' runs had 3 % of T2C's peak (3e-5
+    to 1e-3, by their names).
     Source: EchoX (arXiv:2509.09174), Echo training; labels are of `echox.tasks.pseudo_labels`.
     """
 
