@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
+from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
 from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
@@ -136,7 +138,7 @@ class EchoTask(Task):
         makers |= {name: part.fingerprint() for name, part in (("encoder", model.speech_llm.encoder), ("language model", model.speech_llm.backbone))}
         makers |= {"codec": self.codec.fingerprint(), "segments": json.dumps(to_plain(self.config.segments), sort_keys=True)}
         folder = Path(self.config.labels) if self.config.labels else self.context.cache_dir / "pseudo_labels"
-        return CachedLabels(folder, makers, self._label, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
+        return CachedLabels(folder, makers, self._labeller, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
 
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]
@@ -199,14 +201,21 @@ class EchoTask(Task):
         self.labels.write(model.eval(), [row for split in self.conversations.values() for row in split])
         return self.labels.folder
 
-    @torch.no_grad()
-    def _label(self, model: EchoModel, rows: Sequence[Conversation]) -> PseudoLabels:
+    def _labeller(self, model: EchoModel) -> Callable[[Sequence[Conversation]], PseudoLabels]:
+        """Labels conversations by the models as they are: before the first step, the trained decoder is T2C itself."""
         device = next(model.parameters()).device
-        batch = self.speech_text.collate(rows).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.context.bf16):
-            _, states = teacher_forced(model.speech_llm, batch)
-            # Before the first step the trained decoder is T2C itself.
-            return make_labels(model, model.voice.targets, *answer_states(states, batch))
+        precision = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=self.context.bf16)
+        with precision():
+            targets_of = functools.partial(model.voice.targets, loop=decoder_loop(model.voice.decoder))
+
+        @torch.no_grad()
+        def label(rows: Sequence[Conversation]) -> PseudoLabels:
+            batch = self.speech_text.collate(rows).to(device)
+            with precision():
+                _, states = teacher_forced(model.speech_llm, batch)
+                return make_labels(model, targets_of, *answer_states(states, batch))
+
+        return label
 
     def examples(self, split: str) -> Examples:
         return self.labels.examples(self.conversations[split])
