@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 
 import torch
@@ -45,7 +46,10 @@ def step(
 def _step_now(
     hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None, kernels: bool
 ) -> tuple[Tensor, Tensor | None]:
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    kind = hidden.device.type
+    # Entering it costs as much as several of the step's operations.
+    outside = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with torch.no_grad(), outside:
         if kernels:
             return kernels_here().sample(hidden, head, params, state, forced)
         tokens = sampling.sample(hidden, head, params, state, forced)

@@ -33,7 +33,7 @@ def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
     B = len(hidden)
     x, w, b = hidden.to(head.weight.dtype), head.weight.T, head.bias
     if x.is_cuda:
-        scores = torch.mm(x, w, out_dtype=torch.promote_types(x.dtype, torch.float32))
+        scores = torch.mm(x, w, out_dtype=torch.float32) if x.dtype.itemsize == 2 else torch.mm(x, w)
         scores = scores if b is None else scores + b
     else:
         x = torch.cat((x, x)) if B == 1 else x
@@ -114,7 +114,8 @@ def _nucleus(rows: Tensor, best: Tensor, kth: Tensor | None, top: Tensor, heat: 
     """The lowest of the best scores [R, M] such that those above hold less than p of the mass from `kth` up."""
     all = best if best.shape[1] == rows.shape[1] else rows  # scores equal to the k-th count, though they may not be among the M
     masses = all.sub(top).div_(heat).exp_()
-    mass = (masses if kth is None else masses.masked_fill_(all < kth, 0)).sum(1, keepdim=True)
+    # A running sum has one order of summation, whatever the batch and the number of threads.
+    mass = (masses if kth is None else masses.masked_fill_(all < kth, 0)).cumsum(1)[:, -1:]
     above = best.sub(top).div_(heat).exp_().cumsum(1)[:, :-1]
     count = (above < p * mass).sum(1, keepdim=True)
     return torch.where(p < 1, best.gather(1, count), NEVER)
