@@ -79,7 +79,7 @@ def test_echo_is_fitted_to_a_tuned_model_and_says_so(home):
     [
         (None, ("backbone.random_width=96",), "hidden states of 96 channels, but .* was trained on 64; refit takes the same model tuned further"),
         (a_larger_vocabulary, (), "has a vocabulary of 263, but .* was trained on one of 260; refit"),
-        (another_token, (), "has other tokens than .* was trained on, 2 in number, such as .*, which is .* and was .*; refit"),
+        (another_token, (), r"has other tokens than .* was trained on, \d in number, such as \d+, which is 'B' and was 'A'; refit"),
     ],
 )
 def test_another_family_is_refused(home, change, settings, sentence):
@@ -100,8 +100,9 @@ def test_ways_are_compared_and_finished_rows_kept(home, capsys):
     table = ablate(config)
     assert list(table["scores"]) == [CASCADE, UNTRAINED, *ways] and table["rows"] == 3 and table["recorded"] == 2
     cascade, untrained = table["scores"][CASCADE], table["scores"][UNTRAINED]
-    assert cascade["unit error, pseudo-labels"]["value"] == untrained["unit error, pseudo-labels"]["value"] == 0
-    assert untrained["minus the first row"]["value"] == 0 and untrained["unit error, recordings"]["count"] == 2
+    # Where bfloat16 is used, one step and a batch of them round differently.
+    assert cascade["unit error, pseudo-labels"]["value"] == 0 <= untrained["unit error, pseudo-labels"]["value"] < 0.1
+    assert abs(untrained["minus the first row"]["value"]) < 0.1 and untrained["unit error, recordings"]["count"] == 2
     page = (home / "run" / "ablation" / "ablation.md").read_text()
     assert "| online, cut |" in page and "echo.task.online={}" in page and page in capsys.readouterr().out
     runs = {path: path.stat().st_mtime_ns for path in (home / "run" / "ablation").rglob("*") if path.is_file() and path.name not in ("ablation.md", "ablation.json")}

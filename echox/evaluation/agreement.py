@@ -35,7 +35,8 @@ def spoken_answers(answerer: Answerer, voice: Voice, rows: Sequence[Row]) -> lis
     """A batch of questions answered: the greedy text, the units of Echo, and those of T2C for that text."""
     said = answerer.think([question_of(row, answerer.rate_hz) for row in rows])
     with torch.autocast(answerer.device.type, torch.bfloat16, enabled=answerer.bf16):
-        echo, cascade = answerer.echo.speak(said.hidden, said.lengths), voice.model.speak(said.ids, said.lengths)
+        echo = answerer.echo.speak(said.hidden, said.lengths, loop=answerer.loop)
+        cascade = voice.model.speak(said.ids, said.lengths, loop=voice.loop)
     texts = [answerer.backbone.detokenize(ids[:length]) for ids, length in zip(said.ids.tolist(), said.lengths.tolist())]
     units_of = answerer.codec.units_of
     return [

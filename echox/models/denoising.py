@@ -12,6 +12,7 @@ from echox.errors import ConfigError
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_loop import UnitLoop
+from echox.models.unit_loop.text_speech import speak_targets
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,9 +75,14 @@ class TextVoice(nn.Module):
         """Token ids [B, S] -> unit-language words per row, greedy; see `UnitDecoder.generate`."""
         return self.decoder.generate(self.rows(ids), lengths, max_words, loop)
 
-    def targets(self, ids: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
-        """The same with the decoder's marks kept: pseudo-labels per row, as its `forward` takes targets."""
-        return self.decoder.generate_targets(self.rows(ids), lengths, max_words)
+    def targets(self, ids: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
+        """The same with the decoder's marks kept: pseudo-labels per row, as its `forward` takes targets.
+
+        Args:
+            loop: one of this decoder's present weights to speak in; texts too long for it go without.
+        """
+        fits = loop is not None and (int(lengths.max()) if len(lengths) else 0) + max_words <= loop.capacity
+        return speak_targets(self.decoder, self.rows(ids), lengths, max_words, loop=loop if fits else None)
 
 
 def join_voice(decoder: UnitDecoderConfig, spelling_channels: int, backbone: Backbone, word_count: int) -> TextVoice:

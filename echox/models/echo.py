@@ -11,6 +11,8 @@ from echox.models.denoising import DenoisingAdapter, TextVoice
 from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
 from echox.models.unit_loop import UnitLoop
+from echox.models.unit_loop.loop import Impl
+from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Spans
 
 
@@ -77,7 +79,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def targets(self, text: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
         """Token ids [G, S] -> target ids of the unit decoder per row, at most `max_words` and an end."""
-        return self.voice.targets(text, lengths, max_words)
+        # Without CUDA graphs, which would be captured anew at every step, and while gradients travel.
+        capacity = (int(lengths.max()) if len(lengths) else 0) + max_words
+        loop = decoder_loop(self.voice.decoder, slots=max(1, len(text)), capacity=capacity, impl=Impl.plain)
+        return self.voice.targets(text, lengths, max_words, loop)
 
 
 def teacher_of(voice: TextVoice) -> Teacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
+from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
 from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
@@ -70,7 +72,7 @@ class EchoTaskConfig(TaskConfig):
     """Train LoRA and the speech adapter too, as the paper does; off, the S2T model stays as it is and only its voice is trained."""
     speech_llm_lr_scale: float = 0.1
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
-    voice_lr_scale: float = 1.0
+    voice_lr_scale: float = 0.2
     """Learning rate of the unit decoder as a multiple of the stage's; it comes trained, the denoising adapter starts from nothing."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their pseudo-labels."""
@@ -102,9 +104,11 @@ def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoin
 class EchoTask(Task):
     """Stage III: the unit decoder, begun as T2C, learns to speak hidden states; LoRA goes on learning text.
 
-    The decoder starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text
-    vector plus a correction of zero, and the decoder's rate is a fraction of the adapter's (`voice_lr_scale`), for its weights are
-    trained and pseudo-labels are their own output: at T2C's rate, a few dozen steps of Adam teach it nothing and blur what it knows.
+    Training starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text vector
+    plus a correction of zero (`denoiser.candidates`). Pseudo-labels are what the decoder says anyway, so there is little to learn from
+    them but the states, and much to lose: at a rate above that at which T2C's schedule ended, a few dozen steps of Adam undo its
+    annealing. Hence the decoder's own rate (`voice_lr_scale`), to be set below T2C's last; the authors' runs had 3 % of T2C's peak (3e-5
+    to 1e-3, by their names).
     Source: EchoX (arXiv:2509.09174), Echo training; labels are of `echox.tasks.pseudo_labels`.
     """
 
@@ -134,7 +138,7 @@ class EchoTask(Task):
         makers |= {name: part.fingerprint() for name, part in (("encoder", model.speech_llm.encoder), ("language model", model.speech_llm.backbone))}
         makers |= {"codec": self.codec.fingerprint(), "segments": json.dumps(to_plain(self.config.segments), sort_keys=True)}
         folder = Path(self.config.labels) if self.config.labels else self.context.cache_dir / "pseudo_labels"
-        return CachedLabels(folder, makers, self._label, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
+        return CachedLabels(folder, makers, self._labeller, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
 
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]
@@ -197,14 +201,21 @@ class EchoTask(Task):
         self.labels.write(model.eval(), [row for split in self.conversations.values() for row in split])
         return self.labels.folder
 
-    @torch.no_grad()
-    def _label(self, model: EchoModel, rows: Sequence[Conversation]) -> PseudoLabels:
+    def _labeller(self, model: EchoModel) -> Callable[[Sequence[Conversation]], PseudoLabels]:
+        """Labels conversations by the models as they are: before the first step, the trained decoder is T2C itself."""
         device = next(model.parameters()).device
-        batch = self.speech_text.collate(rows).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.context.bf16):
-            _, states = teacher_forced(model.speech_llm, batch)
-            # Before the first step the trained decoder is T2C itself.
-            return make_labels(model, model.voice.targets, *answer_states(states, batch))
+        precision = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=self.context.bf16)
+        with precision():
+            targets_of = functools.partial(model.voice.targets, loop=decoder_loop(model.voice.decoder))
+
+        @torch.no_grad()
+        def label(rows: Sequence[Conversation]) -> PseudoLabels:
+            batch = self.speech_text.collate(rows).to(device)
+            with precision():
+                _, states = teacher_forced(model.speech_llm, batch)
+                return make_labels(model, targets_of, *answer_states(states, batch))
+
+        return label
 
     def examples(self, split: str) -> Examples:
         return self.labels.examples(self.conversations[split])

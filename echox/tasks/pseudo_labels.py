@@ -140,7 +140,7 @@ class CachedLabels(LabelSource):
     Args:
         folder: holds a cache for each set of makers.
         makers: what the labels depend on beside their conversation, by name: checkpoints, codec, language model, segments.
-        label: makes the labels of some conversations.
+        labeller: makes of a model what labels some conversations; asked for only where labels are missing.
         batch_size: conversations labelled at once.
         filled_before: the folder was named by a person and must hold all labels; it is not written to in training.
     """
@@ -149,14 +149,14 @@ class CachedLabels(LabelSource):
         self,
         folder: Path,
         makers: Mapping[str, str],
-        label: Callable[[EchoModel, Sequence[Conversation]], PseudoLabels],
+        labeller: Callable[[EchoModel], Callable[[Sequence[Conversation]], PseudoLabels]],
         *,
         batch_size: int,
         filled_before: bool,
     ) -> None:
         self.folder = folder
         self.makers = dict(makers)
-        self.label = label
+        self.labeller = labeller
         self.batch_size = batch_size
         self.filled_before = filled_before
         self.fingerprint = _hash([REVISION, self.makers], 16)
@@ -178,9 +178,12 @@ class CachedLabels(LabelSource):
         """Label the conversations that are not labelled yet, with a progress bar; safe to kill and call again."""
         by_key = {label_key(row): row for row in rows}
         costs = [len(row.prompt) + len(row.target) for row in by_key.values()]
+        labellers = []
 
         def compute(keys: list[str]) -> list[Tensor]:
-            return packed(self.label(model, [by_key[key] for key in keys]))
+            if not labellers:
+                labellers.append(self.labeller(model))
+            return packed(labellers[0]([by_key[key] for key in keys]))
 
         self.cache.fill(list(by_key), compute, costs=costs, batch_size=self.batch_size, label="pseudo-labels")
         with appearing(self._makers_file(self.fingerprint)) as unfinished:
