@@ -15,7 +15,8 @@ from echox.corpora.units import UnitsConfig, write_units
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of
-from echox.models.published.folder import build, files_beside, is_release, read_release, weights_fingerprint, write_release
+from echox.models.published.folder import files_beside, is_release, outline, read_release, release_files, weights_fingerprint
+from echox.models.published.writing import write_release
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class EncodeUnitsConfig(UnitsConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ImportConfig:
-    """Check a published EchoX folder in every tensor and file, and keep it as a checkpoint of echox."""
+    """Check a published EchoX or Soundwave folder in every tensor and file, and keep it as a checkpoint of echox."""
 
     folder: str = MISSING
     """The published folder, with config.json, weights, tokenizer and vocoder."""
@@ -101,7 +102,7 @@ def encode_units(config: EncodeUnitsConfig) -> None:
 
 
 def import_release(config: ImportConfig) -> None:
-    """Read a published folder, build its model and its vocoder, and write them as a checkpoint.
+    """Check a published folder, weights by their names and shapes, and its vocoder, and copy its files as a checkpoint.
 
     Raises:
         CheckpointError: a file or a tensor is missing, damaged or misshapen, or output exists.
@@ -109,16 +110,19 @@ def import_release(config: ImportConfig) -> None:
     source, output = Path(config.folder), Path(config.output)
     if output.exists():
         raise CheckpointError(f"{output} exists already; name another output, or take it away first")
-    CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(source)}))
     release = read_release(source)
-    model = build(release, dtype=None)
+    if release.speaks:
+        CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(source)}))
+    model = outline(release)
     try:
-        whisper = config.encoder_folder or str(Path(whisper_of(source, str(release.config.get("audio_tower") or ""))).resolve())
+        whisper = config.encoder_folder or whisper_of(release)
+        # Inside the folder itself it moves along.
+        whisper = None if Path(whisper) == source else str(Path(whisper).resolve())
     except AssetError as error:
         print(f"note: {error}")
         whisper = None
     lineage = {"parents": {}, "data": {}, "source": weights_fingerprint(source)}
-    checkpoint.save(output, release.tensors, {"stage": "published", "whisper": whisper, "lineage": lineage}, beside=files_beside(source))
+    checkpoint.keep(output, release_files(source), {"stage": "published", "whisper": whisper, "lineage": lineage})
     print(f"{output}: {sum(weight.numel() for weight in model.parameters()):,} parameters in {len(release.tensors)} tensors")
 
 
@@ -130,7 +134,7 @@ def export_release(config: ExportConfig) -> None:
     """
     source, output = Path(config.checkpoint), Path(config.output)
     if not is_release(source):
-        raise CheckpointError(f"{source} is not in EchoX's format; export takes what `echox-prepare import` wrote")
+        raise CheckpointError(f"{source} is neither what `echox-prepare import` wrote nor a stage trained in the published form; export takes these")
     if (source / checkpoint.META).is_file():
         checkpoint.verify(source)
     write_release(output, read_release(source).tensors, files_beside(source), shard_bytes=int(config.shard_gigabytes * 1e9))

@@ -13,7 +13,7 @@ from echox.codecs.unit_hifigan import TINY, UnitHifiGan, UnitHifiGanConfig, tiny
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel
 from echox.models.published.compatibility import RELEASE, Compatibility
-from echox.models.published.folder import release_tensors, write_release
+from echox.models.published.writing import release_tensors, write_release
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.sizes import llama_config
 from echox.models.published.tokens import ReleaseTokens
@@ -37,7 +37,7 @@ def write_tiny_release(folder: Path, *, shard_bytes: int = 1_500_000) -> Path:
     write_tokenizer(parts)
     write_vocoder(parts)
     write_release(
-        folder, release_tensors(tiny_model(ReleaseTokens(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes
+        folder, release_tensors(tiny_model(ReleaseTokens.of(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes
     )
     write_whisper(folder / "whisper")
     return folder

@@ -6,7 +6,6 @@ import pytest
 import soundfile
 import tiny_release
 import torch
-from safetensors.torch import load_file
 from tiny_run import RATE_HZ, noise, write_questions
 
 from echox.backbones.base import Turn
@@ -14,7 +13,7 @@ from echox.errors import AssetError, CheckpointError, SignalError
 from echox.generation.answering import Question
 from echox.generation.published import load_published_answerer
 from echox.generation.segmenting import SegmentRule, Segmenter, segments
-from echox.models.published.folder import files_beside, read_release
+from echox.models.published.folder import files_beside, read_release, release_files
 from echox.signals import Waveform
 from echox_cli import generate, prepare
 
@@ -142,8 +141,12 @@ def test_the_doors_answer_import_and_export(house, folder, capsys):
     assert prepare.main(["import", str(folder), "output=runs/imported"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert prepare.main(["export", str(house), "output=other"]) == 2
-    weights = load_file(house / "runs/imported/model.safetensors")
-    assert weights.keys() == before.tensors.keys()
+    assert "is neither" in capsys.readouterr().err
+    (house / "runs/imported/tokenizer.json").write_text("{}")
+    assert prepare.main(["export", "runs/imported", "output=other"]) == 2
+    assert "tokenizer.json has 2 bytes" in capsys.readouterr().err and not (house / "other").exists()
+    for path in release_files(folder):
+        assert path.read_bytes() == (house / "runs/imported" / path.name).read_bytes()
 
 
 def test_a_manifest_is_answered_by_a_published_folder(house, folder):

@@ -16,18 +16,11 @@ from echox.models.published import teaching
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import Generated
 from echox.models.published.compatibility import PAPER, RELEASE
-from echox.models.published.folder import (
-    build,
-    files_beside,
-    is_release,
-    our_name,
-    read_release,
-    release_tensors,
-    their_name,
-    write_release,
-)
+from echox.models.published.folder import build, files_beside, is_release, read_release
+from echox.models.published.names import our_name, their_name
 from echox.models.published.sizes import translator_size
 from echox.models.published.tokens import units_in
+from echox.models.published.writing import release_tensors, write_release
 from echox.signals import Features
 
 FRAMES = 40
@@ -88,7 +81,7 @@ def test_names_translate_both_ways(model):
 
 def rewrite(folder, change):
     """The folder's weights as one file, after a change of the dictionary."""
-    tensors = read_release(folder).tensors
+    tensors = {name: tensor.clone() for name, tensor in read_release(folder).tensors.items()}
     change(tensors)
     for path in folder.glob("model*"):
         path.unlink()

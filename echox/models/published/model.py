@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from echox.errors import SignalError
+from echox.errors import CheckpointError, SignalError
 from echox.models.published.adapter import ShrinkingAdapter, ShrunkSpeech
 from echox.models.published.causal import Generated, LanguageModel, Prompt, decode
 from echox.models.published.compatibility import Compatibility
@@ -39,7 +39,7 @@ class PublishedEchoX(nn.Module):
         self,
         adapter: ShrinkingAdapter,
         language: LanguageModel,
-        translator: UnitTranslator,
+        translator: UnitTranslator | None,
         tokens: ReleaseTokens,
         compatibility: Compatibility,
     ) -> None:
@@ -94,7 +94,13 @@ class PublishedEchoX(nn.Module):
         return decode(self.language, prompt, self.tokens.end_id, max_tokens)
 
     def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 2048) -> Generated:
-        """Hidden states of segments [B, S, H], ragged -> unit words, greedy; no context crosses segments."""
+        """Hidden states of segments [B, S, H], ragged -> unit words, greedy; no context crosses segments.
+
+        Raises:
+            CheckpointError: the checkpoint cannot speak hidden states.
+        """
+        if self.translator is None:
+            raise CheckpointError(f"the checkpoint in {self.tokens.origin} has no voice, as Soundwave has none; take an EchoX to hear the answer")
         return decode(self.translator, self.segment_prompt(self.translator.denoise(hidden), lengths), self.tokens.end_id, max_words)
 
     def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:

@@ -24,15 +24,15 @@ TRIGGER = "."  # the token whose row in the head says where speech may be cut
 class ReleaseTokens:
     """Ids of the release. Every piece of text is tokenized by itself, and begin-of-text stands before each of them."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, origin: object) -> None:
         """
+        Args:
+            origin: where the tokenizer comes from, for people.
         Raises:
-            CheckpointError: there is no tokenizer, or it lacks a token of EchoX.
+            CheckpointError: it lacks a token of EchoX.
         """
-        self.folder = Path(folder)
-        if not (self.folder / "tokenizer.json").is_file():
-            raise CheckpointError(f"{folder} has no tokenizer.json; copy it from the language model's folder, with the unit tokens added")
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder, clean_up_tokenization_spaces=False)
+        self.tokenizer = tokenizer
+        self.origin = origin
         self.vocabulary = self.tokenizer.get_vocab()
         self.begin_id = self._id("<|begin_of_text|>")
         self.end_id = self._id("<|eot_id|>")
@@ -40,10 +40,21 @@ class ReleaseTokens:
         self._open, self._close = self._id("<|start_header_id|>"), self._id("<|end_header_id|>")
         self.trigger_id = self.piece(TRIGGER)[-1]
 
+    @classmethod
+    def of(cls, folder: str | Path) -> ReleaseTokens:
+        """Those of a published folder.
+
+        Raises:
+            CheckpointError: there is no tokenizer, or it lacks a token of EchoX.
+        """
+        if not (Path(folder) / "tokenizer.json").is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.json; copy it from the language model's folder, with the unit tokens added")
+        return cls(PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False), folder)
+
     def _id(self, token: str) -> int:
         if token not in self.vocabulary:
             raise CheckpointError(
-                f"the tokenizer in {self.folder} lacks {token}, which EchoX's prompt needs; take the tokenizer that belongs to the checkpoint"
+                f"the tokenizer in {self.origin} lacks {token}, which EchoX's prompt needs; take the tokenizer that belongs to the checkpoint"
             )
         return self.vocabulary[token]
 
