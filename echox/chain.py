@@ -40,6 +40,7 @@ def run_recipe(recipe: Recipe) -> None:
     Raises:
         EchoxError: something the recipe asks for does not fit or cannot be had.
     """
+    recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
     world, device = join(), device_named(recipe.device)
@@ -59,7 +60,7 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     bf16 = uses_bf16(Precision.auto, device)
     if recipe.corpus is not None:
         build_demo_corpus(recipe.corpus, _own_answers(recipe, device, bf16))
-    if not {"t2c", "echo"} & set(recipe.planned):
+    if recipe.codec is None or not {"t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
@@ -111,12 +112,11 @@ class SpeechClips(Sequence[Tensor]):
 def _train_stage(recipe: Recipe, stage: str, device: torch.device) -> Path:
     plan = recipe.plan(stage)
     run_dir = Path(recipe.run_dir)
-    entry = TASKS.entry_of(plan.task)
     context = StageContext(
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
         seed=recipe.seed,
         cache_dir=Path(recipe.cache_dir),
-        parents={parent: _finished(run_dir, parent) for parent in entry.implementation.parents},
+        parents={parent: _finished(run_dir, parent) for parent in recipe.parents(stage)},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
     )

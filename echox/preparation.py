@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from echox import checkpoint
+from echox.backbones.base import LoraConfig
 from echox.chain import SpeechClips
 from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
@@ -15,8 +17,10 @@ from echox.corpora.units import UnitsConfig, write_units
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of
-from echox.models.published.folder import files_beside, is_release, outline, read_release, release_files, weights_fingerprint
+from echox.models.published.folder import CONFIG, files_beside, is_release, outline, read_release, release_files, weights_fingerprint
+from echox.models.published.student import Merged, exported_config, is_untrained
 from echox.models.published.writing import write_release
+from echox.tasks.base import TASKS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,10 +59,11 @@ class ImportConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
-    """Write a checkpoint that was imported as a published EchoX folder again, tensors unchanged to the bit."""
+    """Write a published EchoX folder, of a checkpoint that was imported or of a stage that was trained in the published form; LoRA is
+    merged, and tensors that nothing was learned for are unchanged to the bit."""
 
     checkpoint: str = MISSING
-    """The checkpoint."""
+    """What import wrote, or a finished stage (runs/NAME/echo/final)."""
     output: str = MISSING
     """The published folder to write."""
     shard_gigabytes: float = 5.0
@@ -127,15 +132,44 @@ def import_release(config: ImportConfig) -> None:
 
 
 def export_release(config: ExportConfig) -> None:
-    """Write a published folder.
+    """Write a published folder: of what was imported the files' own tensors, of a trained stage those with what it learned in their place.
 
     Raises:
-        CheckpointError: the checkpoint is none that was imported, or is damaged; output exists.
+        CheckpointError: the checkpoint is neither, or is damaged, or the folder it was trained from has changed; output exists.
     """
     source, output = Path(config.checkpoint), Path(config.output)
-    if not is_release(source):
-        raise CheckpointError(f"{source} is neither what `echox-prepare import` wrote nor a stage trained in the published form; export takes these")
-    if (source / checkpoint.META).is_file():
-        checkpoint.verify(source)
-    write_release(output, read_release(source).tensors, files_beside(source), shard_bytes=int(config.shard_gigabytes * 1e9))
+    shard_bytes = int(config.shard_gigabytes * 1e9)
+    if is_release(source):
+        if (source / checkpoint.META).is_file():
+            checkpoint.verify(source)
+        write_release(output, read_release(source).tensors, files_beside(source), shard_bytes=shard_bytes)
+    else:
+        _export_trained(source, output, shard_bytes)
     print(output)
+
+
+def _export_trained(source: Path, output: Path, shard_bytes: int) -> None:
+    found = checkpoint.load(source)
+    task = _published_task(found)
+    if is_untrained(task.checkpoint):
+        raise CheckpointError(f"{source} was trained from {task.checkpoint!r}, made-up weights for tests and speed work, which are not exported")
+    base = read_release(task.checkpoint)
+    began_from = found.meta["lineage"]["data"].get("checkpoint")
+    if weights_fingerprint(base.folder) != began_from:
+        raise CheckpointError(f"{source} was trained from other weights than {base.folder} holds now; put those it was trained from there")
+    learned = {name.removeprefix("release."): tensor for name, tensor in found.tensors.items()}
+    tensors = Merged(base.tensors, learned, task.lora if any("lora_" in name for name in learned) else LoraConfig())
+    beside = [path for path in files_beside(base.folder) if path.name != CONFIG]
+    write_release(output, tensors, beside, exported_config(base.config, task.compatibility, tensors), shard_bytes=shard_bytes)
+
+
+def _published_task(found: checkpoint.Checkpoint) -> Any:
+    """The task of a stage trained in the published form, which knows the folder it began from."""
+    stage, recipe = found.meta.get("stage"), found.meta.get("recipe")
+    described = recipe.get(stage) if isinstance(recipe, dict) else None
+    task = TASKS.parse(described["task"]) if described else None
+    if not hasattr(task, "checkpoint"):
+        raise CheckpointError(
+            f"{found.folder} is neither what `echox-prepare import` wrote nor a stage trained in the published form; export takes these"
+        )
+    return task

@@ -80,7 +80,7 @@ class StoredTensors(LazyTensors):
 def _specs_in(path: Path) -> dict[str, Spec]:
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
             return {name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error

@@ -16,9 +16,9 @@ from echox.checkpoint import META
 from echox.codecs.base import CODECS, Codec
 from echox.device import device_named
 from echox.encoders.base import ENCODERS, Encoder
-from echox.errors import AssetError, CheckpointError, SignalError
+from echox.errors import AssetError, SignalError
 from echox.generation.answering import USER, Answer, Clock, Question, refuse_unusable
-from echox.generation.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
+from echox.models.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
 from echox.models.published.adapter import ShrunkSpeech
 from echox.models.published.causal import Generated, Prompt, decode_steps
 from echox.models.published.folder import Release, build, read_release
@@ -217,7 +217,7 @@ def _encoder(weights: str, dim: int) -> Encoder:
         CheckpointError: its frames have another number of channels than the adapter takes.
     """
     encoder = ENCODERS.build(ENCODERS.parse({"name": "whisper", "weights": weights, "pad_to_window": True}))
-    check_encoder(encoder, weights, dim)
+    check_encoder(encoder, dim, f"the Whisper in {weights}", "encoder_folder")
     return encoder
 
 

@@ -12,7 +12,7 @@ from echox.backbones.base import Turn
 from echox.errors import AssetError, CheckpointError, SignalError
 from echox.generation.answering import Question
 from echox.generation.published import load_published_answerer
-from echox.generation.segmenting import SegmentRule, Segmenter, segments
+from echox.models.segmenting import SegmentRule, Segmenter, segments
 from echox.models.published.folder import files_beside, read_release, release_files
 from echox.signals import Waveform
 from echox_cli import generate, prepare

@@ -32,11 +32,18 @@ class Compatibility:
     12800, a slip for 128000, which its weights have learned."""
     forget_answers_before_audio: bool = False
     """Training: answers given before a sample's first audio are no targets."""
+    denoise_towards_reference: bool = False
+    """Training: denoised states are drawn towards the tokens of the reference answer; the paper's towards the model's own greedy reading."""
 
 
 PAPER = Compatibility()
 RELEASE = Compatibility(
-    attend_over_turns=True, look_back_at_kept_frames=True, hide_turn_ends=True, t2c_begin_id=12_800, forget_answers_before_audio=True
+    attend_over_turns=True,
+    look_back_at_kept_frames=True,
+    hide_turn_ends=True,
+    t2c_begin_id=12_800,
+    forget_answers_before_audio=True,
+    denoise_towards_reference=True,
 )
 SOUNDWAVE = dataclasses.replace(RELEASE, hide_turn_ends_in_training=True, t2c_begin_id=None, forget_answers_before_audio=False)
 

@@ -28,7 +28,7 @@ from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel, restore_rotary
 from echox.models.published.compatibility import Compatibility, form_of
 from echox.models.published.model import PublishedEchoX
-from echox.models.published.names import DENOISER, EMBEDDING, HEAD, INNER_WHISPER, TEXT_ROWS, VOICE, our_name, their_name
+from echox.models.published.names import DENOISER, EMBEDDING, HEAD, INNER_WHISPER, TEXT_ROWS, our_name, their_name
 from echox.models.published.sizes import layer_count, llama_config, tensor_shape, translator_size, wanted_keys
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.published.translator import UnitTranslator

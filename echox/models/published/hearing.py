@@ -28,12 +28,12 @@ def windowed(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
     return Waveform(F.pad(wave.samples, (0, int(lengths.max()) - wave.samples.shape[1])), lengths, rate_hz)
 
 
-def check_encoder(encoder: Encoder, weights: str, dim: int) -> None:
+def check_encoder(encoder: Encoder, dim: int, who: str = "the recipe's encoder", field: str = "encoder.weights") -> None:
     """
     Raises:
         CheckpointError: its frames have another number of channels than the adapter takes.
     """
     if encoder.dim != dim:
         raise CheckpointError(
-            f"the Whisper in {weights} gives {encoder.dim} channels, but the checkpoint's adapter takes {dim} (adapter_size); set encoder_folder to the right one"
+            f"{who} gives {encoder.dim} channels, but the checkpoint's adapter takes {dim} (adapter_size); set {field} to the right one"
         )

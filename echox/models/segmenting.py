@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class SegmentRule:
     """The defaults are the paper's: a peak above the threshold cuts."""
 
@@ -40,7 +40,7 @@ class Segmenter:
     Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py; the paper's section on streaming.
     """
 
-    rule: SegmentRule = RELEASE_RULE
+    rule: SegmentRule = field(default_factory=lambda: RELEASE_RULE)
     _scores: list[float] = field(default_factory=list)
     _start: int = 0
 
