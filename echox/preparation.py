@@ -160,7 +160,7 @@ def _export_trained(source: Path, output: Path, shard_bytes: int) -> None:
     learned = {name.removeprefix("release."): tensor for name, tensor in found.tensors.items()}
     tensors = Merged(base.tensors, learned, task.lora if any("lora_" in name for name in learned) else LoraConfig())
     beside = [path for path in files_beside(base.folder) if path.name != CONFIG]
-    write_release(output, tensors, beside, exported_config(base.config, task.compatibility, tensors), shard_bytes=shard_bytes)
+    write_release(output, tensors, beside, exported_config(base.config, task.form(), tensors), shard_bytes=shard_bytes)
 
 
 def _published_task(found: checkpoint.Checkpoint) -> Any:

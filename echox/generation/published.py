@@ -17,7 +17,7 @@ from echox.codecs.base import CODECS, Codec
 from echox.device import device_named
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import AssetError, SignalError
-from echox.generation.answering import USER, Answer, Clock, Question, refuse_unusable
+from echox.generation.answering import Answer, Clock, Question, answers_of, refuse_unusable, spoken_questions
 from echox.models.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
 from echox.models.published.adapter import ShrunkSpeech
 from echox.models.published.causal import Generated, Prompt, decode_steps
@@ -59,8 +59,7 @@ class PublishedAnswerer:
 
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; see `Answerer.answer`."""
-        before = history or [()] * len(clips)
-        return self.reply([Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)])
+        return self.reply(spoken_questions(clips, history))
 
     @torch.no_grad()
     def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
@@ -77,21 +76,8 @@ class PublishedAnswerer:
         with clock.part("text"):
             said = self.model.answer(self._prompt(questions, ids, speech), self.max_tokens)
         sounds = self._sound(said, clock) if speak and self.speaks else [((), None)] * len(questions)
-        heard = self._heard(questions, speech)
-        return [
-            Answer(
-                text=self.model.tokens.text(said.row(row)),
-                token_ids=tuple(said.row(row)),
-                heard=self.model.tokens.text(listened),
-                heard_ids=listened,
-                units=units,
-                samples=samples,
-                rate_hz=0 if samples is None else self.codec.rate_hz,
-                timings_s=clock.seconds,
-                batch=len(questions),
-            )
-            for row, (listened, (units, samples)) in enumerate(zip(heard, sounds))
-        ]
+        tokens = [tuple(said.row(row)) for row in range(len(questions))]
+        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock)
 
     @torch.no_grad()
     def stream(self, question: Question) -> Iterator[Piece]:

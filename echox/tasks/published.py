@@ -16,10 +16,10 @@ from echox.backbones.base import LoraConfig, Turn
 from echox.data.audio import audio_header, load_audio
 from echox.data.manifest import Role, Row
 from echox.errors import ManifestError
-from echox.models.published.compatibility import PAPER, RELEASE, Compatibility
+from echox.models.published.compatibility import PAPER, Compatibility, form_of
 from echox.models.published.folder import weights_fingerprint
 from echox.models.published.hearing import windowed, windows
-from echox.models.published.student import is_untrained
+from echox.models.published.student import config_of, is_untrained
 from echox.models.published.tokens import PROMPT_TOKENS, ReleaseTokens
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch, Waveform
@@ -48,12 +48,15 @@ class ReleaseTaskConfig(TaskConfig):
     """Published folder that training starts from; "random" is a tiny untrained model for tests, "random:EchoX-3B" (or -8B) the true shapes
     untrained, for speed work."""
     released_form: bool = True
-    """Compute as the release does, which its weights have learned; off, as the paper describes, and the exported folder says so."""
+    """Compute in the checkpoint's own form, which its weights have learned; off, as the paper describes, and the exported folder says so."""
 
-    @property
-    def compatibility(self) -> Compatibility:
-        """The form by its settings."""
-        return RELEASE if self.released_form else PAPER
+    def form(self) -> Compatibility:
+        """What is computed, by its settings.
+
+        Raises:
+            CheckpointError, ConfigError, AssetError: the checkpoint is none.
+        """
+        return form_of(config_of(self.checkpoint)) if self.released_form else PAPER
 
 
 def missing_of(checkpoint: str) -> list[str]:

@@ -213,7 +213,7 @@ def speaking_student(config: ReleaseTextConfig, context: StageContext) -> tuple[
         CheckpointError: a stage before belongs to another recipe.
     """
     encoder = ENCODERS.build(context.parts.encoder)
-    student = ready(HearingStudent(encoder, starting_model(config.checkpoint, config.compatibility, encoder.dim)), config, context)
+    student = ready(HearingStudent(encoder, starting_model(config.checkpoint, config.form(), encoder.dim)), config, context)
     names: list[str] = []
     for stage, module, prefix in (("s2t", student, ""), ("t2c", student.release, "release.")):
         if stage in context.parents:

@@ -65,7 +65,7 @@ class ReleaseTextTask(Task):
 
     def _student(self) -> HearingStudent:
         encoder = ENCODERS.build(self.context.parts.encoder)
-        student = HearingStudent(encoder, starting_model(self.config.checkpoint, self.config.compatibility, encoder.dim))
+        student = HearingStudent(encoder, starting_model(self.config.checkpoint, self.config.form(), encoder.dim))
         student.release.translator = None  # nothing is spoken here
         return student
 
@@ -124,14 +124,14 @@ def ready(student: HearingStudent, config: ReleaseTextConfig, context: StageCont
 
 def lessons_of(student: HearingStudent, config: ReleaseTextConfig) -> SpokenLessons:
     """Conversations for a student."""
-    return SpokenLessons(config.data, student.release.tokens, config.compatibility, student.encoder.rate_hz)
+    return SpokenLessons(config.data, student.release.tokens, config.form(), student.encoder.rate_hz)
 
 
 def student_outline(config: ReleaseTextConfig, context: StageContext, *, speaks: bool = True) -> HearingStudent:
     """A student that is ready, on the meta device."""
     encoder = ENCODERS.entry_of(context.parts.encoder).implementation.outline(context.parts.encoder)
     with torch.device("meta"):
-        student = HearingStudent(encoder, outline_of(config.checkpoint, config.compatibility, encoder.dim))
+        student = HearingStudent(encoder, outline_of(config.checkpoint, config.form(), encoder.dim))
         if not speaks:
             student.release.translator = None
         return ready(student, config, context)

@@ -46,6 +46,8 @@ class ReleaseUnitsConfig(ReleaseTaskConfig):
     """Text tokens and unit words at most; longer turns are left out."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their units."""
+    max_words: int = POSITIONS
+    """Unit words of a row that is spoken at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class ReleaseUnitsTask(Task):
         self.rows = SpokenRows(config.data)
 
     def build(self) -> SpeakingStudent:
-        release = starting_model(self.config.checkpoint, self.config.compatibility)
+        release = starting_model(self.config.checkpoint, self.config.form())
         choose_trained(release, self.config.modules)
         self.tokens, self.compatibility = release.tokens, release.compatibility
         student = SpeakingStudent(release.translator)
@@ -110,7 +112,7 @@ class ReleaseUnitsTask(Task):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         with torch.device("meta"):
-            release = outline_of(self.config.checkpoint, self.config.compatibility)
+            release = outline_of(self.config.checkpoint, self.config.form())
         choose_trained(release, self.config.modules)
         student = SpeakingStudent(release.translator)
         round_frozen(student, half=self.context.bf16)
@@ -171,7 +173,7 @@ class ReleaseUnitsTask(Task):
             if rows >= self.config.scored_rows:
                 break
             prompt = model.translator.given(batch.ids, batch.text_lengths, batch.visible)
-            said = decode(model.translator, prompt, self.tokens.end_id, self.config.max_tokens)
+            said = decode(model.translator, prompt, self.tokens.end_id, self.config.max_words)
             for row, ids in enumerate(batch.labels.tolist()):
                 wanted = self.tokens.units([label for label in ids if label != IGNORE])
                 errors += edit_distance(self.tokens.units(said.row(row)), wanted)

@@ -209,8 +209,9 @@ _TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
 def small_config(config_type: type[TaskConfig]) -> TaskConfig:
     """A task's config as the smoke recipe has it, or else its defaults; without manifests."""
     plans = (_recipe().plan(stage) for stage in STAGES)
-    # Where training starts from a checkpoint, it may start from a tiny random one.
-    random = {"checkpoint": "random"} if "checkpoint" in {field.name for field in dataclasses.fields(config_type)} else {}
+    # Where training starts from a checkpoint, it may start from a tiny random one, whose voice never comes to an end.
+    names = {field.name for field in dataclasses.fields(config_type)}
+    random = {name: value for name, value in (("checkpoint", "random"), ("max_words", 8)) if name in names}
     config = next((plan.task for plan in plans if type(plan.task) is config_type), None) or config_type(**random)
     return with_manifests(config, [], [])
 

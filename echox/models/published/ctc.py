@@ -11,6 +11,7 @@ from echox.models.published.adapter import FRAMES_AT_ONCE, ShrinkingAdapter
 from echox.models.speech_llm import IGNORE
 
 LEAST = 1e-15  # a probability that float64 still tells from 0 beside 1
+NEVER = -1e4  # log-probability of what is not said; that of minus infinity has no gradient in CTC
 
 
 def spoken_scores(adapter: ShrinkingAdapter, frames: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def spoken_scores(adapter: ShrinkingAdapter, frames: Tensor, targets: Tensor) ->
     slices = [checkpoint(_log_probs, adapter.ctc_head.weight, part, columns, use_reentrant=False) for part in frames.split(size, dim=1)]
     log_probs = torch.cat(slices, dim=1).double()
     again = (first != torch.arange(T, device=ids.device)) | ~wanted
-    said = log_probs[..., :-1].masked_fill(again[:, None], float("-inf"))
+    said = log_probs[..., :-1].masked_fill(again[:, None], NEVER)
     blank = log_probs[..., -1:]
     known = torch.cat([said, blank], dim=-1).logsumexp(-1, keepdim=True).exp()
     others = (1 - known).clamp(min=LEAST).log()

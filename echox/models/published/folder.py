@@ -163,7 +163,8 @@ def build(
     for part in (model.language, model.translator):
         if part is not None:
             restore_rotary(part.body)
-    origins = {name: _origins(release)[their_name(name)] for name in model.state_dict()}
+    stored = _origins(release)
+    origins = {name: stored[their_name(name)] for name in model.state_dict()}
     # Each is rounded as soon as it is read, so that stored and rounded weights are never in memory together.
     filled = {origin: _as(release.tensors[origin], dtype) for origin in dict.fromkeys(origins.values())}
     model.load_state_dict({name: filled[origin] for name, origin in origins.items()}, assign=True)

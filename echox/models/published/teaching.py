@@ -142,7 +142,7 @@ class Chunks:
 
 
 def chunked(
-    model: PublishedEchoX, taught: TaughtText, ids: Tensor, text_labels: Tensor, chunk_lengths: Tensor, starts: Tensor | None, units: Tensor
+    model: PublishedEchoX, taught: TaughtText, ids: Tensor, text_labels: Tensor, chunk_lengths: Tensor, starts: Tensor, units: Tensor
 ) -> Chunks:
     """Cut answers into chunks.
 
@@ -150,7 +150,7 @@ def chunked(
         ids, text_labels: [B, N] as given to `teach_text`, with one audio or more.
         chunk_lengths: [B, C] text tokens per chunk, -1 from the first that is not there.
         starts: [B] tokens between the first audio's placeholder and the state that predicts the first label, counted in `ids`, as the
-            release has it, which is right where no other audio stands between; None finds that state.
+            release has it, which is right where no other audio stands between.
         units: [B, C, T] unit targets, IGNORE-padded.
     Raises:
         SignalError: a row's chunks hold more tokens than its answer.
@@ -176,12 +176,9 @@ def chunked(
     text_ids = _compact(text_labels).gather(1, taken.clamp(max=text_labels.shape[1] - 1).reshape(B, -1)).reshape(B, C, M)
     frame_ids = torch.where(is_opening, opening[at.clamp(max=len(opening) - 1)], tokens.end_id)
 
-    if starts is None:
-        begin = (taught.labels != IGNORE).long().argmax(1) - 1
-    else:
-        first_audio = (ids == tokens.audio_id).long().argmax(1)
-        # The placeholder's last vector stands just before what follows it.
-        begin = taught.positions.gather(1, first_audio[:, None] + 1)[:, 0] - 1 + starts
+    first_audio = (ids == tokens.audio_id).long().argmax(1)
+    # The placeholder's last vector stands just before what follows it.
+    begin = taught.positions.gather(1, first_audio[:, None] + 1)[:, 0] - 1 + starts
     index = (begin[:, None, None] + taken).clamp(max=taught.hidden.shape[1] - 1).reshape(B, -1)
     denoised = translator.denoise(taught.hidden)
     spoken = denoised.gather(1, index[..., None].expand(-1, -1, denoised.shape[-1])).reshape(B, C, M, -1)

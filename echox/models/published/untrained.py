@@ -22,8 +22,8 @@ from echox.models.published.tokens import UNIT_COUNT, ReleaseTokens
 from echox.models.published.translator import UnitTranslator
 
 # Where Llama 3's tokenizer has them; small vocabularies have them behind the bytes.
-SPECIAL = {"<|begin_of_text|>": 128_000, "<|start_header_id|>": 128_006, "<|end_header_id|>": 128_007, "<|eot_id|>": 128_009}
-BYTES = 256
+SPECIAL = {"<|begin_of_text|>": 128_000, "<|eot_id|>": 128_009, "<|start_header_id|>": 128_006, "<|end_header_id|>": 128_007}
+BEHIND_BYTES = 300
 _RELEASE = {
     "model_type": "EchoX",
     "vocab_size": 128_257,  # Llama's and <audio_patch>
@@ -107,7 +107,7 @@ def made_up_tokens(vocab_size: int, words: Sequence[str]) -> ReleaseTokens:
     """A byte tokenizer with the tokens of EchoX where Llama's has them, as far as the vocabulary reaches."""
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     fits = max(SPECIAL.values()) < vocab_size
-    placed = {token: index if fits else BYTES + number for number, (token, index) in enumerate(SPECIAL.items())}
+    placed = {token: index if fits else BEHIND_BYTES + number for number, (token, index) in enumerate(SPECIAL.items())}
     placed |= {"<audio_patch>": vocab_size - 1} | {word: vocab_size + index for index, word in enumerate(words)}
     core = Tokenizer(models.BPE(vocab=letters | placed, merges=[]))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
