@@ -167,9 +167,8 @@ def _published_task(found: checkpoint.Checkpoint) -> Any:
     """The task of a stage trained in the published form, which knows the folder it began from."""
     stage, recipe = found.meta.get("stage"), found.meta.get("recipe")
     described = recipe.get(stage) if isinstance(recipe, dict) else None
-    task = TASKS.parse(described["task"]) if described else None
-    if not hasattr(task, "checkpoint"):
+    if not described or "checkpoint" not in described["task"]:
         raise CheckpointError(
             f"{found.folder} is neither what `echox-prepare import` wrote nor a stage trained in the published form; export takes these"
         )
-    return task
+    return TASKS.parse(described["task"])

@@ -30,7 +30,7 @@ class GenerateConfig:
     """Answer spoken questions aloud: those of a manifest, or one file."""
 
     checkpoint: str = "runs/echo_mini/echo/final"
-    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t answers in text alone."""
+    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t, and Soundwave, answer in text alone."""
     manifest: str | None = None
     """Manifest whose questions are answered."""
     input: str | None = None

@@ -89,7 +89,7 @@ class LabelledLessons(Examples):
 
     def __getitem__(self, index: int) -> LabelledLesson:
         lesson = self.lessons[index]
-        return LabelledLesson(lesson, *unpacked(self.labels[lesson.row_id].tolist()))
+        return LabelledLesson(lesson, *unpacked(self.labels[label_key(lesson)].tolist()))
 
     def cost(self, index: int) -> int:
         return self.lessons.cost(index)
@@ -132,7 +132,7 @@ class ReleaseEchoTask(Task):
         return hearing_groups(model)
 
     def prepare(self, model: HearingStudent) -> None:
-        lessons = {lesson.row_id: lesson for split in self.splits.values() for lesson in split}
+        lessons = {label_key(lesson): lesson for split in self.splits.values() for lesson in split}
         self.labels = ArrayCache(self.context.cache_dir / "pseudo_labels", self._label_fingerprint())
         model.eval()
         self.labels.fill(
@@ -204,6 +204,11 @@ class ReleaseEchoTask(Task):
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}
+
+
+def label_key(lesson: Lesson) -> str:
+    """What a conversation's labels are cached under: published rows have no ids of their own."""
+    return hashlib.sha256(json.dumps([lesson.ids, list(map(str, lesson.clips))]).encode()).hexdigest()[:24]
 
 
 def speaking_student(config: ReleaseTextConfig, context: StageContext) -> tuple[HearingStudent, list[str]]:

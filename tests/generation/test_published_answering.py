@@ -143,7 +143,7 @@ def test_the_doors_answer_import_and_export(house, folder, capsys):
     assert prepare.main(["import", str(folder), "output=runs/imported"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert prepare.main(["export", str(house), "output=other"]) == 2
-    assert "is neither" in capsys.readouterr().err
+    assert "is not a checkpoint" in capsys.readouterr().err
     (house / "runs/imported/tokenizer.json").write_text("{}")
     assert prepare.main(["export", "runs/imported", "output=other"]) == 2
     assert "tokenizer.json has 2 bytes" in capsys.readouterr().err and not (house / "other").exists()

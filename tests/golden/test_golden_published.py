@@ -382,6 +382,25 @@ def test_prompts(golden, case):
     assert [at for at, token in enumerate(ids) if token == tokens.end_id] == case["masked_positions"]
 
 
+def turns_in(tokens, ids):
+    """The conversation that a row of ids holds, system message and answers too."""
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+    for piece in tokens.tokenizer.decode(ids).split("<|start_header_id|>")[1:]:
+        role, _, content = piece.removeprefix(begin).partition("<|end_header_id|>")
+        content = content.partition(end)[0].removeprefix(f"{begin}\n")
+        yield Turn(role, content.removeprefix("<audio_patch>").removeprefix(begin), content.startswith("<audio_patch>"))
+
+
+@pytest.mark.parametrize("name", ["s2t_input_ids", "finetune_input_ids", "kd_input_ids"])
+def test_conversations_to_learn_from(golden, name):
+    """What the training tasks make of a conversation is what the set was trained on, but for the padding."""
+    tokens = golden.model.tokens
+    for row in golden.losses[name].tolist():
+        ids, labels = tokens.lesson(list(turns_in(tokens, row)))
+        assert ids == row[: len(ids)] and set(row[len(ids) :]) <= {tokens.end_id}
+        assert [label for label in labels if label != teaching.IGNORE][-1] == tokens.end_id
+
+
 @pytest.mark.parametrize("case", rows("segmentation_cases"), ids=lambda case: case["description"])
 def test_segmentation(case):
     cuts = list(segments(case["scores"], RELEASE_RULE))
