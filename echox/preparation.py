@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from echox import checkpoint
+from echox.assets import asset_folder
+from echox.assets.shapes import shape_of
 from echox.backbones.base import LoraConfig
 from echox.chain import SpeechClips
 from echox.codecs.base import CODECS, CodecConfig
@@ -17,6 +19,7 @@ from echox.corpora.units import UnitsConfig, write_units
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of
+from echox.models.published.beginning import write_beginning
 from echox.models.published.folder import CONFIG, files_beside, is_release, outline, read_release, release_files, weights_fingerprint
 from echox.models.published.student import Merged, exported_config, is_untrained
 from echox.models.published.writing import write_release
@@ -55,6 +58,27 @@ class ImportConfig:
     """Folder of the checkpoint; `echox-generate checkpoint=` takes it, and takes the published folder too."""
     encoder_folder: str | None = None
     """Where Whisper lies; without it, the folder's config.json is followed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BeginConfig:
+    """Write a folder in EchoX's published layout to train from the start: a Llama 3 as it came, adapters and unit translator untrained."""
+
+    language: str = MISSING
+    """Folder or hub id of the language model, such as meta-llama/Llama-3.2-3B-Instruct."""
+    words: str = MISSING
+    """Text file of the unit words, one a line: 12, or 12_4 for a word of two units; every unit should stand there by itself too."""
+    vocoder: str = MISSING
+    """Folder with the vocoder of those units, g_00500000 and vocoder_config.json."""
+    output: str = MISSING
+    """Folder to write; recipe=release_finetune takes it as checkpoint."""
+    encoder: str = "openai/whisper-large-v3"
+    """The Whisper that is heard with: a hub id, or a folder."""
+    unit_model: str | None = None
+    """Size of the unit translator: null is 6 layers of 512 (EchoX-3B), small 4 of 512, medium 8 of 768 (EchoX-8B), large 2 of the language
+    model's width."""
+    seed: int = 1
+    """Seed of the untrained weights."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,6 +153,33 @@ def import_release(config: ImportConfig) -> None:
     lineage = {"parents": {}, "data": {}, "source": weights_fingerprint(source)}
     checkpoint.keep(output, release_files(source), {"stage": "published", "whisper": whisper, "lineage": lineage})
     print(f"{output}: {sum(weight.numel() for weight in model.parameters()):,} parameters in {len(release.tensors)} tensors")
+
+
+def begin_release(config: BeginConfig) -> None:
+    """Write a folder to train from the start.
+
+    Raises:
+        ConfigError, CheckpointError, AssetError: a part is missing or does not fit; output exists.
+    """
+    codec = CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": config.vocoder}))
+    try:
+        words = Path(config.words).read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the unit words {config.words} cannot be read ({error}); name a text file with one a line") from error
+    beyond = [word for word in words if any(unit.isdigit() and int(unit) >= codec.vocab_size for unit in word.split("_"))]
+    if beyond:
+        raise ConfigError(f"unit word {beyond[0]!r} is beyond the {codec.vocab_size} units of the vocoder in {config.vocoder}; the words are of other units")
+    write_beginning(
+        Path(config.output),
+        asset_folder(config.language),
+        words,
+        codec.files(),
+        tower=config.encoder,
+        adapter_size=shape_of(config.encoder).d_model,
+        unit_model=config.unit_model,
+        seed=config.seed,
+    )
+    print(config.output)
 
 
 def export_release(config: ExportConfig) -> None:

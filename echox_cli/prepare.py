@@ -13,10 +13,12 @@ from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
 from echox.preparation import (
+    BeginConfig,
     EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
+    begin_release,
     encode_units,
     export_release,
     fit_codec,
@@ -61,6 +63,7 @@ COMMANDS = {
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "import": Command(ImportConfig, import_release, "folder"),
+    "begin": Command(BeginConfig, begin_release, "language"),
     "export": Command(ExportConfig, export_release, "checkpoint"),
     "plugin": Command(ScaffoldConfig, write_plugin, "name"),
 }
