@@ -140,7 +140,7 @@ def tiny_rule():
 def run(house, folder, rows, *more):
     paths = [f"{stage}.task.data.{split}=[{rows}]" for stage in ("s2t", "t2c", "echo") for split in ("train", "valid")]
     brief = [f"{stage}.train.{setting}" for stage in ("s2t", "t2c", "echo") for setting in ("steps=2", "precision=fp32", "accumulation=1", "lr=0.01", "warmup_fraction=0")]
-    small = [f"{stage}.task.lora.rank=2" for stage in ("s2t", "echo")] + ["echo.task.max_words=6", "device=cpu"]
+    small = [f"{stage}.task.lora.rank=2" for stage in ("s2t", "echo")] + ["t2c.task.max_words=6", "echo.task.max_words=6", "device=cpu"]
     return train.main(["recipe=release_finetune", f"checkpoint={folder}", f"encoder.weights={folder}/whisper", *paths, *brief, *small, *more])
 
 
