@@ -12,7 +12,7 @@ from echox import checkpoint
 from echox.assets import asset_folder
 from echox.assets.shapes import shape_of
 from echox.backbones.base import LoraConfig
-from echox.chain import SpeechClips
+from echox.chain import SpeechClips, stage_task
 from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
@@ -23,6 +23,7 @@ from echox.models.published.beginning import write_beginning
 from echox.models.published.folder import CONFIG, files_beside, is_release, outline, read_release, release_files, weights_fingerprint
 from echox.models.published.student import Merged, exported_config, is_untrained
 from echox.models.published.writing import write_release
+from echox.recipe import Recipe
 from echox.tasks.base import TASKS
 
 
@@ -128,6 +129,18 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     codec = CODECS.build(config.codec).to(device)
     for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):
         print(path)
+
+
+def write_labels(recipe: Recipe) -> None:
+    """Make the pseudo-labels that a recipe's Echo stage learns from, where they are not made yet, and print their folder.
+
+    Raises:
+        CheckpointError: the stages before are not finished. ConfigError: the stage makes its labels online.
+    """
+    device = device_named(recipe.device)
+    task = stage_task(recipe, recipe.stage or "echo", device)
+    folder = task.write_labels(task.build().to(device))
+    print(f"{folder}: read with echo.task.labels={folder}")
 
 
 def import_release(config: ImportConfig) -> None:

@@ -82,6 +82,8 @@ class Recipe:
     """Run this stage alone; null runs all of `stages`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages in the order they are run."""
+    refit: str | None = None
+    """Folder of a finished run whose speech side is fitted to this recipe's language model: Echo alone is trained, on that run's S2T and T2C."""
     checkpoint: str | None = None
     """A published folder that training starts from, where the recipe's tasks take one."""
     encoder: EncoderConfig | None = None

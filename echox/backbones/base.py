@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.registry import Registry
@@ -57,6 +58,7 @@ class Backbone(nn.Module, ABC):
     vocab_size: int
     end_id: int  # ends an assistant turn
     pad_id: int
+    max_positions: int | None = None  # of a conversation with its answer; None where there is no limit
 
     @classmethod
     def outline(cls, config: Any) -> Backbone:
@@ -99,6 +101,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def head_rows(self) -> Tensor:
         """The output head's weight [V, H]: the space hidden states live in, the text rows of the unit decoder."""
+
+    def llama(self) -> LlamaModel | None:
+        """The model inside, where it is a Llama whose logits are products with `head_rows`: a loop of ours can then step it."""
+        return None
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        """The weight [out, in] of a projection of `llama`, with what is trained beside it as it is now."""
+        return projection.weight
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:

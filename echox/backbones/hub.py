@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -53,6 +54,7 @@ class HubBackbone(Backbone):
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.end_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
+        self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
         self._origin = _probe(self.model)
         add_lora(self.model, config.lora)
 
@@ -86,6 +88,16 @@ class HubBackbone(Backbone):
 
     def head_rows(self) -> Tensor:
         return self.model.get_output_embeddings().weight
+
+    def llama(self) -> LlamaModel | None:
+        return self.model.model if type(self.model) is LlamaForCausalLM else None
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not isinstance(projection, BaseTunerLayer) or projection.disable_adapters or projection.merged:
+            return projection.weight
+        return sum((projection.get_delta_weight(name) for name in projection.active_adapters), projection.weight.float())
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from echox.models.published.hearing import check_encoder, windowed
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.names import INNER_WHISPER
 from echox.models.published.tokens import PROMPT_TOKENS
+from echox.models.unit_loop import UnitLoop
 from echox.signals import Features, Units
 
 
@@ -56,6 +58,11 @@ class PublishedAnswerer:
     def speaks(self) -> bool:
         """Whether answers are heard, or only read, as Soundwave's are."""
         return self.codec is not None
+
+    @cached_property
+    def loop(self) -> UnitLoop:
+        """Where all segments are spoken: those of a manifest's rows and those of streams."""
+        return self.model.speaking_loop(self.max_tokens)
 
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; see `Answerer.answer`."""
@@ -164,7 +171,7 @@ class PublishedAnswerer:
         if not states:
             return []
         lengths = torch.tensor([len(part) for part in states], device=self.device)
-        spoken = self.model.speak(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True), lengths)
+        spoken = self.model.speak(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True), lengths, loop=self.loop)
         return [self.model.tokens.units(spoken.row(row)) for row in range(len(states))]
 
     def _decode(self, units: list[int]) -> Tensor | None:

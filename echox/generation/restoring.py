@@ -52,8 +52,9 @@ def speech_llm_of(found: Checkpoint, backbone: Backbone | None = None) -> Speech
 def echo_of(found: Checkpoint, codec: Codec) -> EchoModel:
     """The Echo model of an echo checkpoint, its weights filled in."""
     speech_llm = _unfilled_speech_llm(found, "speech_llm.", None)
-    denoiser = DenoisingAdapter(_task(found, "echo").denoiser, speech_llm.backbone.hidden_size)
-    model = EchoModel(speech_llm, denoiser, _unfilled_voice(found, speech_llm.backbone, codec))
+    task = _task(found, "echo")
+    denoiser = DenoisingAdapter(task.denoiser, speech_llm.backbone.hidden_size)
+    model = EchoModel(speech_llm, denoiser, _unfilled_voice(found, speech_llm.backbone, codec), task.segments)
     checkpoint.fill(model, found, set(found.tensors))
     return model.eval()
 

@@ -1,9 +1,19 @@
-"""Where speech may be cut while text goes on: a trigger score for each token, its peaks, and how long a segment has to be."""
+"""Where speech may be cut while text goes on: a trigger score for each token, its peaks, and how long a segment has to be.
+
+Training and streaming cut with the same `Segmenter` under the same `SegmentsConfig`, so that streaming speaks what training has seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from echox.backbones.base import Backbone
+from echox.errors import ConfigError
+from echox.signals import Spans
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,6 +32,16 @@ class SegmentRule:
 
 PAPER_RULE = SegmentRule()
 RELEASE_RULE = SegmentRule(threshold=0.1, least=20, patience=50)
+
+
+@dataclass(kw_only=True, slots=True)
+class SegmentsConfig:
+    """Answers cut into segments, each spoken by itself."""
+
+    trigger: str = "."
+    """Text of the token whose row in the language model's head is the trigger feature; in EchoX the full stop."""
+    rule: SegmentRule = field(default_factory=SegmentRule)
+    """When the likeness of a state to the trigger cuts; the defaults are the paper's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +94,49 @@ def segments(scores: Iterable[float], rule: SegmentRule = RELEASE_RULE) -> Itera
             yield segment
     if (rest := segmenter.flush()) is not None:
         yield rest
+
+
+class Cutter:
+    """Cuts answers by the likeness of their hidden states to the head's row of a token.
+
+    Raises:
+        ConfigError: the trigger is not one token of this language model.
+    Source: EchoX (arXiv:2509.09174), trigger feature.
+    """
+
+    def __init__(self, config: SegmentsConfig, backbone: Backbone) -> None:
+        ids = backbone.tokenize(config.trigger)
+        if len(ids) != 1:
+            raise ConfigError(f"segments.trigger {config.trigger!r} is {len(ids)} tokens of this language model; name a text that is one, such as '.'")
+        self.rule = config.rule
+        self.backbone = backbone
+        self.token = ids[0]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Likeness of hidden states [..., H] to the trigger, in [-1, 1]: [...] float32."""
+        return torch.nn.functional.cosine_similarity(hidden.float(), self.backbone.head_rows()[self.token].detach().float(), dim=-1)
+
+    @torch.no_grad()
+    def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
+        """The segments of whole answers: hidden [B, S, H], lengths [B]."""
+        rows = [list(segments(row[:length], self.rule)) for row, length in zip(self.scores(hidden).tolist(), lengths.tolist())]
+        found = [(row, cut.start, cut.end) for row, cuts in enumerate(rows) for cut in cuts]
+        return spans_of(found, hidden.device)
+
+
+def whole(lengths: Tensor) -> Spans:
+    """Every answer as one segment: lengths [B]."""
+    return Spans(torch.arange(len(lengths), device=lengths.device), torch.zeros_like(lengths), lengths)
+
+
+def spans_of(found: list[tuple[int, int, int]], device: torch.device | str = "cpu") -> Spans:
+    """Spans from (row, start, end) triples."""
+    return Spans(*torch.tensor(found, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1))
+
+
+def cut(values: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    """Segments as rows of their own: values [B, S, C] -> [G, L, C] right-padded, lengths [G]."""
+    lengths = spans.ends - spans.starts
+    longest = max(1, int(lengths.max())) if len(lengths) else 1
+    at = (spans.starts[:, None] + torch.arange(longest, device=values.device)).clamp(max=values.shape[1] - 1)
+    return values[spans.rows[:, None], at], lengths

@@ -109,6 +109,14 @@ class Task(ABC):
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
         """Long work done once before the first step and kept in `context.cache_dir`, with a progress bar; safe to kill and call again."""
 
+    def write_labels(self, model: nn.Module) -> Path:
+        """Make what this stage learns from by its parents' word, and keep it where its config says; safe to kill and call again.
+
+        Raises:
+            ConfigError: it learns from no such labels.
+        """
+        raise ConfigError(f"{type(self).__name__} learns from no labels of its own making, so there is nothing to write; ask for stage=echo")
+
     @abstractmethod
     def examples(self, split: str) -> Examples:
         """The examples of "train" or "valid", after `prepare`.
