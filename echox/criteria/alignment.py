@@ -45,9 +45,8 @@ class AlignmentCriterion(Criterion):
 
 
 def ctc_losses(outputs: AlignmentOutputs) -> Tensor:
-    """Negative log-likelihood of each clip's targets [A]; 0 where a clip has none or is too short for them. Scores in float64 stay so."""
-    scores = outputs.ctc_logits
-    log_probs = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1).transpose(0, 1)
+    """Negative log-likelihood of each clip's targets [A]; 0 where a clip has none or is too short for them."""
+    log_probs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
     blank = outputs.ctc_logits.shape[2] - 1
     losses = F.ctc_loss(log_probs, outputs.targets, outputs.frame_lengths, outputs.target_lengths, blank=blank, reduction="none", zero_infinity=True)
-    return torch.where(outputs.target_lengths > 0, losses, 0.0).float()
+    return torch.where(outputs.target_lengths > 0, losses, 0.0)
