@@ -86,7 +86,7 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str], vocab_size
         raise ConfigError(f"{wrong[0]!r} is no unit word; they are integers, joined by _ where a word has several: 12_4")
     if len(set(marks)) < len(marks):
         raise ConfigError("a unit word is named twice; take it out once")
-    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO]})
+    tokenizer.add_tokens([AUDIO], special_tokens=True)
     tokenizer.add_tokens(marks)
     if tokenizer.convert_tokens_to_ids(AUDIO) != vocab_size:
         raise ConfigError(
