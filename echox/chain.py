@@ -45,6 +45,7 @@ def run_recipe(recipe: Recipe) -> None:
     Raises:
         EchoxError: something the recipe asks for does not fit or cannot be had.
     """
+    recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
     if recipe.refit is not None:
@@ -68,7 +69,7 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     if recipe.corpus is not None:
         language_model = _LanguageModel(recipe, device, bf16)
         build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
-    if not {"t2c", "echo"} & set(recipe.planned):
+    if recipe.codec is None or not {"t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
@@ -166,7 +167,7 @@ def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Pat
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
         seed=recipe.seed,
         cache_dir=Path(recipe.cache_dir),
-        parents={parent: _finished(before, parent) for parent in TASKS.entry_of(plan.task).implementation.parents},
+        parents={parent: _finished(before, parent) for parent in recipe.parents(stage)},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
     )

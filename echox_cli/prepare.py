@@ -13,10 +13,12 @@ from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
 from echox.preparation import (
+    BeginConfig,
     EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
+    begin_release,
     encode_units,
     export_release,
     fit_codec,
@@ -71,6 +73,7 @@ COMMANDS = {
     "labels": RecipeCommand(write_labels),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "import": Command(ImportConfig, import_release, "folder"),
+    "begin": Command(BeginConfig, begin_release, "language"),
     "export": Command(ExportConfig, export_release, "checkpoint"),
     "plugin": Command(ScaffoldConfig, write_plugin, "name"),
 }

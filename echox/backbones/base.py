@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from echox.errors import ConfigError
 from echox.registry import Registry
 
 
 @dataclass(kw_only=True, slots=True)
 class BackboneConfig:
     """Base of every backbone's config."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters on the backbone (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    """Rank of every adapter; 0 leaves the backbone frozen as it is."""
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Probability of dropping an adapter's input in training."""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,23 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash of the weights' origin and the settings that change what the model computes."""
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Put adapters into a language model's layers, in place; rank 0 adds none.
+
+    Raises:
+        ConfigError: no layer has one of the names.
+    """
+    if not config.rank:
+        return
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    try:
+        inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)), model)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use names such as q_proj") from error
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", BackboneConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +77,37 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def spoken_questions(clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Question]:
+    """Questions that are heard, each after the turns before it, which are written."""
+    before = history or [()] * len(clips)
+    return [Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)]
+
+
+def answers_of(
+    said: Sequence[tuple[int, ...]],
+    heard: Sequence[tuple[int, ...]],
+    sounds: Sequence[tuple[tuple[int, ...], Tensor | None]],
+    text_of: Callable[[Sequence[int]], str],
+    codec: Codec | None,
+    clock: Clock,
+) -> list[Answer]:
+    """The answers of a batch, from each row's tokens, what was heard as tokens, and its units with their samples."""
+    return [
+        Answer(
+            text=text_of(tokens),
+            token_ids=tokens,
+            heard=text_of(listened),
+            heard_ids=listened,
+            units=units,
+            samples=samples,
+            rate_hz=0 if samples is None else codec.rate_hz,
+            timings_s=clock.seconds,
+            batch=len(said),
+        )
+        for tokens, listened, (units, samples) in zip(said, heard, sounds, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +209,7 @@ class Answerer:
         Raises:
             SignalError: a clip is empty, not one-dimensional, or holds NaN or infinity.
         """
-        before = history or [()] * len(clips)
-        return self.reply([Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)])
+        return self.reply(spoken_questions(clips, history))
 
     @torch.no_grad()
     def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
@@ -203,22 +233,8 @@ class Answerer:
             sounds = [((), None)] * len(questions)
         else:
             sounds = list(zip(*Speaker(self.codec, self.bf16).sound(words, clock)))
-        heard = self._heard(questions, speech)
         ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
-        return [
-            Answer(
-                text=self.backbone.detokenize(list(tokens)),
-                token_ids=tokens,
-                heard=self.backbone.detokenize(list(listened)),
-                heard_ids=listened,
-                units=units,
-                samples=samples,
-                rate_hz=0 if samples is None else self.codec.rate_hz,
-                timings_s=clock.seconds,
-                batch=len(questions),
-            )
-            for tokens, listened, (units, samples) in zip(ids, heard, sounds)
-        ]
+        return answers_of(ids, self._heard(questions, speech), sounds, lambda row: self.backbone.detokenize(list(row)), self.codec, clock)
 
     def _listen(self, clips: Sequence[Tensor], clock: Clock) -> AdaptedSpeech:
         """Clips of all rows -> adapted speech, on the device."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from echox.errors import SignalError
+from echox.errors import CheckpointError, SignalError
 from echox.models.published.adapter import ShrinkingAdapter, ShrunkSpeech
 from echox.models.published.causal import Generated, LanguageModel, Prompt, decode
 from echox.models.published.compatibility import Compatibility
@@ -43,7 +43,7 @@ class PublishedEchoX(nn.Module):
         self,
         adapter: ShrinkingAdapter,
         language: LanguageModel,
-        translator: UnitTranslator,
+        translator: UnitTranslator | None,
         tokens: ReleaseTokens,
         compatibility: Compatibility,
     ) -> None:
@@ -102,7 +102,11 @@ class PublishedEchoX(nn.Module):
 
         Args:
             loop: one of `speaking_loop` to speak in; None makes one for this call, which gives the states too.
+        Raises:
+            CheckpointError: the checkpoint cannot speak hidden states.
         """
+        if self.translator is None:
+            raise CheckpointError(f"the checkpoint in {self.tokens.origin} has no voice, as Soundwave has none; take an EchoX to hear the answer")
         prompt = self.segment_prompt(self.translator.denoise(hidden), lengths)
         if loop is None:
             slots, capacity = len(hidden), prompt.embeddings.shape[1] + max_words
