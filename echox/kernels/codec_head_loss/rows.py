@@ -178,9 +178,9 @@ def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> 
 
 
 def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
-    loss = lse - (1 - terms.label_smoothing) * at_target
+    loss = lse - at_target
     if terms.label_smoothing:
-        loss = loss - terms.label_smoothing * mean
+        loss = loss + terms.label_smoothing * (at_target - mean)
     return loss + terms.z_loss * lse * lse if terms.z_loss else loss
 
 
