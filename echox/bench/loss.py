@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from echox.bench.loss_contenders import Contender, contenders
+from echox.bench.loss_contenders import EAGER, Contender, contenders
 from echox.bench.measure import machine, medians_ms, peak_bytes
 from echox.data.writing import appearing
 from echox.device import device_named
@@ -44,7 +44,7 @@ class LossBenchConfig:
     dtype: Dtype = Dtype.auto
     """Precision of the inputs; auto is bfloat16 on a GPU and float32 on a CPU."""
     repeats: int = 9
-    """Timed calls of each contender, whose median is taken; they take turns."""
+    """Timed calls of each contender at the least, whose median is taken; they take turns, short ones for two seconds."""
     only: list[str] = field(default_factory=list)
     """Contenders to measure, by name; none takes all."""
     peak_tflops: float | None = None
@@ -104,6 +104,7 @@ class Line:
     dtype: str
     contender: str
     time_ms: float | None = None
+    of_eager: float | None = None  # its time over PyTorch eager's
     peak_mib: float | None = None
     roofline_share: float | None = None  # time of the three matrix products over the contender's
     loss_error: float | None = None  # relative, against float64
@@ -159,7 +160,8 @@ def _measured(shape: str, config: LossBenchConfig, device: torch.device) -> list
     times = medians_ms(calls | {floor: _products(hidden, weight)}, device, config.repeats)
     floor_ms = times[floor] if config.peak_tflops is None else problem.flops / config.peak_tflops / 1e9
     for name, call in calls.items():
-        measured = {"time_ms": times[name], "peak_mib": peak_bytes(call, device) / 2**20, "roofline_share": floor_ms / times[name]}
+        of_eager = times[name] / times[EAGER] if EAGER in times else None
+        measured = {"time_ms": times[name], "of_eager": of_eager, "peak_mib": peak_bytes(call, device) / 2**20, "roofline_share": floor_ms / times[name]}
         lines[name] = Line(**{**asdict(lines[name]), **measured})
     return list(lines.values())
 
@@ -211,16 +213,17 @@ def _products(hidden: Tensor, weight: Tensor) -> Callable[[], object]:
 
 def table(lines: Sequence[Line], facts: dict[str, str]) -> str:
     """The lines as a Markdown page."""
-    head = ["shape", "device", "inputs", "who", "ms", "peak MiB", "of roofline", "loss error", "gradient error", "note"]
+    head = ["shape", "device", "inputs", "who", "ms", "of eager", "peak MiB", "of roofline", "loss error", "gradient error", "note"]
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        numbers = [_number(line.time_ms, ".2f"), _number(line.peak_mib, ".1f"), _number(line.roofline_share, ".0%")]
+        numbers = [_number(line.time_ms, ".2f"), _number(line.of_eager, ".2f"), _number(line.peak_mib, ".1f"), _number(line.roofline_share, ".0%")]
         errors = [_number(line.loss_error, ".0e"), _number(line.gradient_error, ".0e")]
         rows.append([line.shape, line.device, line.dtype, line.contender, *numbers, *errors, line.note])
     page = ["# Codec-head loss, forward and backward", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
     page += ["; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
     page += [
-        "Shapes are rows x channels x entries, K*V for K codebooks. Times are medians, taken in turns in one process; memory is the allocator's",
+        "Shapes are rows x channels x entries, K*V for K codebooks. Times are medians, taken in turns in one process: where others",
+        "use the machine too, trust the ratios (\"of eager\": time over PyTorch eager's) more than the milliseconds; memory is the allocator's",
         "peak beyond the inputs, gradients included; the roofline is the time of the three bare matrix products; errors are against float64.",
     ]
     return "\n".join(page) + "\n"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +18,9 @@ from echox.kernels.codec_head_loss import Impl, codec_head_loss
 
 # hidden [N, D], weight [V, D], targets [N, K], entries of each codebook -> mean loss over all targets
 LossFunction = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+
+
+EAGER = "PyTorch eager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,13 @@ def contenders(device: torch.device) -> list[Contender]:
     gpu = device.type == "cuda"
     found = [Contender("echox", _echox(Impl.auto))]
     found += [Contender(f"echox {impl.value}", _echox(impl)) for impl in ((Impl.chunked, Impl.fused) if gpu else ())]
-    found += [Contender("PyTorch eager", _eager), Contender("PyTorch loop over heads", _by_head(_one_eager))]
-    found.append(Contender("torch.compile", torch.compile(_eager, dynamic=False)))
+    found += [Contender(EAGER, _eager), Contender("PyTorch loop over heads", _by_head(_one_eager))]
+    found.append(_compiled(gpu))
     found.append(_torch_chunked())
     found.append(_library("Liger-Kernel", "liger_kernel", _liger, gpu))
     found.append(_library("cut-cross-entropy", "cut_cross_entropy", _cut_cross_entropy, gpu))
+    if not gpu and cpp_compiler():
+        found.append(_library("cut-cross-entropy torch_compile", "cut_cross_entropy", lambda: _cut_cross_entropy("torch_compile"), True))
     return found
 
 
@@ -73,6 +81,19 @@ def _torch_chunked() -> Contender:
     return Contender(name, _by_head(lambda hidden, weight, targets: F.linear_cross_entropy(hidden, weight, targets, options=options)))
 
 
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would call for a CPU, if there is one."""
+    wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return shutil.which(wanted)
+
+
+def _compiled(gpu: bool) -> Contender:
+    name = "torch.compile"
+    if not gpu and cpp_compiler() is None:
+        return Contender(name, None, "no C++ compiler here")
+    return Contender(name, torch.compile(_eager, dynamic=False))
+
+
 def _library(name: str, package: str, load: Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]], gpu: bool) -> Contender:
     if importlib.util.find_spec(package) is None:
         return Contender(name, None, "not installed")
@@ -89,7 +110,7 @@ def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda hidden, weight, targets: module(weight, hidden, targets)
 
 
-def _cut_cross_entropy() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _cut_cross_entropy(impl: str = "cce_exact") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    # "exact" skips no gradient; where a version lacks the name its default filters small ones, and its error says so.
-    return lambda hidden, weight, targets: function(hidden, weight, targets, impl="cce_exact")
+    # "cce_exact" skips no gradient; where a version lacks the name its default filters small ones, and its error says so.
+    return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl)

@@ -17,12 +17,21 @@ import torch
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 
 
+# Rounds of short calls go on for this long, up to this many: a median of a few is worth little below ten milliseconds.
+ROUNDS_S, MOST_ROUNDS = 2.0, 101
+
+
 def medians_ms(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call; the calls take turns, so that a slow spell of the machine meets them all."""
+    """Median milliseconds of each call, of `repeats` rounds or of more if they are short.
+
+    The calls take turns, so that a slow spell of the machine meets them all.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+    start, rounds = time.perf_counter(), 0
+    while rounds < repeats or (rounds < MOST_ROUNDS and time.perf_counter() - start < ROUNDS_S):
         for name, call in calls.items():
             times[name].append(_once_ms(call, device))
+        rounds += 1
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from echox.bench import loss, loss_contenders
+from echox.bench import loss, loss_contenders, measure
 from echox.bench.loss import NOT_MEASURED, Problem
 from echox.bench.loss_contenders import Contender
 from echox.bench.measure import peak_bytes
@@ -20,9 +20,10 @@ def quick(monkeypatch, house):
     def few(device):
         liar = Contender("liar", lambda hidden, weight, targets, sizes: (hidden.sum() + weight.sum()) * 1e-3)
         broken = Contender("broken", lambda *_: 1 / 0)
-        return [*(contender for contender in real(device) if contender.name != "torch.compile"), liar, broken]
+        return [*(contender for contender in real(device) if "compile" not in contender.name), liar, broken]
 
     monkeypatch.setattr(loss, "contenders", few)
+    monkeypatch.setattr(measure, "ROUNDS_S", 0.01)
     return house
 
 
@@ -38,8 +39,23 @@ def test_a_table_of_one_head_and_of_codebooks(quick, capsys):
         assert lines[shape, "liar"]["note"] == "gradients beyond tolerance"
         assert lines[shape, "broken"]["note"].startswith(f"{NOT_MEASURED}: ZeroDivisionError") and lines[shape, "broken"]["time_ms"] is None
     assert lines["32x16x2*24", "PyTorch loop over heads"]["gradient_error"] < 1e-5
+    assert lines["32x16x64", "PyTorch eager"]["of_eager"] == 1 and lines["32x16x64", "echox"]["of_eager"] > 0
     assert torch.__version__.startswith(found["machine"]["torch"]) and found["machine"]["device"]
     assert (quick / "out/loss.md").read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("compiler", [None, "g++"])
+def test_torch_compile_takes_part_where_there_is_a_compiler(monkeypatch, compiler):
+    monkeypatch.setattr(loss_contenders.shutil, "which", lambda name: compiler)
+    found = {contender.name: contender for contender in loss_contenders.contenders(torch.device("cpu"))}
+    assert (found["torch.compile"].function is None) == (compiler is None)
+    assert found["torch.compile"].reason == ("" if compiler else "no C++ compiler here")
+
+
+def test_short_calls_are_repeated(monkeypatch):
+    calls = []
+    measure.medians_ms({"short": lambda: calls.append(0)}, torch.device("cpu"), 3)
+    assert len(calls) == measure.MOST_ROUNDS
 
 
 def test_what_needs_a_gpu_is_marked(quick, monkeypatch):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from codec_head_cases import SEMANTICS, Case, assert_equal, computed, error, expected, gradients
 
 from echox.errors import ConfigError, SignalError
-from echox.kernels.codec_head_loss import CodecHead, Impl, Reduction, codec_head_loss, passes
+from echox.kernels.codec_head_loss import CodecHead, Impl, Reduction, codec_head_loss, eager, passes
 from echox.kernels.codec_head_loss.passes import Problem
 from echox.kernels.codec_head_loss.terms import Terms
 
@@ -102,6 +102,8 @@ def test_all_rows_ignored_is_exactly_nothing(impl, reduction):
 @pytest.mark.parametrize("impl", PATHS, ids=lambda impl: impl.value)
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_is_frozen_is_skipped(impl, frozen, monkeypatch):
+    monkeypatch.setattr(passes, "MIN_ROWS", 8)
+    monkeypatch.setattr(passes, "SCRATCH_BYTES", {"cpu": 1, "cuda": 1})
     case = Case(bias=True)
     leaves = list(case.made())
     leaves[frozen].requires_grad_(False)
@@ -111,6 +113,21 @@ def test_what_is_frozen_is_skipped(impl, frozen, monkeypatch):
     monkeypatch.setattr(passes, "gradients", lambda problem, impl, wanted, lse=None: asked.append(wanted) or real(problem, impl, wanted, lse))
     made = gradients(codec_head_loss(hidden, weight, targets, bias=bias, impl=impl).loss, hidden, weight, bias)
     assert asked == [tuple(index != frozen for index in range(3))]
+    true = [gradient for index, gradient in enumerate(expected(case)[1]) if index != frozen]
+    assert all(error(gradient, truth) < 1e-5 for gradient, truth in zip(made, true, strict=True))
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_in_one_chunk_too(frozen, monkeypatch):
+    case = Case(bias=True)
+    leaves = list(case.made())
+    leaves[frozen].requires_grad_(False)
+    hidden, weight, bias, targets = leaves
+    shapes = []
+    real = eager.scaled_product
+    monkeypatch.setattr(eager, "scaled_product", lambda scale, a, b: shapes.append((len(a), b.shape[1])) or real(scale, a, b))
+    made = gradients(codec_head_loss(hidden, weight, targets, bias=bias).loss, hidden, weight, bias)
+    assert shapes == [(777, 24) if frozen == 0 else (63, 24)]
     true = [gradient for index, gradient in enumerate(expected(case)[1]) if index != frozen]
     assert all(error(gradient, truth) < 1e-5 for gradient, truth in zip(made, true, strict=True))
 

@@ -7,7 +7,7 @@ score gradients in memory at once, so that the weight's gradient is few matrix p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class Problem:
     weights: Tensor | None  # [N, K] of the targets; None is 1
     terms: Terms
     dtype: torch.dtype  # in which the products multiply
+    certain: bool = False  # that every target is an entry of its codebook; False where nobody looked
 
     @property
     def wide(self) -> torch.dtype:
@@ -104,13 +105,14 @@ class TorchPath(Path):
 
     def losses(self, rows: slice) -> None:
         p = self.problem
-        row_losses(self._products(rows), p.bias, p.targets[rows], p.terms, self.results[rows])
+        row_losses(self._products(rows), p.bias, p.targets[rows], p.terms, p.certain, self.results[rows])
 
     def gradients(self, rows: slice, lse: Tensor | None) -> Tensor:
         p = self.problem
         weights = None if p.weights is None else p.weights[rows]
         known = None if lse is None else lse[rows]
-        return row_gradients(self._products(rows), p.bias, p.targets[rows], weights, p.terms, self.results[rows], known).to(self.x.dtype)
+        made = row_gradients(self._products(rows), p.bias, p.targets[rows], weights, p.terms, p.certain, self.results[rows], known)
+        return made.to(self.x.dtype)
 
     def statistics(self, rows: slice) -> Partial:
         p = self.problem
@@ -124,6 +126,11 @@ class TorchPath(Path):
 def rows_that_fit(budget_bytes: int, problem: Problem) -> int:
     """Rows whose scores fit into a budget, but no fewer than a product needs to be worth its while."""
     return max(MIN_ROWS, budget_bytes // (problem.terms.width * problem.wide.itemsize))
+
+
+def fits_one_chunk(problem: Problem) -> bool:
+    """Whether the scores of a problem on a CPU are held at once."""
+    return problem.hidden.device.type == "cpu" and len(problem.hidden) <= rows_that_fit(SCRATCH_BYTES["cpu"], problem)
 
 
 def path_of(problem: Problem, impl: Impl) -> Path:
@@ -179,3 +186,13 @@ def gradients(problem: Problem, impl: Impl, wanted: tuple[bool, bool, bool], lse
             if of_bias:
                 d_bias.add_(d_scores.sum(0, dtype=wide))
     return path.results, Gradients(d_hidden, d_weight, d_bias)
+
+
+def total(problem: Problem, results: RowResults) -> Tensor:
+    """The weighted sum of the losses, []."""
+    return (results.losses if problem.weights is None else results.losses * problem.weights).sum()
+
+
+def scaled(upstream: Tensor, gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
+    """Gradients times the upstream one; out of place, since a graph may be walked twice, and rounded once, at the very end."""
+    return [None if gradient is None else (gradient * upstream).to(dtype) for gradient, dtype in zip(gradients, dtypes)]

@@ -29,6 +29,11 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
+def scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
+    """scale * a [M, K] times b [K, N], in one pass over the result."""
+    return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
+
+
 @contextmanager
 def cpu_products(dtype: torch.dtype) -> Iterator[None]:
     """Within, float32 products on a CPU multiply in bfloat16 and sum in float32, if `dtype` is bfloat16 and the CPU can.

@@ -39,30 +39,33 @@ class Partial:
     at_target: Tensor  # [..., N, K] the target's score, 0 in the parts that do not hold it
 
 
-def row_losses(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms, results: RowResults) -> None:
-    """Write the results of rows z [R, V] (x W^T, overwritten) for targets [R, K]."""
+def row_losses(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms, certain: bool, results: RowResults) -> None:
+    """Write the results of rows z [R, V] (x W^T, overwritten) for targets [R, K]; `certain`: all of these are entries."""
     for k, block in _codebooks(z, bias, terms):
         _to_scores(block, terms, keep_slopes=False)
-        _finish(block, targets[:, k], _places(targets[:, k], block, terms), terms, _in(results, k))
+        _finish(block, _places(targets[:, k], block, terms, certain), terms, _in(results, k))
 
 
-def row_gradients(z: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, terms: Terms, results: RowResults, lse: Tensor | None) -> Tensor:
+def row_gradients(
+    z: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, terms: Terms, certain: bool, results: RowResults, lse: Tensor | None
+) -> Tensor:
     """Turn rows z [R, V] (x W^T) into the gradient of the weighted sum of their losses, in place.
 
     Args:
         weights: [R, K] of the targets, or None for 1.
+        certain: all targets are entries of their codebooks.
         results: written, unless `lse` [R, K] is given: then the softmax takes it, and nothing else is computed.
     """
     for k, block in _codebooks(z, bias, terms):
         slopes = _to_scores(block, terms, keep_slopes=True)
-        places = _places(targets[:, k], block, terms)
+        places = _places(targets[:, k], block, terms, certain)
         if lse is None:
-            _finish(block, targets[:, k], places, terms, _in(results, k))
-            total = results.lse[:, k]
+            total = _finish(block, places, terms, _in(results, k))
+            known = results.lse[:, k, None]
         else:
-            total = lse[:, k]
-            block.sub_(total[..., None]).exp_()
-        _to_gradient(block, places, None if weights is None else weights[:, k], total, terms)
+            known = lse[:, k, None]
+            total = block.sub_(known).exp_().new_ones(())
+        _to_gradient(block, total, known, places, None if weights is None else weights[:, k, None], terms)
         if slopes is not None:
             block.mul_(slopes)
     return z
@@ -73,9 +76,9 @@ def row_statistics(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms
     parts = []
     for k, block in _codebooks(z, bias, terms):
         _to_scores(block, terms, keep_slopes=False)
-        places = _places(targets[:, k], block, terms)
+        places = _places(targets[:, k], block, terms, certain=False)
         top, best = block.max(-1)
-        at_target = block.gather(-1, places.index[..., None])[..., 0].where(places.inside, 0)
+        at_target = block.gather(-1, places.index)[..., 0].where(places.inside, 0)
         total = block.sum(-1)
         parts.append((top, best, block.sub_(top[..., None]).exp_().sum(-1), total, at_target))
     return Partial(*(torch.cat(columns, dim=1) for columns in zip(*parts)))
@@ -131,50 +134,65 @@ def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | float
 class _Places:
     """Where the targets of a block [R, k, V] stand."""
 
-    valid: Tensor  # [R, k] not ignored
-    inside: Tensor  # [R, k] an entry of the codebook
-    index: Tensor  # [R, k] the entry, 0 where there is none
-    certain: bool  # that every target is one
+    index: Tensor  # [R, k, 1] the entry, 0 where there is none
+    valid: Tensor | None  # [R, k] not ignored; None where all are entries
+    inside: Tensor | None  # [R, k] an entry of the codebook; None where all are
 
 
-def _places(targets: Tensor, block: Tensor, terms: Terms) -> _Places:
-    valid = targets != terms.ignore_index
+def _places(targets: Tensor, block: Tensor, terms: Terms, certain: bool) -> _Places:
+    if certain:
+        return _Places(targets[..., None], None, None)
     inside = (targets >= 0) & (targets < block.shape[-1])
-    # On a CPU looking is free, and mostly nothing is ignored.
-    if not block.is_cuda and bool((inside & valid).all()):
-        return _Places(valid, inside, targets, True)
-    return _Places(valid, inside, targets.where(inside, 0), False)
+    return _Places(targets.where(inside, 0)[..., None], targets != terms.ignore_index, inside)
 
 
-def _finish(block: Tensor, targets: Tensor, places: _Places, terms: Terms, results: RowResults) -> None:
-    """Scores -> probabilities in place, and the results of their rows."""
-    at_target = block.gather(-1, places.index[..., None])[..., 0]
+def _finish(block: Tensor, places: _Places, terms: Terms, results: RowResults) -> Tensor:
+    """Write the results of scores [R, k, V], which become exp(score - highest); returns their sums [R, k, 1]."""
+    at_target = block.gather(-1, places.index)
     mean = block.mean(-1) if terms.label_smoothing else None
-    top, best = block.max(-1)
-    torch.softmax(block, -1, out=block)
-    # The highest probability is exp(top - lse) and at least 1 / V, so its logarithm is exact where that of others may not be.
-    torch.sub(top, block.gather(-1, best[..., None])[..., 0].log_(), out=results.lse)
-    loss = _loss(results.lse, at_target, mean, terms)
-    results.losses.copy_(loss if places.certain else loss.where(places.inside, float("nan")).where(places.valid, 0))
-    torch.logical_and(best == targets, places.valid, out=results.correct)
+    top = _judge(block, places.index, at_target, results.correct)
+    total = block.sub_(top).exp_().sum(-1, keepdim=True)
+    torch.add(top, total.log(), out=results.lse[..., None])
+    loss = _loss(results.lse, at_target[..., 0], mean, terms)
+    if places.valid is not None:
+        loss = loss.where(places.inside, float("nan")).where(places.valid, 0)
+        results.correct.logical_and_(places.valid & places.inside)
+    results.losses.copy_(loss)
+    return total
+
+
+def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> Tensor:
+    """The highest scores [R, k, 1]; `correct` [R, k] becomes whether the entries at `index` [R, k, 1] have them, as the first of equals."""
+    if block.is_cuda:
+        top, best = block.max(-1, keepdim=True)
+        torch.eq(best, index, out=correct[..., None])
+        return top
+    # On a CPU the maximum takes a quarter of the time without its place, and only equals must be looked at again.
+    others = block.scatter_(-1, index, float("-inf")).amax(-1, keepdim=True)
+    block.scatter_(-1, index, at_target)
+    torch.gt(at_target, others, out=correct[..., None])
+    equal = (at_target == others)[..., 0]
+    if equal.any():
+        correct[equal] = block[equal].max(-1)[1] == index[equal][:, 0]
+    return torch.maximum(at_target, others)
 
 
 def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
-    loss = lse - (1 - terms.label_smoothing) * at_target
+    loss = lse - at_target
     if terms.label_smoothing:
-        loss = loss - terms.label_smoothing * mean
+        loss = loss + terms.label_smoothing * (at_target - mean)
     return loss + terms.z_loss * lse * lse if terms.z_loss else loss
 
 
-def _to_gradient(block: Tensor, places: _Places, weights: Tensor | None, lse: Tensor, terms: Terms) -> None:
-    """Probabilities -> gradient with respect to the scores, in place."""
-    if terms.z_loss:
-        block.mul_((1 + 2 * terms.z_loss * lse)[..., None])
+def _to_gradient(block: Tensor, total: Tensor, lse: Tensor, places: _Places, weights: Tensor | None, terms: Terms) -> None:
+    """Probabilities times `total` -> gradient with respect to the scores, in place. All factors of a row [R, k, 1] are one multiplication."""
+    weight = total.new_ones(()) if weights is None else weights
+    block.mul_((1 + 2 * terms.z_loss * lse) * weight / total if terms.z_loss else weight / total)
     if terms.label_smoothing:
-        block.sub_(terms.label_smoothing / (terms.whole or block.shape[-1]))
-    hit = lse.new_full(lse.shape, terms.label_smoothing - 1)
-    block.scatter_add_(-1, places.index[..., None], hit.where(places.inside, 0.0 if terms.whole else float("nan"))[..., None])
-    if weights is not None:
-        block.mul_(weights[..., None])
-    if not places.certain:
+        block.sub_(weight * (terms.label_smoothing / (terms.whole or block.shape[-1])))
+    hit = (weight * (terms.label_smoothing - 1)).expand_as(lse)
+    if places.inside is not None:
+        hit = hit.where(places.inside[..., None], 0.0 if terms.whole else float("nan"))
+    block.scatter_add_(-1, places.index, hit)
+    if places.valid is not None:
         block.masked_fill_(~places.valid[..., None], 0)
