@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +30,11 @@ from echox.engine.trainer import train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
+from echox.models.text_loop import text_loop
+from echox.models.unit_loop import UnitLoop
 from echox.recipe import STAGES, Recipe, freeze
-from echox.tasks.base import TASKS, Parts, StageContext
+from echox.refit import refitted
+from echox.tasks.base import TASKS, Parts, StageContext, Task
 
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
@@ -40,14 +45,18 @@ def run_recipe(recipe: Recipe) -> None:
     Raises:
         EchoxError: something the recipe asks for does not fit or cannot be had.
     """
+    recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
+    if recipe.refit is not None:
+        refit(recipe)
+        return
     world, device = join(), device_named(recipe.device)
     began_s = time.monotonic()
     with world.main_first():
         _prepare(recipe, device, world)
     for stage in recipe.planned:
-        _train_stage(recipe, stage, device)
+        train_stage(recipe, stage, device)
     if recipe.report is not None and not recipe.stage and world.is_main:
         _report(recipe, device)
     if world.is_main:
@@ -58,8 +67,9 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     """Corpus, codec and units: made by the first rank, found ready by the others."""
     bf16 = uses_bf16(Precision.auto, device)
     if recipe.corpus is not None:
-        build_demo_corpus(recipe.corpus, _own_answers(recipe, device, bf16))
-    if not {"t2c", "echo"} & set(recipe.planned):
+        language_model = _LanguageModel(recipe, device, bf16)
+        build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
+    if recipe.codec is None or not {"t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
@@ -69,19 +79,33 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
         write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
 
 
-def _own_answers(recipe: Recipe, device: torch.device, bf16: bool) -> Callable[[list[str], int | None], list[str]]:
-    """Typed questions -> the backbone's answers; the backbone is loaded at the first call."""
-    loaded: list[Backbone] = []
+class _LanguageModel:
+    """What the corpus takes from the recipe's backbone, which is loaded when first asked."""
 
-    def answer(questions: list[str], seed: int | None) -> list[str]:
-        if not loaded:
-            loaded.append(BACKBONES.build(recipe.backbone).to(device).eval())
-            if bf16:
-                halve_frozen(loaded[0])
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return answer_typed(loaded[0], questions, ANSWER_TOKENS, temperature=0.0 if seed is None else 1.0, seed=seed)
+    def __init__(self, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+        self.recipe, self.device, self.bf16 = recipe, device, bf16
 
-    return answer
+    @cached_property
+    def backbone(self) -> Backbone:
+        backbone = BACKBONES.build(self.recipe.backbone).to(self.device).eval()
+        if self.bf16:
+            halve_frozen(backbone)
+        return backbone
+
+    @cached_property
+    def loop(self) -> UnitLoop | None:
+        """Where it answers, if it may be in a loop."""
+        return text_loop(self.backbone)
+
+    def answers(self, questions: list[str], seed: int | None) -> list[str]:
+        """Its answers to typed questions: greedy, or drawn where a seed is given."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            temperature = 0.0 if seed is None else 1.0
+            return answer_typed(self.backbone, questions, ANSWER_TOKENS, temperature=temperature, seed=seed, loop=self.loop)
+
+    def token_texts(self) -> list[str]:
+        """Its vocabulary in the order of the ids."""
+        return self.backbone.token_texts()
 
 
 class SpeechClips(Sequence[Tensor]):
@@ -108,23 +132,59 @@ class SpeechClips(Sequence[Tensor]):
         return load_audio(self.paths[index], self.rate_hz)
 
 
-def _train_stage(recipe: Recipe, stage: str, device: torch.device) -> Path:
+def train_stage(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None, lineage: Mapping[str, Any] | None = None) -> Path:
+    """Train one stage of a recipe, and return the folder of its final checkpoint.
+
+    Args:
+        parents: the run whose finished stages it builds on; None is the recipe's own.
+        lineage: what to record beside parents, data and versions.
+    """
     plan = recipe.plan(stage)
-    run_dir = Path(recipe.run_dir)
-    entry = TASKS.entry_of(plan.task)
+    task = stage_task(recipe, stage, device, parents=parents)
+    criterion = CRITERIA.build(plan.criterion)
+    return train(
+        task,
+        criterion,
+        plan.train,
+        run_dir=Path(recipe.run_dir) / stage,
+        stage=stage,
+        seed=recipe.seed,
+        device=device,
+        lineage=lineage,
+        recipe_dict=freeze(recipe),
+    )
+
+
+def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None) -> Task:
+    """The task of one stage, behind the finished stages it builds on.
+
+    Raises:
+        CheckpointError: a stage that comes before is not finished.
+    """
+    plan = recipe.plan(stage)
+    before = Path(recipe.run_dir) if parents is None else parents
     context = StageContext(
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
         seed=recipe.seed,
         cache_dir=Path(recipe.cache_dir),
-        parents={parent: _finished(run_dir, parent) for parent in entry.implementation.parents},
+        parents={parent: _finished(before, parent) for parent in recipe.parents(stage)},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
     )
-    task = TASKS.build(plan.task, context)
-    criterion = CRITERIA.build(plan.criterion)
-    return train(
-        task, criterion, plan.train, run_dir=run_dir / stage, stage=stage, seed=recipe.seed, device=device, recipe_dict=freeze(recipe)
-    )
+    return TASKS.build(plan.task, context)
+
+
+def refit(recipe: Recipe) -> Path:
+    """Fit the speech side of the finished run `recipe.refit` to the recipe's language model: Echo alone is trained.
+
+    Raises:
+        CheckpointError: that run's S2T or T2C is missing, or the language model is of another width or vocabulary.
+    """
+    world, device = join(), device_named(recipe.device)
+    finished = Path(recipe.refit)
+    with world.main_first():
+        fitted, lineage = refitted(recipe, {stage: _finished(finished, stage) for stage in ("s2t", "t2c")})
+    return train_stage(fitted, "echo", device, parents=finished, lineage=lineage)
 
 
 def _finished(run_dir: Path, stage: str) -> Path:

@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from echox.errors import CheckpointError
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 FORMAT = 1
+BLOCK_BYTES = 1 << 20  # copied at once
 
 log = logging.getLogger(__name__)
 
@@ -48,32 +50,51 @@ class Checkpoint:
         return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)})
 
 
-def save(
-    folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None = None, beside: Iterable[Path] = ()
-) -> Path:
+def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:
     """Write a checkpoint, replacing one of the same name.
 
     Args:
         tensors: learned tensors by name, on any device.
         meta: JSON-ready; `format` and `files` are added.
         state: values that `torch.load(weights_only=True)` reads back; None for a final checkpoint.
-        beside: small files that are copied into the folder and checked with it.
     Raises:
         TrainingError: the disk is full; what was there before still is.
     """
+    with _appearing(folder) as partial:
+        files = {MODEL: _write(partial / MODEL, safetensors.torch.save(_detached(tensors)))}
+        if state is not None:
+            buffer = io.BytesIO()
+            torch.save(dict(state), buffer)
+            files[STATE] = _write(partial / STATE, buffer.getbuffer())
+        _write_meta(partial, meta, files)
+    return folder
+
+
+def keep(folder: Path, paths: Iterable[Path], meta: Mapping[str, Any]) -> Path:
+    """Make files a checkpoint as they are, weights of any size and in any number of shards among them; they are copied in blocks.
+
+    Raises:
+        TrainingError: as `save`.
+    """
+    with _appearing(folder) as partial:
+        _write_meta(partial, meta, {path.name: _copy(path, partial / path.name) for path in paths})
+    return folder
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A hidden folder that takes the place of `folder` at the end of the block."""
     partial = folder.with_name(f".{folder.name}.partial")
     with room_for(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_partials(folder.parent)
             partial.mkdir()
-            copied = {path.name: _write(partial / path.name, path.read_bytes()) for path in beside}
-            _write_files(partial, tensors, meta, state, copied)
+            yield partial
             _put_in_place(partial, folder)
         finally:
             # Renamed if all went well; otherwise it only takes up room.
             shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _remove_partials(parent: Path) -> None:
@@ -81,16 +102,8 @@ def _remove_partials(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_files(
-    partial: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], state: Mapping[str, Any] | None, copied: Mapping[str, Any]
-) -> None:
-    files = {**copied, MODEL: _write(partial / MODEL, safetensors.torch.save(_detached(tensors)))}
-    if state is not None:
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        files[STATE] = _write(partial / STATE, buffer.getbuffer())
-    text = json.dumps({"format": FORMAT, **meta, "files": files}, indent=2, ensure_ascii=False)
-    _write(partial / META, text.encode())
+def _write_meta(partial: Path, meta: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    _write(partial / META, json.dumps({"format": FORMAT, **meta, "files": files}, indent=2, ensure_ascii=False).encode())
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +117,18 @@ def _write(path: Path, content: bytes | memoryview) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _copy(source: Path, path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as given, path.open("wb") as file:
+        while block := given.read(BLOCK_BYTES):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -130,6 +155,8 @@ def load(folder: Path) -> Checkpoint:
         CheckpointError: it is missing, incomplete or damaged.
     """
     meta = verify(folder)
+    if MODEL not in meta["files"]:
+        raise CheckpointError(f"{folder} holds weights of another layout, in no {MODEL}; it was not trained by a stage of echox")
     try:
         tensors = safetensors.torch.load_file(folder / MODEL)
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True) if STATE in meta["files"] else None
@@ -157,7 +184,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {META}") from error
     except (ValueError, OSError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: its {META} cannot be read ({error})") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or MODEL not in meta.get("files", {}):
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not meta.get("files"):
         raise CheckpointError(f"{folder / META} is not a checkpoint description of format {FORMAT}; it may come from another version of echox")
     return meta
 

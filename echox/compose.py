@@ -110,7 +110,19 @@ def compose(schema: type[C], overrides: Sequence[Assignment] = (), yaml_name: st
     Raises:
         ConfigError: a field, a value or a part does not exist or does not fit.
     """
-    tree = _compose_yaml(schema, yaml_name, folders)
+    return _applied(_compose_yaml(schema, yaml_name, folders), overrides, folders)
+
+
+def amended(config: C, overrides: Sequence[str], folders: Sequence[Path] = ()) -> C:
+    """A finished config with overrides applied, as a command line would have them.
+
+    Raises:
+        ConfigError: as `compose` and `finish`.
+    """
+    return finish(_applied(OmegaConf.structured(config), parse_overrides(overrides), folders))
+
+
+def _applied(tree: DictConfig, overrides: Sequence[Assignment], folders: Sequence[Path]) -> DictConfig:
     # Outer parts first, so that the order on the command line does not matter.
     for assignment in sorted(overrides, key=lambda assignment: assignment.key.count(".")):
         with _explained(tree, f"override {assignment.text!r}: ", folders):

@@ -115,7 +115,7 @@ def _with_parents(recipe: Recipe) -> set[str]:
         stage = open_.pop()
         if stage not in wanted and recipe.plan(stage) is not None:
             wanted.add(stage)
-            open_ += TASKS.entry_of(recipe.plan(stage).task).implementation.parents
+            open_ += recipe.parents(stage)
     return wanted
 
 
@@ -215,17 +215,24 @@ def _gb(amount: int) -> str:
 def missing_files(recipe: Recipe) -> list[str]:
     """Every file that the run would ask for and neither finds, nor makes, nor fetches from a pinned package."""
     encoder, backbone, codec = recipe.encoder, recipe.backbone, recipe.codec
-    # Of stages without an encoder the language model's rows are still read.
-    found = list(BACKBONES.entry_of(backbone).implementation.missing(backbone))
-    if set(recipe.planned) != {"t2c"}:
+    found = [path for stage in recipe.planned for path in _task(recipe, stage).missing()]
+    if backbone is not None:
+        # Of stages without an encoder the language model's rows are still read.
+        found += BACKBONES.entry_of(backbone).implementation.missing(backbone)
+    if encoder is not None and set(recipe.planned) != {"t2c"}:
         found += ENCODERS.entry_of(encoder).implementation.missing(encoder)
-    if {"t2c", "echo"} & set(recipe.planned):
+    if _speaks(recipe):
         found += CODECS.entry_of(codec).implementation.missing(codec)
         if not CODECS.entry_of(codec).implementation.is_ready(codec) and not recipe.codec_speech:
             found.append(f"{_codec_place(recipe)} (the codec, and codec_speech names no recordings to fit it to)")
     found += [f"{path} (manifest)" for path in _read_manifests(recipe) if not _is_made(recipe, path) and not Path(path).is_file()]
     found += [f"{path} (checkpoint of an earlier stage)" for path in _parent_folders(recipe) if not path.exists()]
     return list(dict.fromkeys(found))
+
+
+def _speaks(recipe: Recipe) -> bool:
+    """Whether a codec is used."""
+    return recipe.codec is not None and bool({"t2c", "echo"} & set(recipe.planned))
 
 
 def _codec_place(recipe: Recipe) -> str:
@@ -236,7 +243,7 @@ def _read_manifests(recipe: Recipe) -> list[str]:
     """Those of the stages, and those from which units and the codec are made."""
     paths = [path for stage in recipe.planned for path in _task(recipe, stage).manifests()]
     paths += recipe.units if "t2c" in recipe.planned else []
-    if {"t2c", "echo"} & set(recipe.planned) and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
+    if _speaks(recipe) and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
         paths += recipe.codec_speech
     return paths
 
@@ -251,16 +258,14 @@ def _parent_folders(recipe: Recipe) -> list[Path]:
     """Final checkpoints that must be there because this run does not train their stages before it needs them."""
     folders = []
     for number, stage in enumerate(recipe.planned):
-        parents = TASKS.entry_of(recipe.plan(stage).task).implementation.parents
-        folders += [Path(recipe.run_dir) / parent / "final" for parent in parents if parent not in recipe.planned[:number]]
+        folders += [Path(recipe.run_dir) / parent / "final" for parent in recipe.parents(stage) if parent not in recipe.planned[:number]]
     return folders
 
 
 def made_by_the_run(recipe: Recipe) -> list[str]:
     """What is not there yet and the run makes by itself."""
     made = [f"the corpus {recipe.corpus.folder}"] if recipe.corpus is not None and not Path(recipe.corpus.folder).is_dir() else []
-    speaks = {"t2c", "echo"} & set(recipe.planned)
-    if speaks and recipe.codec_speech and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
+    if _speaks(recipe) and recipe.codec_speech and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
         made.append(f"the codec {_codec_place(recipe)}")
     units = [str(units_path(manifest)) for manifest in recipe.units] if "t2c" in recipe.planned else []
     return made + [path for path in units if not Path(path).is_file()]

@@ -38,7 +38,7 @@ from echox.engine.config import TrainConfig
 from echox.errors import ConfigError
 from echox.evaluation.config import EvaluateConfig
 from echox.plugins import REGISTRIES
-from echox.tasks.base import TaskConfig
+from echox.tasks.base import TASKS, TaskConfig
 
 DEFAULT_RECIPE = "echo_mini"
 FOLDERS_VARIABLE = "ECHOX_RECIPES"
@@ -82,12 +82,16 @@ class Recipe:
     """Run this stage alone; null runs all of `stages`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages in the order they are run."""
-    encoder: EncoderConfig = MISSING
+    refit: str | None = None
+    """Folder of a finished run whose speech side is fitted to this recipe's language model: Echo alone is trained, on that run's S2T and T2C."""
+    checkpoint: str | None = None
+    """A published folder that training starts from, where the recipe's tasks take one."""
+    encoder: EncoderConfig | None = None
     """What hears."""
-    backbone: BackboneConfig = MISSING
-    """The language model."""
-    codec: CodecConfig = MISSING
-    """What turns speech into units and back."""
+    backbone: BackboneConfig | None = None
+    """The language model; null where the tasks bring their own."""
+    codec: CodecConfig | None = None
+    """What turns speech into units and back; null where the tasks bring their own."""
     corpus: DemoCorpusConfig | None = None
     """The corpus to synthesise before training; null where manifests are given."""
     codec_speech: list[str] = field(default_factory=list)
@@ -125,6 +129,23 @@ class Recipe:
     def planned(self) -> list[str]:
         """The stages this run trains, in order."""
         return [self.stage] if self.stage else self.stages
+
+    def parents(self, stage: str) -> list[str]:
+        """The stages whose checkpoints a stage builds on."""
+        task = TASKS.entry_of(self.plan(stage).task).implementation
+        return [*task.parents, *(parent for parent in task.continues if parent in self.stages)]
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a stage needs a part that the recipe does not name, or a checkpoint is given that no stage takes.
+        """
+        for stage in self.planned:
+            for kind in TASKS.entry_of(self.plan(stage).task).implementation.needs:
+                if {"encoder": self.encoder, "backbone": self.backbone, "codec": self.codec}[kind] is None:
+                    raise ConfigError(f"{kind} has no value, but stage {stage!r} needs one; set {kind}=NAME, one of {', '.join(REGISTRIES[kind])}")
+        if self.checkpoint is not None and all(to_plain(self.plan(stage).task).get("checkpoint") is None for stage in self.planned):
+            raise ConfigError(f"checkpoint is {self.checkpoint!r}, but no stage of {self.name} starts from one; use recipe=release_finetune, or leave it out")
 
     def plan(self, stage: str) -> StagePlan | None:
         """The plan of a stage by its name."""
@@ -206,7 +227,8 @@ def load_recipe(name: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), recip
 
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    yield from (("encoder", recipe.encoder), ("backbone", recipe.backbone), ("codec", recipe.codec))
+    parts = (("encoder", recipe.encoder), ("backbone", recipe.backbone), ("codec", recipe.codec))
+    yield from ((kind, config) for kind, config in parts if config is not None)
     for stage in recipe.planned:
         plan = recipe.plan(stage)
         yield from (("task", plan.task), ("criterion", plan.criterion))

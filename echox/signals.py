@@ -82,6 +82,15 @@ class Units(_Movable):
 
 
 @dataclass(frozen=True, slots=True)
+class Spans(_Movable):
+    """Segments of the rows of a batch, in the order of rows and positions."""
+
+    rows: Tensor  # [G] int64, the row each segment is cut from
+    starts: Tensor  # [G] int64
+    ends: Tensor  # [G] int64, exclusive
+
+
+@dataclass(frozen=True, slots=True)
 class Batch(_Movable):
     """What a task's `collate` makes and its `forward` reads; every task subclasses it."""
 

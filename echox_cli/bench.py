@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from echox.bench.decode import DecodeBenchConfig, bench_decode
 from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.config import near
 from echox.errors import ConfigError
@@ -14,7 +15,7 @@ from echox_cli.door import answered_at_once, guarded, run_door
 from echox_cli.fields import summary
 
 PROGRAM = "echox-bench"
-SUBJECTS = {"loss": (LossBenchConfig, bench_loss)}
+SUBJECTS = {"loss": (LossBenchConfig, bench_loss), "decode": (DecodeBenchConfig, bench_decode)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,20 +13,24 @@ from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
 from echox.preparation import (
+    BeginConfig,
     EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
+    begin_release,
     encode_units,
     export_release,
     fit_codec,
     import_release,
     make_corpus,
+    write_labels,
 )
+from echox.recipe import Recipe
 from echox.scaffold import ScaffoldConfig, write_plugin
 from echox_cli import completion
 from echox_cli.arguments import split
-from echox_cli.door import answered_at_once, guarded, run_door
+from echox_cli.door import answered_at_once, guarded, run_door, run_recipe_door
 from echox_cli.fields import summary
 
 PROGRAM = "echox-prepare"
@@ -54,13 +58,22 @@ class Command:
     positional: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeCommand:
+    """One command that takes a whole recipe."""
+
+    function: Callable[[Recipe], object]
+
+
 COMMANDS = {
     "manifest": Command(ManifestCheckConfig, check_manifest, "path"),
     "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
+    "labels": RecipeCommand(write_labels),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "import": Command(ImportConfig, import_release, "folder"),
+    "begin": Command(BeginConfig, begin_release, "language"),
     "export": Command(ExportConfig, export_release, "checkpoint"),
     "plugin": Command(ScaffoldConfig, write_plugin, "name"),
 }
@@ -69,8 +82,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
-        command = COMMANDS[words[0]]
-        return run_door(f"{PROGRAM} {words[0]}", command.config_type, command.function, words[1:], command.positional)
+        command, program = COMMANDS[words[0]], f"{PROGRAM} {words[0]}"
+        if isinstance(command, RecipeCommand):
+            return run_recipe_door(program, command.function, words[1:], summary(command.function.__doc__))
+        return run_door(program, command.config_type, command.function, words[1:], command.positional)
     return guarded(PROGRAM, lambda: _without_command(words))
 
 
@@ -82,13 +97,17 @@ def _without_command(words: list[str]) -> None:
         raise ConfigError(f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; commands are {', '.join(COMMANDS)}")
     print(f"Prepare data, weights and plugins.\n\nusage: {PROGRAM} COMMAND [field=value ...]\n\ncommands ({PROGRAM} COMMAND --help explains one):")
     for name, command in COMMANDS.items():
-        print(f"  {name:<10} {summary(command.config_type.__doc__)}")
+        about = command.function if isinstance(command, RecipeCommand) else command.config_type
+        print(f"  {name:<10} {summary(about.__doc__)}")
 
 
 def _candidates(line: str) -> list[str]:
     before, word = completion.words_of(line)
     if before and before[0] in COMMANDS:
-        return completion.config_candidates(COMMANDS[before[0]].config_type, line.partition(before[0])[2])
+        command, rest = COMMANDS[before[0]], line.partition(before[0])[2]
+        if isinstance(command, RecipeCommand):
+            return completion.recipe_candidates(rest)
+        return completion.config_candidates(command.config_type, rest)
     return completion.matching(word, COMMANDS)
 
 

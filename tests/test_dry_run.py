@@ -86,6 +86,37 @@ def test_our_output_head_has_the_published_one_s_unit_rows(away, recipe):
     assert head + TEXT_VOCABULARY * width == millions(PUBLISHED[recipe]["heads over text and units"])
 
 
+@pytest.mark.parametrize(
+    ("name", "figures", "language", "lora"),
+    # Language models with a row for the audio placeholder and a head of their own; LoRA of rank 64 on queries and keys.
+    [("EchoX-3B", PUBLISHED["echo_3b"], 3_606_758_400, 18_350_080), ("EchoX-8B", PUBLISHED["echo_8b"], 8_030_269_440, 27_262_976)],
+)
+def test_the_published_form_has_the_published_sizes(away, name, figures, language, lora):
+    sizes = sizes_of("release_finetune", f"checkpoint=random:{name}", "encoder.weights=random:openai/whisper-large-v3")
+    assert list(sizes) == ["s2t", "t2c", "echo"]
+    for stage in ("s2t", "echo"):
+        model = sizes[stage].part("language model")
+        assert (model.frozen, model.trained) == (language, lora)
+        for part in ("projector", "alignment encoder", "look-back"):
+            assert sizes[stage].part(f"adapter: {part}").trained == millions(figures[part]), part
+        assert sizes[stage].part("adapter: CTC head").frozen == millions(figures["CTC head"])
+    for stage in ("t2c", "echo"):
+        for part, figure in (("body", "body"), ("projection", "projection"), ("output head", "heads over text and units")):
+            assert sizes[stage].part(f"unit translator: {part}").trained == millions(figures[figure]), part
+    assert sizes["echo"].part("unit translator: denoising adapter").trained == millions(figures["denoising adapter"])
+    assert sizes["t2c"].part("unit translator: text rows").trained == 0 and "language model" not in [part.name for part in sizes["t2c"].parts]
+    for size in sizes.values():
+        assert "other" not in [part.name for part in size.parts]
+        assert all(tensor.is_meta for tensor in size.outline.model.state_dict().values())
+
+
+def test_of_a_published_folder_the_files_are_told(away, capsys):
+    assert train.main(["recipe=release_finetune", "dry_run=true", "stages=[t2c]", "checkpoint=EchoX-9B"]) == 2
+    assert "EchoX-9B (published folder)" in capsys.readouterr().out
+    assert train.main(["recipe=release_finetune", "dry_run=true", "stages=[t2c]", "checkpoint=random:EchoX-9B"]) == 2
+    assert "no published model named 'EchoX-9B'; did you mean 'EchoX-8B'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", ["echo_tiny", "echo_mini", "echo_3b"])
 def test_every_weight_belongs_to_a_named_part(away, recipe):
     for size in sizes_of(recipe).values():

@@ -6,20 +6,19 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from echox.codecs.unit_hifigan import TINY, UnitHifiGan, UnitHifiGanConfig, tiny_generator
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel
 from echox.models.published.compatibility import RELEASE, Compatibility
-from echox.models.published.folder import release_tensors, write_release
+from echox.models.published.writing import release_tensors, write_release
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.sizes import llama_config
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.published.translator import UnitTranslator
+from echox.models.published.untrained import made_up_tokens
 
-SPECIAL = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 VOCABULARY = 12_811  # above 12800, which the release's prefix holds
 WORDS = 24  # unit words: "<|unit_0_1|>" and so on
 CONFIG = {
@@ -37,24 +36,28 @@ def write_tiny_release(folder: Path, *, shard_bytes: int = 1_500_000) -> Path:
     write_tokenizer(parts)
     write_vocoder(parts)
     write_release(
-        folder, release_tensors(tiny_model(ReleaseTokens(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes
+        folder, release_tensors(tiny_model(ReleaseTokens.of(parts)), torch.float16), sorted(parts.iterdir()), CONFIG, shard_bytes=shard_bytes
     )
     write_whisper(folder / "whisper")
     return folder
 
 
+def write_tiny_soundwave(folder: Path) -> Path:
+    """A Soundwave folder: Whisper among the weights, no voice, no vocoder."""
+    parts = folder.with_name(f"{folder.name}.parts")
+    parts.mkdir(parents=True)
+    write_tokenizer(parts)
+    model = tiny_model(ReleaseTokens.of(parts))
+    model.translator = None
+    whisper = {f"model.audio_tower.{name}": tensor.half() for name, tensor in tiny_whisper(heads=1).encoder.state_dict().items()}
+    config = {key: value for key, value in CONFIG.items() if not key.startswith("unit_")}
+    config |= {"model_type": "Soundwave", "architectures": ["SoundwaveForCausalLM"], "audio_tower": "openai/whisper-large-v2"}
+    write_release(folder, release_tensors(model, torch.float16) | whisper, sorted(parts.iterdir()), config, shard_bytes=600_000)
+    return folder
+
+
 def write_tokenizer(folder: Path) -> None:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"<|unit_{index}_{index + 1}|>" for index in range(WORDS)]
-    placed = {token: 300 + index for index, token in enumerate(SPECIAL)} | {"<audio_patch>": VOCABULARY - 1}
-    placed |= {word: VOCABULARY + index for index, word in enumerate(words)}
-    core = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)} | placed, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.add_special_tokens([*SPECIAL, "<audio_patch>"])
-    core.add_tokens([AddedToken(word, normalized=False) for word in words])
-    begin = SPECIAL[0]
-    core.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, placed[begin])])
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|eot_id|>").save_pretrained(folder)
+    made_up_tokens(VOCABULARY, [f"<|unit_{index}_{index + 1}|>" for index in range(WORDS)]).tokenizer.save_pretrained(folder)
 
 
 def write_vocoder(folder: Path) -> UnitHifiGanConfig:
@@ -73,15 +76,19 @@ def write_vocoder(folder: Path) -> UnitHifiGanConfig:
     return UnitHifiGanConfig(folder=str(folder))
 
 
-def write_whisper(folder: Path) -> None:
+def write_whisper(folder: Path, heads: int = 2) -> None:
+    tiny_whisper(heads).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+
+
+def tiny_whisper(heads: int) -> WhisperModel:
     shape = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
+        d_model=16, encoder_layers=1, encoder_attention_heads=heads, encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
         vocab_size=32, max_target_positions=8, num_mel_bins=16, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        WhisperModel(shape).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+        return WhisperModel(shape)
 
 
 def tiny_model(tokens: ReleaseTokens, compatibility: Compatibility = RELEASE) -> PublishedEchoX:

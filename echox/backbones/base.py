@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaModel
 
+from echox.errors import ConfigError
 from echox.registry import Registry
 
 
 @dataclass(kw_only=True, slots=True)
 class BackboneConfig:
     """Base of every backbone's config."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters on the backbone (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    """Rank of every adapter; 0 leaves the backbone frozen as it is."""
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Probability of dropping an adapter's input in training."""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,7 @@ class Backbone(nn.Module, ABC):
     vocab_size: int
     end_id: int  # ends an assistant turn
     pad_id: int
+    max_positions: int | None = None  # of a conversation with its answer; None where there is no limit
 
     @classmethod
     def outline(cls, config: Any) -> Backbone:
@@ -85,6 +102,14 @@ class Backbone(nn.Module, ABC):
     def head_rows(self) -> Tensor:
         """The output head's weight [V, H]: the space hidden states live in, the text rows of the unit decoder."""
 
+    def llama(self) -> LlamaModel | None:
+        """The model inside, where it is a Llama whose logits are products with `head_rows`: a loop of ours can then step it."""
+        return None
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        """The weight [out, in] of a projection of `llama`, with what is trained beside it as it is now."""
+        return projection.weight
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Plain text -> ids, without any special token."""
@@ -112,6 +137,23 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash of the weights' origin and the settings that change what the model computes."""
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Put adapters into a language model's layers, in place; rank 0 adds none.
+
+    Raises:
+        ConfigError: no layer has one of the names.
+    """
+    if not config.rank:
+        return
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    try:
+        inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)), model)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use names such as q_proj") from error
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", BackboneConfig)

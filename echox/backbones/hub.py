@@ -13,29 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder, untrained
-from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, Turn
-from echox.errors import ConfigError
+from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, LoraConfig, Turn, add_lora
 
 AUDIO_MARK = "\ufffc"  # stands where an audio goes while the template is rendered; never reaches the model
 BYTE_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-
-
-@dataclass(kw_only=True, slots=True)
-class LoraConfig:
-    """Low-rank adapters on the backbone (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = 16
-    """Rank of every adapter; 0 leaves the backbone frozen as it is."""
-    alpha: float = 32.0
-    """Scale: the adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.05
-    """Probability of dropping an adapter's input in training."""
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,9 +54,9 @@ class HubBackbone(Backbone):
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.end_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
+        self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
         self._origin = _probe(self.model)
-        if config.lora.rank:
-            _add_lora(self.model, config.lora)
+        add_lora(self.model, config.lora)
 
     @classmethod
     def outline(cls, config: HubBackboneConfig) -> HubBackbone:
@@ -102,6 +88,16 @@ class HubBackbone(Backbone):
 
     def head_rows(self) -> Tensor:
         return self.model.get_output_embeddings().weight
+
+    def llama(self) -> LlamaModel | None:
+        return self.model.model if type(self.model) is LlamaForCausalLM else None
+
+    def weight_of(self, projection: nn.Linear) -> Tensor:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not isinstance(projection, BaseTunerLayer) or projection.disable_adapters or projection.merged:
+            return projection.weight
+        return sum((projection.get_delta_weight(name) for name in projection.active_adapters), projection.weight.float())
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -198,16 +194,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(specials)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=specials[1:], chat_template=BYTE_TEMPLATE)
-
-
-def _add_lora(model: nn.Module, config: LoraConfig) -> None:
-    from peft import LoraConfig as PeftLora
-    from peft import inject_adapter_in_model
-
-    try:
-        inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets), model)
-    except ValueError as error:
-        raise ConfigError(f"backbone.lora.targets {config.targets} name no layer of {type(model).__name__}; use names such as q_proj") from error
 
 
 def _probe(model: nn.Module) -> list[float]:

@@ -85,6 +85,10 @@ class UnitHifiGan(Codec):
         paths = [] if config.folder == "random" else [Path(config.folder) / name for name in (WEIGHTS, CONFIG)]
         return [str(path) for path in paths if not path.is_file()]
 
+    def files(self) -> list[Path]:
+        """What it was read from."""
+        return [] if self.is_random else [self.folder / name for name in (WEIGHTS, CONFIG)]
+
     def encode(self, wave: Waveform) -> Units:
         """
         Raises:

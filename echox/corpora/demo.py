@@ -2,7 +2,8 @@
 
     folder/questions.{train,valid,test}.jsonl   templates and general knowledge; test phrasings and test voices are never trained
     folder/unseen.test.jsonl                    capitals and sums that are trained in no phrasing
-    folder/free.{train,test}.jsonl              free English questions, with the language model's own answers
+    folder/free.{train,valid,test}.jsonl        free English questions, with the language model's own answers
+    folder/heard.train.jsonl                    for hearing alone: sentences, and the language model's words in random company
     folder/speech.{train,valid,test}.jsonl      sentences in the answers' voice
     folder/corpus.json                          config, voices, rows, hours and fingerprints
 """
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -30,6 +31,7 @@ from echox.corpora.splits import Ask, Splits, split_questions, spread
 from echox.corpora.studio import REVISION, Studio, cast, digest, is_program, voices_of
 from echox.corpora.synthesis import Report
 from echox.corpora.templates import Fact, all_facts
+from echox.corpora.vocabulary import TokenTexts, in_random_company, whole_words
 from echox.corpora.voices import Role as Use
 from echox.corpora.wording import NearDuplicates, clean, first_sentence, text_lines
 from echox.data.audio import duration_s
@@ -57,13 +59,23 @@ class DemoCorpusConfig:
     test_questions: int = 160
     """Held-out phrasings of trained facts, asked by test voices."""
     valid_questions: int = 60
-    """Other held-out phrasings of trained facts, asked by training voices."""
+    """Other held-out phrasings of trained facts, asked by voices that neither train nor test."""
     unseen_facts: int = 30
     """Capitals and sums that are trained in no phrasing, asked by test voices."""
     free_questions: bool = True
     """Include free English questions, which the language model answers itself where `answer_questions` is given."""
     free_test_questions: int = 100
     """Free questions kept for the test."""
+    free_valid_questions: int = 60
+    """Free questions kept for validation."""
+    heard_sentences: int = 2_000
+    """Sentences that training voices read, at most, for hearing alone."""
+    vocabulary_words: int = 10_000
+    """Commonest whole words of the language model's vocabulary that are spoken for hearing alone, where its tokens are given; 0 for none."""
+    vocabulary_takes: int = 2
+    """Clips in which each of these words is heard, each time in other company and mostly in another voice."""
+    words_per_clip: int = 7
+    """Words in such a clip."""
     backbone: str = "smollm2-135m-instruct"
     """Language model whose own answers are used; only a label here, so that another model's answers are not taken for its."""
     answered_questions: int | None = None
@@ -84,10 +96,11 @@ class DemoCorpusConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, and is {self.share}")
-        for name in ("clips_per_question", "test_questions", "valid_questions", "max_answer_words"):
+        for name in ("clips_per_question", "test_questions", "valid_questions", "max_answer_words", "vocabulary_takes", "words_per_clip"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
-        for name in ("unseen_facts", "free_test_questions", "answered_questions", "sampled_answers", "speech_hours"):
+        not_negative = ("unseen_facts", "free_test_questions", "free_valid_questions", "answered_questions", "sampled_answers", "speech_hours")
+        for name in (*not_negative, "heard_sentences", "vocabulary_words"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
         if self.workers is not None and self.workers < 1:
@@ -98,13 +111,16 @@ class DemoCorpusConfig:
         return math.ceil(count * self.share)
 
 
-def build_demo_corpus(config: DemoCorpusConfig, answer_questions: AnswerQuestions | None = None) -> Path:
+def build_demo_corpus(
+    config: DemoCorpusConfig, answer_questions: AnswerQuestions | None = None, token_texts: TokenTexts | None = None
+) -> Path:
     """Speak and write the corpus, or find it built; safe to kill and call again.
 
     Args:
         config: what it holds and where.
         answer_questions: (questions, seed or None for greedy) -> the language model's whole answers; None leaves the free
             questions' answers empty, so that they serve the transcription alone.
+        token_texts: () -> the language model's tokens, whose words are spoken too; None leaves them out.
     Returns:
         the folder.
     Raises:
@@ -112,22 +128,22 @@ def build_demo_corpus(config: DemoCorpusConfig, answer_questions: AnswerQuestion
         ConfigError: the machine has no voice of some role.
     """
     folder = Path(config.folder)
-    fingerprint = corpus_fingerprint(config, answer_questions is not None)
+    fingerprint = corpus_fingerprint(config, with_own_answers=answer_questions is not None, with_words=token_texts is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not is_built(folder, fingerprint):
-                _build(folder, fingerprint, config, answer_questions)
+                _build(folder, fingerprint, config, answer_questions, token_texts)
     except OSError as error:
         raise AssetError(f"the corpus folder {folder} could not be written: {error.strerror or error}") from error
     return folder
 
 
-def corpus_fingerprint(config: DemoCorpusConfig, with_own_answers: bool) -> str:
+def corpus_fingerprint(config: DemoCorpusConfig, *, with_own_answers: bool, with_words: bool) -> str:
     """What the corpus depends on: the config but for its folder and workers, the texts, and this machine's voices."""
     plain = {key: value for key, value in to_plain(config).items() if key not in ("folder", "workers")}
     texts = [[dataclasses.astuple(fact) for fact in all_facts()], text_lines("questions.txt"), text_lines("sentences.txt")]
-    return digest([REVISION, plain, texts, _voices(config), with_own_answers])
+    return digest([REVISION, plain, texts, _voices(config), with_own_answers, with_words])
 
 
 def is_built(folder: Path, fingerprint: str) -> bool:
@@ -144,10 +160,13 @@ def _voices(config: DemoCorpusConfig) -> dict[str, tuple[str, ...]]:
     return {use.value: voices_of(use, config.programs and use is not Use.ANSWER) for use in Use}
 
 
-def _build(folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_questions: AnswerQuestions | None) -> None:
+def _build(
+    folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_questions: AnswerQuestions | None, token_texts: TokenTexts | None
+) -> None:
     own_answers = answer_questions and OwnAnswers(folder / f"own_answers.{digest(config.backbone, 8)}.jsonl", answer_questions)
     studio = Studio(folder, config.seed, config.augment)
-    manifests = _Planner(config, studio, own_answers).manifests()
+    words = whole_words(token_texts(), config.scaled(config.vocabulary_words)) if token_texts else []
+    manifests = _Planner(config, studio, own_answers).manifests(words)
     report = studio.record(config.workers)
     _warn_of_failures(report)
     spoken = {name: _present(rows) for name, rows in manifests.items()}
@@ -169,11 +188,19 @@ def _build(folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_ques
 
 def _clear_leftovers(folder: Path, manifests: Iterable[str], studio: Studio) -> None:
     """Delete what an earlier build with another config made and this one did not."""
-    for pattern in ("questions.*.jsonl", "unseen.*.jsonl", "free.*.jsonl", "speech.*.jsonl"):
+    for pattern in ("questions.*.jsonl", "unseen.*.jsonl", "free.*.jsonl", "heard.*.jsonl", "speech.*.jsonl"):
         for path in folder.glob(pattern):
             if path.name not in manifests:
                 path.unlink()
     studio.clear_leftovers()
+
+
+class FreeTexts(NamedTuple):
+    """Free questions by use."""
+
+    train: list[str]
+    valid: list[str]
+    test: list[str]
 
 
 class _Planner:
@@ -189,20 +216,22 @@ class _Planner:
         self.program_voices = [voice for voice in self.voices[Use.TEST.value] if is_program(voice)]
         self.spoken_answers: set[str] = set()
 
-    def manifests(self) -> dict[str, list[Row]]:
-        """File name -> rows, whose clips are asked for but not recorded yet."""
+    def manifests(self, words: list[str]) -> dict[str, list[Row]]:
+        """File name -> rows, whose clips are asked for but not recorded yet; `words` are spoken beside the questions."""
         config = self.config
         facts = spread_share(all_facts(), config)
         counts = {"test": config.test_questions, "valid": config.valid_questions, "unseen": config.unseen_facts}
         splits = split_questions(facts, seed=config.seed, **{name: config.scaled(count) for name, count in counts.items()})
-        free_train, free_test = self._free_texts(facts)
-        manifests = self._speech(facts, splits, free_train, free_test)
+        free = self._free_texts(facts)
+        manifests = self._speech(facts, splits, free)
         manifests |= self._questions(splits)
         if config.free_questions:
             clips = config.clips_per_question
             voices, answered = self.voices[Use.TRAIN.value], config.answered_questions
-            manifests["free.train.jsonl"] = self._free(free_train, voices, clips=clips, answered=answered, augmented=True)
-            manifests["free.test.jsonl"] = self._free(free_test, self.test_voices, augmented=False)
+            manifests["free.train.jsonl"] = self._free(free.train, voices, clips=clips, answered=answered, augmented=True)
+            manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
+            manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
+        manifests["heard.train.jsonl"] = self._heard(words)
         return {name: rows for name, rows in manifests.items() if rows}
 
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
@@ -212,7 +241,7 @@ class _Planner:
         unseen = self._asked("unseen", splits.unseen, testing) + self._asked("unseen_program", splits.unseen, self.program_voices)
         return {
             "questions.train.jsonl": self._asked("train", splits.train, training, clips=clips, augmented=True),
-            "questions.valid.jsonl": self._asked("valid", splits.valid, training, augmented=True),
+            "questions.valid.jsonl": self._asked("valid", splits.valid, self.voices[Use.VALID.value]),
             "questions.test.jsonl": test,
             "unseen.test.jsonl": [dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen],
         }
@@ -232,16 +261,33 @@ class _Planner:
         spoken = self.studio.clip(answer, self.reader) if answer in self.spoken_answers else None
         return Row(row_id, (Item(Role.USER, audio=asked), Item(Role.ASSISTANT, answer, audio=spoken, transcription=question)), labels)
 
-    def _free_texts(self, facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
-        """Free questions for training and for the test, nothing like a trained kind's, and no training one like a test one."""
+    def _free_texts(self, facts: Iterable[Fact]) -> FreeTexts:
+        """Free questions by use, nothing like a trained kind's, and no training one like one that is held out."""
         if not self.config.free_questions:
-            return [], []
+            return FreeTexts([], [], [])
         templates = NearDuplicates([phrasing for fact in facts for phrasing in fact.phrasings])
         texts = sample_share(_cleaned("questions.txt"), self.config, "free questions")
         texts = [text for text in texts if text not in templates]
-        test = texts[: min(self.config.scaled(self.config.free_test_questions), len(texts) // 2)]
-        kept_out = NearDuplicates(test)
-        return [text for text in texts[len(test) :] if text not in kept_out], test
+        wanted = [self.config.scaled(count) for count in (self.config.free_test_questions, self.config.free_valid_questions)]
+        test, valid = (min(count, len(texts) // 4) for count in wanted)
+        held_out = texts[: test + valid]
+        kept_out = NearDuplicates(held_out)
+        return FreeTexts([text for text in texts[len(held_out) :] if text not in kept_out], held_out[test:], held_out[:test])
+
+    def _heard(self, words: list[str]) -> list[Row]:
+        """Sentences, and words in random company, each by a training voice."""
+        config = self.config
+        texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
+        texts += [("words", text) for text in in_random_company(words, config.vocabulary_takes, config.words_per_clip, config.seed)]
+        rows = []
+        for number, (kind, text) in enumerate(texts):
+            (voice,) = cast(text, self.voices[Use.TRAIN.value], 1, config.seed)
+            asked = self.studio.clip(text, voice, augmented=True)
+            rows.append(self._row(f"heard-{number}", asked, text, "", {"kind": kind, **origin(voice)}))
+        return rows
+
+    def _sentences(self) -> list[str]:
+        return sample_share(_cleaned("sentences.txt"), self.config, "sentences")
 
     def _free(
         self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, answered: int | None = None, augmented: bool
@@ -264,14 +310,14 @@ class _Planner:
         firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
         return {question: first for question, first in firsts if first is not None}
 
-    def _speech(self, facts: Sequence[Fact], splits: Splits, free_train: list[str], free_test: list[str]) -> dict[str, list[Row]]:
+    def _speech(self, facts: Sequence[Fact], splits: Splits, free: FreeTexts) -> dict[str, list[Row]]:
         seeds = (None, *range(self.config.sampled_answers))
         pool = Pool(
             answers=[fact.sentence for fact in facts],
-            own_answers=[answer for seed in seeds for answer in self._answers(free_train[: self.config.answered_questions], seed).values()],
-            reserved_answers=list(self._answers(free_test).values()),
-            sentences=sample_share(_cleaned("sentences.txt"), self.config, "sentences"),
-            questions=free_train,
+            own_answers=[answer for seed in seeds for answer in self._answers(free.train[: self.config.answered_questions], seed).values()],
+            reserved_answers=list(self._answers(free.test).values()),
+            sentences=self._sentences(),
+            questions=free.train,
             fillers=[ask.text for ask in splits.train],
         )
         hours = self.config.speech_hours * self.config.share

@@ -73,3 +73,25 @@ class EchoOutputs(Outputs):
     text_vectors: Tensor  # [M, H] those of the pseudo-label text
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
+
+
+@dataclass(frozen=True, slots=True)
+class VoicedOutputs(Outputs):
+    """Units spoken from hidden states in samples of their own, as the EchoX release trains them."""
+
+    unit_states: Tensor  # [N, C]
+    unit_labels: Tensor  # [N]
+    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    distances: Tensor  # [K] per sample, 1 - cosine of denoised states and their tokens' vectors, summed over positions
+    text_logits: Tensor  # [L, V]
+    text_labels: Tensor  # [L]
+
+
+@dataclass(frozen=True, slots=True)
+class JointOutputs(SpeechTextOutputs):
+    """What is heard, what is answered, and the answer's units, in one pass."""
+
+    unit_states: Tensor  # [N, C]
+    unit_labels: Tensor  # [N]
+    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    distances: Tensor  # [K] as in VoicedOutputs

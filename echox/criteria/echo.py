@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs
+from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
 
 @dataclass(kw_only=True, slots=True)
-class EchoConfig(CriterionConfig):
-    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t."""
+class EchoTermsConfig(CriterionConfig):
+    """What both forms of the Echo loss share."""
 
-    denoising_weight: float = 0.5
-    """Weight lambda of the cosine term; the paper's value is not known, this one is ours."""
     text_weight: float = 1.0
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
     label_smoothing: float = 0.0
@@ -25,16 +27,40 @@ class EchoConfig(CriterionConfig):
     """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
 
-@CRITERIA.register("echo", EchoConfig)
-class EchoCriterion(Criterion):
-    """The sum of EchoX's three losses, each a mean over its own targets.
+@dataclass(kw_only=True, slots=True)
+class EchoConfig(EchoTermsConfig):
+    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t, the paper's form."""
 
-    Source: EchoX (arXiv:2509.09174), section on Echo training.
-    """
+    denoising_weight: float = 0.5
+    """Weight lambda of the cosine term; the paper's value is not known, this one is ours."""
 
-    def __init__(self, config: EchoConfig) -> None:
+
+@dataclass(kw_only=True, slots=True)
+class CappedEchoConfig(EchoTermsConfig):
+    """L = L_echo + L_denoising, held at a share of L_echo, + text_weight * L_s2t, the release's form."""
+
+    denoising_share: float = 0.2
+    """Share of the unit loss, above 0, that the cosine term may reach; 0.2 in the release."""
+
+    def __post_init__(self) -> None:
+        if not self.denoising_share > 0:
+            raise ConfigError(f"denoising_share must be above 0, and is {self.denoising_share}")
+
+
+class EchoTerms(Criterion):
+    """Units, denoising and text, the first and the last as means over their own targets; a leaf says what the denoising term weighs."""
+
+    def __init__(self, config: EchoTermsConfig) -> None:
         super().__init__()
         self.config = config
+
+    @abstractmethod
+    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+        """The weighted denoising term.
+
+        Args:
+            cosine: [] sum of 1 - cosine over `count` positions of `rows` answers; units: [] mean unit loss.
+        """
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
         found = outputs.unit_head(
@@ -44,7 +70,8 @@ class EchoCriterion(Criterion):
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
         unit_count, cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.unit_labels, outputs.denoised, outputs.text_labels))
-        mean = units / unit_count + self.config.denoising_weight * cosine / cosine_count + self.config.text_weight * text / text_count
+        unit_mean = units / unit_count
+        mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
         count = correct.new_tensor
         parts = {
             "units": (units.detach(), count(unit_count)),
@@ -53,3 +80,28 @@ class EchoCriterion(Criterion):
             "accuracy": (correct, count(unit_count)),
         }
         return Loss(mean * batch.count, batch.count, parts)
+
+
+@CRITERIA.register("echo", EchoConfig)
+class EchoCriterion(EchoTerms):
+    """The sum of EchoX's three losses, each a mean over its own targets, the cosine term with a fixed weight.
+
+    Source: EchoX (arXiv:2509.09174), section on Echo training.
+    """
+
+    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+        return self.config.denoising_weight * cosine / count
+
+
+@CRITERIA.register("echo_capped", CappedEchoConfig)
+class CappedEchoCriterion(EchoTerms):
+    """The same with an adaptive weight: the cosine term, summed over an answer's positions and averaged over answers, counts as it is
+    up to a share of the unit loss, and is scaled down to that share beyond; no gradient flows through the scale.
+
+    Source: github.com/FreedomIntelligence/EchoX, its unit translator in training; the paper has a lambda here.
+    """
+
+    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+        term = cosine / rows
+        cap = self.config.denoising_share * units.detach()
+        return term * torch.where(term.detach() > cap, cap / term.detach(), torch.ones_like(cap))

@@ -6,7 +6,8 @@
          "audio": "clips/a.flac", "units": "12 4 5"}]}
 
 Audio paths are relative to the manifest's folder. `transcription` is what the user's audio before it says. Whatever else a row or
-an item holds is kept. A `.json` file with a list of such rows is read as well.
+an item holds is kept. A `.json` file with a list of such rows is read as well. Units may be grouped into the words of a unit language,
+as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit_5|>".
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Item:
     audio: Path | None = None  # the manifest's folder joined with what the row says
     transcription: str = ""
     units: tuple[int, ...] | None = None
+    words: tuple[tuple[int, ...], ...] | None = None  # the same units as words of a unit language; None where they are not grouped
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -207,7 +209,8 @@ def _item_record(item: Item, root: Path) -> dict[str, Any]:
         below = item.audio.is_relative_to(root)
         record["audio"] = (item.audio.relative_to(root) if below else item.audio.resolve()).as_posix()
     if item.units is not None:
-        record["units"] = " ".join(map(str, item.units))
+        words = item.words or [(unit,) for unit in item.units]
+        record["units"] = " ".join("_".join(map(str, word)) for word in words)
     return record | item.extra
 
 
@@ -301,12 +304,14 @@ class _RowReader:
         role = record.get("from")
         if role not in [known.value for known in Role]:
             raise _Broken(f"{where} is from {role!r}; roles are user and assistant")
+        words = _words(record.get("units"), where)
         item = Item(
             role=Role(role),
             text=_text(record, "value", where),
             audio=self._audio(record, where),
             transcription=_text(record, "transcription", where),
-            units=_units(record.get("units"), where),
+            units=None if words is None else tuple(unit for word in words for unit in word),
+            words=words if words and any(len(word) > 1 for word in words) else None,
             extra={key: value for key, value in record.items() if key not in _ITEM_KEYS},
         )
         _refuse_silence(item, where)
@@ -337,16 +342,22 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     return value.strip()
 
 
-def _units(value: Any, where: str) -> tuple[int, ...] | None:
+def _words(value: Any, where: str) -> tuple[tuple[int, ...], ...] | None:
     if value is None or value == "":
         return None
-    parts = value.split() if isinstance(value, str) else value
+    parts = value.replace("|><|", "|> <|").split() if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise _Broken(f"{where}: 'units' is a {_json_type(value)}; it must be integers with spaces between them")
-    for part in parts:
-        if isinstance(part, bool) or not isinstance(part, (int, str)) or not (str(part).isascii() and str(part).isdigit()):
-            raise _Broken(f"{where}: units are integers from 0 up, but one is {part!r}")
-    return tuple(map(int, parts))
+    return tuple(_word(part, where) for part in parts)
+
+
+def _word(part: Any, where: str) -> tuple[int, ...]:
+    """A unit, or several that `_` joins, with or without the marks of a token."""
+    plain = str(part).removeprefix("<|unit_").removesuffix("|>")
+    units = plain.split("_")
+    if isinstance(part, bool) or not isinstance(part, (int, str)) or not all(unit.isascii() and unit.isdigit() for unit in units):
+        raise _Broken(f"{where}: units are integers from 0 up, joined by _ in words of a unit language, but one is {part!r}")
+    return tuple(map(int, units))
 
 
 def _refuse_silence(item: Item, where: str) -> None:
@@ -372,5 +383,6 @@ def with_answer(row: Row, **changes: Any) -> Row:
     """The row with fields of the assistant's last item replaced (units, audio), everything else as it was."""
     last = max(index for index, item in enumerate(row.turns) if item.role is Role.ASSISTANT)
     turns = list(row.turns)
-    turns[last] = dataclasses.replace(turns[last], **changes)
+    # Words group the units they were read with.
+    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}), **changes)
     return dataclasses.replace(row, turns=tuple(turns))

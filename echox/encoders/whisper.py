@@ -18,6 +18,7 @@ from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, untrained
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
+from echox.encoders.inner_whisper import inner_encoder
 from echox.errors import AssetError, ConfigError, SignalError
 from echox.signals import Features, Waveform, valid_mask
 
@@ -32,7 +33,7 @@ class WhisperConfig(EncoderConfig):
     """Whisper's encoder, frozen, from a catalogue name, a hub id or a local folder."""
 
     weights: str = "whisper_base"
-    """Catalogue name, hub id or local folder of the weights; "random" builds a small untrained encoder for tests, "random:NAME" that
+    """Catalogue name, hub id or local folder of the weights, Soundwave's too, which holds one; "random" builds a small untrained encoder for tests, "random:NAME" that
     model's true shapes untrained, for speed work."""
     layers: int | None = None
     """Transformer layers to run; None runs all of them and the final norm, fewer give the states of that layer."""
@@ -169,6 +170,8 @@ def _load(config: WhisperConfig) -> tuple[nn.Module, Tensor]:
     from transformers import WhisperModel
 
     folder = asset_folder(config.weights)
+    if (inner := inner_encoder(folder)) is not None:
+        return inner[0], _mel_filters(inner[1])
     with loading("a Whisper model", folder):
         encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
         extractor = WhisperFeatureExtractor.from_pretrained(folder)

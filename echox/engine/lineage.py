@@ -15,7 +15,7 @@ from echox.tasks.base import Task
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A JSON-ready lineage: fingerprints of parent checkpoints and of data, versions, and `extra` (plugins, for one)."""
     return {
-        "parents": {name: fingerprint(folder) for name, folder in task.context.parents.items() if name in task.parents},
+        "parents": {name: fingerprint(folder) for name, folder in task.context.parents.items() if name in (*task.parents, *task.continues)},
         "data": dict(task.data_fingerprints()),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("echox", "torch", "transformers")}},
         **(extra or {}),

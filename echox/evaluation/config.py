@@ -9,7 +9,8 @@ from echox.errors import ConfigError
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """Score a finished run on the corpus's test questions, and keep the answers to listen to."""
+    """Score a finished run on the corpus's test questions, and keep the answers to listen to. `echox-evaluate ablation` compares ways to
+    train its Echo stage."""
 
     run: str = "runs/echo_mini"
     """Folder of the run, which holds echo/final (or s2t/final alone) and t2c/final."""

@@ -23,8 +23,8 @@ def _page(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str,
     )
     for name, section in report["sections"].items():
         yield from ("", f"## {section['title']}", "", f"{section['about']} Records of `{section['manifest']}`: {section['rows']}.", "")
-        yield from _table(section["scores"])
-        yield from ("", *_protocols(section["scores"]))
+        yield from table_lines(section["scores"])
+        yield from ("", *protocol_lines(section["scores"]))
         yield from _examples(name, records.get(name, ()))
     for name, reason in report["skipped"].items():
         yield from ("", f"Not scored: {name}, for {reason}.")
@@ -33,7 +33,7 @@ def _page(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str,
     yield from ("", f"Seed {report['config']['seed']}; {versions}; checkpoints {checkpoints}.")
 
 
-def _table(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def table_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Groups down, metrics across; a column nobody has is not there."""
     metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
     yield f"| | {' | '.join(metrics)} |"
@@ -51,7 +51,7 @@ def _value(metric: str, value: float) -> str:
     return f"{value:.2f}" if metric.endswith(_OPINION) else f"{100 * value:.1f} %"
 
 
-def _protocols(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def protocol_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """How each number is counted, once."""
     seen = {}
     for row in scores.values():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,10 @@ from echox.models.denoising import TextVoice
 from echox.models.echo import EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
-from echox.models.speech_llm import AUDIO, PAD, SpeechLLM
+from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
+from echox.models.text_loop import text_loop
+from echox.models.unit_loop import UnitLoop
+from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Features, Units
 
 USER = "user"
@@ -75,6 +79,37 @@ class Clock:
         return time.perf_counter()
 
 
+def spoken_questions(clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Question]:
+    """Questions that are heard, each after the turns before it, which are written."""
+    before = history or [()] * len(clips)
+    return [Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)]
+
+
+def answers_of(
+    said: Sequence[tuple[int, ...]],
+    heard: Sequence[tuple[int, ...]],
+    sounds: Sequence[tuple[tuple[int, ...], Tensor | None]],
+    text_of: Callable[[Sequence[int]], str],
+    codec: Codec | None,
+    clock: Clock,
+) -> list[Answer]:
+    """The answers of a batch, from each row's tokens, what was heard as tokens, and its units with their samples."""
+    return [
+        Answer(
+            text=text_of(tokens),
+            token_ids=tokens,
+            heard=text_of(listened),
+            heard_ids=listened,
+            units=units,
+            samples=samples,
+            rate_hz=0 if samples is None else codec.rate_hz,
+            timings_s=clock.seconds,
+            batch=len(said),
+        )
+        for tokens, listened, (units, samples) in zip(said, heard, sounds, strict=True)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Speaker:
     """Turns unit-language words into sound."""
@@ -98,13 +133,24 @@ class Speaker:
 class Voice:
     """Typed text, spoken: a T2C model and its codec."""
 
-    def __init__(self, model: TextVoice, backbone: Backbone, codec: Codec, *, bf16: bool | None = None) -> None:
+    def __init__(
+        self, model: TextVoice, backbone: Backbone, codec: Codec, *, bf16: bool | None = None, loop: UnitLoop | None = None
+    ) -> None:
+        """Args: loop: one of this voice, to be shared; None makes one when it is first needed."""
         self.model = model
         self.backbone = backbone
         self.codec = codec
         self.device = next(model.parameters()).device
         self.bf16 = multiplies_bf16_fast(self.device) if bf16 is None else bf16
         self.speaker = Speaker(codec, self.bf16)
+        self._loop = loop
+
+    @property
+    def loop(self) -> UnitLoop:
+        """Where all texts are spoken."""
+        if self._loop is None:
+            self._loop = _loop_of(self.model, self.bf16)
+        return self._loop
 
     @torch.no_grad()
     def say(self, texts: Sequence[str]) -> list[Answer]:
@@ -115,7 +161,7 @@ class Voice:
         ids = [tuple(self.backbone.tokenize(text)) for text in texts]
         with clock.part("units"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             padded = _padded(ids, 0).to(self.device)
-            words = self.model.speak(padded, torch.tensor([len(row) for row in ids], device=self.device), self.speaker.max_words)
+            words = self.model.speak(padded, torch.tensor([len(row) for row in ids], device=self.device), self.speaker.max_words, self.loop)
         units, samples = self.speaker.sound(words, clock)
         return [
             Answer(text, token_ids=tokens, units=row, samples=sound, rate_hz=self.codec.rate_hz, timings_s=clock.seconds, batch=len(texts))
@@ -143,6 +189,17 @@ class Answerer:
         """Whether answers are heard, or only read."""
         return self.echo is not None
 
+    @cached_property
+    def loop(self) -> UnitLoop:
+        """Where all answers are spoken, whichever batch they are of."""
+        return _loop_of(self.echo.voice, self.bf16)
+
+    @cached_property
+    def text_loop(self) -> UnitLoop | None:
+        """Where all answers are thought, if it may be done in a loop."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return text_loop(self.backbone)
+
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; rows never influence each other.
 
@@ -152,8 +209,7 @@ class Answerer:
         Raises:
             SignalError: a clip is empty, not one-dimensional, or holds NaN or infinity.
         """
-        before = history or [()] * len(clips)
-        return self.reply([Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)])
+        return self.reply(spoken_questions(clips, history))
 
     @torch.no_grad()
     def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
@@ -162,12 +218,12 @@ class Answerer:
         Args:
             speak: False reads the answers only, which is much faster.
         Raises:
-            SignalError: as `answer`.
+            SignalError: a clip is unusable, a conversation has more or fewer places for audio than clips, or is too long for the model.
         """
         if not questions:
             return []
-        for clip in (clip for question in questions for clip in question.clips):
-            refuse_unusable(clip)
+        for question in questions:
+            refuse_unanswerable(question)
         clock = Clock(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             speech = self._listen([clip for question in questions for clip in question.clips], clock)
@@ -177,22 +233,8 @@ class Answerer:
             sounds = [((), None)] * len(questions)
         else:
             sounds = list(zip(*Speaker(self.codec, self.bf16).sound(words, clock)))
-        heard = self._heard(questions, speech)
         ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
-        return [
-            Answer(
-                text=self.backbone.detokenize(list(tokens)),
-                token_ids=tokens,
-                heard=self.backbone.detokenize(list(listened)),
-                heard_ids=listened,
-                units=units,
-                samples=samples,
-                rate_hz=0 if samples is None else self.codec.rate_hz,
-                timings_s=clock.seconds,
-                batch=len(questions),
-            )
-            for tokens, listened, (units, samples) in zip(ids, heard, sounds)
-        ]
+        return answers_of(ids, self._heard(questions, speech), sounds, lambda row: self.backbone.detokenize(list(row)), self.codec, clock)
 
     def _listen(self, clips: Sequence[Tensor], clock: Clock) -> AdaptedSpeech:
         """Clips of all rows -> adapted speech, on the device."""
@@ -206,15 +248,35 @@ class Answerer:
         return Features(torch.zeros(0, 0, encoder.dim, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device), encoder.frame_rate_hz)
 
     def _think(self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock) -> SpokenText:
-        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
-        clip_rows = [row for row, question in enumerate(questions) for _ in question.clips]
         with clock.part("text"):
-            prompted = self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, torch.tensor(clip_rows, dtype=torch.int64, device=self.device))
-            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens)
+            prompted = self._prompt(questions, speech)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
+
+    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech) -> Prompted:
+        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
+        clip_rows = torch.tensor([row for row, question in enumerate(questions) for _ in question.clips], dtype=torch.int64, device=self.device)
+        return self.speech_llm.prompt(_padded(ids, PAD).to(self.device), speech, clip_rows, self.max_tokens)
+
+    def prompted(self, questions: Sequence[Question]) -> Prompted:
+        """Conversations with their clips heard, up to where the answer begins."""
+        return self._prompt(questions, self._listen([clip for question in questions for clip in question.clips], Clock(self.device)))
+
+    @torch.no_grad()
+    def think(self, questions: Sequence[Question]) -> SpokenText:
+        """The answers in tokens, with the hidden states that predicted them; rows never influence each other.
+
+        Raises:
+            SignalError: as `reply`.
+        """
+        for question in questions:
+            refuse_unanswerable(question)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            prompted = self.prompted(questions)
+            return greedy_text(self.backbone, prompted.embeddings, prompted.mask, self.max_tokens, loop=self.text_loop)
 
     def _voice(self, said: SpokenText, clock: Clock) -> list[list[int]]:
         with clock.part("units"):
-            return self.echo.speak(said.hidden, said.lengths)
+            return self.echo.speak(said.hidden, said.lengths, loop=self.loop)
 
     def _heard(self, questions: Sequence[Question], speech: AdaptedSpeech) -> list[tuple[int, ...]]:
         """Per row, what CTC read from its last clip, as the language model's tokens."""
@@ -231,7 +293,7 @@ class Answerer:
         """
         if self.echo is None:
             raise SignalError("this checkpoint is of stage s2t and has no voice; load one of stage echo or t2c")
-        return Voice(self.echo.voice, self.backbone, self.codec, bf16=self.bf16).say(texts)
+        return Voice(self.echo.voice, self.backbone, self.codec, bf16=self.bf16, loop=self.loop).say(texts)
 
     def answer_typed(self, questions: Sequence[str], *, trained: bool = True) -> list[str]:
         """The same language model's answers to typed questions, in one batch.
@@ -240,13 +302,13 @@ class Answerer:
             trained: False asks the model as it came, without what S2T and Echo taught it.
         """
         if trained:
-            return self._typed(questions)
+            return self._typed(questions, self.text_loop)
         with self.backbone.as_pretrained():
-            return self._typed(questions)
+            return self._typed(questions, None)
 
-    def _typed(self, questions: Sequence[str]) -> list[str]:
+    def _typed(self, questions: Sequence[str], loop: UnitLoop | None) -> list[str]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return answer_typed(self.backbone, list(questions), self.max_tokens) if questions else []
+            return answer_typed(self.backbone, list(questions), self.max_tokens, loop=loop) if questions else []
 
 
 def load_answerer(
@@ -287,6 +349,24 @@ def load_voice(
     codec = codec_of(found, codec_folder).to(place) if beside is None or beside.codec is None else beside.codec
     check_codec(found, codec)
     return Voice(voice_of(found, backbone, codec).to(place), backbone, codec, bf16=bf16)
+
+
+def _loop_of(voice: TextVoice, bf16: bool) -> UnitLoop:
+    """A voice's decode loop, in bfloat16 where answers are."""
+    with torch.autocast(next(voice.parameters()).device.type, torch.bfloat16, enabled=bf16):
+        return decoder_loop(voice.decoder)
+
+
+def refuse_unanswerable(question: Question) -> None:
+    """
+    Raises:
+        SignalError: a clip is unusable, or the turns have more or fewer places for audio than there are clips.
+    """
+    for clip in question.clips:
+        refuse_unusable(clip)
+    places = sum(turn.has_audio for turn in question.turns)
+    if places != len(question.clips):
+        raise SignalError(f"{places} turns of a conversation have a place for audio, but {len(question.clips)} clips came with it; give one to each")
 
 
 def refuse_unusable(clip: Tensor) -> None:

@@ -30,7 +30,7 @@ class GenerateConfig:
     """Answer spoken questions aloud: those of a manifest, or one file."""
 
     checkpoint: str = "runs/echo_mini/echo/final"
-    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t answers in text alone."""
+    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t, and Soundwave, answer in text alone."""
     manifest: str | None = None
     """Manifest whose questions are answered."""
     input: str | None = None
@@ -94,7 +94,7 @@ def _generate_one(config: GenerateConfig) -> int:
     answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
     print(f"heard:    {answer.heard}\nanswered: {answer.text}")
     if not answerer.speaks:
-        print("not spoken: the checkpoint is of stage s2t; give one of stage echo to hear the answer", file=sys.stderr)
+        print("not spoken: the checkpoint has no voice; give one of stage echo, or an EchoX folder, to hear the answer", file=sys.stderr)
         return 0
     if answer.samples is None:
         raise SignalError(f"the model has nothing to say to {config.input}, so {config.output} was not written")

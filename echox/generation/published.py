@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,20 +15,20 @@ from echox.assets import asset_folder
 from echox.backbones.base import Turn
 from echox.checkpoint import META
 from echox.codecs.base import CODECS, Codec
-from echox.data.audio import pad_waveforms
 from echox.device import device_named
 from echox.encoders.base import ENCODERS, Encoder
-from echox.errors import AssetError, CheckpointError, SignalError
-from echox.generation.answering import USER, Answer, Clock, Question, refuse_unusable
-from echox.generation.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
+from echox.errors import AssetError, SignalError
+from echox.generation.answering import Answer, Clock, Question, answers_of, refuse_unusable, spoken_questions
+from echox.models.segmenting import RELEASE_RULE, Segmenter, SegmentRule, segments
 from echox.models.published.adapter import ShrunkSpeech
 from echox.models.published.causal import Generated, Prompt, decode_steps
-from echox.models.published.folder import build, read_release
+from echox.models.published.folder import Release, build, read_release
+from echox.models.published.hearing import check_encoder, windowed
 from echox.models.published.model import PublishedEchoX
+from echox.models.published.names import INNER_WHISPER
 from echox.models.published.tokens import PROMPT_TOKENS
-from echox.signals import Features, Units, Waveform
-
-WINDOW_S = 30  # Whisper's window; shorter audio is padded to it, longer audio is heard in several, where the release cuts it
+from echox.models.unit_loop import UnitLoop
+from echox.signals import Features, Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,8 @@ class Piece:
 class PublishedAnswerer:
     """Hears questions and answers them aloud, as the release does, batched."""
 
-    speaks = True
-
     def __init__(
-        self, model: PublishedEchoX, encoder: Encoder, codec: Codec, *, max_tokens: int = 512, rule: SegmentRule = RELEASE_RULE
+        self, model: PublishedEchoX, encoder: Encoder, codec: Codec | None, *, max_tokens: int = 512, rule: SegmentRule = RELEASE_RULE
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -55,10 +54,19 @@ class PublishedAnswerer:
         weight = model.language.head.weight
         self.device, self.dtype = weight.device, weight.dtype
 
+    @property
+    def speaks(self) -> bool:
+        """Whether answers are heard, or only read, as Soundwave's are."""
+        return self.codec is not None
+
+    @cached_property
+    def loop(self) -> UnitLoop:
+        """Where all segments are spoken: those of a manifest's rows and those of streams."""
+        return self.model.speaking_loop(self.max_tokens)
+
     def answer(self, clips: Sequence[Tensor], history: Sequence[Sequence[Turn]] | None = None) -> list[Answer]:
         """Answer spoken questions in one batch; see `Answerer.answer`."""
-        before = history or [()] * len(clips)
-        return self.reply([Question((*turns, Turn(USER, "", True)), (clip,)) for clip, turns in zip(clips, before, strict=True)])
+        return self.reply(spoken_questions(clips, history))
 
     @torch.no_grad()
     def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
@@ -74,22 +82,9 @@ class PublishedAnswerer:
         speech = self._listen([clip for question in questions for clip in question.clips], clock)
         with clock.part("text"):
             said = self.model.answer(self._prompt(questions, ids, speech), self.max_tokens)
-        sounds = self._sound(said, clock) if speak else [((), None)] * len(questions)
-        heard = self._heard(questions, speech)
-        return [
-            Answer(
-                text=self.model.tokens.text(said.row(row)),
-                token_ids=tuple(said.row(row)),
-                heard=self.model.tokens.text(listened),
-                heard_ids=listened,
-                units=units,
-                samples=samples,
-                rate_hz=0 if samples is None else self.codec.rate_hz,
-                timings_s=clock.seconds,
-                batch=len(questions),
-            )
-            for row, (listened, (units, samples)) in enumerate(zip(heard, sounds))
-        ]
+        sounds = self._sound(said, clock) if speak and self.speaks else [((), None)] * len(questions)
+        tokens = [tuple(said.row(row)) for row in range(len(questions))]
+        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock)
 
     @torch.no_grad()
     def stream(self, question: Question) -> Iterator[Piece]:
@@ -108,7 +103,7 @@ class PublishedAnswerer:
             tokens.append(int(token))
             states.append(state)
             yield Piece(self.model.tokens.text(tokens))
-            if segment := segmenter.push(float(self.model.trigger_scores(state))):
+            if self.speaks and (segment := segmenter.push(float(self.model.trigger_scores(state)))):
                 yield self._piece(tokens, states[segment.start : segment.end])
         if segment := segmenter.flush():
             yield self._piece(tokens, states[segment.start : segment.end])
@@ -176,7 +171,7 @@ class PublishedAnswerer:
         if not states:
             return []
         lengths = torch.tensor([len(part) for part in states], device=self.device)
-        spoken = self.model.speak(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True), lengths)
+        spoken = self.model.speak(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True), lengths, loop=self.loop)
         return [self.model.tokens.units(spoken.row(row)) for row in range(len(states))]
 
     def _decode(self, units: list[int]) -> Tensor | None:
@@ -188,34 +183,25 @@ class PublishedAnswerer:
         return wave.samples[0, : int(wave.lengths[0])].float().cpu()
 
 
-def windowed(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
-    """Clips [T] padded with silence, which counts as heard, to whole windows of 30 s."""
-    window = WINDOW_S * rate_hz
-    lengths = torch.tensor([-(-len(clip) // window) * window for clip in clips])
-    wave = pad_waveforms(clips, rate_hz)
-    return Waveform(torch.nn.functional.pad(wave.samples, (0, int(lengths.max()) - wave.samples.shape[1])), lengths, rate_hz)
-
-
 def load_published_answerer(
     folder: str | Path, *, device: str = "auto", encoder_folder: str | None = None, max_tokens: int = 512
 ) -> PublishedAnswerer:
-    """Everything a published EchoX folder needs to answer.
+    """Everything a published EchoX or Soundwave folder needs to answer.
 
     Args:
         folder: as downloaded, or as `echox-prepare import` wrote it.
-        encoder_folder: where Whisper lies; None finds it by the folder's `audio_tower`.
+        encoder_folder: where Whisper lies; None finds it by the folder's `audio_tower`, and Soundwave's among its own weights.
     Raises:
         CheckpointError, ConfigError: a file or a tensor is missing, damaged or misshapen.
         AssetError: Whisper cannot be had.
     """
     place = device_named(device)
-    folder = Path(folder)
-    codec = CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(folder)}))
     release = read_release(folder)
-    encoder = _encoder(encoder_folder or whisper_of(folder, str(release.config.get("audio_tower") or "")), release.config["adapter_size"])
+    codec = CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(folder)})).to(place) if release.speaks else None
+    encoder = _encoder(encoder_folder or whisper_of(release), release.config["adapter_size"])
     # Half precision as published where that is fast; CPUs multiply it slowly.
     model = build(release, dtype=None if place.type == "cuda" else torch.float32)
-    return PublishedAnswerer(model.to(place), encoder.to(place), codec.to(place), max_tokens=max_tokens)
+    return PublishedAnswerer(model.to(place), encoder.to(place), codec, max_tokens=max_tokens)
 
 
 def _encoder(weights: str, dim: int) -> Encoder:
@@ -224,22 +210,22 @@ def _encoder(weights: str, dim: int) -> Encoder:
         CheckpointError: its frames have another number of channels than the adapter takes.
     """
     encoder = ENCODERS.build(ENCODERS.parse({"name": "whisper", "weights": weights, "pad_to_window": True}))
-    if encoder.dim != dim:
-        raise CheckpointError(
-            f"the Whisper in {weights} gives {encoder.dim} channels, but the checkpoint's adapter takes {dim} (adapter_size); set encoder_folder to the right one"
-        )
+    check_encoder(encoder, dim, f"the Whisper in {weights}", "encoder_folder")
     return encoder
 
 
-def whisper_of(folder: Path, tower: str) -> str:
+def whisper_of(release: Release) -> str:
     """Where the Whisper of a published folder lies.
 
-    The release's path is relative to the folder it was started from: tried are that of this process, the checkpoint's own and the one
-    above it, and what `echox-prepare import` noted; then the catalogue and the hub are asked.
+    Soundwave's is among its own weights. EchoX's path is relative to the folder it was started from: tried are that of this process,
+    the checkpoint's own and the one above it, and what `echox-prepare import` noted; then the catalogue and the hub are asked.
 
     Raises:
         AssetError: it is nowhere.
     """
+    folder, tower = release.folder, str(release.config.get("audio_tower") or "")
+    if any(name.startswith(INNER_WHISPER) for name in release.tensors):
+        return str(folder)
     places = [Path(tower).expanduser(), folder / tower, folder.parent / tower, folder.parent / Path(tower).name] if tower else []
     noted = _noted_whisper(folder)
     for place in [*places, *([Path(noted)] if noted else [])]:

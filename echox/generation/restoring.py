@@ -30,7 +30,16 @@ def load_stage(folder: str | Path, stages: tuple[str, ...]) -> Checkpoint:
     stage = found.meta.get("stage")
     if stage not in stages:
         raise CheckpointError(f"{folder} is a checkpoint of stage {stage!r}; this needs one of {' or '.join(stages)}")
+    if _begins_from_folder(found.meta.get("recipe"), stage):
+        raise CheckpointError(f"{folder} was trained in the published form; write 'echox-prepare export {folder} output=FOLDER', and name that folder")
     return found
+
+
+def _begins_from_folder(recipe: Any, stage: str) -> bool:
+    """Whether a stage was trained in the published form: it began from a folder, without which its weights are no model."""
+    plan = recipe.get(stage) if isinstance(recipe, Mapping) else None
+    task = plan.get("task") if isinstance(plan, Mapping) else None
+    return isinstance(task, Mapping) and "checkpoint" in task
 
 
 def speech_llm_of(found: Checkpoint, backbone: Backbone | None = None) -> SpeechLLM:
@@ -43,8 +52,9 @@ def speech_llm_of(found: Checkpoint, backbone: Backbone | None = None) -> Speech
 def echo_of(found: Checkpoint, codec: Codec) -> EchoModel:
     """The Echo model of an echo checkpoint, its weights filled in."""
     speech_llm = _unfilled_speech_llm(found, "speech_llm.", None)
-    denoiser = DenoisingAdapter(_task(found, "echo").denoiser, speech_llm.backbone.hidden_size)
-    model = EchoModel(speech_llm, denoiser, _unfilled_voice(found, speech_llm.backbone, codec))
+    task = _task(found, "echo")
+    denoiser = DenoisingAdapter(task.denoiser, speech_llm.backbone.hidden_size)
+    model = EchoModel(speech_llm, denoiser, _unfilled_voice(found, speech_llm.backbone, codec), task.segments)
     checkpoint.fill(model, found, set(found.tensors))
     return model.eval()
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Backbone, Turn
+from echox.models.text_loop import said_in
+from echox.models.unit_loop import Spoken, UnitLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +23,26 @@ class SpokenText:
 
 
 @torch.no_grad()
-def greedy_text(backbone: Backbone, embeddings: Tensor, mask: Tensor, max_tokens: int, temperature: float = 0.0, seed: int | None = None) -> SpokenText:
+def greedy_text(
+    backbone: Backbone,
+    embeddings: Tensor,
+    mask: Tensor,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    loop: UnitLoop | None = None,
+) -> SpokenText:
     """Decode from prompts of ragged length.
 
     Args:
         embeddings: [B, P, H] right-padded; mask: bool [B, P].
         max_tokens: answer tokens at most.
         temperature: 0 is greedy; above, tokens are drawn with `seed`.
+        loop: `text_loop` of the backbone, which is faster and says the same; prompts too long for it go without.
     Rows never influence each other: padding inside the cache is masked and positions count real tokens only.
     """
+    if loop is not None and int(mask.sum(1).max()) + max_tokens <= loop.capacity:
+        return _of_loop(said_in(loop, embeddings, mask.sum(1).tolist(), max_tokens, temperature, seed or 0), backbone)
     B = embeddings.shape[0]
     generator = None if seed is None else torch.Generator(embeddings.device).manual_seed(seed)
     state = backbone(embeddings, mask, use_cache=True)
@@ -56,6 +69,14 @@ def _choose(scores: Tensor, temperature: float, generator: torch.Generator | Non
     return torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
+def _of_loop(spoken: list[Spoken], backbone: Backbone) -> SpokenText:
+    device = backbone.head_rows().device
+    ids = torch.nn.utils.rnn.pad_sequence([found.tokens[:, 0] for found in spoken], batch_first=True, padding_value=backbone.end_id)
+    hidden = torch.nn.utils.rnn.pad_sequence([found.states for found in spoken], batch_first=True)
+    done = torch.tensor([int(found.tokens[-1]) == backbone.end_id for found in spoken])
+    return _cut(ids.to(device), hidden.to(device), done.to(device), backbone)
+
+
 def _cut(ids: Tensor, hidden: Tensor, done: Tensor, backbone: Backbone) -> SpokenText:
     ends = ids == backbone.end_id
     lengths = torch.where(ends.any(1), ends.long().argmax(1), ids.shape[1])
@@ -65,12 +86,19 @@ def _cut(ids: Tensor, hidden: Tensor, done: Tensor, backbone: Backbone) -> Spoke
 
 
 @torch.no_grad()
-def answer_typed(backbone: Backbone, questions: list[str], max_tokens: int = 40, temperature: float = 0.0, seed: int | None = None) -> list[str]:
-    """The language model's answers to typed questions, in one batch."""
+def answer_typed(
+    backbone: Backbone,
+    questions: list[str],
+    max_tokens: int = 40,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    loop: UnitLoop | None = None,
+) -> list[str]:
+    """The language model's answers to typed questions, in one batch; see `greedy_text`."""
     prompts = [backbone.prompt([Turn("user", question)])[0] for question in questions]
     width = max(map(len, prompts))
     device = backbone.head_rows().device
     ids = torch.tensor([[*prompt, *[backbone.pad_id] * (width - len(prompt))] for prompt in prompts], device=device)
     mask = torch.arange(width, device=device)[None] < torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
-    said = greedy_text(backbone, backbone.embed(ids), mask, max_tokens, temperature, seed)
+    said = greedy_text(backbone, backbone.embed(ids), mask, max_tokens, temperature, seed, loop)
     return [backbone.detokenize(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from echox.errors import ConfigError
 from echox.signals import Features, valid_mask
+
+IMPOSSIBLE = -1e4  # a score that leaves nothing of its class in any format
 
 
 @dataclass(kw_only=True, slots=True)
@@ -126,6 +129,24 @@ class SpeechAdapter(nn.Module):
         for layer in self.layers:
             frames = layer(frames, src_key_padding_mask=~real)
         return self.out_norm(frames) * real[..., None], lengths
+
+    def sampled_scores(self, frames: Tensor, spoken: Tensor, drawn: int) -> Tensor:
+        """CTC scores over the tokens spoken in a batch and over a random draw of all, which stands for the others.
+
+        The loss over them estimates the loss over the whole vocabulary: each drawn token counts as the C / drawn it stands for.
+
+        Args:
+            frames: [A, F, H] as `align` returns them; spoken: [N] distinct indices of tokens; drawn: tokens drawn, with repetition.
+        Returns:
+            [A, F, N + drawn + 1]: the spoken tokens in their order, the drawn ones, the blank.
+        Source: importance sampling of the softmax, Bengio and Senecal 2008, IEEE Transactions on Neural Networks 19(4).
+        """
+        sample = torch.randint(self.blank, (drawn,), device=frames.device)
+        is_spoken = torch.zeros(self.blank, dtype=torch.bool, device=frames.device).index_fill_(0, spoken, True)
+        stands_for = torch.where(is_spoken[sample], IMPOSSIBLE, math.log(self.blank / drawn))
+        chosen = torch.cat([spoken, sample, spoken.new_tensor([self.blank])])
+        bias = self.ctc_head.bias[chosen] + F.pad(stands_for, (len(spoken), 1))
+        return F.linear(frames, self.ctc_head.weight[chosen], bias)
 
     def masked(self, features: Features) -> Tensor:
         """Features [B, F, D] with spans of frames and some channels of each clip set to zero."""

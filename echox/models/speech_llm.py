@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
 from echox.encoders.base import Encoder
+from echox.errors import SignalError
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
 from echox.signals import Features, Waveform
 
@@ -40,15 +41,26 @@ class SpeechLLM(nn.Module):
         """Encode audio with the frozen encoder."""
         return self.encoder(wave)
 
-    def prompt(self, ids: Tensor, speech: AdaptedSpeech, clip_rows: Tensor) -> Prompted:
+    def prompt(self, ids: Tensor, speech: AdaptedSpeech, clip_rows: Tensor, answer_tokens: int = 0) -> Prompted:
         """Put the clips' vectors where the ids say AUDIO.
 
         Args:
-            ids: [B, N] token ids with AUDIO placeholders, PAD-padded.
+            ids: [B, N] token ids with AUDIO placeholders, as many in each row as it has clips; PAD-padded.
             speech: A clips, all rows' clips one after the other, in order.
             clip_rows: [A] the row each clip belongs to, ascending.
+            answer_tokens: tokens that are to be generated after the prompt at most.
+        Raises:
+            SignalError: a conversation takes more positions than the language model has.
         """
-        return splice(ids, self.backbone.embed(ids.clamp(min=0)), speech.vectors, speech.lengths, clip_rows)
+        prompted = splice(ids, self.backbone.embed(ids.clamp(min=0)), speech.vectors, speech.lengths, clip_rows)
+        taken, there = prompted.mask.shape[1] + answer_tokens, self.backbone.max_positions
+        if there is not None and taken > there:
+            answer = f" and an answer of {answer_tokens}" if answer_tokens else ""
+            raise SignalError(
+                f"a conversation of {prompted.mask.shape[1]} positions{answer} is longer than the {there} of the language model; "
+                "shorten its audio or text, or drop its first turns"
+            )
+        return prompted
 
 
 def join_speech_llm(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:

@@ -52,6 +52,9 @@ class TextRows(nn.Module):
 
     def expected(self, logits: Tensor, candidates: int) -> Tensor:
         """The expected text vector under next-token logits [..., V], over the `candidates` likeliest tokens -> [..., H]."""
+        if candidates == 1:
+            # As greedy text chooses: of equal scores, which are common in bfloat16, `topk` may take another.
+            return self(logits.float().argmax(-1)).float()
         top = logits.float().topk(candidates, dim=-1)
         return torch.einsum("...k,...kh->...h", top.values.softmax(-1), self(top.indices).float())
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
+from echox.models.unit_loop import UnitLoop
+from echox.models.unit_loop.text_speech import speak_targets
 from echox.signals import valid_mask
 
 IGNORE = -100
@@ -31,7 +32,12 @@ class UnitDecoderConfig:
     feed_forward: int = 1024
     """Channels inside the feed-forward blocks."""
     dropout: float = 0.1
-    """Probability of dropping an input channel or an attention weight in training."""
+    """Probability of dropping an input channel in training."""
+    attention_dropout: float = 0.0
+    """Probability of dropping an attention weight in training; above 0 it keeps a CPU from its fast attention, a quarter of the step."""
+    word_dropout: float = 0.0
+    """Probability of hiding a whole word from the steps after it in training, so that they lean on the text instead of reciting
+    (Bowman et al. 2016, arXiv:1511.06349)."""
     monotonic: bool = True
     """Mark in the target where each text token ends and show the decoder the token it is speaking; off, it is the paper's plain prefix form."""
     max_words_per_token: int = 60
@@ -42,6 +48,9 @@ class UnitDecoderConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"the unit decoder's width {self.width} is no multiple of its heads {self.heads}; change one")
+        for name in ("dropout", "attention_dropout", "word_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"the unit decoder's {name} is {getattr(self, name)}; use 0 or more, below 1")
 
 
 class UnitDecoder(nn.Module):
@@ -85,7 +94,7 @@ class UnitDecoder(nn.Module):
                 num_attention_heads=config.heads,
                 num_key_value_heads=config.heads,
                 max_position_embeddings=config.positions,
-                attention_dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
                 attn_implementation="sdpa",
                 tie_word_embeddings=False,
             )
@@ -119,13 +128,14 @@ class UnitDecoder(nn.Module):
         states = self.body(inputs_embeds=torch.cat([prefix, steps], dim=1), attention_mask=mask.long(), position_ids=positions, use_cache=False)
         return states.last_hidden_state[:, S:]
 
-    def _steps(self, inputs: Tensor, spoken: Tensor, passed: Tensor | None = None) -> Tensor:
-        """Step inputs [B, U] -> embeddings [B, U, C]; `passed` [B, 1] counts the NEXT marks before them."""
+    def _steps(self, inputs: Tensor, spoken: Tensor) -> Tensor:
+        """Step inputs [B, U] -> embeddings [B, U, C]."""
         steps = self.drop(self.words(inputs))
+        if self.training and self.config.word_dropout:
+            steps = steps * (torch.rand(inputs.shape, device=inputs.device) >= self.config.word_dropout)[..., None]
         if not self.config.monotonic:
             return steps
-        at = (inputs == self.next_id).long().cumsum(1)
-        at = (at if passed is None else at + passed).clamp(max=spoken.shape[1] - 1)
+        at = (inputs == self.next_id).long().cumsum(1).clamp(max=spoken.shape[1] - 1)
         return steps + spoken.gather(1, at[..., None].expand(-1, -1, spoken.shape[2]))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -137,54 +147,19 @@ class UnitDecoder(nn.Module):
         mark = [self.next_id] if self.config.monotonic else []
         return [word for words in words_per_token for word in [*words, *mark]] + [self.end_id]
 
-    @torch.no_grad()
-    def generate(self, text: Tensor, text_lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
+    def generate(self, text: Tensor, text_lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
         """Greedy words for text vectors [B, S, H]; marks are removed. Rows never influence each other.
 
+        Args:
+            loop: one of `decoder_loop` to speak in; None makes one for this call.
         Returns:
             per row, the words of the whole text in order.
+        Raises:
+            SignalError: as `speak_targets`.
         """
-        rows = self.generate_targets(text, text_lengths, max_words)
+        rows = speak_targets(self, text, text_lengths, max_words, loop=loop)
         return [[word for word in row if word < self.word_count] for row in rows]
 
-    @torch.no_grad()
     def generate_targets(self, text: Tensor, text_lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
         """As `generate`, with NEXT and END marks kept: what `forward` takes as targets (pseudo-labels)."""
-        prefix, spoken = self.read_text(text, text_lengths)
-        B, S, C = prefix.shape
-        mask = valid_mask(text_lengths, S)
-        cache = DynamicCache(config=self.body.config)
-        token = torch.full((B, 1), self.begin_id, device=text.device)
-        passed = torch.zeros_like(token)
-        run = torch.zeros_like(token)
-        done = text_lengths[:, None] == 0
-        outputs = []
-        embeddings = torch.cat([prefix, self._steps(token, spoken, passed)], dim=1)
-        for _ in range(max_words):
-            mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-            state = self.body(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True)
-            cache = state.past_key_values
-            token = self._choose(self.logits(state.last_hidden_state[:, -1:]).float(), passed, run, text_lengths[:, None])
-            token = torch.where(done, self.end_id, token)
-            outputs.append(token)
-            is_next = token == self.next_id
-            embeddings = self._steps(token, spoken, passed)
-            passed, run = passed + is_next, torch.where(is_next, 0, run + 1)
-            done = done | (token == self.end_id)
-            if bool(done.all()):
-                break
-        table = torch.cat(outputs, dim=1).tolist()
-        return [row[: row.index(self.end_id) + 1] if self.end_id in row else [*row, self.end_id] for row in table]
-
-    def _choose(self, scores: Tensor, passed: Tensor, run: Tensor, text_lengths: Tensor) -> Tensor:
-        """Greedy choice [B, 1] among what may stand here: scores [B, 1, words + 3]."""
-        scores = scores[:, 0].clone()
-        scores[:, self.begin_id] = float("-inf")
-        if not self.config.monotonic:
-            scores[:, self.next_id] = float("-inf")
-            return scores.argmax(-1, keepdim=True)
-        scores[:, self.end_id] = float("-inf")
-        token = scores.argmax(-1, keepdim=True)
-        token = torch.where(run >= self.config.max_words_per_token, self.next_id, token)
-        return torch.where(passed >= text_lengths, self.end_id, token)
+        return speak_targets(self, text, text_lengths, max_words)

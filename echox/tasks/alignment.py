@@ -13,7 +13,7 @@ from echox.backbones.base import BACKBONES
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.signals import Batch, Features
@@ -36,6 +36,12 @@ class AlignmentTaskConfig(TaskConfig):
     """Learn from the assistant's recordings too, where there are any."""
     full_vocabulary: bool = False
     """Let CTC emit every token of the LLM; off, only tokens that occur in the training texts, which is much cheaper."""
+    drawn_tokens: int | None = None
+    """Tokens drawn at random in each training step, from which the batch's own are told in place of the whole vocabulary; null scores all."""
+
+    def __post_init__(self) -> None:
+        if self.drawn_tokens is not None and self.drawn_tokens < 1:
+            raise ConfigError(f"align.task.drawn_tokens is {self.drawn_tokens}; use 1 or more, or null to score the whole vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class AlignmentBatch(Batch):
     features: Features
     targets: Tensor  # [A, S] indices into the adapter's tokens
     target_lengths: Tensor  # [A]
+    spoken: Tensor  # [N] the distinct targets
+    places: Tensor  # [A, S] the place of each target in `spoken`
     spelling: Tensor  # [A, Y] bytes
     spelling_lengths: Tensor  # [A]
 
@@ -154,12 +162,16 @@ class AlignmentTask(Task):
 
     def collate(self, examples: Sequence[_Clip]) -> AlignmentBatch:
         targets = [known_indices(self.index, clip.token_ids) for clip in examples]
+        spoken = sorted({token for target in targets for token in target})
+        place = {token: number for number, token in enumerate(spoken)}
         return AlignmentBatch(
             row_ids=tuple(clip.row_id for clip in examples),
             count=max(1, sum(map(len, targets))),
             features=self.data.features([clip.path for clip in examples]),
             targets=padded(targets, 0),
             target_lengths=torch.tensor([len(target) for target in targets]),
+            spoken=torch.tensor(spoken, dtype=torch.int64),
+            places=padded([[place[token] for token in target] for target in targets], 0),
             spelling=padded([clip.spelling for clip in examples], 0),
             spelling_lengths=torch.tensor([len(clip.spelling) for clip in examples]),
         )
@@ -168,6 +180,9 @@ class AlignmentTask(Task):
         frames, lengths = model.adapter.align(batch.features)
         spelled, spelled_lengths = model.spell(frames, lengths)
         spelling = AlignmentOutputs(spelled, spelled_lengths, batch.spelling, batch.spelling_lengths)
+        if model.training and self.config.drawn_tokens is not None:
+            scores = model.adapter.sampled_scores(frames, batch.spoken, self.config.drawn_tokens)
+            return SpelledOutputs(scores, lengths, batch.places, batch.target_lengths, spelling)
         return SpelledOutputs(model.adapter.ctc_head(frames), lengths, batch.targets, batch.target_lengths, spelling)
 
     def score(self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:

@@ -28,9 +28,9 @@ class TaskConfig:
 class Parts:
     """The swappable parts a recipe names; a task builds those it needs."""
 
-    encoder: EncoderConfig
-    backbone: BackboneConfig
-    codec: CodecConfig
+    encoder: EncoderConfig | None
+    backbone: BackboneConfig | None
+    codec: CodecConfig | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class Task(ABC):
     """One stage of training. Constructed as `implementation(config, context)`; cheap until `build` or `prepare`."""
 
     parents: tuple[str, ...] = ()  # names of the stages whose checkpoints `build` reads
+    continues: tuple[str, ...] = ()  # names of stages whose checkpoints it reads where the recipe has them
+    needs: tuple[str, ...] = ("encoder", "backbone", "codec")  # kinds of the parts that it builds
 
     def __init__(self, config: Any, context: StageContext) -> None:
         self.config = config
@@ -81,6 +83,10 @@ class Task(ABC):
     def manifests(self) -> Sequence[str]:
         """The manifests it reads; a task that does not say leaves them out of a dry run."""
         return ()
+
+    def missing(self) -> list[str]:
+        """Files it needs beside its parts' and its manifests that are not here."""
+        return []
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         """The stage with true shapes on the meta device, without weights, data or checkpoints.
@@ -102,6 +108,14 @@ class Task(ABC):
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
         """Long work done once before the first step and kept in `context.cache_dir`, with a progress bar; safe to kill and call again."""
+
+    def write_labels(self, model: nn.Module) -> Path:
+        """Make what this stage learns from by its parents' word, and keep it where its config says; safe to kill and call again.
+
+        Raises:
+            ConfigError: it learns from no such labels.
+        """
+        raise ConfigError(f"{type(self).__name__} learns from no labels of its own making, so there is nothing to write; ask for stage=echo")
 
     @abstractmethod
     def examples(self, split: str) -> Examples:

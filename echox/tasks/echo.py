@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,17 +15,20 @@ from torch import Tensor
 from echox import checkpoint
 from echox.checkpoint import Checkpoint
 from echox.codecs.base import CODECS, Codec
+from echox.config import to_plain
 from echox.criteria.base import EchoOutputs
-from echox.data.cache import ArrayCache
 from echox.data.text import edit_distance
-from echox.errors import CheckpointError
+from echox.errors import CheckpointError, ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
-from echox.models.echo import EchoModel
+from echox.models.echo import EchoModel, teacher_of
 from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
+from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
+from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
+from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
 from echox.tasks.speech_text import (
     ANSWER_SHARE,
     ASSUMED,
@@ -40,7 +44,7 @@ from echox.tasks.speech_text import (
     speech_llm_parts,
     teacher_forced,
 )
-from echox.tasks.spoken import SpokenDataConfig, padded
+from echox.tasks.spoken import SpokenDataConfig
 from echox.tasks.text_units import build_voice, voice_parts
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
@@ -54,58 +58,32 @@ class EchoTaskConfig(TaskConfig):
     """Spoken conversations with written answers."""
     denoiser: DenoisingConfig = field(default_factory=DenoisingConfig)
     """Shape of the denoising adapter."""
+    segments: SegmentsConfig | None = None
+    """Cut answers and speak each segment by itself, in training and afterwards, as streaming does; null speaks them whole."""
+    online: OnlineLabelsConfig | None = None
+    """Make pseudo-labels at every step from the states as they are then; null makes them once, before training."""
+    labels: str | None = None
+    """Folder of pseudo-labels that `echox-prepare labels` wrote, refused where they are stale; null keeps them in `cache_dir`."""
+    label_batch: int = 16
+    """Conversations labelled at once."""
     rows: int | None = None
     """Training conversations drawn from the manifests; null takes all."""
     train_speech_llm: bool = True
     """Train LoRA and the speech adapter too, as the paper does; off, the S2T model stays as it is and only its voice is trained."""
     speech_llm_lr_scale: float = 0.1
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
-    label_batch: int = 16
-    """Conversations labelled at once."""
+    voice_lr_scale: float = 0.2
+    """Learning rate of the unit decoder as a multiple of the stage's; it comes trained, the denoising adapter starts from nothing."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their pseudo-labels."""
 
-
-@dataclass(frozen=True, slots=True)
-class EchoBatch(Batch):
-    """Spoken conversations with pseudo-labels."""
-
-    conversation: SpeechTextBatch
-    text: Tensor  # [B, S] pseudo-label text X', one token per answer position, 0-padded
-    text_lengths: Tensor  # [B]
-    targets: Tensor  # [B, U] pseudo-label units Y', as the decoder's output ids, IGNORE-padded
+    def __post_init__(self) -> None:
+        if self.online is not None and self.labels is not None:
+            raise ConfigError(f"online labels are made at every step, and labels={self.labels} names cached ones; set one of the two to null")
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A conversation and what the frozen teachers make of its answer."""
-
-    conversation: Conversation
-    text: tuple[int, ...]
-    target: tuple[int, ...]
-
-
-class LabelledConversations(Examples):
-    """Conversations with pseudo-labels."""
-
-    def __init__(self, conversations: Examples, labels: ArrayCache) -> None:
-        self.conversations, self.labels = conversations, labels
-
-    def __len__(self) -> int:
-        return len(self.conversations)
-
-    def __getitem__(self, index: int) -> Labelled:
-        conversation = self.conversations[index]
-        stored = self.labels[conversation.row_id].tolist()
-        text = len(conversation.target) - 1
-        return Labelled(conversation, tuple(stored[:text]), tuple(stored[text:]))
-
-    def cost(self, index: int) -> int:
-        return self.conversations.cost(index)
-
-
-def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoint, denoiser: DenoisingConfig, codec: Codec) -> EchoModel:
-    """S2T and T2C, as their checkpoints left them, joined by a fresh denoising adapter.
+def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoint, config: EchoTaskConfig, codec: Codec) -> EchoModel:
+    """S2T and T2C, as their checkpoints left them, joined by a fresh denoising adapter; with a teacher where labels are made online.
 
     Raises:
         CheckpointError: a checkpoint does not fit, or T2C was trained with another codec.
@@ -118,16 +96,20 @@ def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoin
     checkpoint.fill(speech_llm, speech_text, set(speech_text.tensors))
     voice = build_voice(TASKS.parse(text_units.meta["recipe"]["t2c"]["task"]), speech_llm.backbone, codec)
     checkpoint.fill(voice, text_units, set(text_units.tensors))
-    return EchoModel(speech_llm, DenoisingAdapter(denoiser, speech_llm.backbone.hidden_size), voice)
+    denoiser = DenoisingAdapter(config.denoiser, speech_llm.backbone.hidden_size)
+    return EchoModel(speech_llm, denoiser, voice, config.segments, teacher_of(voice) if config.online else None)
 
 
 @TASKS.register("echo", EchoTaskConfig)
 class EchoTask(Task):
     """Stage III: the unit decoder, begun as T2C, learns to speak hidden states; LoRA goes on learning text.
 
-    Pseudo-labels: X' is the greedy reading of the frozen S2T model's states at every position of the reference answer, Y' what the
-    frozen T2C says for X'. Both are made once, before training, and cached under the fingerprints of everything they come from.
-    Source: EchoX (arXiv:2509.09174), Echo training.
+    Training starts where the cascade "greedy text, then T2C" stands: the denoising adapter says the likeliest token's own text vector
+    plus a correction of zero (`denoiser.candidates`). Pseudo-labels are what the decoder says anyway, so there is little to learn from
+    them but the states, and much to lose: at a rate above that at which T2C's schedule ended, a few dozen steps of Adam undo its
+    annealing. Hence the decoder's own rate (`voice_lr_scale`), to be set below T2C's last; the authors' runs had 3 % of T2C's peak (3e-5
+    to 1e-3, by their names).
+    Source: EchoX (arXiv:2509.09174), Echo training; labels are of `echox.tasks.pseudo_labels`.
     """
 
     parents = ("s2t", "t2c")
@@ -139,14 +121,24 @@ class EchoTask(Task):
     def build(self) -> EchoModel:
         self.codec = CODECS.build(self.context.parts.codec)
         speech_text, text_units = (checkpoint.load(self.context.parents[stage]) for stage in self.parents)
-        model = load_echo_model(self.context.parts, speech_text, text_units, self.config.denoiser, self.codec)
+        model = load_echo_model(self.context.parts, speech_text, text_units, self.config, self.codec)
         if self.context.bf16:
             halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
             model.speech_llm.requires_grad_(False)
         self.speech_text.read(model.speech_llm)
         self._draw_rows()
+        self.labels = self._label_source(model)
         return model
+
+    def _label_source(self, model: EchoModel) -> LabelSource:
+        if self.config.online is not None:
+            return OnlineLabels(self.config.online)
+        makers = {f"{stage} checkpoint": checkpoint.fingerprint(self.context.parents[stage]) for stage in self.parents}
+        makers |= {name: part.fingerprint() for name, part in (("encoder", model.speech_llm.encoder), ("language model", model.speech_llm.backbone))}
+        makers |= {"codec": self.codec.fingerprint(), "segments": json.dumps(to_plain(self.config.segments), sort_keys=True)}
+        folder = Path(self.config.labels) if self.config.labels else self.context.cache_dir / "pseudo_labels"
+        return CachedLabels(folder, makers, self._labeller, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
 
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]
@@ -155,7 +147,8 @@ class EchoTask(Task):
         speech_llm, voice = parents["s2t"].model, parents["t2c"].model
         backbone, decoder = speech_llm.backbone, voice.decoder
         with torch.device("meta"):
-            model = EchoModel(speech_llm, DenoisingAdapter(self.config.denoiser, backbone.hidden_size), voice)
+            denoiser = DenoisingAdapter(self.config.denoiser, backbone.hidden_size)
+            model = EchoModel(speech_llm, denoiser, voice, self.config.segments, teacher_of(voice) if self.config.online else None)
         if self.context.bf16:
             halve_frozen(backbone)
         if not self.config.train_speech_llm:
@@ -165,9 +158,10 @@ class EchoTask(Task):
         # Next-token scores at the answer are taken a second time, where the denoising adapter starts from them.
         denoised = ANSWER_SHARE * (SCORE_BYTES * backbone.vocab_size if self.config.denoiser.candidates and heard else 0)
         denoised += ANSWER_SHARE * BYTES_PER_CHANNEL * backbone.hidden_size
+        teacher = {"T2C teacher": ["teacher"]} if model.teacher is not None else {}
         return Outline(
             model=model,
-            parts={**speech_llm_parts("speech_llm."), "denoising adapter": ["denoiser"], **voice_parts("voice.")},
+            parts={**speech_llm_parts("speech_llm."), "denoising adapter": ["denoiser"], **voice_parts("voice."), **teacher},
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, speech_llm.encoder.frame_rate_hz),
             activations={**heard, "denoising adapter": denoised, "unit decoder": spoken},
@@ -186,49 +180,48 @@ class EchoTask(Task):
         return tensors | {f"voice.{name}": tensor for name, tensor in model.voice.state_dict().items()}
 
     def parameter_groups(self, model: EchoModel) -> list[dict]:
-        groups = [{"name": "voice", "params": [*model.denoiser.parameters(), *(p for p in model.voice.parameters() if p.requires_grad)], "lr_scale": 1.0}]
-        speech_llm = [p for p in model.speech_llm.parameters() if p.requires_grad]
-        return groups + ([{"name": "speech_llm", "params": speech_llm, "lr_scale": self.config.speech_llm_lr_scale}] if speech_llm else [])
+        groups = [("denoiser", model.denoiser, 1.0), ("voice", model.voice, self.config.voice_lr_scale), ("speech_llm", model.speech_llm, self.config.speech_llm_lr_scale)]
+        trained = [(name, [p for p in module.parameters() if p.requires_grad], scale) for name, module, scale in groups]
+        return [{"name": name, "params": params, "lr_scale": scale} for name, params, scale in trained if params]
 
     def prepare(self, model: EchoModel) -> None:
+        self.read(model)
+        model.eval()
+        self.labels.prepare(model, self.conversations.values())
+
+    def read(self, model: EchoModel) -> None:
+        """Conversations with the features of their clips, without labels."""
         self.speech_text.prepare(model.speech_llm)
         self.conversations = {split: self.speech_text.examples(split) for split in ("train", "valid")}
-        self.labels = ArrayCache(self.context.cache_dir / "pseudo_labels", self._label_fingerprint())
-        rows = {row.row_id: row for split in self.conversations.values() for row in split}
-        costs = [len(row.prompt) + len(row.target) for row in rows.values()]
-        model.eval()
-        self.labels.fill(
-            list(rows), lambda keys: self._label(model, [rows[key] for key in keys]), costs=costs, batch_size=self.config.label_batch, label="pseudo-labels"
-        )
 
-    def _label_fingerprint(self) -> str:
-        makers = {stage: checkpoint.fingerprint(self.context.parents[stage]) for stage in self.parents}
-        return hashlib.sha256(json.dumps([makers, self.data_fingerprints()], sort_keys=True).encode()).hexdigest()[:16]
+    def write_labels(self, model: EchoModel) -> Path:
+        if not isinstance(self.labels, CachedLabels):
+            raise ConfigError("echo.task.online makes labels at every step, so there is nothing to write; set echo.task.online=null")
+        self.read(model)
+        self.labels.write(model.eval(), [row for split in self.conversations.values() for row in split])
+        return self.labels.folder
 
-    @torch.no_grad()
-    def _label(self, model: EchoModel, rows: Sequence[Conversation]) -> list[Tensor]:
+    def _labeller(self, model: EchoModel) -> Callable[[Sequence[Conversation]], PseudoLabels]:
+        """Labels conversations by the models as they are: before the first step, the trained decoder is T2C itself."""
         device = next(model.parameters()).device
-        batch = self.speech_text.collate(rows).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.context.bf16):
-            _, states = teacher_forced(model.speech_llm, batch)
-            hidden, lengths = answer_states(states, batch)
-            text = model.speech_llm.backbone.logits(hidden).argmax(-1)
-            targets = model.voice.decoder.generate_targets(model.voice.rows(text), lengths)
-        return [torch.tensor([*ids[:length], *target], dtype=torch.int32) for ids, length, target in zip(text.tolist(), lengths.tolist(), targets)]
+        precision = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=self.context.bf16)
+        with precision():
+            targets_of = functools.partial(model.voice.targets, loop=decoder_loop(model.voice.decoder))
+
+        @torch.no_grad()
+        def label(rows: Sequence[Conversation]) -> PseudoLabels:
+            batch = self.speech_text.collate(rows).to(device)
+            with precision():
+                _, states = teacher_forced(model.speech_llm, batch)
+                return make_labels(model, targets_of, *answer_states(states, batch))
+
+        return label
 
     def examples(self, split: str) -> Examples:
-        return LabelledConversations(self.conversations[split], self.labels)
+        return self.labels.examples(self.conversations[split])
 
-    def collate(self, examples: Sequence[Labelled]) -> EchoBatch:
-        conversation = self.speech_text.collate([row.conversation for row in examples])
-        return EchoBatch(
-            row_ids=conversation.row_ids,
-            count=sum(len(row.target) for row in examples),
-            conversation=conversation,
-            text=padded([row.text for row in examples], 0),
-            text_lengths=torch.tensor([len(row.text) for row in examples]),
-            targets=padded([row.target for row in examples], IGNORE),
-        )
+    def collate(self, examples: Sequence) -> EchoBatch:
+        return self.labels.batch(examples, self.speech_text.collate)
 
     def forward(self, model: EchoModel, batch: EchoBatch) -> EchoOutputs:
         conversation = batch.conversation
@@ -238,16 +231,17 @@ class EchoTask(Task):
             labels = conversation.labels != IGNORE
             text_logits = model.speech_llm.backbone.logits(states[labels])
             answer_logits = model.speech_llm.backbone.logits(hidden)
+        taught = self.labels.labels(model, batch, hidden.detach(), lengths)
         denoised = model.denoise(hidden, answer_logits)
-        states = model.voice.decoder(denoised, lengths, batch.targets)
-        spoken = batch.targets != IGNORE
+        states = model.voice.decoder(*cut(denoised, taught.spans), taught.targets)
+        spoken = taught.targets != IGNORE
         real = torch.arange(denoised.shape[1], device=denoised.device)[None] < lengths[:, None]
         return EchoOutputs(
             unit_states=states[spoken],
-            unit_labels=batch.targets[spoken],
+            unit_labels=taught.targets[spoken],
             unit_head=model.voice.decoder.head,
             denoised=denoised[real],
-            text_vectors=model.voice.rows(batch.text[:, : denoised.shape[1]])[real].detach(),
+            text_vectors=model.voice.rows(taught.text[:, : denoised.shape[1]])[real].detach(),
             text_logits=text_logits,
             text_labels=conversation.labels[labels],
         )
@@ -259,11 +253,15 @@ class EchoTask(Task):
                 break
             _, states = teacher_forced(model.speech_llm, batch.conversation)
             hidden, lengths = answer_states(states, batch.conversation)
-            for words, target in zip(model.speak(hidden, lengths), batch.targets.tolist()):
-                reference = self.codec.units_of([word for word in target if 0 <= word < model.voice.decoder.word_count])
+            taught = self.labels.labels(model, batch, hidden, lengths)
+            wanted: list[list[int]] = [[] for _ in batch.row_ids]
+            for row, target in zip(taught.spans.rows.tolist(), taught.targets.tolist()):
+                wanted[row] += [word for word in target if 0 <= word < model.voice.decoder.word_count]
+            for words, target in zip(model.speak_spans(hidden, taught.spans), wanted):
+                reference = self.codec.units_of(target)
                 errors += edit_distance(self.codec.units_of(words), reference)
                 units += len(reference)
-                rows += 1
+            rows += len(wanted)
         return {"unit_error": errors / max(1, units)}
 
     def data_fingerprints(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from echox.signals import Features
 
 
 @dataclass(kw_only=True, slots=True)
-class SpokenDataConfig:
+class RowsConfig:
     """Manifests of spoken conversations."""
 
     train: list[str] = field(default_factory=list)
@@ -37,17 +37,21 @@ class SpokenDataConfig:
     """Allow audio outside a manifest's folder."""
     max_audio_s: float = 30.0
     """Seconds of audio at most; longer clips are left out and counted."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SpokenDataConfig(RowsConfig):
+    """Manifests of spoken conversations whose features are cached."""
+
     batch_s: float = 120.0
     """Audio encoded at once when features are cached, seconds with padding."""
 
 
-class SpokenData:
-    """Rows of manifests, and the frozen encoder's features of their clips, cached on disk."""
+class SpokenRows:
+    """Rows of manifests."""
 
-    def __init__(self, config: SpokenDataConfig, cache_dir: Path) -> None:
+    def __init__(self, config: RowsConfig) -> None:
         self.config = config
-        self.folder = cache_dir / "features"
-        self._caches: dict[str, ArrayCache] = {}
 
     def paths(self, split: str) -> list[str]:
         """Manifests of a split."""
@@ -76,6 +80,15 @@ class SpokenData:
     def fingerprints(self) -> dict[str, str]:
         """Name -> fingerprint of every manifest."""
         return {f"manifest:{Path(path).name}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+
+
+class SpokenData(SpokenRows):
+    """Rows of manifests, and the frozen encoder's features of their clips, cached on disk."""
+
+    def __init__(self, config: SpokenDataConfig, cache_dir: Path) -> None:
+        super().__init__(config)
+        self.folder = cache_dir / "features"
+        self._caches: dict[str, ArrayCache] = {}
 
     def cache_features(self, clips: Sequence[Path], encoder: Encoder, *, bf16: bool, label: str) -> None:
         """Encode what is not cached yet, in batches of like length, and remember where it is."""

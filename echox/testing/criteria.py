@@ -17,7 +17,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, AlignmentOutputs, Criterion, CriterionConfig, EchoOutputs, SpeechTextOutputs, UnitOutputs
+from echox.criteria.base import (
+    CRITERIA,
+    AlignmentOutputs,
+    Criterion,
+    CriterionConfig,
+    EchoOutputs,
+    JointOutputs,
+    SpeechTextOutputs,
+    UnitOutputs,
+    VoicedOutputs,
+)
 from echox.kernels.codec_head_loss import CodecHead
 from echox.signals import Batch, Loss, Outputs
 from echox.testing import survives_a_checkpoint
@@ -51,11 +61,25 @@ def echo_example(seed: int, rows: int) -> tuple[EchoOutputs, Batch]:
     return EchoOutputs(**_unit_states(generator, rows), **vectors, **_labelled(generator, "text", rows)), _batch(rows, WORDS)
 
 
+def voiced_example(seed: int, rows: int) -> tuple[VoicedOutputs, Batch]:
+    generator = _seeded(seed)
+    distances = torch.rand(rows, generator=generator)
+    return VoicedOutputs(**_unit_states(generator, rows), distances=distances, **_labelled(generator, "text", rows)), _batch(rows, WORDS)
+
+
+def joint_example(seed: int, rows: int) -> tuple[JointOutputs, Batch]:
+    generator = _seeded(seed)
+    voice = {**_unit_states(generator, rows), "distances": torch.rand(rows, generator=generator)}
+    return JointOutputs(**_alignment(generator, rows), **_labelled(generator, "text", rows), **voice), _batch(rows, WORDS)
+
+
 EXAMPLES: dict[type[Outputs], Example] = {
     AlignmentOutputs: alignment_example,
     SpeechTextOutputs: speech_text_example,
     UnitOutputs: unit_example,
     EchoOutputs: echo_example,
+    VoicedOutputs: voiced_example,
+    JointOutputs: joint_example,
 }
 
 

@@ -1,4 +1,4 @@
-"""Two processes under torchrun: every stage, and a resumption that ends with the same bits."""
+"""Two processes under torchrun: every stage, Echo with labels made online, and a resumption that ends with the same bits."""
 
 import os
 import shutil
@@ -35,6 +35,7 @@ def words(tmp_path_factory):
         f"cache_dir={folder / 'cache'}",
         *lists,
         *brief,
+        "echo.task.online={}",
     ]
 
 

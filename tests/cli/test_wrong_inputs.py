@@ -40,6 +40,8 @@ def bench(house, run):
     rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
     rows[0]["conversations"][0]["audio"] = "../../etc/passwd"
     Path("outside.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[0]["conversations"][0]["audio"] = "nan.wav"
+    Path("nan.jsonl").write_text(json.dumps(rows[0]) + "\n")
     return house
 
 
@@ -82,6 +84,7 @@ WRONG = [
     (prepare, ["corpus", "folder=a_file", "share=0.01"], "the corpus folder a_file could not be written"),
     (train, training("s2t"), "train the stage 'align' first"),
     (train, training("align", data="nix.jsonl"), "the manifest nix.jsonl does not exist"),
+    (train, training("align", data="nan.jsonl"), "audio nan.wav holds NaN or infinite samples; export it again"),
     (train, training("align", data="empty.jsonl"), "the manifest empty.jsonl is empty"),
     (train, training("align", data=""), "no manifest was named"),
     (train, training("align", "run_dir=a_file"), "a file stands where a folder is needed"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from echox.errors import AssetError, ConfigError, SignalError
 
 pytest.importorskip("hibari", reason="hibari-tts is not installed, so there is no voice to list")
 
-TRAIN, TEST = ("questions.train.jsonl", "free.train.jsonl"), ("questions.test.jsonl", "unseen.test.jsonl", "free.test.jsonl")
+TRAIN, TEST = ("questions.train.jsonl", "free.train.jsonl", "heard.train.jsonl"), ("questions.test.jsonl", "unseen.test.jsonl", "free.test.jsonl")
 SHARE = 0.03
 
 
@@ -58,8 +59,13 @@ def think_aloud(questions, seed):
     return [f"{seed} 中" if len(question) % 4 == 0 else f"I was asked {question.lower().rstrip('?.!')}. Then more" for question in questions]
 
 
+def tokens():
+    """A vocabulary for tests, in the order of its ids."""
+    return ["<s>", " the", "ing", " Paris", " str", " The", " ten", " a", " Ten", " x", " rain", " so", " moon", " go"] * 3
+
+
 def config(folder, **changes) -> DemoCorpusConfig:
-    return DemoCorpusConfig(folder=str(folder), share=SHARE, workers=1, **changes)
+    return DemoCorpusConfig(folder=str(folder), share=SHARE, workers=1, words_per_clip=3, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def corpus(tmp_path_factory):
     """A corpus that tests read and leave as it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthesis, "voice", lambda name: Humming())
-        return build_demo_corpus(config(tmp_path_factory.mktemp("corpus")), think_aloud)
+        return build_demo_corpus(config(tmp_path_factory.mktemp("corpus")), think_aloud, tokens)
 
 
 def rows_of(folder, names):
@@ -76,7 +82,7 @@ def rows_of(folder, names):
 
 def test_every_manifest_holds_up(corpus):
     summary = json.loads((corpus / "corpus.json").read_text())
-    assert len(summary["manifests"]) == 9
+    assert len(summary["manifests"]) == 11
     for name, counts in summary["manifests"].items():
         report = validate_manifest(corpus / name)
         assert report.problems == [] and report.rows == counts["rows"] > 0
@@ -88,7 +94,9 @@ def test_no_test_question_and_no_test_voice_is_trained(corpus):
     train, test = rows_of(corpus, TRAIN), rows_of(corpus, TEST)
     asked = {plain_words(row.answer.transcription) for row in train}
     assert asked.isdisjoint(plain_words(row.answer.transcription) for row in test)
-    assert asked.isdisjoint(plain_words(row.answer.transcription) for row in read_manifest(corpus / "questions.valid.jsonl").rows)
+    valid = rows_of(corpus, ["questions.valid.jsonl", "free.valid.jsonl"])
+    assert asked.isdisjoint(plain_words(row.answer.transcription) for row in valid)
+    assert {row.extra["voice"] for row in valid} <= set(available_voices(Role.VALID))
     assert {row.extra["voice"] for row in train} <= set(available_voices(Role.TRAIN))
     assert {row.extra["voice"] for row in test} <= set(available_voices(Role.TEST))
     assert {row.question.audio for row in train}.isdisjoint(row.question.audio for row in test)
@@ -118,6 +126,16 @@ def test_free_questions_keep_usable_answers_and_always_their_words(corpus):
     assert {bool(row.answer.text) for row in rows} == {True, False}
 
 
+def test_sentences_and_the_words_of_the_vocabulary_are_heard(corpus):
+    rows = read_manifest(corpus / "heard.train.jsonl").rows
+    assert {row.extra["kind"] for row in rows} == {"sentence", "words"} and not any(row.answer.text for row in rows)
+    rows = [row for row in rows if row.extra["kind"] == "words"]
+    heard = [row.answer.transcription.split() for row in rows]
+    counts = Counter(word for words in heard for word in words)
+    assert counts == {word: 2 for word in ("the", "Paris", "ten", "a", "rain", "so", "moon", "go")}
+    assert all(len(words) <= 3 for words in heard)
+
+
 def test_template_answers_are_heard_too(corpus):
     rows = read_manifest(corpus / "questions.train.jsonl").rows
     assert all(row.answer.audio and row.extra["answer"].lower() in row.answer.text.lower() for row in rows)
@@ -126,9 +144,9 @@ def test_template_answers_are_heard_too(corpus):
 def test_a_built_corpus_is_left_alone_and_another_config_builds_another(corpus, humming, tmp_path):
     folder = shutil.copytree(corpus, tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-    build_demo_corpus(config(folder), think_aloud)
+    build_demo_corpus(config(folder), think_aloud, tokens)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-    build_demo_corpus(config(folder, clips_per_question=1), think_aloud)
+    build_demo_corpus(config(folder, clips_per_question=1), think_aloud, tokens)
     fewer = set(folder.rglob("*.flac"))
     assert fewer < set(before) and all(path.stat().st_mtime_ns == before[path] for path in fewer)
 
@@ -147,10 +165,10 @@ def test_an_interrupted_build_ends_the_same(corpus, humming, tmp_path, monkeypat
 
     monkeypatch.setattr(synthesis, "record", killed_after_fifty)
     with pytest.raises(KeyboardInterrupt):
-        build_demo_corpus(config(folder), count)
+        build_demo_corpus(config(folder), count, tokens)
     assert not (folder / "corpus.json").exists()
     monkeypatch.setattr(synthesis, "record", record)
-    build_demo_corpus(config(folder), count)
+    build_demo_corpus(config(folder), count, tokens)
     assert len(answered) == len(set(answered))
     for path in (*corpus.rglob("*.jsonl"), *corpus.rglob("*.flac")):
         assert (folder / path.relative_to(corpus)).read_bytes() == path.read_bytes()
@@ -166,7 +184,7 @@ def test_free_questions_can_be_left_out_and_leave_nothing_behind(corpus, humming
     folder = shutil.copytree(corpus, tmp_path / "copy")
     build_demo_corpus(config(folder, free_questions=False), think_aloud)
     assert {path.name for path in folder.glob("*.jsonl") if path.name.startswith(("free", "unseen"))} == {"unseen.test.jsonl"}
-    assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 7
+    assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 8
 
 
 def test_a_voice_that_fails_costs_its_own_rows_and_one_warning(mute, tmp_path, caplog):

@@ -39,26 +39,27 @@ def median_f0_hz(samples: np.ndarray, rate_hz: int) -> float:
 
 
 def test_every_voice_declares_a_role_and_test_speakers_are_held_out():
-    train, test = available_voices(Role.TRAIN), available_voices("test")
+    train, valid, test = available_voices(Role.TRAIN), available_voices("valid"), available_voices("test")
     assert available_voices("answer") == ("hibari",)
-    assert not set(train) & set(test)
+    assert not set(train) & set(test) and not set(valid) & {*train, *test} and len(valid) >= 2
     assert sum(name.startswith("hibari") for name in train) == 16
     assert {"joe", "joe_slow", "joe_fast", "hibari_test_male", "hibari_test_female", "hibari_test_child"} <= set(test)
-    assert len(available_voices()) == len(train) + len(test) + 1
+    assert len(available_voices()) == len(train) + len(valid) + len(test) + 1
 
 
-def test_no_test_speaker_has_a_training_speakers_parameters():
-    from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS
+def test_no_two_speakers_of_different_roles_have_the_same_parameters():
+    from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS, VALID_SPEAKERS
 
-    trained = {(speaker.pitch, speaker.formants) for speaker in TRAINING_SPEAKERS.values()}
-    assert not trained & {(speaker.pitch, speaker.formants) for speaker in TEST_SPEAKERS.values()}
+    of_role = [{(one.pitch, one.formants) for one in speakers.values()} for speakers in (TRAINING_SPEAKERS, VALID_SPEAKERS, TEST_SPEAKERS)]
+    assert sum(map(len, of_role)) == len(set.union(*of_role))
 
 
 def test_formant_speakers_train_differ_and_repeat_themselves():
     pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed, so its voices cannot speak")
-    from echox.corpora.voices.espeak import SPEAKERS
+    from echox.corpora.voices.espeak import TRAINING_SPEAKERS, VALID_SPEAKERS
 
-    assert set(SPEAKERS) <= set(available_voices(Role.TRAIN)) and len(set(SPEAKERS.values())) == len(SPEAKERS)
+    speakers = TRAINING_SPEAKERS | VALID_SPEAKERS
+    assert set(TRAINING_SPEAKERS) <= set(available_voices(Role.TRAIN)) and len(set(speakers.values())) == len(speakers)
     man, woman = voice("espeak_man"), voice("espeak_woman")
     first = man.speak(TEXT, 3)
     woman.speak("What was said before must leave no trace.", 1)
@@ -69,7 +70,7 @@ def test_formant_speakers_train_differ_and_repeat_themselves():
 def test_a_misspelt_voice_names_the_near_one():
     with pytest.raises(ConfigError, match="no voice named 'hibari_mail'.*did you mean 'hibari_ma"):
         voice("hibari_mail")
-    with pytest.raises(ConfigError, match="answer, train, test"):
+    with pytest.raises(ConfigError, match="answer, train, valid, test"):
         available_voices("exam")
 
 

@@ -1,10 +1,11 @@
 """The criteria of S2T, T2C and Echo against their formulas."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from echox.criteria.base import EchoOutputs, SpeechTextOutputs, UnitOutputs
-from echox.criteria.echo import EchoConfig, EchoCriterion
+from echox.criteria.echo import CappedEchoConfig, CappedEchoCriterion, EchoConfig, EchoCriterion
 from echox.criteria.speech_text import SpeechTextConfig, SpeechTextCriterion
 from echox.criteria.units import UnitsConfig, UnitsCriterion
 from echox.kernels.codec_head_loss import CodecHead, Impl
@@ -72,3 +73,19 @@ def test_echo_is_the_sum_of_three_means():
     loss = EchoCriterion(EchoConfig(denoising_weight=0.5, text_weight=2.0))(EchoOutputs(states, unit_labels, head, denoised, vectors, text, text_labels), Batch(("a",), 6))
     expected = F.cross_entropy(head(states), unit_labels) + 0.5 * (1 - F.cosine_similarity(denoised, vectors)).mean() + 2 * F.cross_entropy(text, text_labels)
     assert torch.allclose(loss.total / loss.count, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 1e3])
+def test_the_release_s_denoising_term_is_held_at_a_share_of_the_unit_loss(share):
+    torch.manual_seed(0)
+    states, unit_labels, head = torch.randn(6, 3), torch.randint(0, 4, (6,)), CodecHead(3, 4)
+    text, text_labels = torch.randn(3, 9), torch.randint(0, 9, (3,))
+    denoised, vectors = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    outputs = EchoOutputs(states, unit_labels, head, denoised, vectors, text, text_labels)
+    loss = CappedEchoCriterion(CappedEchoConfig(denoising_share=share))(outputs, Batch(("a", "b"), 6))
+    units, term = F.cross_entropy(head(states), unit_labels).detach(), (1 - F.cosine_similarity(denoised, vectors)).sum() / 2
+    weight = min(1.0, share * float(units) / float(term))
+    assert (weight < 1) == (share == 0.2)
+    assert torch.allclose(loss.total / 6, units + weight * term + F.cross_entropy(text, text_labels), atol=1e-5)
+    (loss.total / 6).backward()
+    assert torch.allclose(denoised.grad, weight * torch.autograd.grad(term, denoised)[0], atol=1e-6)

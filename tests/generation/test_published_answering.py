@@ -6,15 +6,16 @@ import pytest
 import soundfile
 import tiny_release
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from tiny_run import RATE_HZ, noise, write_questions
 
 from echox.backbones.base import Turn
 from echox.errors import AssetError, CheckpointError, SignalError
 from echox.generation.answering import Question
 from echox.generation.published import load_published_answerer
-from echox.generation.segmenting import SegmentRule, Segmenter, segments
-from echox.models.published.folder import files_beside, read_release
+from echox.models.published.hearing import windowed
+from echox.models.segmenting import SegmentRule, Segmenter, segments
+from echox.models.published.folder import files_beside, read_release, release_files
 from echox.signals import Waveform
 from echox_cli import generate, prepare
 
@@ -142,8 +143,42 @@ def test_the_doors_answer_import_and_export(house, folder, capsys):
     assert prepare.main(["import", str(folder), "output=runs/imported"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert prepare.main(["export", str(house), "output=other"]) == 2
-    weights = load_file(house / "runs/imported/model.safetensors")
-    assert weights.keys() == before.tensors.keys()
+    assert "is not a checkpoint" in capsys.readouterr().err
+    (house / "runs/imported/tokenizer.json").write_text("{}")
+    assert prepare.main(["export", "runs/imported", "output=other"]) == 2
+    assert "tokenizer.json has 2 bytes" in capsys.readouterr().err and not (house / "other").exists()
+    for path in release_files(folder):
+        assert path.read_bytes() == (house / "runs/imported" / path.name).read_bytes()
+
+
+def test_soundwave_hears_with_its_own_whisper_and_writes(house, capsys):
+    folder = tiny_release.write_tiny_soundwave(house / "Soundwave")
+    answerer = load_published_answerer(folder, device="cpu", max_tokens=12)
+    (answer,) = answerer.reply([two_turns()])
+    assert not answerer.speaks and answer.text and answer.samples is None
+    # The same Whisper beside the folder hears the same.
+    tiny_release.write_whisper(house / "whisper", heads=1)
+    beside = load_published_answerer(folder, device="cpu", max_tokens=12, encoder_folder="whisper")
+    torch.testing.assert_close(beside.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values, answerer.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values, atol=1e-2, rtol=0)
+    assert [piece.samples for piece in answerer.stream(two_turns())] == [None] * len(answer.token_ids)
+    assert prepare.main(["import", "Soundwave", "output=runs/imported"]) == 0
+    assert prepare.main(["export", "runs/imported", "output=again"]) == 0
+    before, after = read_release(folder), read_release(house / "again")
+    assert set(before.tensors) == set(after.tensors) and "model.audio_tower.conv1.weight" in after.tensors
+    assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
+    soundfile.write(house / "question.wav", noise(5, 0.7).numpy(), RATE_HZ)
+    assert generate.main(["checkpoint=runs/imported", "input=question.wav", "max_tokens=6", "device=cpu"]) == 0
+    assert "not spoken: the checkpoint has no voice" in capsys.readouterr().err
+
+
+def test_a_damaged_inner_whisper_is_said_in_a_sentence(house):
+    folder = tiny_release.write_tiny_soundwave(house / "Soundwave")
+    tensors = {name: tensor.clone() for name, tensor in read_release(folder).tensors.items() if name != "model.audio_tower.layer_norm.weight"}
+    for path in folder.glob("model*"):
+        path.unlink()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(AssetError, match="the Whisper inside .* cannot be read"):
+        load_published_answerer(folder, device="cpu")
 
 
 def test_a_manifest_is_answered_by_a_published_folder(house, folder):

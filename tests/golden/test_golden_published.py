@@ -16,15 +16,18 @@ import torch
 
 from echox.backbones.base import Turn
 from echox.codecs.base import CODECS
+from echox.criteria.base import CRITERIA
+from echox.criteria.published import capped_weight
 from echox.data.audio import load_audio
 from echox.encoders.base import ENCODERS
-from echox.generation.segmenting import RELEASE_RULE, segments
+from echox.models.segmenting import RELEASE_RULE, segments
 from echox.models.published import teaching
 from echox.models.published.causal import causal_mask
-from echox.models.published.folder import build, read_release, their_name
+from echox.models.published.folder import build, read_release
+from echox.models.published.names import their_name
 from echox.models.published.tokens import PROMPT_TOKENS
 from echox.plugins import discover
-from echox.signals import Features, Waveform
+from echox.signals import Batch, Features, Waveform
 
 FOLDER = Path(os.environ.get("ECHOX_GOLDEN") or Path(__file__).parents[2] / "../shared/golden/A").resolve()
 RATE_HZ, WINDOW_SAMPLES = 16_000, 480_000
@@ -213,46 +216,56 @@ def teach(golden, name, audio, **more):
     return teaching.teach_text(golden.model, golden.loss(f"{name}_input_ids"), golden.loss(f"{name}_labels"), features, rows, **more)
 
 
+def loss_of(criterion, outputs, targets):
+    """The loss per target by a criterion of echox, and its parts as means."""
+    found = CRITERIA.build(CRITERIA.parse(criterion))(outputs, Batch(("golden",), targets))
+    return found.total / targets, {name: total / count for name, (total, count) in found.parts.items()}
+
+
 def s2t(golden):
     targets = golden.loss("s2t_asr_targets").flatten(0, 1)
     taught = teach(golden, "s2t", "s2t")
     masked = teach(golden, "s2t", "s2t", hide_turn_ends=True)
-    loss, masked_loss = (teaching.text_loss(golden.model, passed, targets) for passed in (taught, masked))
+    outputs, masked_outputs = (teaching.text_outputs(golden.model, passed, targets) for passed in (taught, masked))
+    (loss, parts), (masked_loss, masked_parts) = (loss_of({"name": "s2t"}, heard, len(heard.text_labels)) for heard in (outputs, masked_outputs))
     return "s2t", {
         "s2t_adapter_out": taught.speech.frames,
         "s2t_hidden": taught.hidden,
         "s2t_shrink_lengths": taught.speech.lengths.reshape(golden.losses["s2t_audio_index"].shape),
         "s2t_hidden_masked": masked.hidden,
         "s2t_mask": masked.visible,
-        "loss_s2t_total": loss.total,
-        "loss_s2t_ctc": loss.ctc,
-        "loss_s2t_lm": loss.text,
-        "loss_s2t_total_masked": masked_loss.total,
-        "loss_s2t_lm_masked": masked_loss.text,
-    }, loss.total  # fmt: skip
+        "loss_s2t_total": loss,
+        "loss_s2t_ctc": parts["ctc"],
+        "loss_s2t_lm": parts["text"],
+        "loss_s2t_total_masked": masked_loss,
+        "loss_s2t_lm_masked": masked_parts["text"],
+    }, loss  # fmt: skip
 
 
 def pretrain(golden):
     ids = golden.loss("t2c_pretrain_input_ids")
     visible = ids != golden.model.tokens.end_id
-    loss = teaching.pretrain_loss(golden.model, ids, golden.loss("t2c_pretrain_labels"), visible)
+    outputs = teaching.pretrain_outputs(golden.model.translator, ids, golden.loss("t2c_pretrain_labels"), visible)
+    loss, _ = loss_of({"name": "t2c"}, outputs, len(outputs.unit_labels))
     return "t2c_pretrain", {"t2c_pretrain_attention_mask": visible, "loss_t2c_pretrain": loss}, loss
 
 
 def finetune(golden):
     ids = golden.loss("finetune_t2c_input_ids")
+    targets = golden.loss("finetune_asr_targets").flatten(0, 1)
     taught = teach(golden, "finetune", "s2t")
-    text = teaching.text_loss(golden.model, taught, golden.loss("finetune_asr_targets").flatten(0, 1))
     visible = ids != golden.model.tokens.end_id
-    voice = teaching.finetune_loss(golden.model, taught, golden.loss("finetune_labels"), ids, golden.loss("finetune_t2c_labels"), visible)
-    total = teaching.joint_loss(text.total, voice.total)
+    outputs = teaching.joint_outputs(
+        golden.model, taught, targets, golden.loss("finetune_labels"), ids, golden.loss("finetune_t2c_labels"), visible
+    )
+    total, parts = loss_of({"name": "published_joint"}, outputs, 1)
     return "finetune", {
         "loss_finetune_total": total,
-        "loss_finetune_unit_ce": voice.units,
-        "loss_finetune_cosine": voice.cosine,
-        "loss_finetune_ctc": text.ctc,
-        "loss_finetune_cosine_weight": voice.cosine_weight,
-        "loss_finetune_s2t": text.total,
+        "loss_finetune_unit_ce": parts["units"],
+        "loss_finetune_cosine": parts["denoising"],
+        "loss_finetune_ctc": parts["ctc"],
+        "loss_finetune_cosine_weight": capped_weight(parts["units"], parts["denoising"]),
+        "loss_finetune_s2t": parts["text"] + 0.3 * parts["ctc"],
     }, total  # fmt: skip
 
 
@@ -261,17 +274,17 @@ def chunked(golden):
     taught = teach(golden, "kd", "kd")
     shifts = golden.loss("kd_assistant_after_audio_shifts")
     chunks = teaching.chunked(golden.model, taught, ids, labels, golden.loss("kd_sub_lengths"), shifts, golden.loss("kd_unit_targets"))
-    loss = teaching.chunk_loss(golden.model, chunks)
+    loss, parts = loss_of({"name": "published_echo", "text_weight": 0.0}, teaching.chunk_outputs(golden.model, taught, chunks), 1)
     placeholder = (ids == golden.model.tokens.audio_id).long().argmax(1)
     return "finetune_kd", {
         "kd_assistant_after_audio_shifts": (labels != teaching.IGNORE).long().argmax(1) - placeholder - 1,
         "kd_t2c_inputs_embeds": golden.model.translator.adapter(chunks.rows),
         "kd_t2c_attention_mask": chunks.visible,
-        "loss_kd_total": loss.total,
-        "loss_kd_unit_ce": loss.units,
-        "loss_kd_cosine": loss.cosine,
-        "loss_kd_cosine_weight": loss.cosine_weight,
-    }, loss.total  # fmt: skip
+        "loss_kd_total": loss,
+        "loss_kd_unit_ce": parts["units"],
+        "loss_kd_cosine": parts["denoising"],
+        "loss_kd_cosine_weight": capped_weight(parts["units"], parts["denoising"]),
+    }, loss  # fmt: skip
 
 
 def gradient_norms(model, loss):
@@ -367,6 +380,25 @@ def test_prompts(golden, case):
     ids = tokens.prompt(turns_of(case["conversations"]), PROMPT_TOKENS)
     assert ids == case["input_ids"]
     assert [at for at, token in enumerate(ids) if token == tokens.end_id] == case["masked_positions"]
+
+
+def turns_in(tokens, ids):
+    """The conversation that a row of ids holds, system message and answers too."""
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+    for piece in tokens.tokenizer.decode(ids).split("<|start_header_id|>")[1:]:
+        role, _, content = piece.removeprefix(begin).partition("<|end_header_id|>")
+        content = content.partition(end)[0].removeprefix(f"{begin}\n")
+        yield Turn(role, content.removeprefix("<audio_patch>").removeprefix(begin), content.startswith("<audio_patch>"))
+
+
+@pytest.mark.parametrize("name", ["s2t_input_ids", "finetune_input_ids", "kd_input_ids"])
+def test_conversations_to_learn_from(golden, name):
+    """What the training tasks make of a conversation is what the set was trained on, but for the padding."""
+    tokens = golden.model.tokens
+    for row in golden.losses[name].tolist():
+        ids, labels = tokens.lesson(list(turns_in(tokens, row)))
+        assert ids == row[: len(ids)] and set(row[len(ids) :]) <= {tokens.end_id}
+        assert [label for label in labels if label != teaching.IGNORE][-1] == tokens.end_id
 
 
 @pytest.mark.parametrize("case", rows("segmentation_cases"), ids=lambda case: case["description"])

@@ -8,29 +8,27 @@ import pytest
 import safetensors.torch
 import tiny_release
 import torch
+import torch.nn.functional as F
 
 from echox.backbones.base import Turn
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
+from echox.criteria.base import CRITERIA
 from echox.errors import CheckpointError, ConfigError, EchoxError, SignalError
 from echox.models.published import teaching
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import Generated
 from echox.models.published.compatibility import PAPER, RELEASE
-from echox.models.published.folder import (
-    build,
-    files_beside,
-    is_release,
-    our_name,
-    read_release,
-    release_tensors,
-    their_name,
-    write_release,
-)
+from echox.models.published.ctc import spoken_scores
+from echox.models.published.folder import build, files_beside, is_release, read_release
+from echox.models.published.names import our_name, their_name
 from echox.models.published.sizes import translator_size
 from echox.models.published.tokens import units_in
-from echox.signals import Features
+from echox.models.published.writing import release_tensors, write_release
+from echox.plugins import discover
+from echox.signals import Batch, Features
 
 FRAMES = 40
+discover()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +86,7 @@ def test_names_translate_both_ways(model):
 
 def rewrite(folder, change):
     """The folder's weights as one file, after a change of the dictionary."""
-    tensors = read_release(folder).tensors
+    tensors = {name: tensor.clone() for name, tensor in read_release(folder).tensors.items()}
     change(tensors)
     for path in folder.glob("model*"):
         path.unlink()
@@ -446,20 +444,69 @@ def test_labels_stand_behind_their_audios(model):
         assert int((taught.labels[row] != teaching.IGNORE).nonzero()[-1]) == last + grown
 
 
+def loss_of(name, outputs, targets):
+    found = CRITERIA.build(CRITERIA.parse({"name": name}))(outputs, Batch(("row",), targets))
+    return found.total / targets, {part: total / count for part, (total, count) in found.parts.items()}
+
+
 def test_the_text_loss_is_that_of_one_row_after_the_other(model):
     ids, labels = lesson(model)
     features = heard(4)
     targets = torch.tensor([[3, 4, 5], [6, teaching.IGNORE, teaching.IGNORE], [7, 8, teaching.IGNORE], [9, 9, teaching.IGNORE]])
-    both = teaching.text_loss(model, teaching.teach_text(model, ids, labels, features, torch.tensor([0, 0, 1, 1])), targets)
-    parts, weights = [], []
-    for row in range(2):
-        chosen = only(features, 2 * row, 2 * row + 1)
-        taught = teaching.teach_text(model, ids[row : row + 1], labels[row : row + 1], chosen, torch.tensor([0, 0]))
-        parts.append(teaching.text_loss(model, taught, targets[2 * row : 2 * row + 2]))
-        weights.append(int((labels[row] != teaching.IGNORE).sum()))
-    torch.testing.assert_close(both.text, sum(part.text * weight for part, weight in zip(parts, weights)) / sum(weights))
-    torch.testing.assert_close(both.ctc, sum(part.ctc for part in parts) / 2)
-    torch.testing.assert_close(both.total, both.text + 0.3 * both.ctc)
+
+    def parts_of(rows, clips):
+        chosen = only(features, *clips)
+        owners = torch.arange(len(rows)).repeat_interleave(2)
+        outputs = teaching.text_outputs(model, teaching.teach_text(model, ids[rows], labels[rows], chosen, owners), targets[clips])
+        return loss_of("s2t", outputs, len(outputs.text_labels)), len(outputs.text_labels)
+
+    (total, both), _ = parts_of([0, 1], [0, 1, 2, 3])
+    alone = [parts_of([row], [2 * row, 2 * row + 1]) for row in range(2)]
+    weights = [count for _, count in alone]
+    torch.testing.assert_close(both["text"], sum(parts["text"] * count for (_, parts), count in alone) / sum(weights))
+    torch.testing.assert_close(both["ctc"], sum(parts["ctc"] for (_, parts), _ in alone) / 2)
+    torch.testing.assert_close(total, both["text"] + 0.3 * both["ctc"])
+
+
+def test_ctc_of_a_clip_s_own_tokens_is_that_of_the_whole_vocabulary():
+    """Loss and gradients against CTC over all tokens; a token said twice, a clip that says nothing, ragged targets."""
+    net = adapter(PAPER)
+    frames = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(4))
+    targets = torch.tensor([[3, 3, 7, 3], [5, 1, teaching.IGNORE, teaching.IGNORE], [teaching.IGNORE] * 4])
+    lengths = (targets != teaching.IGNORE).sum(1)
+
+    def compact(frames):
+        scores, indices = spoken_scores(net, frames, targets)
+        assert scores.shape == (3, 12, 6)
+        return scores.log_softmax(-1), indices, 5
+
+    def whole(frames):
+        return net.ctc_head(frames).log_softmax(-1), targets.clamp(min=0), 29
+
+    results = []
+    for way in (compact, whole):
+        given = frames.clone().requires_grad_()
+        net.zero_grad()
+        log_probs, indices, blank = way(given)
+        loss = F.ctc_loss(log_probs.transpose(0, 1), indices, torch.full((3,), 12), lengths, blank=blank, reduction="none")
+        loss[:2].sum().backward()
+        results.append((loss.detach(), given.grad, net.ctc_head.weight.grad.clone()))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_clip_of_a_sample_does_not_hear_the_end_of_another():
+    """Clips of unequal numbers of windows: frames beyond a shorter clip's end are no keys for the longer one's."""
+    net = adapter(RELEASE)
+    values = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(6))
+    short = Features(values, torch.tensor([40, 20]), 50.0)
+    samples = torch.tensor([0, 0])
+    with torch.no_grad():
+        frames, _ = net.align(short, samples)
+        alone, _ = net.align(Features(values[:1], torch.tensor([40]), 50.0), torch.tensor([0]))
+    assert torch.isfinite(frames).all()
+    torch.testing.assert_close(frames[0, 10:], alone[0, 10:])
+    assert (frames[0, :10] - alone[0, :10]).abs().amax() > 1e-4
 
 
 def test_chunks_hold_the_states_that_predict_their_tokens(model):
@@ -484,20 +531,22 @@ def test_chunks_hold_the_states_that_predict_their_tokens(model):
         torch.testing.assert_close(found[: len(wanted)], wanted)
         assert chunks.visible[row * 3 + chunk][: chunks.text_width].sum() == len(wanted)
     assert not chunks.visible[[2, 4, 5]].any()
-    loss = teaching.chunk_loss(model, chunks)
-    loss.total.backward()
-    assert torch.isfinite(loss.total) and all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+    loss, _ = loss_of("published_echo", teaching.chunk_outputs(model, taught, chunks), 1)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
     model.zero_grad(set_to_none=True)
     with pytest.raises(SignalError, match="chunks of .* tokens"):
         teaching.chunked(model, taught, ids, labels, lengths * 40, first - audio - 1, units)
 
 
-def test_the_cosine_term_is_held_at_a_fifth_of_the_unit_loss():
-    small, large = (teaching.capped_loss(torch.tensor(2.0), torch.tensor(cosine)) for cosine in (0.3, 8.0))
-    assert float(small.total) == pytest.approx(2.3) and float(small.cosine_weight) == 1.0
-    assert float(large.total) == pytest.approx(2.4) and float(large.cosine_weight) == pytest.approx(0.05)
-    assert float(teaching.joint_loss(torch.tensor(0.5), torch.tensor(3.0))) == pytest.approx(6.1)
-    assert float(teaching.joint_loss(torch.tensor(1.5), torch.tensor(3.0))) == pytest.approx(4.5)
+def test_chunks_after_a_gap_widen_the_text_part_as_in_the_release(model):
+    """The release pads to the longest entry of its list, also where the list ended before."""
+    ids, labels = lesson(model)
+    taught = teaching.teach_text(model, ids, labels, heard(4), torch.tensor([0, 0, 1, 1]))
+    lengths = torch.tensor([[3, -1, 9], [2, -1, -1]])
+    units = torch.full((2, 3, 2), teaching.IGNORE)
+    chunks = teaching.chunked(model, taught, ids, labels, lengths, torch.tensor([1, 1]), units)
+    assert chunks.text_width == 9 + len(model.tokens.before_text(RELEASE)) + 1 and not chunks.visible[[1, 2, 4, 5]].any()
 
 
 # The vocoder

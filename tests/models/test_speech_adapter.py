@@ -88,3 +88,19 @@ def test_masks_hide_spans_and_channels_in_training_only():
     assert torch.equal(model(features).ctc_logits, model(features).ctc_logits)
     with pytest.raises(ConfigError, match="time_masks is -1"):
         SpeechAdapterConfig(time_masks=-1)
+
+
+def test_sampled_scores_estimate_the_loss_over_the_whole_vocabulary():
+    """Exactly so where every token that is not spoken is drawn once, and on average otherwise."""
+    model, frames = adapter(), torch.randn(1, 4, 16)
+    spoken = torch.tensor([2, 5])
+    scores = model.ctc_head(frames)
+    wanted = scores[..., [2, 5, 9]] - scores.logsumexp(-1, keepdim=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randint", lambda size, shape, device: torch.arange(size))
+        sampled = model.sampled_scores(frames, spoken, 9)
+    assert sampled.shape == (1, 4, 2 + 9 + 1)
+    assert torch.allclose(sampled.log_softmax(-1)[..., [0, 1, -1]], wanted, atol=1e-5)
+    torch.manual_seed(3)
+    normalisers = torch.stack([model.sampled_scores(frames, spoken, 3).float().logsumexp(-1).exp() for _ in range(4000)])
+    assert torch.allclose(normalisers.mean(0), scores.logsumexp(-1).exp(), rtol=0.1)

@@ -64,3 +64,19 @@ def test_an_empty_text_says_nothing():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="no multiple of its heads 3"):
         UnitDecoderConfig(width=32, heads=3)
+
+
+def test_hidden_words_leave_the_steps_after_them_the_text_and_the_marks_alone(monkeypatch):
+    model = decoder(word_dropout=0.5, dropout=0.0)
+    text, lengths = torch.randn(1, 3, 16), torch.tensor([3])
+    first, other = (torch.tensor([model.target_of([[word, word], [word], [word + 1]])]) for word in (4, 11))
+    assert not torch.equal(model(text, lengths, first), model(text, lengths, other))
+    model.train()
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    assert torch.equal(model(text, lengths, first), model(text, lengths, other))
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout", "word_dropout"])
+def test_a_probability_out_of_range_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} is 1.0"):
+        UnitDecoderConfig(**{name: 1.0})

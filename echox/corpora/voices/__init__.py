@@ -2,7 +2,7 @@
 
     voice("hibari_male").speak("Where is the station?", seed=7)
 
-Test voices never train: each voice declares its role and `available_voices(Role.TRAIN)` leaves the others out.
+Test and validation voices never train: each voice declares its role and `available_voices(Role.TRAIN)` leaves the others out.
 """
 
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from echox.corpora.voices import espeak
 from echox.corpora.voices.base import Role, Voice
-from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS, HibariSpeaker, HibariVoice
+from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS, VALID_SPEAKERS, HibariSpeaker, HibariVoice
 from echox.corpora.voices.piper import LENGTHS, JoeVoice
 from echox.corpora.voices.programs import ProgramVoice, installed_programs
 from echox.corpora.voices.vocoder import Speaker
@@ -24,8 +24,11 @@ def every_voice() -> dict[str, Voice]:
     """Name to voice; none is loaded before it speaks."""
     voices = [HibariVoice()]
     voices += [HibariSpeaker(name, Role.TRAIN, speaker) for name, speaker in TRAINING_SPEAKERS.items()]
+    voices += [HibariSpeaker(name, Role.VALID, speaker) for name, speaker in VALID_SPEAKERS.items()]
     voices += [HibariSpeaker(name, Role.TEST, speaker) for name, speaker in TEST_SPEAKERS.items()]
-    voices += [espeak.EspeakVoice(name) for name in espeak.SPEAKERS if espeak.is_installed()]
+    if espeak.is_installed():
+        voices += [espeak.EspeakVoice(name, Role.TRAIN, speaker) for name, speaker in espeak.TRAINING_SPEAKERS.items()]
+        voices += [espeak.EspeakVoice(name, Role.VALID, speaker) for name, speaker in espeak.VALID_SPEAKERS.items()]
     voices += [JoeVoice(name) for name in LENGTHS]
     voices += [ProgramVoice(name) for name in installed_programs()]
     return {one.name: one for one in voices}
@@ -35,11 +38,11 @@ def available_voices(role: Role | str | None = None) -> tuple[str, ...]:
     """Names of the voices this machine can speak with.
 
     Args:
-        role: "answer", "train" or "test"; None for all.
+        role: "answer", "train", "valid" or "test"; None for all.
     Returns:
         names in a fixed order; programs that are not installed are left out, `joe` is fetched when it first speaks.
     Raises:
-        ConfigError: the role is none of the three.
+        ConfigError: the role is none of these.
     """
     if role is not None and role not in set(Role):
         raise ConfigError(f"a voice's role is one of {', '.join(one.value for one in Role)}, not '{role}'; choose one of them")

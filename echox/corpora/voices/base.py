@@ -13,6 +13,7 @@ class Role(str, Enum):
 
     ANSWER = "answer"
     TRAIN = "train"
+    VALID = "valid"
     TEST = "test"
 
 
@@ -22,7 +23,7 @@ class Voice(ABC):
     Attributes:
         name: the name under which `voice` finds it.
         rate_hz: samples per second of what `speak` returns.
-        role: answers, training questions or test questions.
+        role: answers, or questions for training, validation or the test.
     """
 
     name: str

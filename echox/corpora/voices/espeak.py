@@ -40,7 +40,7 @@ class FormantSpeaker:
     accent: str = AMERICAN
 
 
-SPEAKERS = {
+TRAINING_SPEAKERS = {
     "espeak_giant": FormantSpeaker((55, 85), 86, 110, 150),
     "espeak_bass": FormantSpeaker((62, 100), 90, 95),
     "espeak_drawl": FormantSpeaker((70, 105), 93, 105, 135),
@@ -64,6 +64,12 @@ SPEAKERS = {
 }
 
 
+VALID_SPEAKERS = {
+    "espeak_valid_man": FormantSpeaker((75, 128), 100, 110, 160),
+    "espeak_valid_woman": FormantSpeaker((145, 240), 107, 90, 160, BRITISH),
+}
+
+
 def is_installed() -> bool:
     """Whether the package that carries the library is there."""
     return importlib.util.find_spec(PACKAGE) is not None
@@ -73,11 +79,11 @@ class EspeakVoice(Voice):
     """A formant speaker; the seed draws pace, pitch and liveliness of each clip."""
 
     rate_hz = 22_050
-    role = Role.TRAIN
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, role: Role, speaker: FormantSpeaker) -> None:
         self.name = name
-        self.speaker = SPEAKERS[name]
+        self.role = role
+        self.speaker = speaker
 
     def _render(self, text: str, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)

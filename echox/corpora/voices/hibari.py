@@ -27,6 +27,12 @@ TRAINING_SPEAKERS = {
     "hibari_small_child": Speaker(pitch=1.38, formants=1.22, speed=0.90, breath_db=2.0),
 }
 
+# Combinations that no other speaker has, for choosing settings.
+VALID_SPEAKERS = {
+    "hibari_valid_male": Speaker(pitch=0.64, formants=0.85, speed=1.05, intonation=0.8, tilt_db=0.5, breath_db=1.0),
+    "hibari_valid_female": Speaker(pitch=1.08, formants=0.98, speed=0.95, intonation=0.9, tilt_db=-0.5),
+}
+
 # Combinations that no training speaker has: a short tract on a low voice, a slow bright woman, a flat quick child.
 TEST_SPEAKERS = {
     "hibari_test_male": Speaker(pitch=0.59, formants=0.93, speed=1.10, intonation=0.9, tilt_db=-0.5, breath_db=2.0),

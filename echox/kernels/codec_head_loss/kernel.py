@@ -10,11 +10,7 @@ lets loads be wide. INTERPRET is set under Triton's interpreter on a CPU, whose 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _tanh(x):
-    # libdevice does not exist in the interpreter; the sigmoid is exact to one unit in the last place of float32.
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+from echox.kernels.arithmetic import narrow, tanh
 
 
 @triton.jit
@@ -23,7 +19,7 @@ def _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS: tl.constexpr, 
     if HAS_BIAS:
         z += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
     if HAS_SOFTCAP:
-        z = softcap * _tanh(z / softcap)
+        z = softcap * tanh(z / softcap)
     return tl.where(mask[None, :], z * scale, float("-inf"))
 
 
@@ -96,17 +92,6 @@ def _gradient(
 
 
 @triton.jit
-def _narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
-    """Round to nearest even; the interpreter's own cast to bfloat16 cuts bits off."""
-    if INTERPRET:
-        if dtype == tl.bfloat16:
-            bits = x.to(tl.int32, bitcast=True)
-            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-            x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
 def row_kernel(
     z_ptr,  # [N, V] float32: x W^T
     z_stride,
@@ -172,7 +157,7 @@ def row_kernel(
             _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
         if WANTS_GRADIENT:
             g = _gradient(y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-            tl.store(d_rows + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+            tl.store(d_rows + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
     else:
         if LSE_KNOWN:
             lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
@@ -193,7 +178,7 @@ def row_kernel(
                 both = rows_mask[:, None] & mask[None, :]
                 y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
                 g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-                tl.store(d_rows + here[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+                tl.store(d_rows + here[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
 
 
 @triton.jit
@@ -370,4 +355,4 @@ def tile_gradient_kernel(
     if HAS_WEIGHTS:
         weight = tl.load(weights_ptr + at, mask=rows_mask, other=0.0).to(tl.float32)
     g = _gradient(y, lse, columns - base, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-    tl.store(d_ptr + rows[:, None] * d_stride + columns[None, :], _narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=rows_mask[:, None] & mask[None, :])
+    tl.store(d_ptr + rows[:, None] * d_stride + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=rows_mask[:, None] & mask[None, :])

@@ -91,8 +91,12 @@ class ShrinkingAdapter(nn.Module):
         if self.compatibility.attend_over_turns:
             owners = torch.arange(len(frames), device=frames.device) if samples is None else samples
             apart = owners[:, None] != owners[None, :]
+            real = valid_mask(lengths, frames.shape[1])
+            # Of a sample's clips only those that reach a frame are seen there; where none does, nothing is hidden, for a softmax needs a key.
+            reached = (~apart).float() @ real.float() > 0
+            ended = (~real & reached).T
             for layer in self.layers:
-                frames = layer(frames, src_mask=apart)
+                frames = layer(frames, src_mask=apart, src_key_padding_mask=ended)
             return frames
         padding = ~valid_mask(lengths, frames.shape[1])
         states = frames.transpose(0, 1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from echox.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compatibility:
     """The defaults are the paper's, for training from scratch; `RELEASE` is what published weights were trained with.
 
-    Source: github.com/FreedomIntelligence/EchoX, state of 2025-09-19.
+    Source: github.com/FreedomIntelligence/EchoX, state of 2025-09-19; of Soundwave, ccb2933.
     """
 
     attend_over_turns: bool = False
@@ -19,15 +24,47 @@ class Compatibility:
     """Speech adapter: the look-back sees the kept frames only; the paper's recovers what the dropped frames held."""
     hide_turn_ends: bool = False
     """Language model: end-of-turn tokens of a prompt with audio are never attended to, for their id is the padding id too; positions
-    count them. A prompt without audio hides nothing, and neither does training."""
+    count them. A prompt without audio hides nothing."""
+    hide_turn_ends_in_training: bool = False
+    """Soundwave's training hides them as its inference does; EchoX's overwrites the mask and attends to all."""
     t2c_begin_id: int | None = None
     """Unit translator: the id that stands where the text of a segment begins; None is the tokenizer's begin-of-text. The release has
     12800, a slip for 128000, which its weights have learned."""
     forget_answers_before_audio: bool = False
     """Training: answers given before a sample's first audio are no targets."""
+    denoise_towards_reference: bool = False
+    """Training: denoised states are drawn towards the tokens of the reference answer; the paper's towards the model's own greedy reading."""
 
 
 PAPER = Compatibility()
 RELEASE = Compatibility(
-    attend_over_turns=True, look_back_at_kept_frames=True, hide_turn_ends=True, t2c_begin_id=12_800, forget_answers_before_audio=True
+    attend_over_turns=True,
+    look_back_at_kept_frames=True,
+    hide_turn_ends=True,
+    t2c_begin_id=12_800,
+    forget_answers_before_audio=True,
+    denoise_towards_reference=True,
 )
+SOUNDWAVE = dataclasses.replace(RELEASE, hide_turn_ends_in_training=True, t2c_begin_id=None, forget_answers_before_audio=False)
+
+FORM = "echox_form"  # key in config.json of folders that echox trained in another form than the release's
+
+
+def form_of(config: Mapping[str, Any]) -> Compatibility:
+    """The form in which the weights beside a config.json were trained.
+
+    Raises:
+        ConfigError: it names a setting that does not exist.
+    """
+    if FORM not in config:
+        return SOUNDWAVE if config.get("model_type") == "Soundwave" else RELEASE
+    try:
+        return Compatibility(**config[FORM])
+    except TypeError as error:
+        raise ConfigError(f"config.json has {FORM} {config[FORM]!r}, which this version of echox does not know ({error})") from error
+
+
+def with_form(config: Mapping[str, Any], compatibility: Compatibility) -> dict[str, Any]:
+    """A config.json that says the form, where it is not the one its kind has anyway."""
+    plain = {key: value for key, value in config.items() if key != FORM}
+    return plain if form_of(plain) == compatibility else {**plain, FORM: dataclasses.asdict(compatibility)}

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from echox.errors import SignalError
+from echox.errors import CheckpointError, SignalError
 from echox.models.published.adapter import ShrinkingAdapter, ShrunkSpeech
 from echox.models.published.causal import Generated, LanguageModel, Prompt, decode
 from echox.models.published.compatibility import Compatibility
+from echox.models.published.speaking import SLOTS, speak_prompt, translator_loop
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.published.translator import UnitTranslator
 from echox.models.speech_llm import AUDIO, PAD, splice
+from echox.models.unit_loop import UnitLoop
+
+MAX_WORDS = 2048  # of a segment; the release's limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class PublishedEchoX(nn.Module):
         self,
         adapter: ShrinkingAdapter,
         language: LanguageModel,
-        translator: UnitTranslator,
+        translator: UnitTranslator | None,
         tokens: ReleaseTokens,
         compatibility: Compatibility,
     ) -> None:
@@ -93,9 +97,26 @@ class PublishedEchoX(nn.Module):
         """Greedy text; `hidden` is what is spoken."""
         return decode(self.language, prompt, self.tokens.end_id, max_tokens)
 
-    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 2048) -> Generated:
-        """Hidden states of segments [B, S, H], ragged -> unit words, greedy; no context crosses segments."""
-        return decode(self.translator, self.segment_prompt(self.translator.denoise(hidden), lengths), self.tokens.end_id, max_words)
+    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = MAX_WORDS, loop: UnitLoop | None = None) -> Generated:
+        """Hidden states of segments [B, S, H], ragged -> unit words, greedy; no context crosses segments.
+
+        Args:
+            loop: one of `speaking_loop` to speak in; None makes one for this call, which gives the states too.
+        Raises:
+            CheckpointError: the checkpoint cannot speak hidden states.
+        """
+        if self.translator is None:
+            raise CheckpointError(f"the checkpoint in {self.tokens.origin} has no voice, as Soundwave has none; take an EchoX to hear the answer")
+        prompt = self.segment_prompt(self.translator.denoise(hidden), lengths)
+        if loop is None:
+            slots, capacity = len(hidden), prompt.embeddings.shape[1] + max_words
+            loop = translator_loop(self.translator, self.tokens.end_id, slots=slots, capacity=capacity, keep_states=True)
+        return speak_prompt(loop, prompt, self.tokens.end_id, max_words)
+
+    def speaking_loop(self, longest: int, *, slots: int = SLOTS) -> UnitLoop:
+        """A loop for segments of up to `longest` text tokens, each of up to `MAX_WORDS` words."""
+        frame = len(self.tokens.before_text(self.compatibility)) + len(self.tokens.after_text())
+        return translator_loop(self.translator, self.tokens.end_id, slots=slots, capacity=frame + longest + MAX_WORDS)
 
     def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:
         """Text vectors of segments [B, S, H] -> what the unit translator continues."""

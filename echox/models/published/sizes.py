@@ -144,14 +144,7 @@ def wanted_keys(config: Mapping[str, Any], where: object) -> None:
     Raises:
         ConfigError: config.json is not EchoX's.
     """
-    needed = (
-        "hidden_size",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "intermediate_size",
-        "vocab_size",
-        "adapter_size",
-        "unit_vocab_size",
-    )
+    needed = ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size", "adapter_size"]
+    needed += [] if config.get("model_type") == "Soundwave" else ["unit_vocab_size"]
     if missing := [key for key in needed if not isinstance(config.get(key), int)]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, which EchoX's config.json has; it describes another model")

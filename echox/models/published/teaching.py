@@ -1,9 +1,10 @@
-"""Teacher-forced passes and losses of the release's training branches, on ragged batches, without loops over tokens.
+"""Teacher-forced passes of the release's training branches, on ragged batches, without loops over tokens; criteria make losses of them.
 
-    S2T           cross-entropy of the answers + 0.3 CTC
-    pretrain      T2C: cross-entropy of units after given text
+    S2T           the answers' tokens, and CTC of the questions
+    pretrain      T2C: units after given text
     finetune      S2T + T2C, whose text is the denoised hidden states at the answer's own positions
     finetune_kd   T2C on chunks of the answer, each a sample of its own; text is the denoised states that predict its tokens
+    segments      the same as streaming speaks it, without the gap between text and units that padding leaves there
 
 Source: github.com/FreedomIntelligence/EchoX, models/echox_s2s.py and models/t2ullama_cr_online.py, state of 2025-09-19.
 """
@@ -16,16 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echox.criteria.base import JointOutputs, SpeechTextOutputs, UnitOutputs, VoicedOutputs
 from echox.errors import SignalError
-from echox.models.published.adapter import ShrinkingAdapter, ShrunkSpeech
-from echox.models.published.causal import CausalModel
+from echox.models.published.adapter import ShrunkSpeech
+from echox.models.published.causal import Prompt
+from echox.models.published.ctc import spoken_scores
 from echox.models.published.model import PublishedEchoX
-from echox.signals import Features
-
-IGNORE = -100
-CTC_WEIGHT = 0.3
-COSINE_SHARE = 0.2  # of the unit loss, at which the cosine term is capped
-LEARNED = 1.0  # an S2T loss below which units count for more
+from echox.models.published.translator import UnitTranslator
+from echox.models.speech_llm import IGNORE
+from echox.signals import Features, valid_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,18 @@ class TaughtText:
 
 
 def teach_text(
-    model: PublishedEchoX, ids: Tensor, labels: Tensor, features: Features, clip_rows: Tensor, *, hide_turn_ends: bool = False
+    model: PublishedEchoX, ids: Tensor, labels: Tensor, features: Features, clip_rows: Tensor, *, hide_turn_ends: bool | None = None
 ) -> TaughtText:
     """Run the S2T model.
 
     Args:
         ids: [B, N] right-padded with the end id, one placeholder per audio; labels: [B, N].
         features: of A clips, all rows' clips one after the other; clip_rows: [A] the row each belongs to, ascending.
-        hide_turn_ends: attend as in inference; the release's training attends to all, for its padding mask is overwritten.
+        hide_turn_ends: attend as in inference; None does as the model's form has it, which is to attend to all in EchoX's training, for
+            its padding mask is overwritten.
     """
+    if hide_turn_ends is None:
+        hide_turn_ends = model.compatibility.hide_turn_ends_in_training
     end_id = model.tokens.end_id
     speech = model.adapter(features, clip_rows)
     expanded = model.expand(ids, speech, clip_rows)
@@ -64,61 +67,39 @@ def teach_text(
     return TaughtText(model.language(embeddings, visible), placed, visible, expanded.positions, speech)
 
 
-def token_loss(model: CausalModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the labels [B, P], each predicted from the state before it: hidden [B, P, C]."""
+def predicted(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels [B, P] that are targets [N], and the states [N, C] before them, which predict them: hidden [B, P, C]."""
     targets = labels[:, 1:]
     wanted = targets != IGNORE
-    return F.cross_entropy(model.logits(hidden[:, :-1][wanted]).float(), targets[wanted])
+    return hidden[:, :-1][wanted], targets[wanted]
 
 
-def ctc_loss(adapter: ShrinkingAdapter, speech: ShrunkSpeech, targets: Tensor) -> Tensor:
-    """Mean over clips of CTC per target token: targets [A, T], IGNORE-padded; impossible clips count nothing.
-
-    In float32, as the release has it: at a loss of 900 per token its gradient's norm is 0.25 % off that of float64.
-    """
-    scores = adapter.ctc_head(speech.frames).float().log_softmax(-1).transpose(0, 1)
-    lengths = (targets != IGNORE).sum(1)
-    return F.ctc_loss(scores, targets, speech.frame_lengths, lengths, blank=adapter.shape.blank_id, reduction="mean", zero_infinity=True)
-
-
-@dataclass(frozen=True, slots=True)
-class TextLoss:
-    """The S2T loss and its parts."""
-
-    total: Tensor
-    text: Tensor
-    ctc: Tensor
+def text_outputs(model: PublishedEchoX, taught: TaughtText, targets: Tensor) -> SpeechTextOutputs:
+    """Scores of the answers' tokens, and of what is said in the questions: targets [A, T], IGNORE-padded."""
+    states, labels = predicted(taught.hidden, taught.labels)
+    scores, indices = spoken_scores(model.adapter, taught.speech.frames, targets)
+    return SpeechTextOutputs(
+        ctc_logits=scores,
+        frame_lengths=taught.speech.frame_lengths,
+        targets=indices,
+        target_lengths=(targets != IGNORE).sum(1),
+        text_logits=model.language.logits(states),
+        text_labels=labels,
+    )
 
 
-def text_loss(model: PublishedEchoX, taught: TaughtText, targets: Tensor) -> TextLoss:
-    """Cross-entropy of the answers + 0.3 CTC of the questions: targets [A, T], IGNORE-padded."""
-    text = token_loss(model.language, taught.hidden, taught.labels)
-    ctc = ctc_loss(model.adapter, taught.speech, targets)
-    return TextLoss(text + CTC_WEIGHT * ctc, text, ctc)
-
-
-@dataclass(frozen=True, slots=True)
-class VoiceLoss:
-    """The unit loss and its parts."""
-
-    total: Tensor
-    units: Tensor
-    cosine: Tensor
-    cosine_weight: Tensor
-
-
-def pretrain_loss(model: PublishedEchoX, ids: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
+def pretrain_outputs(translator: UnitTranslator, ids: Tensor, labels: Tensor, visible: Tensor) -> UnitOutputs:
     """T2C's own task: ids [B, L] text then units, labels [B, L], visible bool [B, L]."""
-    translator = model.translator
-    return token_loss(translator, translator(translator.embed(ids), visible), labels)
+    return UnitOutputs(*predicted(translator(translator.embed(ids), visible), labels), translator.head)
 
 
-def finetune_loss(
-    model: PublishedEchoX, taught: TaughtText, text_labels: Tensor, ids: Tensor, labels: Tensor, visible: Tensor
-) -> VoiceLoss:
-    """Units of the last answer from the states that stand at its tokens.
+def joint_outputs(
+    model: PublishedEchoX, taught: TaughtText, targets: Tensor, text_labels: Tensor, ids: Tensor, labels: Tensor, visible: Tensor
+) -> JointOutputs:
+    """The answers' tokens, and units of the last answer from the states that stand at its tokens.
 
     Args:
+        targets: [A, T] as `text_outputs`.
         text_labels: [B, N] labels of the S2T pass before expansion; where they are, `ids` hold the same text.
         ids: [B, L] text and units of the unit translator, L >= N; labels, visible: [B, L].
     Raises:
@@ -133,8 +114,20 @@ def finetune_loss(
         )
     spoken = translator.denoise(taught.hidden)[taught.labels != IGNORE]
     mixed = rows.masked_scatter(text[..., None], spoken.to(rows.dtype))
-    hidden = translator(translator.adapter(mixed), visible)
-    return capped_loss(token_loss(translator, hidden, labels), row_distance(mixed, rows))
+    states, words = predicted(translator(translator.adapter(mixed), visible), labels)
+    heard = text_outputs(model, taught, targets)
+    return JointOutputs(
+        heard.ctc_logits,
+        heard.frame_lengths,
+        heard.targets,
+        heard.target_lengths,
+        heard.text_logits,
+        heard.text_labels,
+        unit_states=states,
+        unit_labels=words,
+        unit_head=translator.head,
+        distances=row_distances(mixed, rows),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,8 @@ def chunked(
     Args:
         ids, text_labels: [B, N] as given to `teach_text`, with one audio or more.
         chunk_lengths: [B, C] text tokens per chunk, -1 from the first that is not there.
-        starts: [B] tokens between the first audio's placeholder and the state that predicts the first label, counted in `ids`.
+        starts: [B] tokens between the first audio's placeholder and the state that predicts the first label, counted in `ids`, as the
+            release has it, which is right where no other audio stands between.
         units: [B, C, T] unit targets, IGNORE-padded.
     Raises:
         SignalError: a row's chunks hold more tokens than its answer.
@@ -171,7 +165,7 @@ def chunked(
             f"chunks of {lengths.sum(1).tolist()} tokens are asked for, but the answers have {counts.tolist()}; cut no more than there is"
         )
     opening = torch.tensor(tokens.before_text(model.compatibility), device=ids.device)  # a first chunk leaves out the last of it
-    M = int(lengths.max()) + len(opening) + 1
+    M = max(0, int(chunk_lengths.max())) + len(opening) + 1
     at = torch.arange(M, device=ids.device)
     begins = torch.full_like(lengths, len(opening))
     begins[:, 0] -= 1
@@ -201,31 +195,85 @@ def chunked(
     return Chunks(rows.flatten(0, 1), text_rows.flatten(0, 1), visible.flatten(0, 1), labels.flatten(0, 1), M)
 
 
-def chunk_loss(model: PublishedEchoX, chunks: Chunks) -> VoiceLoss:
-    """Units of each chunk, and the distance of its denoised states from its tokens."""
+def chunk_outputs(model: PublishedEchoX, taught: TaughtText, chunks: Chunks) -> VoicedOutputs:
+    """Units of each chunk, the distance of its denoised states from its tokens, and the answers' tokens."""
     translator = model.translator
-    hidden = translator(translator.adapter(chunks.rows), chunks.visible)
-    return capped_loss(token_loss(translator, hidden, chunks.labels), row_distance(chunks.rows[:, : chunks.text_width], chunks.text_rows))
+    states, words = predicted(translator(translator.adapter(chunks.rows), chunks.visible), chunks.labels)
+    text_states, text_labels = predicted(taught.hidden, taught.labels)
+    return VoicedOutputs(
+        unit_states=states,
+        unit_labels=words,
+        unit_head=translator.head,
+        distances=row_distances(chunks.rows[:, : chunks.text_width], chunks.text_rows),
+        text_logits=model.language.logits(text_states),
+        text_labels=text_labels,
+    )
 
 
-def row_distance(rows: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over samples of the summed 1 - cosine: both [B, S, H].
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Pieces of answers, those that there are, one after the other."""
+
+    states: Tensor  # [K, M, H] that predict their tokens, right-padded
+    labels: Tensor  # [K, M] those tokens, in the reference answer
+    lengths: Tensor  # [K]
+
+
+def answer_segments(taught: TaughtText, lengths: Tensor) -> Segments:
+    """Cut the one answer of each conversation: lengths [B, C] tokens of its segments, below 1 where there is none."""
+    first = (taught.labels != IGNORE).long().argmax(1) - 1
+    sizes = lengths.clamp(min=0)
+    starts = first[:, None] + sizes.cumsum(1) - sizes
+    rows, places = (lengths > 0).nonzero(as_tuple=True)
+    at = starts[rows, places][:, None] + torch.arange(max(1, int(sizes.max())), device=lengths.device)
+    inside = at.clamp(max=taught.hidden.shape[1] - 2)
+    return Segments(taught.hidden[rows[:, None], inside], taught.labels[rows[:, None], inside + 1].clamp(min=0), sizes[rows, places])
+
+
+def segment_outputs(model: PublishedEchoX, taught: TaughtText, lengths: Tensor, units: Tensor) -> VoicedOutputs:
+    """Units of each segment of the answers after its denoised states, laid out as when it is spoken; no padding stands between them.
+
+    Args:
+        lengths: [B, C] text tokens of each segment, below 1 where there is none; units: [B, C, T] IGNORE-padded.
+    """
+    translator = model.translator
+    cut = answer_segments(taught, lengths)
+    words = units[lengths > 0]
+    real = valid_mask(cut.lengths, cut.states.shape[1])
+    toward = cut.labels if model.compatibility.denoise_towards_reference else model.language.logits(cut.states).argmax(-1)
+    vectors = translator.denoise(cut.states)
+    distances = 1 - F.cosine_similarity(vectors.float(), translator.rows(toward).float(), dim=-1)
+    embeddings, visible, labels = _followed(model.segment_prompt(vectors, cut.lengths), words, translator)
+    states, unit_labels = predicted(translator(embeddings, visible), labels)
+    text_states, text_labels = predicted(taught.hidden, taught.labels)
+    return VoicedOutputs(
+        unit_states=states,
+        unit_labels=unit_labels,
+        unit_head=translator.head,
+        distances=(distances * real).sum(-1),
+        text_logits=model.language.logits(text_states),
+        text_labels=text_labels,
+    )
+
+
+def _followed(prompt: Prompt, words: Tensor, translator: UnitTranslator) -> tuple[Tensor, Tensor, Tensor]:
+    """A ragged prompt with words [K, T] right behind it: embeddings [K, P + T, C], what may be attended to, labels [K, P + T]."""
+    K, T = words.shape
+    embedded = translator.embed(words.clamp(min=0))
+    place = prompt.lengths[:, None] + torch.arange(T, device=words.device)
+    embeddings = F.pad(prompt.embeddings, (0, 0, 0, T)).to(embedded.dtype)
+    embeddings = embeddings.scatter(1, place[..., None].expand_as(embedded), embedded)
+    labels = words.new_full(embeddings.shape[:2], IGNORE).scatter(1, place, words)
+    visible = valid_mask(prompt.lengths + (words != IGNORE).sum(1), embeddings.shape[1])
+    return embeddings, visible, labels
+
+
+def row_distances(rows: Tensor, wanted: Tensor) -> Tensor:
+    """Per sample the sum of 1 - cosine: both [B, S, H] -> [B].
 
     All positions count, framing and padding too, where both are equal; a row of zeros (an untrained padding row) adds 1.
     """
-    return (1 - F.cosine_similarity(rows, wanted, dim=-1)).sum(-1).mean()
-
-
-def capped_loss(units: Tensor, cosine: Tensor) -> VoiceLoss:
-    """Unit loss + cosine term, the latter held at a fifth of the former: what the release has in place of the paper's lambda."""
-    cap = COSINE_SHARE * units.detach()
-    weight = torch.where(cosine.detach() > cap, cap / cosine.detach(), torch.ones_like(cap))
-    return VoiceLoss(units + weight * cosine, units, cosine, weight)
-
-
-def joint_loss(text: Tensor, voice: Tensor) -> Tensor:
-    """S2T and T2C together: once text is learned, units count ten times as much."""
-    return torch.where(text.detach() < LEARNED, 0.2 * text + 2.0 * voice, text + voice)
+    return (1 - F.cosine_similarity(rows.float(), wanted.float(), dim=-1)).sum(-1)
 
 
 def _compact(labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import CheckpointError
+from echox.kernels.codec_head_loss import CodecHead
 from echox.models.published.causal import CausalModel, Prompt
 from echox.signals import valid_mask
 
@@ -36,7 +37,7 @@ class UnitTranslator(CausalModel):
         self.adapter = nn.Linear(text_width, config.hidden_size)
         self.body = LlamaModel(config)
         self.body.embed_tokens = None
-        self.head = nn.Linear(config.hidden_size, text_size + unit_count, bias=False)
+        self.head = CodecHead(config.hidden_size, text_size + unit_count)
         self.denoiser = None if denoiser_width is None else denoising_adapter(text_width, denoiser_width)
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -84,6 +85,12 @@ class UnitTranslator(CausalModel):
         states = states.scatter(1, place[..., None].expand(-1, -1, H), closing.to(states.dtype))
         real = valid_mask(total, n + S + m)
         return Prompt(self.adapter(states * real[..., None]), total, real)
+
+
+    def given(self, ids: Tensor, lengths: Tensor, visible: Tensor) -> Prompt:
+        """The fronts of sequences, to be continued: ids [B, L], lengths [B], visible bool [B, L] keys that may be attended to."""
+        size = int(lengths.max())
+        return Prompt(self.embed(ids[:, :size]), lengths, visible[:, :size] & valid_mask(lengths, size))
 
 
 def denoising_adapter(width: int, inner: int) -> nn.Sequential:

@@ -1,0 +1,193 @@
+"""`echox-bench decode`: the decode loop beside Hugging Face `generate`, the sampler beside an eager chain, an answer's time by part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from echox.bench.answer import ANSWER_TOKENS, PROMPT_TOKENS, AnswerBench, AnswerTime
+from echox.bench.decode_contenders import SamplerTime, SamplingProblem, sampler_table, sampler_times
+from echox.bench.decode_loops import Contest, LoopProblem
+from echox.bench.loss import NOT_MEASURED, Dtype
+from echox.bench.measure import machine, medians_ms
+from echox.data.writing import appearing
+from echox.device import device_named
+from echox.errors import ConfigError
+
+SHAPES = ["4x256", "6x512"]  # the demo's unit decoder, and the one of EchoX
+BATCHES = [1, 8, 64]
+GPU_SAMPLERS = [SamplingProblem(batch, 2048, 4096) for batch in BATCHES]
+CPU_SAMPLERS = [SamplingProblem(batch, 512, 1024) for batch in BATCHES]
+
+
+@dataclass(kw_only=True, slots=True)
+class DecodeBenchConfig:
+    """Unit decoding: the loop against Hugging Face generate, the sampler against an eager chain, and an answer's time by part."""
+
+    shapes: list[str] = field(default_factory=list)
+    """Unit decoders as LxC (layers x channels, heads of 64 channels); none takes 4x256 and 6x512."""
+    batches: list[int] = field(default_factory=lambda: list(BATCHES))
+    """Rows that are decoded together."""
+    words: int = 1000
+    """Words of the unit language."""
+    tokens: int = 64
+    """Words that every row says."""
+    threads: list[int] = field(default_factory=list)
+    """CPU threads, each measured in turn; none takes PyTorch's present number."""
+    dtype: Dtype = Dtype.auto
+    """Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    repeats: int = 3
+    """Timed runs of each contender, whose median is taken; they take turns."""
+    sampler: bool = True
+    """Time the sampler beside an eager chain too."""
+    answer: bool = True
+    """Time the parts of spoken answers too."""
+    seed: int = 0
+    """Seed of weights and inputs."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    output: Path = Path("runs/bench/decode")
+    """Where the tables go: this name with .md and .json."""
+
+    def __post_init__(self) -> None:
+        for name in ("words", "tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min([1, *self.batches, *self.threads]) < 1:
+            raise ConfigError(f"batches {self.batches} and threads {self.threads} must be positive numbers")
+        for shape in self.shapes:
+            LoopProblem.size_of(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopTime:
+    """One contender on one decoder and batch; numbers are None where nothing was measured."""
+
+    shape: str
+    batch: int
+    device: str
+    threads: int
+    dtype: str
+    contender: str
+    step_us: float | None = None
+    tokens_per_s: float | None = None
+    of_echox: float | None = None  # its time over echox's
+    note: str = ""
+
+
+def bench_decode(config: DecodeBenchConfig) -> None:
+    """Measure, print and write the tables."""
+    device = device_named(config.device)
+    loops = _loop_times(config, device)
+    samplers = _sampler_times(config, device) if config.sampler else []
+    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 16)] if config.answer else []
+    facts = machine(device) | {"repeats": str(config.repeats)}
+    page = _page(config, loops, samplers, answers, facts)
+    print(page)
+    found = {"machine": facts, "loops": loops, "samplers": samplers, "answers": answers}
+    plain = {name: [asdict(line) for line in lines] if isinstance(lines, list) else lines for name, lines in found.items()}
+    for ending, text in ((".md", page), (".json", json.dumps(plain, indent=1) + "\n")):
+        with appearing(Path(f"{config.output}{ending}")) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+
+
+def _loop_times(config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
+    shapes = config.shapes or SHAPES
+    on_gpu = device.type == "cuda"
+    cases = [
+        (shape, batch, threads) for shape in shapes for batch in config.batches for threads in (config.threads or [torch.get_num_threads()])
+    ]
+    lines = [line for case in tqdm(cases, unit="case") for line in _measured(*case, config, device)]
+    if not on_gpu and not config.shapes:
+        lines += [
+            LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches
+        ]
+    return lines
+
+
+def _measured(shape: str, batch: int, threads: int, config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(config.dtype.value) or getattr(
+        torch, config.dtype.value
+    )
+    problem = LoopProblem(*LoopProblem.size_of(shape), batch, config.words, config.tokens, config.seed)
+    where = (shape, batch, device.type, threads, str(dtype).removeprefix("torch."))
+    with _on_threads(threads):
+        calls = Contest(problem, device, dtype).calls()
+        said = {name: call() for name, call in calls.items()}  # the first run is not timed
+        times = medians_ms(calls, device, config.repeats)
+    lines = []
+    for name, time_ms in times.items():
+        equal = float((said[name] == said["echox"]).float().mean())
+        note = "" if equal == 1 else f"{1 - equal:.1%} of its words are others"
+        per_step = 1e3 * time_ms / config.tokens
+        lines.append(LoopTime(*where, name, per_step, 1e6 * batch / per_step, time_ms / times["echox"], note))
+    return lines
+
+
+@contextmanager
+def _on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> list[SamplerTime]:
+    if device.type == "cuda":
+        return [line for problem in GPU_SAMPLERS for line in sampler_times(problem, device, torch.bfloat16, config.repeats)]
+    measured = [line for problem in CPU_SAMPLERS for line in sampler_times(problem, device, torch.float32, config.repeats)]
+    return measured + [SamplerTime(problem, "echox", note=f"on a GPU: {NOT_MEASURED}") for problem in GPU_SAMPLERS]
+
+
+def _page(
+    config: DecodeBenchConfig,
+    loops: Sequence[LoopTime],
+    samplers: Sequence[SamplerTime],
+    answers: Sequence[AnswerTime],
+    facts: dict[str, str],
+) -> str:
+    """All tables as a Markdown page."""
+    page = ["# Unit decoding", "", _table(LOOP_HEAD, [_loop_row(line) for line in loops])]
+    page += [
+        f"Layers x channels, {config.words} words, {config.tokens} greedy words a row, prompt included; medians of runs taken in turns.",
+        "",
+    ]
+    if samplers:
+        page += ["## Head and sampling: top-k 50, top-p 0.9, temperature 0.9", "", sampler_table(samplers)]
+    if answers:
+        page += ["## An answer, by part", "", _table(ANSWER_HEAD, [_answer_row(line) for line in answers])]
+        page += [
+            f"Seconds of a batch: a language model of SmolLM2-135M's shapes says {ANSWER_TOKENS} tokens after {PROMPT_TOKENS}, the demo's unit",
+            "decoder speaks them, words become units, and a unit HiFi-GAN of the public size sounds them. Untrained: tokens end by rule and",
+            "units are short.",
+            "",
+        ]
+    return "\n".join([*page, "; ".join(f"{name} {value}" for name, value in facts.items()) + "."]) + "\n"
+
+
+LOOP_HEAD = ["decoder", "batch", "device", "threads", "weights", "who", "us per step", "tokens/s", "time over echox's", "note"]
+ANSWER_HEAD = ["batch", "LLM", "LLM by transformers", "units", "assembly", "vocoder", "speech"]
+
+
+def _loop_row(line: LoopTime) -> list[str]:
+    numbers = [_number(line.step_us, ".0f"), _number(line.tokens_per_s, ".0f"), _number(line.of_echox, ".2f")]
+    return [line.shape, str(line.batch), line.device, str(line.threads or ""), line.dtype, line.contender, *numbers, line.note]
+
+
+def _answer_row(line: AnswerTime) -> list[str]:
+    parts = (line.text_s, line.library_text_s, line.units_s, line.assembly_s, line.vocoder_s, line.speech_s)
+    return [str(line.batch), *(f"{seconds:.4f}" for seconds in parts)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"

@@ -1,0 +1,408 @@
+"""Triton kernels of unit decoding. No atomics, no locks: every number has one writer, and runs are equal bit for bit.
+
+Scores are float32 from the product to the draw. INTERPRET is set under Triton's interpreter on a CPU, whose 16-bit products and casts
+are wrong.
+"""
+
+import triton
+import triton.language as tl
+
+from echox.kernels.arithmetic import narrow, tanh
+from echox.kernels.unit_decode import noise
+
+STEP = tl.constexpr(noise.STEP - 2**64)
+FACTOR_0 = tl.constexpr(noise.FACTORS[0])
+FACTOR_1 = tl.constexpr(noise.FACTORS[1])
+LARGEST = tl.constexpr(noise.LARGEST)
+NEVER = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-2139095041)  # of keys: that of -inf
+
+
+@triton.jit
+def head_kernel(
+    x_ptr,  # [B, D]
+    x_stride,
+    w_ptr,  # [V, D]
+    w_stride,
+    w_step,  # of a channel: 1 on a GPU
+    bias_ptr,  # [V]
+    scores_ptr,  # [B, V] float32
+    B,
+    V,
+    D,
+    softcap,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,  # D is a multiple of DEPTH
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Scores of ROWS hidden states by COLUMNS rows of the weight.
+
+    The weight is the left factor: its tile is narrower than a warp group's, so that one instruction, and one order of summation, serves
+    any number of hidden states.
+    """
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    depth = tl.arange(0, DEPTH)
+    w_at = w_ptr + columns[:, None].to(tl.int64) * w_stride + depth[None, :] * w_step
+    x_at = x_ptr + rows[None, :].to(tl.int64) * x_stride + depth[:, None]
+    inside_v, inside_b = columns < V, rows < B
+    sums = tl.zeros((COLUMNS, ROWS), tl.float32)
+    for first in range(0, D, DEPTH):
+        if EVEN:
+            w = tl.load(w_at + first * w_step, mask=inside_v[:, None], other=0.0)
+            x = tl.load(x_at + first, mask=inside_b[None, :], other=0.0)
+        else:
+            inside_d = first + depth < D
+            w = tl.load(w_at + first * w_step, mask=inside_v[:, None] & inside_d[None, :], other=0.0)
+            x = tl.load(x_at + first, mask=inside_b[None, :] & inside_d[:, None], other=0.0)
+        x = x.to(w.dtype)
+        if INTERPRET:
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        sums = tl.dot(w, x, sums, input_precision="ieee")
+    if HAS_BIAS:
+        sums += tl.load(bias_ptr + columns, mask=inside_v, other=0.0).to(tl.float32)[:, None]
+    if HAS_SOFTCAP:
+        sums = softcap * tanh(sums / softcap)
+    tl.store(scores_ptr + rows[None, :].to(tl.int64) * V + columns[:, None], sums, mask=inside_v[:, None] & inside_b[None, :])
+
+
+@triton.jit
+def _gumbel(seed, position, ids):
+    """See `noise.gumbel_noise`."""
+    keys = seed + position * STEP
+    bits = ids ^ keys.to(tl.int32)
+    bits = ((bits ^ (bits >> 16)) * FACTOR_0) ^ (keys >> 32).to(tl.int32)
+    bits = (bits ^ (bits >> 15)) * FACTOR_1
+    bits = (bits ^ (bits >> 16)) & 0x7FFFFFFF
+    v = tl.minimum((bits.to(tl.float32) + 0.5) * (2.0**-31), LARGEST)
+    # A GPU's logarithm is exact to an absolute error, too little near 1; there its series takes over.
+    near = v * (1.0 + v * (0.5 + v * (1.0 / 3 + v * (0.25 + v * 0.2))))
+    return -tl.log(tl.where(v < 0.03125, near, -tl.log(1.0 - v)))
+
+
+@triton.jit
+def _order(y):
+    """float32 -> int32 of the same order; 0 is added because -0 is no less than 0."""
+    bits = (y + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _kth(keys, k, low, high):
+    """The largest key that at least k of the keys reach, between low and high: a search by two bits a round."""
+    while low < high:
+        # The mean rounded up, of numbers whose sum does not fit.
+        middle = (low | high) - ((low ^ high) >> 1)
+        lower = (low | middle) - ((low ^ middle) >> 1)
+        upper = (middle | high) - ((middle ^ high) >> 1)
+        # Three counts in one sum, 21 bits each.
+        reached = (keys >= lower).to(tl.int64) + ((keys >= middle).to(tl.int64) << 21) + ((keys >= upper).to(tl.int64) << 42)
+        counts = tl.sum(reached)
+        of_lower, of_middle, of_upper = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
+        high = tl.where(of_upper >= k, high, tl.where(of_middle >= k, upper - 1, tl.where(of_lower >= k, middle - 1, lower - 1)))
+        low = tl.where(of_upper >= k, upper, tl.where(of_middle >= k, middle, tl.where(of_lower >= k, lower, low)))
+    return low
+
+
+@triton.jit
+def _mass(y, top, temperature):
+    """Shares of probability, the likeliest's being 1. Made anew where it is wanted, which is cheaper than registers to keep it in."""
+    return tl.exp((y - top) / temperature)
+
+
+@triton.jit
+def _draw(y, ids, top, size, seed, position, first, temperature, k, p, least):
+    """The entry with the largest sum of score and noise among those that pass top-k, top-p and min-p.
+
+    No threshold of top-p is looked for. The winner of all entries is asked whether it passes; if not, nothing below passes either,
+    and the winner of those above is asked: it takes one or two rounds. The winner that passes is that of all entries that do.
+    """
+    noisy = tl.where((y > NEVER) & (_mass(y, top, temperature) >= least), y + temperature * _gumbel(seed, position, first + ids), NEVER)
+    kept = float("inf")
+    if p < 1.0:
+        if k < size:  # top-p is a share of what top-k leaves, so that must be known
+            keys = _order(y)
+            y = tl.where(keys >= _kth(keys, k, tl.full((), LOWEST, tl.int32), tl.max(keys, axis=0)), y, NEVER)
+            noisy = tl.where(y > NEVER, noisy, NEVER)
+        kept = p * tl.sum(_mass(y, top, temperature), axis=0)
+    token = tl.argmax(noisy, axis=0)
+    asking = (k < size) | (p < 1.0)
+    while asking:
+        above = y > tl.sum(tl.where(ids == token, y, 0.0), axis=0)
+        mass = tl.sum(tl.where(above, _mass(y, top, temperature), 0.0), axis=0)
+        asking = (tl.sum(above.to(tl.int32), axis=0) >= k) | (mass >= kept)
+        if asking:
+            noisy = tl.where(above, noisy, NEVER)
+            token = tl.argmax(noisy, axis=0)
+    return token
+
+
+@triton.jit
+def _allowed(z, row, at, inside, length, factor_ptr, less_ptr, barred_ptr, stops_ptr, seen_ptr, min_length_ptr):
+    """Scores of a row after its penalties, -inf where nothing may be chosen, inf where they are no numbers."""
+    y = tl.where(z == z, z, float("inf"))
+    factor, less = tl.load(factor_ptr + row), tl.load(less_ptr + row)
+    if (factor != 1.0) | (less != 0.0):
+        seen = tl.load(seen_ptr + at, mask=inside, other=0) != 0
+        y = tl.where(seen, tl.where(y > 0, y / factor, y * factor) - less, y)
+    barred = tl.load(barred_ptr + at, mask=inside, other=1) != 0
+    if length < tl.load(min_length_ptr + row):
+        barred = barred | (tl.load(stops_ptr + at, mask=inside, other=1) != 0)
+    return tl.where(barred, NEVER, y)
+
+
+@triton.jit
+def _advance(row, length, failed, stopped, max_length_ptr, length_ptr, finished_ptr, failed_ptr):
+    """Write the state of a row that has said something."""
+    tl.store(length_ptr + row, length + 1)
+    tl.store(failed_ptr + row, failed.to(tl.int8))
+    tl.store(finished_ptr + row, (failed | stopped | (length + 1 >= tl.load(max_length_ptr + row))).to(tl.int8))
+
+
+@triton.jit
+def sample_kernel(
+    scores_ptr,  # [B, V] float32
+    cuts_ptr,  # [K + 1] int64
+    factor_ptr,  # [B] repetition penalty
+    less_ptr,  # [B] presence penalty
+    barred_ptr,  # [B, V] int8
+    stops_ptr,  # [B, V] int8
+    min_length_ptr,  # [B]
+    max_length_ptr,  # [B]
+    temperature_ptr,  # [B]
+    top_k_ptr,  # [B]
+    top_p_ptr,  # [B]
+    min_p_ptr,  # [B]
+    seed_ptr,  # [B]
+    length_ptr,  # [B]
+    finished_ptr,  # [B] int8
+    failed_ptr,  # [B] int8
+    seen_ptr,  # [B, V] int8
+    forced_ptr,  # [B, K]
+    tokens_ptr,  # [B, K], -1 where a codebook fails its row and there are several
+    table_ptr,  # [V, E]
+    vectors_ptr,  # [B, E]
+    V,
+    E,
+    pad,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HAS_FORCED: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+):
+    """A token of one row and codebook. The row's state is advanced here where there is one codebook, else by `advance_kernel`."""
+    row, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    first = tl.load(cuts_ptr + k)
+    size = (tl.load(cuts_ptr + k + 1) - first).to(tl.int32)
+    token = tl.full((), pad, tl.int32)
+    if tl.load(finished_ptr + row) == 0:
+        ids = tl.arange(0, BLOCK)
+        inside = ids < size
+        at = row * V + first + ids
+        length = tl.load(length_ptr + row)
+        z = tl.load(scores_ptr + at, mask=inside, other=0.0)
+        y = _allowed(z, row, at, inside, length, factor_ptr, less_ptr, barred_ptr, stops_ptr, seen_ptr, min_length_ptr)
+        top = tl.max(y, axis=0)
+        temperature = tl.load(temperature_ptr + row)
+        failed = tl.abs(top) == float("inf")
+        if (temperature > 0.0) & (failed == 0):
+            of_k = tl.minimum(tl.load(top_k_ptr + row), size).to(tl.int32)
+            p, least, seed = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), tl.load(seed_ptr + row)
+            token = _draw(y, ids, top, size, seed, length, first.to(tl.int32), temperature, of_k, p, least)
+        else:
+            token = tl.argmax(y, axis=0)
+        if HAS_FORCED:
+            forced = tl.load(forced_ptr + row * K + k)
+            failed = failed | (forced >= size)
+            token = tl.where(forced >= 0, forced, token).to(tl.int32)
+        if K == 1:
+            token = tl.where(failed, pad, token)
+            said = row * V + token
+            tl.store(seen_ptr + said, tl.full((), 1, tl.int8))
+            _advance(row, length, failed, tl.load(stops_ptr + said) != 0, max_length_ptr, length_ptr, finished_ptr, failed_ptr)
+        else:
+            token = tl.where(failed, -1, token)
+    tl.store(tokens_ptr + row * K + k, token.to(tl.int64))
+    if HAS_TABLE and K == 1:
+        for start in range(0, E, CHANNELS):
+            channels = start + tl.arange(0, CHANNELS)
+            vector = tl.load(table_ptr + token.to(tl.int64) * E + channels, mask=channels < E)
+            tl.store(vectors_ptr + row * E + channels, vector, mask=channels < E)
+
+
+@triton.jit
+def advance_kernel(
+    tokens_ptr,  # [B, K], -1 where a codebook fails its row
+    cuts_ptr,  # [K + 1] int64
+    stops_ptr,  # [B, V] int8
+    max_length_ptr,  # [B]
+    length_ptr,  # [B]
+    finished_ptr,  # [B] int8
+    failed_ptr,  # [B] int8
+    seen_ptr,  # [B, V] int8
+    table_ptr,  # [V, E]
+    vectors_ptr,  # [B, E]
+    V,
+    E,
+    pad,
+    K: tl.constexpr,
+    BOOKS: tl.constexpr,  # power of 2 that holds K
+    CHANNELS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Advance the state of a row by its tokens, one of each codebook, and add their vectors up."""
+    row = tl.program_id(0).to(tl.int64)
+    books = tl.arange(0, BOOKS)
+    inside = books < K
+    tokens = tl.load(tokens_ptr + row * K + books, mask=inside, other=0)
+    failed = tl.min(tokens, axis=0) < 0
+    tokens = tl.where(failed, pad, tokens)
+    at = tl.load(cuts_ptr + books, mask=inside, other=0) + tokens
+    if tl.load(finished_ptr + row) == 0:
+        stopped = tl.max(tl.load(stops_ptr + row * V + at, mask=inside, other=0), axis=0) != 0
+        tl.store(seen_ptr + row * V + at, tl.full((BOOKS,), 1, tl.int8), mask=inside)
+        _advance(row, tl.load(length_ptr + row), failed, stopped, max_length_ptr, length_ptr, finished_ptr, failed_ptr)
+    tl.store(tokens_ptr + row * K + books, tokens, mask=inside)
+    if HAS_TABLE:
+        for start in range(0, E, CHANNELS):
+            channels = start + tl.arange(0, CHANNELS)
+            total = tl.zeros((CHANNELS,), tl.float32)
+            for k in range(K):
+                # One number out of a register vector: what other threads stored is not read back.
+                one = tl.sum(tl.where(books == k, at, 0), axis=0)
+                total += tl.load(table_ptr + one * E + channels, mask=channels < E, other=0.0).to(tl.float32)
+            tl.store(vectors_ptr + row * E + channels, narrow(total, vectors_ptr.dtype.element_ty, INTERPRET), mask=channels < E)
+
+
+@triton.jit
+def dedup_kernel(
+    units_ptr,  # [B, T]
+    lengths_ptr,  # [B]
+    open_unit_ptr,  # [B]
+    open_duration_ptr,  # [B]
+    last_ptr,  # [B] int8
+    runs_ptr,  # [B, R] zeros
+    durations_ptr,  # [B, R] zeros
+    counts_ptr,  # [B]
+    new_unit_ptr,  # [B]
+    new_duration_ptr,  # [B]
+    T,
+    R,
+    BLOCK: tl.constexpr,
+):
+    """Merge the repeats of one row. The open run counts as frames before the first, at negative places."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths_ptr + row).to(tl.int32)
+    unit, duration = tl.load(open_unit_ptr + row), tl.load(open_duration_ptr + row)
+    held = tl.load(last_ptr + row) == 0
+    begin = -duration.to(tl.int32)  # where the run that is going on began
+    runs = (duration > 0).to(tl.int32)  # begun so far
+    follower = tl.load(units_ptr + row * T, mask=length > 0, other=-1)
+    if (duration > 0) & (follower != unit) & ((length > 0) | (held == 0)):
+        tl.store(runs_ptr + row * R, unit)
+        tl.store(durations_ptr + row * R, duration)
+    for start in range(0, length, BLOCK):
+        frames = start + tl.arange(0, BLOCK)
+        real = frames < length
+        here = tl.load(units_ptr + row * T + frames, mask=real, other=-1)
+        before = tl.load(units_ptr + row * T + frames - 1, mask=real & (frames > 0), other=-1)
+        after = tl.load(units_ptr + row * T + frames + 1, mask=frames + 1 < length, other=-1)
+        before = tl.where(frames == 0, unit, before)
+        starts = real & (here != before)
+        begins = tl.maximum(begin, tl.associative_scan(tl.where(starts, frames, -2147483648), 0, _later))
+        number = runs + tl.cumsum(starts.to(tl.int32), 0) - 1
+        ends = real & (here != after) & ((frames + 1 < length) | (held == 0))
+        tl.store(runs_ptr + row * R + number, here, mask=ends)
+        tl.store(durations_ptr + row * R + number, (frames + 1 - begins).to(tl.int64), mask=ends)
+        begin = tl.max(begins, axis=0)
+        runs += tl.sum(starts.to(tl.int32), axis=0)
+    final = tl.load(units_ptr + row * T + length - 1, mask=length > 0, other=0)
+    final = tl.where(length > 0, final, unit)
+    keeps = held & (runs > 0)
+    tl.store(counts_ptr + row, (runs - keeps.to(tl.int32)).to(tl.int64))
+    tl.store(new_unit_ptr + row, tl.where(keeps, final, -1))
+    tl.store(new_duration_ptr + row, tl.where(keeps, length - begin, 0).to(tl.int64))
+
+
+@triton.jit
+def _later(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def expand_kernel(
+    items_ptr,  # [B, U] words or units
+    durations_ptr,  # [B, U] frames of units
+    offsets_ptr,  # [W + 1] of words
+    spellings_ptr,  # [N] of words
+    lengths_ptr,  # [B]
+    out_ptr,  # [B, F] zeros
+    wanted_ptr,  # [B]
+    U,
+    F,
+    W,
+    BLOCK: tl.constexpr,
+    SPELLED: tl.constexpr,  # words by their spellings, or units by their durations
+):
+    """Every item writes what it stands for, one place after the other; a row ends where its table does."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths_ptr + row)
+    filled = tl.zeros((), tl.int64)
+    for start in range(0, U, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        real = at < tl.minimum(length, U)
+        item = tl.load(items_ptr + row * U + at, mask=real, other=0)
+        if SPELLED:
+            known = real & (item >= 0) & (item < W)
+            source = tl.load(offsets_ptr + item, mask=known, other=0)
+            size = tl.load(offsets_ptr + item + 1, mask=known, other=0) - source
+        else:
+            size = tl.maximum(tl.load(durations_ptr + row * U + at, mask=real, other=0), 0)
+        place = filled + tl.cumsum(size, 0) - size
+        for step in range(0, tl.max(size, axis=0)):
+            writes = (step < size) & (place + step < F)
+            if SPELLED:
+                tl.store(out_ptr + row * F + place + step, tl.load(spellings_ptr + source + step, mask=writes, other=0), mask=writes)
+            else:
+                tl.store(out_ptr + row * F + place + step, item, mask=writes)
+        filled += tl.sum(size, axis=0)
+    tl.store(wanted_ptr + row, filled)
+
+
+@triton.jit
+def codebook_kernel(
+    codes_ptr,  # [B, K, T]
+    lengths_ptr,  # [B]
+    firsts_ptr,  # [K]
+    counts_ptr,  # [K]
+    table_ptr,  # [sum of V_k, C]
+    out_ptr,  # [B, T, C] in either order
+    T,
+    C,
+    frame_stride,
+    channel_stride,
+    K,
+    FRAMES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """The sum over codebooks, in their order, of the entries that FRAMES frames name."""
+    row = tl.program_id(0).to(tl.int64)
+    frames = tl.program_id(1) * FRAMES + tl.arange(0, FRAMES)
+    channels = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    real = frames < tl.minimum(tl.load(lengths_ptr + row), T)
+    inside = channels < C
+    total = tl.zeros((FRAMES, CHANNELS), tl.float32)
+    for k in range(0, K):
+        code = tl.load(codes_ptr + (row * K + k) * T + frames, mask=real, other=-1)
+        known = (code >= 0) & (code < tl.load(counts_ptr + k))
+        entry = (tl.load(firsts_ptr + k) + code) * C
+        total += tl.load(table_ptr + entry[:, None] + channels[None, :], mask=known[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    out = out_ptr + row * T * C + frames[:, None].to(tl.int64) * frame_stride + channels[None, :] * channel_stride
+    tl.store(out, narrow(total, out_ptr.dtype.element_ty, INTERPRET), mask=(frames < T)[:, None] & inside[None, :])

@@ -1,0 +1,147 @@
+"""Head and sampling in plain PyTorch: what runs on a CPU, and what a GPU runs where a vocabulary is too large for the kernels.
+
+Nothing here reads a value off the device, and no row's result depends on another row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echox.kernels.unit_decode.noise import log_waits
+from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
+
+NEVER = float("-inf")
+
+
+def sample(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None) -> Tensor:
+    """Tokens [B, K], and the state advanced; arguments as for `sample_units`."""
+    scores = head_scores(hidden, head)
+    tokens, failed = chosen(scores, head, params, state)
+    if forced is not None:
+        given = forced >= 0
+        tokens = torch.where(given, forced, tokens)
+        failed = failed | (given & (forced >= head.at.diff())).any(1)
+    return advance(tokens, failed, head, params, state)
+
+
+def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
+    """Hidden states [B, D] -> scores [B, V], float32 at least.
+
+    On a CPU a product of one row goes another way than one of several and gives other bits; so one row is sent twice.
+    """
+    B = len(hidden)
+    x, w, b = hidden.to(head.weight.dtype), head.weight.T, head.bias
+    if x.is_cuda:
+        scores = torch.mm(x, w, out_dtype=torch.float32) if x.dtype.itemsize == 2 else torch.mm(x, w)
+        scores = scores if b is None else scores + b
+    else:
+        x = torch.cat((x, x)) if B == 1 else x
+        scores = torch.mm(x, w) if b is None else torch.addmm(b, x, w)
+        scores = scores[:1] if B == 1 else scores
+    return torch.tanh_(scores.div_(head.softcap)).mul_(head.softcap) if head.softcap else scores
+
+
+def chosen(scores: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> tuple[Tensor, Tensor]:
+    """Scores [B, V], overwritten -> tokens [B, K] within their codebooks, and rows [B] that cannot go on."""
+    needs, K = params.needs, head.codebooks
+    if needs.penalties:
+        scores = _penalised(scores, params, state)
+    if needs.bars or needs.stops:
+        scores = scores.masked_fill_(_barred(params, state), NEVER)
+    rows = _by_codebook(scores, head)
+    top, tokens = rows.max(1)  # NaN is the largest
+    if needs.draws:
+        tokens = _drawn(rows, top, head, params, state)
+    # NaN, and infinity less infinity, differ from 0 both.
+    failed = top - top != 0
+    return tokens.view(-1, K), failed if K == 1 else failed.view(-1, K).any(1)
+
+
+def _penalised(scores: Tensor, params: UnitParams, state: UnitState) -> Tensor:
+    factor = params.repetition_penalty[:, None]
+    lower = torch.where(scores > 0, scores / factor, scores * factor) - params.presence_penalty[:, None]
+    return torch.where(state.seen, lower, scores)
+
+
+def _barred(params: UnitParams, state: UnitState) -> Tensor:
+    if not params.needs.stops:
+        return params.barred
+    return params.barred | (params.stops & (state.length < params.min_length)[:, None])
+
+
+def _by_codebook(scores: Tensor, head: UnitHead, absent: float = NEVER) -> Tensor:
+    """[B, V] -> [B * K, C], C entries of the largest codebook, `absent` past the others' ends."""
+    if head.columns is None:
+        return scores.reshape(-1, head.sizes[0])
+    spread = scores[:, head.columns.clamp(min=0)].masked_fill_(head.columns < 0, absent)
+    return spread.flatten(0, 1)
+
+
+def _drawn(rows: Tensor, top: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
+    """A token of each row [B * K]: the largest sum of score and noise among those that pass the filters."""
+    temperature = params.temperature.repeat_interleave(head.codebooks)[:, None]
+    waits = _by_codebook(log_waits(state.seed, state.length, head.ids), head, 0.0)
+    # Noise is scaled instead of scores, so that temperature 0 is the likeliest token.
+    noisy = torch.addcmul(rows, waits, temperature, value=-1)
+    threshold = _threshold(rows, top[:, None], temperature, head.codebooks, params)
+    if threshold is not None:
+        noisy.masked_fill_(rows < threshold, NEVER)
+    return noisy.argmax(1)
+
+
+def _threshold(rows: Tensor, top: Tensor, temperature: Tensor, K: int, params: UnitParams) -> Tensor | None:
+    """The lowest score [R, 1] that passes top-k, top-p and min-p; None where nobody filters."""
+    needs = params.needs
+    heat = torch.where(temperature > 0, temperature, 1.0)
+    found = []
+    if needs.best:
+        best = rows.topk(min(needs.best, rows.shape[1]), dim=1).values
+        kth = _kth(rows, best, params.top_k.repeat_interleave(K)[:, None]) if needs.top_k else None
+        found += [] if kth is None else [kth]
+        found += [_nucleus(rows, best, kth, top, heat, params.top_p.repeat_interleave(K)[:, None])] if needs.top_p else []
+    if needs.min_p:
+        found.append(top + heat * params.min_p.repeat_interleave(K)[:, None].log())
+    return torch.stack(found).amax(0) if found else None
+
+
+def _kth(rows: Tensor, best: Tensor, k: Tensor) -> Tensor:
+    """The k-th of the best scores [R, M], -inf where k is no limit."""
+    return torch.where(k < rows.shape[1], best.gather(1, (k - 1).clamp(max=best.shape[1] - 1)), NEVER)
+
+
+def _nucleus(rows: Tensor, best: Tensor, kth: Tensor | None, top: Tensor, heat: Tensor, p: Tensor) -> Tensor:
+    """The lowest of the best scores [R, M] such that those above hold less than p of the mass from `kth` up."""
+    all = best if best.shape[1] == rows.shape[1] else rows  # scores equal to the k-th count, though they may not be among the M
+    masses = all.sub(top).div_(heat).exp_()
+    # A running sum has one order of summation, whatever the batch and the number of threads.
+    mass = (masses if kth is None else masses.masked_fill_(all < kth, 0)).cumsum(1)[:, -1:]
+    above = best.sub(top).div_(heat).exp_().cumsum(1)[:, :-1]
+    count = (above < p * mass).sum(1, keepdim=True)
+    return torch.where(p < 1, best.gather(1, count), NEVER)
+
+
+def advance(tokens: Tensor, failed: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
+    """Write what was chosen into the state; tokens [B, K] -> what the rows say [B, K], `pad_id` where they have ended."""
+    live = ~state.finished
+    failed = failed & live
+    tokens = tokens.where((live & ~failed)[:, None], head.pad_id)
+    at = tokens if head.codebooks == 1 else tokens + head.at[:-1]
+    state.length += live
+    state.failed |= failed
+    state.finished |= failed | (state.length >= params.max_length)
+    if params.needs.stops:
+        stopped = params.stops.gather(1, at)
+        state.finished |= stopped.view(-1) if head.codebooks == 1 else stopped.any(1)
+    if params.needs.penalties:
+        state.seen.scatter_(1, at, True)
+    return tokens
+
+
+def next_embedding(tokens: Tensor, head: UnitHead) -> Tensor | None:
+    """Tokens [B, K] -> the sum over codebooks of their vectors [B, E]."""
+    if head.embedding is None:
+        return None
+    if head.codebooks == 1:
+        return head.embedding[tokens[:, 0]]
+    return head.embedding[tokens + head.at[:-1]].sum(1)

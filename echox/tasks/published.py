@@ -1,0 +1,206 @@
+"""The published form, as its tasks share it: where training starts, and spoken conversations in the release's tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from echox.assets.hub import missing_files
+from echox.backbones.base import LoraConfig, Turn
+from echox.data.audio import audio_header, load_audio
+from echox.data.manifest import Role, Row
+from echox.errors import ManifestError
+from echox.models.published.compatibility import PAPER, Compatibility, form_of
+from echox.models.published.folder import weights_fingerprint
+from echox.models.published.hearing import windowed, windows
+from echox.models.published.student import config_of, is_untrained
+from echox.models.published.tokens import PROMPT_TOKENS, ReleaseTokens
+from echox.models.speech_llm import IGNORE
+from echox.signals import Batch, Waveform
+from echox.tasks.base import Examples, TaskConfig
+from echox.tasks.spoken import RowsConfig, SpokenRows, padded
+
+WINDOW_TOKENS = 188  # what a window of 1500 encoder frames costs beside text tokens
+TRANSCRIPTION_TOKENS = 300  # longer ones teach no CTC; so in the authors' training code
+HEARING = ["mm_projector1", "asr_transformer_encoder", "out_norm", "lbm"]
+SPEAKING = [f"unit_translator.{name}" for name in ("unit_embedding", "adapter", "model.layers", "model.norm", "lm_head")]
+DENOISER = "unit_translator.aligner_MLP"
+
+log = logging.getLogger(__name__)
+
+
+def release_lora() -> LoraConfig:
+    """LoRA as in the authors' training code of speech to speech; that of S2T before had v_proj too."""
+    return LoraConfig(rank=64, alpha=16.0, dropout=0.05, targets=["q_proj", "k_proj"])
+
+
+@dataclass(kw_only=True, slots=True)
+class ReleaseTaskConfig(TaskConfig):
+    """What every stage in the published form is told."""
+
+    checkpoint: str = MISSING
+    """Published folder that training starts from; "random" is a tiny untrained model for tests, "random:EchoX-3B" (or -8B) the true shapes
+    untrained, for speed work."""
+    released_form: bool = True
+    """Compute in the checkpoint's own form, which its weights have learned; off, as the paper describes, and the exported folder says so."""
+
+    def form(self) -> Compatibility:
+        """What is computed, by its settings.
+
+        Raises:
+            CheckpointError, ConfigError, AssetError: the checkpoint is none.
+        """
+        return form_of(config_of(self.checkpoint)) if self.released_form else PAPER
+
+
+def missing_of(checkpoint: str) -> list[str]:
+    """What a published folder lacks to be trained from."""
+    if is_untrained(checkpoint):
+        return []
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return [f"{folder} (published folder)"]
+    names = [*missing_files(folder), *([] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"])]
+    return [str(folder / name) for name in names]
+
+
+def checkpoint_fingerprint(checkpoint: str) -> str:
+    """What names the weights that training starts from."""
+    return checkpoint if is_untrained(checkpoint) else weights_fingerprint(Path(checkpoint))
+
+
+@dataclass(kw_only=True, slots=True)
+class ConversationsConfig(RowsConfig):
+    """Manifests of spoken conversations, in the release's prompt."""
+
+    max_audio_s: float = 120.0
+    """Seconds of audio at most; conversations with longer clips are left out and counted. What is beyond 30 s is heard in windows."""
+    max_tokens: int = PROMPT_TOKENS
+    """Tokens at most, one for each audio; longer conversations are left out and counted. The release cuts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A conversation made ready."""
+
+    row_id: str
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]  # the same ids, IGNORE where nothing is to be learned
+    clips: tuple[Path, ...]
+    said: tuple[tuple[int, ...], ...]  # tokens of each clip's transcription, () where unknown
+    units: tuple[tuple[int, ...], ...] | None  # of the last answer, as words of the manifest
+    cost: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class HeardBatch(Batch):
+    """Spoken conversations."""
+
+    ids: Tensor  # [B, N] padded with the end id, one placeholder per audio
+    labels: Tensor  # [B, N]
+    wave: Waveform  # A clips in whole windows, in the order of their placeholders
+    clip_rows: Tensor  # [A] the row of each clip
+    said: Tensor  # [A, S] tokens of what the clips say, IGNORE-padded
+
+
+class Lessons(Examples):
+    """Conversations."""
+
+    def __init__(self, lessons: Sequence[Lesson]) -> None:
+        self.lessons = lessons
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def __getitem__(self, index: int) -> Lesson:
+        return self.lessons[index]
+
+    def cost(self, index: int) -> int:
+        return self.lessons[index].cost
+
+
+class SpokenLessons:
+    """Rows of manifests as conversations in the release's tokens."""
+
+    def __init__(self, config: ConversationsConfig, tokens: ReleaseTokens, compatibility: Compatibility, rate_hz: int) -> None:
+        self.rows = SpokenRows(config)
+        self.config = config
+        self.tokens = tokens
+        self.compatibility = compatibility
+        self.rate_hz = rate_hz
+
+    def read(self, split: str, *, last_only: bool = False) -> list[Lesson]:
+        """The conversations of a split; those without audio or answer, and those that are too long, are left out and counted.
+
+        Raises:
+            ManifestError: a manifest is broken, or no conversation remains to train on.
+        """
+        rows = self.rows.rows(split)
+        lessons = [lesson for row in rows if (lesson := self._lesson(row, last_only)) is not None]
+        if len(lessons) < len(rows):
+            log.warning(
+                "%d of %d rows of the %s split are left out: without audio or answer, or longer than %g s or %d tokens",
+                len(rows) - len(lessons), len(rows), split, self.config.max_audio_s, self.config.max_tokens,
+            )  # fmt: skip
+        if split == "train" and not lessons:
+            raise ManifestError(
+                f"no row of {', '.join(self.config.train)} has a question with audio, an answer, at most {self.config.max_tokens} tokens and "
+                f"clips of at most {self.config.max_audio_s:g} s; look at the rows, or raise max_tokens or max_audio_s"
+            )
+        return lessons
+
+    def _lesson(self, row: Row, last_only: bool) -> Lesson | None:
+        turns = list(row.turns)
+        while turns and not (turns[-1].role is Role.ASSISTANT and turns[-1].text):
+            turns.pop()
+        heard = [item for item in turns if item.audio is not None and item.role is Role.USER]
+        if not heard:
+            return None
+        said = [following.transcription for item, following in zip(turns, turns[1:]) if item.audio is not None and item.role is Role.USER]
+        ids, labels = self.tokens.lesson([Turn(item.role.value, item.text, item in heard) for item in turns], last_only=last_only)
+        if self.compatibility.forget_answers_before_audio:
+            first = ids.index(self.tokens.audio_id)
+            labels = [IGNORE] * first + labels[first:]
+        headers = [audio_header(item.audio) for item in heard]
+        too_long = len(ids) > self.config.max_tokens or any(header.duration_s > self.config.max_audio_s for header in headers)
+        if too_long or all(label == IGNORE for label in labels):
+            return None
+        seen = sum(windows(round(header.duration_s * self.rate_hz), self.rate_hz) for header in headers)
+        words = turns[-1].words or (turns[-1].units and [(unit,) for unit in turns[-1].units])
+        return Lesson(
+            row_id=row.id,
+            ids=tuple(ids),
+            labels=tuple(labels),
+            clips=tuple(item.audio for item in heard),
+            said=tuple(map(self._transcribed, said)),
+            units=tuple(words) if words else None,
+            cost=len(ids) + WINDOW_TOKENS * seen,
+        )
+
+    def _transcribed(self, text: str) -> tuple[int, ...]:
+        ids = self.tokens.tokenizer(text, add_special_tokens=False).input_ids if text else []
+        return tuple(ids) if len(ids) <= TRANSCRIPTION_TOKENS else ()
+
+    def collate(self, lessons: Sequence[Lesson]) -> HeardBatch:
+        """Conversations -> one padded batch, their audio read.
+
+        Raises:
+            SignalError: a clip cannot be read, or holds NaN.
+        """
+        labels = padded([lesson.labels for lesson in lessons], IGNORE)
+        clips = [load_audio(clip, self.rate_hz) for lesson in lessons for clip in lesson.clips]
+        return HeardBatch(
+            row_ids=tuple(lesson.row_id for lesson in lessons),
+            count=int((labels != IGNORE).sum()),
+            ids=padded([lesson.ids for lesson in lessons], self.tokens.end_id),
+            labels=labels,
+            wave=windowed(clips, self.rate_hz),
+            clip_rows=torch.tensor([number for number, lesson in enumerate(lessons) for _ in lesson.clips]),
+            said=padded([tokens for lesson in lessons for tokens in lesson.said], IGNORE),
+        )

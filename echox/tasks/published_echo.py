@@ -1,0 +1,282 @@
+"""Echo in the published form: the voice of a published EchoX learns to speak hidden states, segment by segment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echox import checkpoint
+from echox.criteria.base import VoicedOutputs
+from echox.data.cache import ArrayCache
+from echox.data.text import edit_distance
+from echox.encoders.base import ENCODERS
+from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
+from echox.models.published.causal import decode
+from echox.models.published.model import PublishedEchoX
+from echox.models.published.student import HearingStudent, starting_model
+from echox.models.published.teaching import TaughtText, answer_segments, predicted, segment_outputs
+from echox.models.segmenting import RELEASE_RULE, SegmentRule, segments
+from echox.models.speech_llm import IGNORE
+from echox.signals import Batch
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, named_parts
+from echox.tasks.published import DENOISER, HEARING, SPEAKING, HeardBatch, Lesson, Lessons, checkpoint_fingerprint, missing_of
+from echox.tasks.published_s2t import (
+    ReleaseTextConfig,
+    hearing_activations,
+    hearing_groups,
+    hearing_parts,
+    lessons_of,
+    longest_lesson,
+    ready,
+    student_outline,
+    taught,
+)
+from echox.tasks.published_t2c import TRANSLATOR_PARTS
+from echox.tasks.speech_text import ANSWER_SHARE, ASSUMED
+from echox.tasks.spoken import padded
+
+WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
+
+
+@dataclass(kw_only=True, slots=True)
+class ReleaseEchoTaskConfig(ReleaseTextConfig):
+    """Echo training of a published model on spoken conversations; the last answer is spoken, and no recorded one is needed."""
+
+    modules: list[str] = field(default_factory=lambda: [*HEARING, *SPEAKING, DENOISER])
+    """Modules that learn beside LoRA, by the release's names."""
+    rule: SegmentRule = field(default_factory=lambda: SegmentRule(**asdict(RELEASE_RULE)))
+    """Where answers are cut into segments, as in streaming."""
+    max_words: int = 2048
+    """Unit words of a segment at most; 2048 in the release."""
+    label_batch: int = 16
+    """Conversations labelled at once."""
+    scored_rows: int = 16
+    """Validation conversations that are spoken and compared with their pseudo-labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledLesson:
+    """A conversation, and what the frozen T2C says for the segments of its answer."""
+
+    lesson: Lesson
+    lengths: tuple[int, ...]  # text tokens of each segment
+    words: tuple[tuple[int, ...], ...]  # ids of the unit translator, with the end id
+
+
+@dataclass(frozen=True, slots=True)
+class EchoedBatch(Batch):
+    """Spoken conversations with pseudo-labels."""
+
+    heard: HeardBatch
+    chunk_lengths: Tensor  # [B, C] text tokens per segment, -1 where there is none
+    units: Tensor  # [B, C, T] IGNORE-padded
+
+
+class LabelledLessons(Examples):
+    """Conversations with pseudo-labels."""
+
+    def __init__(self, lessons: Lessons, labels: ArrayCache) -> None:
+        self.lessons, self.labels = lessons, labels
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def __getitem__(self, index: int) -> LabelledLesson:
+        lesson = self.lessons[index]
+        return LabelledLesson(lesson, *unpacked(self.labels[label_key(lesson)].tolist()))
+
+    def cost(self, index: int) -> int:
+        return self.lessons.cost(index)
+
+
+@TASKS.register("published_echo", ReleaseEchoTaskConfig)
+class ReleaseEchoTask(Task):
+    """Stage III from a published folder.
+
+    The states that predict the reference answer are cut as in streaming; each segment X' of their greedy reading is said by the frozen
+    T2C, which gives its label Y'. Labels are made once, before training, and cached under the fingerprints of all they come from.
+    Source: EchoX (arXiv:2509.09174), Echo training; the branch finetune_kd of its release.
+    """
+
+    continues = ("s2t", "t2c")
+    needs = ("encoder",)
+
+    def __init__(self, config: ReleaseEchoTaskConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+
+    def build(self) -> HearingStudent:
+        student, self.inherited = speaking_student(self.config, self.context)
+        self.lessons = lessons_of(student, self.config)
+        self.splits = {split: self.lessons.read(split, last_only=True) for split in ("train", "valid")}
+        return student
+
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def missing(self) -> list[str]:
+        return missing_of(self.config.checkpoint)
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        return speaking_outline(self.config, self.context)
+
+    def learned(self, model: HearingStudent) -> dict[str, Tensor]:
+        return learned_here_and_before(model, self.inherited)
+
+    def parameter_groups(self, model: HearingStudent) -> list[dict[str, Any]]:
+        return hearing_groups(model)
+
+    def prepare(self, model: HearingStudent) -> None:
+        lessons = {label_key(lesson): lesson for split in self.splits.values() for lesson in split}
+        self.labels = ArrayCache(self.context.cache_dir / "pseudo_labels", self._label_fingerprint())
+        model.eval()
+        self.labels.fill(
+            list(lessons),
+            lambda keys: self._label(model, [lessons[key] for key in keys]),
+            costs=[lesson.cost for lesson in lessons.values()],
+            batch_size=self.config.label_batch,
+            label="pseudo-labels",
+        )
+
+    def _label_fingerprint(self) -> str:
+        makers = {stage: checkpoint.fingerprint(folder) for stage, folder in self.context.parents.items()}
+        settings = [makers, self.data_fingerprints(), asdict(self.config.rule), self.config.max_words, self.config.released_form]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def _label(self, model: HearingStudent, lessons: Sequence[Lesson]) -> list[Tensor]:
+        device = next(model.parameters()).device
+        batch = self.lessons.collate(lessons).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.context.bf16):
+            cuts = list(self._segments(model.release, taught(model, batch)))
+            words = iter(speak_texts(model.release, [text for row in cuts for text in row], self.config.max_words))
+        return [packed([(len(text), next(words)) for text in row]) for row in cuts]
+
+    def _segments(self, model: PublishedEchoX, passed: TaughtText) -> Iterable[list[list[int]]]:
+        """The greedy reading of each answer in segments, the end of the turn left out."""
+        states, labels = predicted(passed.hidden, passed.labels)
+        reading, scores = model.language.logits(states).argmax(-1).tolist(), model.trigger_scores(states).tolist()
+        counts = (passed.labels[:, 1:] != IGNORE).sum(1).tolist()
+        start = 0
+        for count in counts:
+            end = start + count - 1
+            yield [reading[start + cut.start : start + cut.end] for cut in segments(scores[start:end], self.config.rule)]
+            start += count
+
+    def examples(self, split: str) -> Examples:
+        return LabelledLessons(Lessons(self.splits[split]), self.labels)
+
+    def collate(self, examples: Sequence[LabelledLesson]) -> EchoedBatch:
+        heard = self.lessons.collate([example.lesson for example in examples])
+        lengths = padded([example.lengths for example in examples], -1)
+        flat = [word for example in examples for word in [*example.words, *[()] * (lengths.shape[1] - len(example.words))]]
+        units = padded(flat, IGNORE)
+        return EchoedBatch(
+            row_ids=heard.row_ids,
+            count=max(1, int((units != IGNORE).sum())),
+            heard=heard,
+            chunk_lengths=lengths,
+            units=units.reshape(*lengths.shape, -1),
+        )
+
+    def forward(self, model: HearingStudent, batch: EchoedBatch) -> VoicedOutputs:
+        return segment_outputs(model.release, taught(model, batch.heard), batch.chunk_lengths, batch.units)
+
+    def score(self, model: HearingStudent, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        errors = units = rows = 0
+        tokens = model.release.tokens
+        for batch in batches():
+            if rows >= self.config.scored_rows:
+                break
+            cut = answer_segments(taught(model, batch.heard), batch.chunk_lengths)
+            said = model.release.speak(cut.states, cut.lengths, self.config.max_words)
+            for row, labels in enumerate(batch.units[batch.chunk_lengths > 0].tolist()):
+                wanted = tokens.units([label for label in labels if label != IGNORE])
+                errors += edit_distance(tokens.units(said.row(row)), wanted)
+                units += len(wanted)
+            rows += len(batch.row_ids)
+        return {"unit_error": errors / max(1, units)}
+
+    def data_fingerprints(self) -> dict[str, str]:
+        return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}
+
+
+def label_key(lesson: Lesson) -> str:
+    """What a conversation's labels are cached under: published rows have no ids of their own."""
+    return hashlib.sha256(json.dumps([lesson.ids, list(map(str, lesson.clips))]).encode()).hexdigest()[:24]
+
+
+def speaking_student(config: ReleaseTextConfig, context: StageContext) -> tuple[HearingStudent, list[str]]:
+    """The whole model, ready, with what the stages before have learned; and the names of that.
+
+    Raises:
+        CheckpointError: a stage before belongs to another recipe.
+    """
+    encoder = ENCODERS.build(context.parts.encoder)
+    student = ready(HearingStudent(encoder, starting_model(config.checkpoint, config.form(), encoder.dim)), config, context)
+    names: list[str] = []
+    for stage, module, prefix in (("s2t", student, ""), ("t2c", student.release, "release.")):
+        if stage in context.parents:
+            found = checkpoint.load(context.parents[stage])
+            checkpoint.fill(module, found, set(found.tensors))
+            names += [f"{prefix}{name}" for name in found.tensors]
+    return student, names
+
+
+def learned_here_and_before(model: HearingStudent, inherited: Sequence[str]) -> dict[str, Tensor]:
+    """What a checkpoint holds that is to be exported by itself."""
+    state = model.state_dict()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {name: state[name] for name in dict.fromkeys([*trained, *inherited])}
+
+
+def speaking_outline(config: ReleaseTextConfig, context: StageContext) -> Outline:
+    """The whole model before anything is read."""
+    student = student_outline(config, context)
+    release = student.release
+    body = release.translator.body
+    spoken = ANSWER_SHARE * (1 + WORDS_PER_TOKEN) * layer_bytes(body, body.config.hidden_size)
+    denoised = ANSWER_SHARE * BYTES_PER_CHANNEL * release.adapter.shape.width
+    return Outline(
+        model=student,
+        parts={**hearing_parts(), **named_parts("unit translator", "release.translator", TRANSLATOR_PARTS)},
+        cost_unit="tokens",
+        longest_cost=longest_lesson(config.data),
+        activations={**hearing_activations(release), "denoising adapter": denoised, "unit translator": spoken},
+        notes=[ASSUMED, f"activations: {WORDS_PER_TOKEN} unit words to a text token"],
+    )
+
+
+def speak_texts(model: PublishedEchoX, texts: Sequence[Sequence[int]], max_words: int) -> list[list[int]]:
+    """What T2C says for pieces of text, each begun and framed as in its own training; with the end id where it came to an end."""
+    if not texts:
+        return []
+    tokens, device = model.tokens, model.language.head.weight.device
+    header = tokens.before_text(model.compatibility, begin=False)
+    rows = [[*header, *([] if text[:1] == [tokens.begin_id] else [tokens.begin_id]), *text, *tokens.after_text()] for text in texts]
+    ids = padded(rows, tokens.end_id).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    said = decode(model.translator, model.translator.given(ids, lengths, ids != tokens.end_id), tokens.end_id, max_words)
+    return [[*said.row(row), *([tokens.end_id] if ended else [])] for row, ended in enumerate(said.ended.tolist())]
+
+
+def packed(segments_: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+    """Segments (text tokens, words) as one array: how many, the text tokens of each, the words of each, then all words."""
+    sizes = [len(segments_), *(length for length, _ in segments_), *(len(words) for _, words in segments_)]
+    return torch.tensor([*sizes, *(word for _, words in segments_ for word in words)], dtype=torch.int32)
+
+
+def unpacked(values: Sequence[int]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The inverse of `packed`: text tokens of each segment, words of each segment."""
+    count = values[0]
+    lengths, sizes = values[1 : 1 + count], values[1 + count : 1 + 2 * count]
+    words, start = [], 1 + 2 * count
+    for size in sizes:
+        words.append(tuple(values[start : start + size]))
+        start += size
+    return tuple(lengths), tuple(words)

@@ -1,0 +1,106 @@
+"""S2T and the voice at once, on recorded units, in the published form; the release calls it finetune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from echox.criteria.base import JointOutputs
+from echox.errors import ManifestError
+from echox.models.published.student import HearingStudent
+from echox.models.published.teaching import joint_outputs
+from echox.models.speech_llm import IGNORE
+from echox.signals import Batch
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task
+from echox.tasks.published import DENOISER, HEARING, SPEAKING, HeardBatch, Lesson, Lessons, checkpoint_fingerprint, missing_of
+from echox.tasks.published_echo import learned_here_and_before, speaking_outline, speaking_student
+from echox.tasks.published_s2t import ReleaseTextConfig, hearing_groups, lessons_of, taught
+from echox.tasks.published_t2c import spoken_words
+from echox.tasks.spoken import padded
+
+
+@dataclass(kw_only=True, slots=True)
+class ReleaseJointTaskConfig(ReleaseTextConfig):
+    """Training of a published model on spoken conversations whose last answers have units."""
+
+    modules: list[str] = field(default_factory=lambda: [*HEARING, *SPEAKING, DENOISER])
+    """Modules that learn beside LoRA, by the release's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class JointBatch(Batch):
+    """Spoken conversations, and their last answers as sequences of the unit translator."""
+
+    heard: HeardBatch
+    ids: Tensor  # [B, L] the answer's text where it stands in `heard.ids`, then its units; the end id elsewhere
+    labels: Tensor  # [B, L]
+
+
+@TASKS.register("published_joint", ReleaseJointTaskConfig)
+class ReleaseJointTask(Task):
+    """The release's branch finetune: units of the recorded answer from the states at its own tokens, beside S2T."""
+
+    continues = ("s2t", "t2c")
+    needs = ("encoder",)
+
+    def __init__(self, config: ReleaseJointTaskConfig, context: StageContext) -> None:
+        super().__init__(config, context)
+
+    def build(self) -> HearingStudent:
+        student, self.inherited = speaking_student(self.config, self.context)
+        self.lessons = lessons_of(student, self.config)
+        self.splits = {split: self._spoken(split) for split in ("train", "valid")}
+        return student
+
+    def _spoken(self, split: str) -> list[Lesson]:
+        lessons = [lesson for lesson in self.lessons.read(split, last_only=True) if spoken_words(self.lessons.tokens, lesson.units)]
+        if split == "train" and not lessons:
+            raise ManifestError(
+                f"no last answer of {', '.join(self.config.data.train)} has units that the checkpoint's unit words say; give them 'units', or use task published_echo"
+            )
+        return lessons
+
+    def manifests(self) -> list[str]:
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def missing(self) -> list[str]:
+        return missing_of(self.config.checkpoint)
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        return speaking_outline(self.config, self.context)
+
+    def learned(self, model: HearingStudent) -> dict[str, Tensor]:
+        return learned_here_and_before(model, self.inherited)
+
+    def parameter_groups(self, model: HearingStudent) -> list[dict[str, Any]]:
+        return hearing_groups(model)
+
+    def examples(self, split: str) -> Examples:
+        return Lessons(self.splits[split])
+
+    def collate(self, examples: Sequence[Lesson]) -> JointBatch:
+        heard = self.lessons.collate(examples)
+        sequences = [self._sequence(lesson) for lesson in examples]
+        width = heard.ids.shape[1]
+        ids = padded([[*text, *units, *[self.lessons.tokens.end_id] * (width - len(text) - len(units))] for text, units in sequences], self.lessons.tokens.end_id)
+        labels = padded([[*[IGNORE] * len(text), *units, *[IGNORE] * (width - len(text) - len(units))] for text, units in sequences], IGNORE)
+        return JointBatch(heard.row_ids, int((labels != IGNORE).sum()), heard, ids, labels)
+
+    def _sequence(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        """The answer with its header at its place in the conversation, and what opens its units; and the units."""
+        tokens = self.lessons.tokens
+        first = next(at for at, label in enumerate(lesson.labels) if label != IGNORE)
+        header = len(tokens.header("assistant") + tokens.piece("\n"))
+        text = [*[tokens.end_id] * (first - header), *lesson.ids[first - header :], *tokens.after_text()[1:]]
+        return text, [tokens.begin_id, *spoken_words(tokens, lesson.units), tokens.end_id]
+
+    def forward(self, model: HearingStudent, batch: JointBatch) -> JointOutputs:
+        heard = batch.heard
+        visible = batch.ids != model.release.tokens.end_id
+        return joint_outputs(model.release, taught(model, heard), heard.said, heard.labels, batch.ids, batch.labels, visible)
+
+    def data_fingerprints(self) -> dict[str, str]:
+        return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

@@ -1,0 +1,102 @@
+"""`echox-bench decode` measures loops of equal words, samplers and an answer's parts, and writes its tables."""
+
+import json
+
+import pytest
+import torch
+
+from echox.bench import answer, decode
+from echox.bench.decode import NOT_MEASURED
+from echox.bench.decode_contenders import SamplingProblem
+from echox.bench.decode_loops import Contest, LoopProblem
+from echox_cli.bench import main
+
+
+@pytest.fixture
+def small(monkeypatch, house):
+    """A language model, a vocoder and samplers of the smallest sizes."""
+    monkeypatch.setattr(answer, "BACKBONE", "random")
+    monkeypatch.setattr(answer, "VOCODER", {"upsample_initial_channel": 32})
+    monkeypatch.setattr(answer, "ANSWER_TOKENS", 4)
+    monkeypatch.setattr(decode, "CPU_SAMPLERS", [SamplingProblem(2, 64, 64)])
+    return house
+
+
+def test_loops_samplers_and_answers_are_measured(small, capsys):
+    asked = ["1x64", "batches=[1,2]", "words=30", "tokens=6", "repeats=1", "device=cpu", "threads=[1]", "output=out/decode"]
+    assert main(["decode", *asked]) == 0
+    found = json.loads((small / "out/decode.json").read_text())
+    lines = {(line["batch"], line["contender"]): line for line in found["loops"]}
+    names = {name for _, name in lines}
+    assert names == {"echox", "HF generate, dynamic cache", "HF generate, static cache"} and len(lines) == 6
+    for (batch, _), line in lines.items():
+        assert line["note"] == "" and line["threads"] == 1
+        assert line["tokens_per_s"] == pytest.approx(1e6 * batch / line["step_us"])
+    assert lines[2, "echox"]["of_echox"] == 1
+    assert any(line["sampler"] == "echox" and line["eager_us"] > 0 for line in found["samplers"])
+    assert all(
+        line[part] > 0
+        for line in found["answers"]
+        for part in ("text_s", "library_text_s", "units_s", "assembly_s", "vocoder_s", "speech_s")
+    )
+    assert (small / "out/decode.md").read_text() in capsys.readouterr().out
+    assert torch.get_num_threads() == 1
+
+
+def test_what_needs_a_gpu_is_marked(small, monkeypatch):
+    monkeypatch.setattr(decode, "SHAPES", ["1x64"])
+    assert (
+        main(
+            [
+                "decode",
+                "batches=[1]",
+                "words=20",
+                "tokens=2",
+                "repeats=1",
+                "device=cpu",
+                "sampler=false",
+                "answer=false",
+                "output=out/decode",
+            ]
+        )
+        == 0
+    )
+    marked = [line for line in json.loads((small / "out/decode.json").read_text())["loops"] if line["device"] == "a GPU"]
+    assert [line["note"] for line in marked] == [NOT_MEASURED]
+
+
+def test_a_contender_that_says_other_words_is_found_out(small, monkeypatch):
+    real = Contest.calls
+    monkeypatch.setattr(Contest, "calls", lambda self: real(self) | {"liar": lambda: torch.zeros(1, 5, dtype=torch.int64)})
+    assert (
+        main(
+            [
+                "decode",
+                "1x64",
+                "batches=[1]",
+                "words=30",
+                "tokens=5",
+                "repeats=1",
+                "device=cpu",
+                "sampler=false",
+                "answer=false",
+                "output=out/d",
+            ]
+        )
+        == 0
+    )
+    lines = {line["contender"]: line["note"] for line in json.loads((small / "out/d.json").read_text())["loops"]}
+    assert lines["echox"] == "" and "of its words are others" in lines["liar"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["4x100"], "shape '4x100'"), (["4"], "shape '4'"), (["tokens=0"], "tokens must be"), (["batches=[0]"], "batches")],
+)
+def test_wrong_settings_are_a_sentence(house, capsys, words, sentence):
+    assert main(["decode", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_sizes():
+    assert LoopProblem.size_of("6x512") == (6, 512)

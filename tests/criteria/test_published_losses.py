@@ -1,0 +1,41 @@
+"""The losses by which the release trains its voice."""
+
+import pytest
+import torch
+
+from echox.criteria.base import CRITERIA
+from echox.criteria.published import capped_weight, joint
+from echox.plugins import discover
+from echox.testing.criteria import joint_example, voiced_example
+
+discover()
+
+
+def loss_of(outputs, batch, **config):
+    found = CRITERIA.build(CRITERIA.parse(config))(outputs, batch)
+    return float(found.total) / batch.count, {name: float(total / count) for name, (total, count) in found.parts.items()}
+
+
+def test_the_cosine_term_is_held_at_a_fifth_of_the_unit_loss():
+    units = torch.tensor(2.0)
+    assert float(capped_weight(units, torch.tensor(0.3))) == 1.0
+    assert float(capped_weight(units, torch.tensor(8.0))) == pytest.approx(0.05)
+    outputs, batch = voiced_example(1, 3)
+    outputs.distances.mul_(100)
+    total, parts = loss_of(outputs, batch, name="published_echo", text_weight=0.0)
+    assert total == pytest.approx(1.2 * parts["units"], rel=1e-5)
+
+
+def test_a_fixed_weight_is_the_paper_s_lambda():
+    outputs, batch = voiced_example(1, 3)
+    total, parts = loss_of(outputs, batch, name="published_echo", denoising_weight=0.7, text_weight=2.0)
+    assert total == pytest.approx(parts["units"] + 0.7 * parts["denoising"] + 2.0 * parts["text"], rel=1e-5)
+
+
+def test_units_count_ten_times_as_much_once_text_is_learned():
+    assert float(joint(torch.tensor(0.5), torch.tensor(3.0))) == pytest.approx(6.1)
+    assert float(joint(torch.tensor(1.5), torch.tensor(3.0))) == pytest.approx(4.5)
+    outputs, batch = joint_example(1, 3)
+    total, parts = loss_of(outputs, batch, name="published_joint")
+    voice = parts["units"] + min(parts["denoising"], 0.2 * parts["units"])
+    assert total == pytest.approx(parts["text"] + 0.3 * parts["ctc"] + voice, rel=1e-5)

@@ -1,0 +1,67 @@
+"""Compiles the kernels of unit decoding for an NVIDIA architecture, with no GPU, and prints what each needs as JSON.
+
+The launches are the real ones: calls with fake CUDA tensors walk through the shipped code, and every launch is compiled instead of run.
+
+usage: python compile_unit_decode.py 90
+"""
+
+import json
+
+import torch
+from compiling import resources, stand_in
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from echox.kernels.unit_decode import (
+    Codebooks,
+    OpenRun,
+    Spellings,
+    UnitHead,
+    UnitParams,
+    UnitRequest,
+    UnitState,
+    dedup_units,
+    expand_durations,
+    expand_words,
+    kernel,
+    rvq_dequantize,
+    sample_units,
+)
+
+CUDA = {"device": "cuda"}
+NAMES = ("head_kernel", "sample_kernel", "advance_kernel", "dedup_kernel", "expand_kernel", "codebook_kernel")
+
+
+def step(B, D, sizes, dtype, plain=False):
+    V = sum(sizes)
+    cuts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    bias, table = (None, None) if plain else (torch.empty(V, dtype=dtype, **CUDA), torch.empty(V, D, dtype=dtype, **CUDA))
+    head = UnitHead.of(torch.empty(V, D, dtype=dtype, **CUDA), bias=bias, segments=cuts, softcap=None if plain else 30.0, embedding=table)
+    requests = [UnitRequest(temperature=0.8)] * B
+    forced = None if plain else torch.empty(B, len(sizes), dtype=torch.int64, **CUDA)
+    sample_units(torch.empty(B, D, dtype=dtype, **CUDA), head, UnitParams.of(requests, head), UnitState.of(requests, head), forced=forced)
+
+
+def assembly():
+    ids, lengths = torch.empty(8, 1000, dtype=torch.int64, **CUDA), torch.empty(8, dtype=torch.int64, **CUDA)
+    dedup_units(ids, lengths, OpenRun(lengths, lengths))
+    expand_words(ids, lengths, Spellings(torch.empty(2049, dtype=torch.int64, **CUDA), ids.view(-1)), 4000)
+    books = Codebooks(torch.empty(9 * 1024, 1024, dtype=torch.bfloat16, **CUDA), torch.empty(9, dtype=torch.int64, **CUDA), torch.empty(9, dtype=torch.int64, **CUDA))
+    rvq_dequantize(torch.empty(8, 9, 250, dtype=torch.int64, **CUDA), lengths, books, channels_first=True)
+
+
+CASES = {
+    "B=8 V=4096 bf16": lambda: step(8, 2048, [4096], torch.bfloat16),
+    "B=64 V=16384 fp16, plain": lambda: step(64, 2048, [16384], torch.float16, plain=True),
+    "B=8 K=8 unequal bf16": lambda: step(8, 1000, [1024, 1000, 777] + [512] * 5, torch.bfloat16),
+    "B=8 V=500 fp32, plain": lambda: step(8, 1024, [500], torch.float32, plain=True),
+    "assembly": assembly,
+    "durations": lambda: expand_durations(*(torch.empty(8, 1000, dtype=torch.int64, **CUDA) for _ in range(2)), torch.empty(8, dtype=torch.int64, **CUDA), 4000),
+}
+
+found, report = stand_in(kernel, NAMES), []
+with FakeTensorMode():
+    for case, walk in CASES.items():
+        found.clear()
+        walk()
+        report += [{"case": case, **resources(name, compiled)} for name, compiled in found]
+print(json.dumps(report))

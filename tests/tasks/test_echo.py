@@ -1,0 +1,208 @@
+"""Echo: where its labels come from, what is spoken at a time, and that a batch is its rows."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from echo_home import ANSWERS, recipe_at, words_at, write_home
+
+from echox import checkpoint
+from echox.chain import run_recipe, stage_task
+from echox.errors import CheckpointError, ConfigError
+from echox.models.segmenting import SegmentRule, segments, whole
+from echox.models.speech_llm import IGNORE
+from echox.tasks.base import TASKS
+from echox.tasks.speech_text import teacher_forced
+from echox.tasks.echo import answer_states
+from echox_cli import prepare, train
+
+CPU = torch.device("cpu")
+CUTS = ("echo.task.segments.rule.threshold=-1.0", "echo.task.segments.rule.window=2")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("echo")
+    write_home(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage(home):
+    """Builds the Echo stage, prepared, in eval mode."""
+    made = {}
+
+    def build(*more):
+        if more not in made:
+            task = stage_task(recipe_at(home, *more), "echo", CPU)
+            torch.manual_seed(0)
+            model = task.build()
+            task.prepare(model)
+            made[more] = task, model.eval()
+        return made[more]
+
+    return build
+
+
+def states_of(task, model, batch):
+    return answer_states(teacher_forced(model.speech_llm, batch.conversation)[1], batch.conversation)
+
+
+def all_rows(task):
+    examples = task.examples("train")
+    return task.collate([examples[index] for index in range(len(examples))])
+
+
+@torch.no_grad()
+def test_before_the_first_step_echo_is_the_cascade(stage):
+    task, model = stage()
+    hidden, lengths = states_of(task, model, all_rows(task))
+    text = model.speech_llm.backbone.logits(hidden).argmax(-1)
+    said = model.speak(hidden, lengths)
+    assert all(said) and said == model.voice.speak(text, lengths)
+    vectors = model.denoise(hidden, model.speech_llm.backbone.logits(hidden))
+    assert torch.equal(vectors, model.voice.rows(text))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("more", [(), CUTS, ("echo.task.online={}",)], ids=["whole", "segments", "online"])
+def test_a_batch_is_its_rows(stage, more):
+    task, model = stage(*more)
+    examples = task.examples("train")
+    batch = all_rows(task)
+    hidden, lengths = states_of(task, model, batch)
+    together, said = task.forward(model, batch), model.speak(hidden, lengths)
+    assert len(set(lengths.tolist())) > 2
+    alone = []
+    for row in range(len(examples)):
+        single = task.collate([examples[row]])
+        own, size = states_of(task, model, single)
+        assert size[0] == lengths[row]
+        torch.testing.assert_close(hidden[row, : size[0]], own[0, : size[0]], atol=1e-4, rtol=0)
+        assert model.speak(own, size) == [said[row]]
+        alone.append(task.forward(model, single))
+    assert together.unit_labels.tolist() == [label for row in alone for label in row.unit_labels.tolist()]
+    for name in ("unit_states", "denoised", "text_vectors", "text_logits"):
+        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(row, name) for row in alone]), atol=1e-4, rtol=0)
+
+
+def test_two_turns_that_are_heard_are_two_clips_of_one_row(stage):
+    task, _ = stage()
+    batch = all_rows(task)
+    last = len(ANSWERS) - 1
+    assert batch.conversation.clip_rows.tolist() == [*range(last), last, last]
+
+
+@torch.no_grad()
+def test_segments_are_cut_as_streaming_cuts_and_each_is_a_sample_of_its_own(stage):
+    task, model = stage(*CUTS)
+    batch = all_rows(task)
+    hidden, lengths = states_of(task, model, batch)
+    rule = SegmentRule(threshold=-1.0, window=2)
+    spans = list(zip(batch.spans.rows.tolist(), batch.spans.starts.tolist(), batch.spans.ends.tolist()))
+    for row, length in enumerate(lengths.tolist()):
+        scores = model.cutter.scores(hidden[row, :length]).tolist()
+        assert [(start, end) for at, start, end in spans if at == row] == [(cut.start, cut.end) for cut in segments(scores, rule)]
+    assert len(spans) > len(batch.row_ids) == len(whole(lengths).rows)
+    outputs = task.forward(model, batch)
+    done = 0
+    for (row, start, end), target in zip(spans, batch.targets):
+        target = target[target != IGNORE]
+        piece = outputs.denoised[sum(lengths[:row]) + start : sum(lengths[:row]) + end][None]
+        alone = model.voice.decoder(piece, torch.tensor([end - start]), target[None])[0]
+        torch.testing.assert_close(outputs.unit_states[done : done + len(target)], alone, atol=1e-4, rtol=0)
+        assert target.tolist() == model.voice.targets(batch.text[row : row + 1, start:end], torch.tensor([end - start]))[0]
+        done += len(target)
+
+
+@torch.no_grad()
+def test_online_labels_of_an_untrained_stage_are_the_cached_ones(stage):
+    (cached, model), (online, other) = stage(), stage("echo.task.online={}")
+    hidden, lengths = states_of(cached, model, all_rows(cached))
+    first, second = (task.labels.labels(net, all_rows(task), hidden, lengths) for task, net in ((cached, model), (online, other)))
+    real = torch.arange(first.text.shape[1])[None] < lengths[:, None]
+    assert torch.equal(first.targets, second.targets) and torch.equal(first.text[real], second.text[real])
+    assert online.collate([online.examples("train")[0]]).count == len(ANSWERS[0]) + 1
+    other.train()
+    assert not other.teacher.training and not other.teacher.voice.decoder.drop.training
+    assert not any(name.startswith("teacher.") for name in online.learned(other))
+    assert not any(parameter.requires_grad for parameter in other.teacher.parameters())
+
+
+def test_online_labels_follow_the_model_and_the_teacher_stays(stage):
+    task, model = stage("echo.task.online={}", "echo.task.label_batch=3")
+    batch = all_rows(task)
+    hidden, lengths = states_of(task, model, batch)
+    before = task.labels.labels(model, batch, hidden, lengths).targets
+    with torch.no_grad():
+        model.voice.decoder.head.weight.mul_(-1)
+    assert torch.equal(task.labels.labels(model, batch, hidden, lengths).targets, before)
+    assert not torch.equal(task.labels.labels(model, batch, -hidden, lengths).text, task.labels.labels(model, batch, hidden, lengths).text)
+
+
+@pytest.mark.parametrize("more", [("echo.task.online={}",), CUTS], ids=["online", "segments"])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(home, tmp_path, more):
+    shutil.copytree(home / "run", tmp_path / "run")
+    recipe = recipe_at(home, *more, f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")
+    run_recipe(recipe)
+    assert (tmp_path / "cache" / "pseudo_labels").exists() == (more == CUTS)
+    folder = tmp_path / "run" / "echo"
+    before = checkpoint.fingerprint(folder / "final")
+    shutil.rmtree(folder / "final")
+    shutil.rmtree(checkpoint.step_folders(folder / "checkpoints")[-1])
+    run_recipe(recipe)
+    assert checkpoint.fingerprint(folder / "final") == before
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"unit_error", "units", "denoising"} <= losses[-1].keys()
+
+
+def test_labels_are_written_by_a_command_and_stale_ones_refused(home, tmp_path, capsys):
+    named = f"echo.task.labels={tmp_path / 'labels'}"
+    words = ["recipe=echo_tiny", *words_at(home, named)]
+    task = stage_task(recipe_at(home, named), "echo", CPU)
+    with pytest.raises(CheckpointError, match="there are no finished pseudo-labels in .*labels; write them anew with 'echox-prepare labels'"):
+        task.prepare(task.build())
+    assert prepare.main(["labels", *words]) == 0
+    assert str(tmp_path / "labels") in capsys.readouterr().out
+    task.prepare(task.build())
+    assert len(task.examples("train")) == len(ANSWERS) and all_rows(task).targets.shape[0] == len(ANSWERS)
+    for more, changed in ((CUTS, "segments"), (("backbone.system=Other.",), "language model")):
+        other = stage_task(recipe_at(home, named, *more), "echo", CPU)
+        with pytest.raises(CheckpointError, match=f"are stale, they were made with another {changed}; write them anew"):
+            other.prepare(other.build())
+
+
+def test_labels_of_other_texts_are_stale(home, tmp_path):
+    named = f"echo.task.labels={tmp_path / 'labels'}"
+    assert prepare.main(["labels", "recipe=echo_tiny", *words_at(home, named)]) == 0
+    task = stage_task(recipe_at(home, named), "echo", CPU)
+    model = task.build()
+    rows = task.speech_text.splits["train"]
+    rows[1] = dataclasses.replace(rows[1], target=rows[1].target[1:])
+    with pytest.raises(CheckpointError, match="1 of 8 conversations are not among them as their text and audio now are, such as 'row-1'"):
+        task.prepare(model)
+
+
+def test_labels_are_chosen_once(home, capsys):
+    words = ["recipe=echo_tiny", *words_at(home, "echo.task.online={}")]
+    assert prepare.main(["labels", *words]) == 2
+    assert "nothing to write; set echo.task.online=null" in capsys.readouterr().err
+    assert train.main([*words, "echo.task.labels=x"]) == 2
+    assert "set one of the two to null" in capsys.readouterr().err
+    assert prepare.main(["labels", *words, "echo.task.online=null", "stage=t2c"]) == 2
+    assert "ask for stage=echo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trigger", ["", "no"])
+def test_a_trigger_is_one_token(home, trigger):
+    recipe = recipe_at(home, f"echo.task.segments.trigger='{trigger}'")
+    with pytest.raises(ConfigError, match="name a text that is one, such as '.'"):
+        stage_task(recipe, "echo", CPU).build()
+
+
+def test_the_unit_decoder_has_a_rate_of_its_own(home):
+    task = stage_task(recipe_at(home, "echo.task.voice_lr_scale=0.25"), "echo", CPU)
+    scales = {group["name"]: group["lr_scale"] for group in task.parameter_groups(task.build())}
+    assert scales == {"denoiser": 1.0, "voice": 0.25, "speech_llm": 0.1} and "echo" in TASKS
