@@ -1,12 +1,17 @@
 """The codec-head loss over two processes is the loss of one."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from codec_head_cases import Case, error, expected, gradients
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from echox.kernels.codec_head_loss import Impl, Reduction
+from echox.kernels.codec_head_loss import CodecHead, Impl, Reduction
 from echox.kernels.codec_head_loss.parallel import codebook_parallel_loss, vocabulary_parallel_loss
 
 VOCABULARY = {
@@ -23,7 +28,7 @@ CODEBOOKS = {
 RANKS = 2
 
 
-@pytest.mark.parametrize("function", ["vocabulary", "codebooks"])
+@pytest.mark.parametrize("function", ["vocabulary", "codebooks", "sharded"])
 def test_two_processes_are_one(function, tmp_path):
     mp.spawn(_rank, (function, str(tmp_path / "meeting")), nprocs=RANKS)
 
@@ -32,7 +37,7 @@ def _rank(rank, function, meeting):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
     try:
-        {"vocabulary": _vocabulary, "codebooks": _codebooks}[function](rank)
+        {"vocabulary": _vocabulary, "codebooks": _codebooks, "sharded": _sharded}[function](rank)
     finally:
         dist.destroy_process_group()
 
@@ -60,6 +65,30 @@ def _codebooks(rank):
         segments = [[0, 40, 70], [0, 20]][rank]
         result = codebook_parallel_loss(hidden, part, targets[..., own], bias=part_bias, group=dist.group.WORLD, segments=segments, **options)
         _compare(result, gradients(result.loss, hidden, part, part_bias), case, rows, own)
+
+
+def _sharded(rank):
+    """FSDP2 gathers the head's weight around its `forward`, so the loss never meets a shard; every rank has its own rows."""
+    whole = CodecHead(24, [40, 30, 20], bias=True)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.dim())))
+    head = fully_shard(copy.deepcopy(whole), mesh=init_device_mesh("cpu", (RANKS,)))
+    draw = torch.Generator().manual_seed(5)
+    hidden, targets = torch.randn(RANKS, 31, 24, generator=draw), torch.randint(0, 20, (RANKS, 31, 3), generator=draw)
+    targets[1, :9] = -100
+    count = (targets != -100).sum()
+    for _ in range(2):  # gathered again for a second step
+        loss = head(hidden[rank], targets[rank], count=count).loss
+        loss.backward()
+        assert all(isinstance(parameter, DTensor) and isinstance(parameter.grad, DTensor) for parameter in head.parameters())
+    expected = whole(hidden, targets).loss
+    expected.backward()
+    dist.all_reduce(loss := loss.detach().clone())
+    assert error(loss, expected) < 1e-5
+    for parameter, target in zip(head.parameters(), whole.parameters()):
+        # FSDP divides the sum over ranks by their number; two steps were added up.
+        assert error(parameter.grad.full_tensor() * RANKS / 2, target.grad) < 1e-5
 
 
 def _compare(result, made, case, rows, codebooks):

@@ -1,4 +1,4 @@
-"""The summed loss outside of compiled programs, where a dispatcher's third of a millisecond can be saved, and on a CPU more."""
+"""The summed loss outside of compiled programs, where the dispatcher's tenth of a millisecond can be saved, and on a CPU more."""
 
 from __future__ import annotations
 

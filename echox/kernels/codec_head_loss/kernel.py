@@ -24,6 +24,13 @@ def _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS: tl.constexpr, 
 
 
 @triton.jit
+def _no_statistics(ROWS: tl.constexpr):
+    """Those of rows before the first score: top, total, sum of scores, the target's score, best."""
+    zeros = tl.zeros((ROWS,), tl.float32)
+    return tl.full((ROWS,), float("-inf"), tl.float32), zeros, zeros, zeros, tl.zeros((ROWS,), tl.int32)
+
+
+@triton.jit
 def _merge(y, columns, target, mask, top, total, all, at_target, best, HAS_SMOOTHING: tl.constexpr):
     """Add scores y [R, C] with column numbers (within the codebook) to the statistics of their rows [R]."""
     new_top = tl.maximum(top, tl.max(y, axis=1))
@@ -155,11 +162,7 @@ def row_kernel(
         if LSE_KNOWN:
             lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
         else:
-            top = tl.full((ROWS,), float("-inf"), tl.float32)
-            total = tl.zeros((ROWS,), tl.float32)
-            all = tl.zeros((ROWS,), tl.float32)
-            at_target = tl.zeros((ROWS,), tl.float32)
-            best = tl.zeros((ROWS,), tl.int32)
+            top, total, all, at_target, best = _no_statistics(ROWS)
             for first in range(0, size, BLOCK):
                 here = first + columns
                 mask = here < size
@@ -237,11 +240,7 @@ def tile_statistics_kernel(
     stop = tl.multiple_of(tl.load(splits_ptr + split * 3 + 2), ALIGN)
     base = tl.load(cuts_ptr + k)
     target = tl.load(targets_ptr + rows * K + k, mask=rows_mask, other=-1)
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    all = tl.zeros((ROWS,), tl.float32)
-    at_target = tl.zeros((ROWS,), tl.float32)
-    best = tl.zeros((ROWS,), tl.int32)
+    top, total, all, at_target, best = _no_statistics(ROWS)
     for first in range(start, stop, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         mask = columns < stop
@@ -281,11 +280,7 @@ def combine_kernel(
     rows_mask = rows < N
     k = tl.program_id(1)
     size = tl.load(cuts_ptr + k + 1) - tl.load(cuts_ptr + k)
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    all = tl.zeros((ROWS,), tl.float32)
-    at_target = tl.zeros((ROWS,), tl.float32)
-    best = tl.zeros((ROWS,), tl.int32)
+    top, total, all, at_target, best = _no_statistics(ROWS)
     first = tl.load(firsts_ptr + k)
     here = first.to(tl.int64) * N + rows
     for _ in range(first, tl.load(firsts_ptr + k + 1)):

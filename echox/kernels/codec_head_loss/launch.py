@@ -1,15 +1,10 @@
-"""Launches of the Triton kernels: tile shapes by a table, scratch, and the two paths that use them.
+"""Launches of the Triton kernels: their scratch, and the two paths that use them.
 
 Nothing here waits for the GPU, and all memory comes from PyTorch's allocator, so a CUDA graph can capture a step after one warm-up
 (which compiles the kernels and copies the small tables of codebooks to the device).
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 
 import torch
 import triton
@@ -20,73 +15,7 @@ from echox.kernels.codec_head_loss import kernel
 from echox.kernels.codec_head_loss.passes import GRADIENT_BYTES, SCRATCH_BYTES, Path, Problem, rows_that_fit
 from echox.kernels.codec_head_loss.products import product
 from echox.kernels.codec_head_loss.rows import Partial, RowResults, row_statistics
-
-INTERPRET = triton.knobs.runtime.interpret
-# Above this many entries a row no longer fits into registers and is read twice.
-REGISTER_ROW = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The tile of a kernel and the resources of a program."""
-
-    rows: int
-    columns: int
-    warps: int
-    depth: int = 0  # of the matrix product, channels
-    stages: int = 1
-
-
-def row_shape(largest: int, rows: int) -> Shape:
-    """For `row_kernel`, by the entries of the largest codebook: about 32 scores per thread."""
-    block = triton.next_power_of_2(largest) if largest <= REGISTER_ROW else 4096
-    if INTERPRET:  # an operation costs 0.1 ms, whatever its size
-        return Shape(min(triton.next_power_of_2(rows), (1 << 19) // block), block, 1)
-    at_once = max(1, 4096 // block)
-    return Shape(at_once, block, min(16, max(1, at_once * block // 1024)))
-
-
-def tile_shape(dtype: torch.dtype, D: int, align: int) -> Shape:
-    """For the `tile_*` kernels; `align` divides the first column of every codebook."""
-    if INTERPRET:
-        return Shape(128, 2048, 1, max(16, min(256, triton.next_power_of_2(D))))
-    if dtype.itemsize == 2:
-        # The addresses of columns that cannot be stored in wide pieces take the registers of half a tile.
-        return Shape(128, 128 if align >= 8 else 64, 8, 64, 3)
-    return Shape(64, 64, 4, 32, 3)  # exact float32 products: no tensor core, registers count
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Columns dealt out to programs, none across two codebooks."""
-
-    table: Tensor  # [S, 3] int32: codebook, first and last + 1 column
-    firsts: Tensor  # [K + 1] int32: first split of each codebook
-
-
-@lru_cache(maxsize=64)
-def cut_table(cuts: tuple[int, ...], device: torch.device) -> Tensor:
-    """[K + 1] int32."""
-    return torch.tensor(cuts, dtype=torch.int32, device=device)
-
-
-@lru_cache(maxsize=64)
-def split_table(cuts: tuple[int, ...], columns: int, device: torch.device) -> Splits:
-    """Every codebook in pieces of `columns` columns, the last one shorter."""
-    pieces = [[(k, at, min(at + columns, stop)) for at in range(start, stop, columns)] for k, (start, stop) in enumerate(zip(cuts, cuts[1:]))]
-    table = torch.tensor([piece for codebook in pieces for piece in codebook], dtype=torch.int32, device=device)
-    return Splits(table, torch.tensor([0, *accumulate(map(len, pieces))], dtype=torch.int32, device=device))
-
-
-def alignment(cuts: tuple[int, ...]) -> int:
-    """The largest power of 2 up to 16 that divides every cut: what loads may count on."""
-    return math.gcd(16, *cuts)
-
-
-@lru_cache(maxsize=8)
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; on a CPU there is one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+from echox.kernels.codec_head_loss.tiles import INTERPRET, alignment, cut_table, processors, row_shape, split_table, tile_shape
 
 
 class TritonPath(Path):

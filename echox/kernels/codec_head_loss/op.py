@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from echox.kernels.codec_head_loss import eager, operators, reference
 from echox.kernels.codec_head_loss.inputs import check_range, check_shapes, chosen, divided, multiplying_dtype, narrowed, target_weights
@@ -36,6 +37,15 @@ class HeadLoss:
     def _mean(self, values: Tensor) -> Tensor:
         rows = tuple(range(values.dim() - self.per_codebook))
         return values.float().sum(rows) / self.valid.sum(rows).clamp(min=1)
+
+
+# FSDP2 hangs the hooks of its backward pass on the tensors that it finds in a module's output.
+register_pytree_node(
+    HeadLoss,
+    lambda found: ([found.loss, found.losses, found.lse, found.correct, found.valid], found.per_codebook),
+    lambda tensors, per_codebook: HeadLoss(*tensors, per_codebook),
+    serialized_type_name="echox.HeadLoss",
+)
 
 
 def codec_head_loss(
