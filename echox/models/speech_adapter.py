@@ -175,7 +175,10 @@ class SpeechAdapter(nn.Module):
         looked, _ = self.look_back(queries, seen, seen, key_padding_mask=~real, need_weights=False)
         if not self.config.expected_text:
             return queries + looked, kept
-        spoken = logits[..., : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
+        # Most frames are blanks, which expect nothing, and a vocabulary is wide.
+        heard = run >= 0
+        spoken = torch.zeros_like(seen)
+        spoken[heard] = logits[heard][:, : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
         return run_means(spoken, run, L) + looked, kept
 
 
