@@ -177,8 +177,9 @@ class SpeechAdapter(nn.Module):
             return queries + looked, kept
         # Most frames are blanks, which expect nothing, and a vocabulary is wide.
         heard = run >= 0
-        spoken = torch.zeros_like(seen)
-        spoken[heard] = logits[heard][:, : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
+        expected = logits[heard][:, : self.blank].float().softmax(-1).to(self.token_rows.dtype) @ self.token_rows
+        spoken = expected.new_zeros(B, N, H)
+        spoken[heard] = expected
         return run_means(spoken, run, L) + looked, kept
 
 

@@ -104,3 +104,11 @@ def test_sampled_scores_estimate_the_loss_over_the_whole_vocabulary():
     torch.manual_seed(3)
     normalisers = torch.stack([model.sampled_scores(frames, spoken, 3).float().logsumexp(-1).exp() for _ in range(4000)])
     assert torch.allclose(normalisers.mean(0), scores.logsumexp(-1).exp(), rtol=0.1)
+
+
+def test_autocast_may_choose_the_precision_of_what_is_expected():
+    model, features = adapter(), Features(torch.randn(2, 30, 6), torch.tensor([30, 17]), 50.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        heard = model.train()(features)
+    heard.vectors.float().sum().backward()
+    assert heard.lengths.min() > 0 and model.ctc_head.weight.grad is not None
