@@ -134,8 +134,10 @@ def _measured(shape: str, batch: int, threads: int, config: DecodeBenchConfig, d
 def _on_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> list[SamplerTime]:
