@@ -20,16 +20,16 @@ def whole_words(token_texts: Iterable[str], most: int) -> list[str]:
 
     Args:
         token_texts: surface strings in the order of their ids; a leading space begins a word.
-        most: words wanted.
+        most: words wanted; 0 gives none.
     """
     words: dict[str, str] = {}
     for text in token_texts:
+        if len(words) == most:
+            break
         if match := WORD.fullmatch(text):
             word = match.group(1)
             if word == word.lower() or word.lower() not in words:
                 words[word.lower()] = word
-        if len(words) == most:
-            break
     return list(words.values())
 
 
