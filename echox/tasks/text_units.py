@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -18,7 +19,7 @@ from echox.criteria.base import UnitOutputs
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.denoising import TextVoice, join_voice
 from echox.models.footprint import layer_bytes
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
@@ -40,6 +41,8 @@ class TextUnitsTaskConfig(TaskConfig):
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
     rows: int | None = None
     """Training utterances drawn from the manifests; null takes all."""
+    repeat: dict[str, int] = field(default_factory=dict)
+    """Times that training utterances of a kind, as their rows say, stand in an epoch; all others stand there once."""
     decoder: UnitDecoderConfig = field(default_factory=UnitDecoderConfig)
     """Shape of the unit decoder."""
     spelling_channels: int = 64
@@ -50,6 +53,11 @@ class TextUnitsTaskConfig(TaskConfig):
     """Units at most in an example; longer ones are left out."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their units."""
+
+    def __post_init__(self) -> None:
+        for kind, times in self.repeat.items():
+            if times < 1:
+                raise ConfigError(f"repeat.{kind} is {times}; use 1 or more, or leave its rows out of the manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Utterance:
     row_id: str
     ids: tuple[int, ...]
     units: tuple[int, ...]
+    kind: str = ""
     target: tuple[int, ...] = ()
 
 
@@ -163,7 +172,7 @@ class TextUnitsTask(Task):
             )
         ids = tuple(self.backbone.tokenize(answer.text))
         letters = sum(len(states_of(self._text_of(token))) for token in ids)
-        return Utterance(row.id, ids, answer.units) if ids and len(answer.units) >= letters else None
+        return Utterance(row.id, ids, answer.units, str(row.extra.get("kind", ""))) if ids and len(answer.units) >= letters else None
 
     def _text_of(self, token: int) -> str:
         if not hasattr(self, "_texts"):
@@ -227,10 +236,11 @@ class TextUnitsTask(Task):
         else:
             ends = torch.tensor(counts).cumsum(0).tolist()
             words = [self.codec.words(list(row.units[end - count : end])) for end, count in zip(ends, counts)]
-        return Utterance(row.row_id, row.ids, row.units, tuple(decoder.target_of(words)))
+        return dataclasses.replace(row, target=tuple(decoder.target_of(words)))
 
     def examples(self, split: str) -> Examples:
-        return Utterances(self.splits[split])
+        times = self.config.repeat if split == "train" else {}
+        return Utterances([row for row in self.splits[split] for _ in range(times.get(row.kind, 1))])
 
     def collate(self, examples: Sequence[Utterance]) -> TextUnitsBatch:
         return TextUnitsBatch(
