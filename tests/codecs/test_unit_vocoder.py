@@ -9,8 +9,8 @@ import torch
 from echox.codecs.base import CODECS
 from echox.codecs.unit_vocoder import CodecFitConfig, KMeansCodec, KMeansCodecConfig, LanguageConfig, fit_codec
 from echox.codecs.unit_vocoder import fit as fitting
-from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
+from echox.codecs.quantization.kmeans import fit_kmeans, nearest
+from echox.codecs.quantization.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
 from echox.codecs.unit_vocoder.vocoder import MelRecipe, MelSpectrogram, build_vocoder

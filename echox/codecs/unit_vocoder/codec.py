@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from echox.assets.shapes import missing_weights
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
-from echox.codecs.unit_vocoder.kmeans import nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage
+from echox.codecs.quantization.kmeans import nearest
+from echox.codecs.quantization.language import UnitLanguage
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
 from echox.codecs.unit_vocoder.vocoder import REACH_FRAMES, Vocoder, build_vocoder
 from echox.config import from_plain

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder, write_whole
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
-from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
+from echox.codecs.quantization.kmeans import fit_kmeans, nearest
+from echox.codecs.quantization.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import UnitSpeaker
