@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class UnitLanguage:
     def word_count(self) -> int:
         """Number of words W."""
         return len(self._spelling)
+
+    def tokens(self) -> list[str]:
+        """The words as EchoX writes them in a tokenizer, in the order of their ids: `<|unit_837_81_194|>`."""
+        return [f"<|unit_{'_'.join(map(str, units))}|>" for units in self._spelling]
 
     def words(self, units: Sequence[int]) -> list[int]:
         """Units -> words, the most probable segmentation (or the merges).
@@ -175,3 +179,11 @@ def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> d
         "words_per_s": round(words / audio_s, 2),
         "units_per_word": round(units / max(1, words), 3),
     }
+
+
+def density(metrics: Mapping[str, float]) -> str:
+    """What `rates` found, in a line for people."""
+    return (
+        f"{metrics['frames_per_s']} frames/s, {metrics['units_per_s']} units/s without repeats, {metrics['words_per_s']} words/s "
+        f"of {metrics['words']} words; {metrics['units_per_word']} units a word"
+    )

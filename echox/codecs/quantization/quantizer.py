@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from echox.codecs.quantization.kmeans import nearest
 from echox.device import multiplies_bf16_fast
@@ -30,34 +29,13 @@ def merged_units(encoder: Encoder, centres: Tensor, wave: Waveform) -> Units:
     return Units(pad_sequence(rows, batch_first=True), lengths, None)
 
 
-def encoded_clips(
-    encoder: Encoder, clips: Sequence[Tensor], lengths: Sequence[int], rows: Sequence[int], batch_s: float, device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """Features [F, D] of recordings, clips of about equal length encoded together.
-
-    Args:
-        lengths: samples of every clip; rows: the clips to encode.
-        batch_s: audio encoded at once, seconds with padding.
-    """
-    with tqdm(total=len(rows), desc="features", unit="clip", leave=False, disable=None) as bar:
-        for batch in batches_of(lengths, rows, int(batch_s * encoder.rate_hz)):
-            samples = pad_sequence([clips[row] for row in batch], batch_first=True)
-            wave = Waveform(samples, torch.tensor([lengths[row] for row in batch]), encoder.rate_hz).to(device)
-            with torch.no_grad(), autocast_on(device):
-                features = encoder(wave)
-            for row, values, count in zip(batch, features.values, features.lengths.tolist(), strict=True):
-                yield row, values[:count]
-            bar.update(len(batch))
-
-
-def batches_of(lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length, in batches of at most `budget` samples with padding."""
-    batches: list[list[int]] = []
-    for row in sorted(rows, key=lengths.__getitem__):
-        if not batches or lengths[row] * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+def features_of(encoder: Encoder, clips: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Recordings [T] at the encoder's rate, best of about equal length -> their features [F, D] each."""
+    lengths = torch.tensor([len(clip) for clip in clips])
+    wave = Waveform(pad_sequence(list(clips), batch_first=True), lengths, encoder.rate_hz).to(device)
+    with torch.no_grad(), autocast_on(device):
+        features = encoder(wave)
+    return [values[:count] for values, count in zip(features.values, features.lengths.tolist(), strict=True)]
 
 
 def autocast_on(device: torch.device) -> torch.autocast:

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from echox.codecs.quantization.kmeans import fit_kmeans, nearest
-from echox.codecs.quantization.language import UnitLanguage, rates, train_language
+from echox.codecs.quantization.language import UnitLanguage, density, rates, train_language
 from echox.codecs.quantization.phases import Phases, digest_of
-from echox.codecs.quantization.quantizer import autocast_on, encoded_clips
+from echox.codecs.quantization.quantizer import autocast_on, features_of
 from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
 from echox.codecs.unit_vocoder.mel import MelJudge
@@ -73,6 +73,7 @@ class _Fit:
             language=language.model,
             metrics=metrics,
         )
+        self.phases.tell(density(metrics))
         self.phases.done()
         return {**metrics, "fingerprint": fingerprint}
 
@@ -82,10 +83,14 @@ class _Fit:
         return self.phases.tensors("units", lambda: self._units(features))
 
     def _features(self) -> dict[str, Tensor]:
-        """Clip row -> features [F, D] float16."""
-        rows = range(len(self.clips))
-        found = encoded_clips(self.encoder, self.clips, self.lengths, rows, self.config.batch_s, self.device)
-        return {str(row): values.half() for row, values in found}
+        """Clip row -> features [F, D] float16; clips of about equal length are encoded together."""
+        found: dict[str, Tensor] = {}
+        with tqdm(total=len(self.clips), desc="features", unit="clip", leave=False, disable=None) as bar:
+            for rows in _batches(self.lengths, int(self.config.batch_s * self.encoder.rate_hz)):
+                made = features_of(self.encoder, [self.clips[row] for row in rows], self.device)
+                found.update((str(row), values.half()) for row, values in zip(rows, made, strict=True))
+                bar.update(len(rows))
+        return found
 
     def _units(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Centroids, and a unit per frame of every clip; held-out clips take no part in the clustering."""
@@ -175,3 +180,13 @@ class _Fit:
             if both.any():
                 found["pitch_error_octaves"].append((pitch_hz[both] / predicted_hz[both]).log2().abs().mean())
         return {name: round(float(torch.stack(values).mean()), 4) for name, values in found.items() if values}
+
+
+def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length, in batches of at most `budget` samples with padding."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or lengths[row] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
