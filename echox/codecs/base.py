@@ -27,6 +27,7 @@ class Codec(nn.Module, ABC):
     unit_rate_hz: float  # units per second before repeats are merged
     vocab_size: int  # number of units
     encodes: bool = True  # False where units can be turned into speech alone, and `encode` refuses
+    decodes: bool = True  # False where speech can be turned into units alone, and `decode` refuses
 
     @abstractmethod
     def encode(self, wave: Waveform) -> Units:
@@ -38,7 +39,11 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, units: Units) -> Waveform:
-        """Units [B, U] -> samples [B, T]; an empty row gives a waveform of length 0."""
+        """Units [B, U] -> samples [B, T]; an empty row gives a waveform of length 0.
+
+        Raises:
+            ConfigError: the codec has nothing to speak with (`decodes` is False).
+        """
 
     @abstractmethod
     def words(self, units: list[int]) -> list[int]:
@@ -81,7 +86,8 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of everything that decides `encode`, `decode` and `words`; manifests and checkpoints record it."""
+        """A short hash of everything that decides `encode` and `words`, and of how units sound where that is fitted to them; manifests and
+        checkpoints record it."""
 
 
 CODECS: Registry[Codec] = Registry("codec", CodecConfig)
