@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs
@@ -23,6 +24,14 @@ class Criterion(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:
         """The summed loss of one batch; see `Loss` for the convention."""
+
+    def discriminator(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The loss of a stage's discriminator on the same outputs; its total is not added to `forward`'s.
+
+        Raises:
+            ConfigError: this criterion has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no loss for a discriminator; give the stage a criterion that has, such as vocoder")
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
