@@ -26,12 +26,13 @@ from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import UnitSpeaker
 from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
-from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
+from echox.codecs.unit_vocoder.vocoder import Vocoder, build_vocoder
 from echox.config import to_plain
 from echox.device import multiplies_bf16_fast
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import SignalError
 from echox.signals import Units, Waveform
+from echox.vocoders.mel import MelSpectrogram
 
 WORK_FOLDER = ".fitting"
 KEY_FILE = "key.json"
