@@ -50,6 +50,17 @@ class Codec(nn.Module, ABC):
             SignalError: the sample rate is not the codec's.
         """
 
+    def encode_frames(self, wave: Waveform) -> Units:
+        """Samples [B, T] -> a unit per frame [B, F], `unit_rate_hz` a second, repeats and all: what a vocoder learns durations from.
+
+        Raises:
+            SignalError: as `encode`. ConfigError: the codec merges repeats and does not say how often each was there.
+        """
+        units = self.encode(wave)
+        if units.rate_hz is None:
+            raise ConfigError(f"{type(self).__name__} merges repeated units and does not say how long each lasted; use a codec that does")
+        return units
+
     @abstractmethod
     def decode(self, units: Units) -> Waveform:
         """Units [B, U] -> samples [B, T]; an empty row gives a waveform of length 0."""

@@ -11,6 +11,7 @@ from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs
+from echox.vocoders.discriminators import Discriminators
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,6 +95,18 @@ class VoicedOutputs(Outputs):
     distances: Tensor  # [K] per sample, 1 - cosine of denoised states and their tokens' vectors, summed over positions
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderOutputs(Outputs):
+    """Speech made from units beside the recording of it, and the nets that tell them apart."""
+
+    real: Tensor  # [B, T]
+    made: Tensor  # [B, T]
+    log_frames: Tensor  # [B, U] log(1 + frames) of each unit, as predicted
+    frames: Tensor  # [B, U] frames of each unit, 0 on padding
+    judges: Discriminators | None  # None where nothing judges
+    rate_hz: int
 
 
 @dataclass(frozen=True, slots=True)

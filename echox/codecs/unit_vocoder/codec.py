@@ -127,12 +127,16 @@ class KMeansCodec(Codec):
 
         Under an autocast context the encoder follows it; a percent or so of the units may then differ.
         """
+        frames = self.encode_frames(wave)
+        rows = [torch.unique_consecutive(row[:count]) for row, count in zip(frames.ids, frames.lengths.tolist(), strict=True)]
+        lengths = torch.tensor([len(row) for row in rows], device=frames.ids.device)
+        return Units(pad_sequence(rows, batch_first=True), lengths, None)
+
+    @torch.no_grad()
+    def encode_frames(self, wave: Waveform) -> Units:
         features = self.encoder(wave)
         frames = torch.where(wave.lengths > 0, features.lengths, 0)
-        labels = nearest(features.values, self.centroids)
-        rows = [torch.unique_consecutive(row[:count]) for row, count in zip(labels, frames.tolist(), strict=True)]
-        lengths = torch.tensor([len(row) for row in rows], device=labels.device)
-        return Units(pad_sequence(rows, batch_first=True), lengths, None)
+        return Units(nearest(features.values, self.centroids), frames, self.unit_rate_hz)
 
     @torch.no_grad()
     def decode(self, units: Units) -> Waveform:
