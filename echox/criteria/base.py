@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs
+from echox.vocoders.discriminators import Discriminators
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +25,14 @@ class Criterion(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:
         """The summed loss of one batch; see `Loss` for the convention."""
+
+    def discriminator(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The loss of a stage's discriminator on the same outputs; its total is not added to `forward`'s.
+
+        Raises:
+            ConfigError: this criterion has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no loss for a discriminator; give the stage a criterion that has, such as vocoder")
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
@@ -85,6 +95,18 @@ class VoicedOutputs(Outputs):
     distances: Tensor  # [K] per sample, 1 - cosine of denoised states and their tokens' vectors, summed over positions
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderOutputs(Outputs):
+    """Speech made from units beside the recording of it, and the nets that tell them apart."""
+
+    real: Tensor  # [B, T]
+    made: Tensor  # [B, T]
+    log_frames: Tensor  # [B, U] log(1 + frames) of each unit, as predicted
+    frames: Tensor  # [B, U] frames of each unit, 0 on padding
+    judges: Discriminators | None  # None where nothing judges
+    rate_hz: int
 
 
 @dataclass(frozen=True, slots=True)

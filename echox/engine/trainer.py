@@ -259,6 +259,7 @@ class _Run:
             self._validate()
         tensors = self.setup.task.learned(self.setup.model)
         if self.world.is_main:
+            self.setup.task.publish(self.setup.model, final.parent, self.step)
             checkpoint.save(final, tensors, self._meta())
         self.world.barrier()
         self.progress.say(f"finished after {self.step} steps: {final}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
 from echox.data.text import edit_distance
 from echox.signals import Units, Waveform
 from echox.testing import has_a_stable_fingerprint, survives_a_checkpoint
@@ -14,6 +14,9 @@ from echox.testing.speech import EDGE_FRAMES, noise, only_row, refuses_other_rat
 # Batching changes the order of float32 sums, and a frame that lies between two units may then go to the other one.
 DIFFERING_UNITS = 0.02
 SAMPLE_TOLERANCE = 1e-3
+# A chunk is summed in another order than the whole, no more.
+CHUNK_TOLERANCE = 1e-5
+CHUNKS = (3, 0, 1, 4)  # units in the first chunks, the rest in the last one
 
 
 def attributes_are_stated(config: CodecConfig) -> None:
@@ -100,6 +103,28 @@ def the_same_units_sound_the_same(config: CodecConfig) -> None:
     assert torch.equal(first.samples, second.samples), "decoding the same units twice gave two different sounds"
 
 
+def chunks_sound_like_the_whole(config: CodecConfig) -> None:
+    codec = _build(config)
+    units = _some_units(codec)
+    whole = _sounds(_decode(codec, units))
+    cut = [sum(CHUNKS[:count]) for count in range(len(CHUNKS) + 1)]
+    state, waves, states = None, [], []
+    for number, start in enumerate(cut):
+        last = number == len(cut) - 1
+        chunk = _slice(units, start, units.ids.shape[-1] if last else cut[number + 1])
+        states.append(state)
+        wave, state = _decode_chunk(codec, chunk, state, last)
+        waves.append((chunk, last, wave))
+    for row, sound in enumerate(whole):
+        joined = torch.cat([_sounds(wave)[row] for _, _, wave in waves])
+        assert len(joined) == len(sound), f"a row has {len(sound)} samples whole and {len(joined)} in chunks"
+        worst = float((joined - sound).abs().max())
+        assert worst <= CHUNK_TOLERANCE, f"a row's speech in chunks is up to {worst:.3g} away from the whole"
+    for (chunk, last, wave), state in zip(waves, states):
+        again, _ = _decode_chunk(codec, chunk, state, last)
+        assert torch.equal(again.samples, wave.samples), "a chunk decoded again from the same state sounds otherwise: the state was changed"
+
+
 def nothing_is_taken(config: CodecConfig) -> None:
     codec = _build(config)
     if codec.encodes:
@@ -143,6 +168,7 @@ CHECKS = (
     speech_fits,
     padding_and_neighbours_do_not_matter_to_speech,
     the_same_units_sound_the_same,
+    chunks_sound_like_the_whole,
     nothing_is_taken,
     words_are_another_spelling_of_units,
     config_survives_a_checkpoint,
@@ -163,6 +189,16 @@ def _encode(codec: Codec, wave: Waveform) -> Units:
 @torch.no_grad()
 def _decode(codec: Codec, units: Units) -> Waveform:
     return codec.decode(units)
+
+
+@torch.no_grad()
+def _decode_chunk(codec: Codec, units: Units, state: DecodeState | None, last: bool) -> tuple[Waveform, DecodeState]:
+    return codec.decode_chunk(units, state, last=last)
+
+
+def _slice(units: Units, start: int, end: int) -> Units:
+    """Units `start` to `end` of every row."""
+    return Units(units.ids[..., start:end], (units.lengths - start).clamp(0, end - start), units.rate_hz)
 
 
 def _units(codec: Codec, samples: list[int]) -> Units:

@@ -25,7 +25,7 @@ from echox.criteria.base import CRITERIA
 from echox.data.audio import pad_waveforms, save_audio
 from echox.data.manifest import Item, Role, Row, write_manifest
 from echox.errors import EchoxError
-from echox.recipe import STAGES, Recipe, load_recipe
+from echox.recipe import ALL_STAGES, STAGES, Recipe, load_recipe
 from echox.signals import Batch, Loss, Outputs
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
 from echox.testing import survives_a_checkpoint
@@ -208,7 +208,7 @@ _TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
 
 def small_config(config_type: type[TaskConfig]) -> TaskConfig:
     """A task's config as the smoke recipe has it, or else its defaults; without manifests."""
-    plans = (_recipe().plan(stage) for stage in STAGES)
+    plans = (_recipe().plan(stage) for stage in ALL_STAGES)
     # Where training starts from a checkpoint, it may start from a tiny random one, whose voice never comes to an end.
     names = {field.name for field in dataclasses.fields(config_type)}
     random = {name: value for name, value in (("checkpoint", "random"), ("max_words", 8)) if name in names}
@@ -338,7 +338,7 @@ def _built(config: TaskConfig) -> tuple[Task, nn.Module]:
 def _stage(config: TaskConfig) -> _Stage:
     task, model = _built(config)
     task.prepare(model)
-    plans = [_recipe().plan(stage) for stage in STAGES]
+    plans = [_recipe().plan(stage) for stage in ALL_STAGES]
     criterion = next((CRITERIA.build(plan.criterion) for plan in plans if type(plan.task) is type(config)), None)
     return _Stage(task, model.train(), criterion)
 
