@@ -12,7 +12,7 @@ from torch import Tensor
 from echox.codecs.base import Codec
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import ArrayCache
-from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifest, with_answer, write_manifest
+from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifest, with_units, write_manifest
 
 SUFFIX = ".units.jsonl"
 
@@ -57,7 +57,7 @@ def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, 
         wave = pad_waveforms([load_audio(spoken[row_id].answer.audio, codec.rate_hz) for row_id in ids], codec.rate_hz).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             units = codec.encode(wave)
-        return [row[:length].int() for row, length in zip(units.ids, units.lengths.tolist())]
+        return [torch.tensor(row, dtype=torch.int32) for row in units.rows()]
 
     cache.fill(list(spoken), compute, costs=costs, batch_cost=round(config.batch_s * 100), label=f"units of {path.name}")
     target = units_path(path)
@@ -66,4 +66,4 @@ def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, 
 
 
 def _with_units(row: Row, units: list[int], codec: Codec) -> Row:
-    return dataclasses.replace(with_answer(row, units=tuple(units)), extra={**row.extra, "codec": codec.fingerprint()})
+    return dataclasses.replace(with_units(row, units, codec.codebooks), extra={**row.extra, "codec": codec.fingerprint()})

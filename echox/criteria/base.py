@@ -68,8 +68,8 @@ class UnitOutputs(Outputs):
     """A unit decoder's states at label positions, and the layer that scores them: a criterion asks it for the loss or for logits."""
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N]
-    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
+    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class EchoOutputs(Outputs):
     """Units predicted from hidden states, and what the denoising adapter made of those."""
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N]
-    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
+    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
     denoised: Tensor  # [M, H] the adapter's text vectors
     text_vectors: Tensor  # [M, H] those of the pseudo-label text
     text_logits: Tensor  # [L, V]

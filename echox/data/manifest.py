@@ -7,7 +7,8 @@
 
 Audio paths are relative to the manifest's folder. `transcription` is what the user's audio before it says. Whatever else a row or
 an item holds is kept. A `.json` file with a list of such rows is read as well. Units may be grouped into the words of a unit language,
-as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit_5|>".
+as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit_5|>". Of a neural codec with K codebooks each frame is such
+a group of K codes: "12_700_31 4_9_88".
 """
 
 from __future__ import annotations
@@ -384,5 +385,20 @@ def with_answer(row: Row, **changes: Any) -> Row:
     last = max(index for index, item in enumerate(row.turns) if item.role is Role.ASSISTANT)
     turns = list(row.turns)
     # Words group the units they were read with.
-    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}), **changes)
+    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}) | changes)
     return dataclasses.replace(row, turns=tuple(turns))
+
+
+def with_units(row: Row, units: Sequence[int], codebooks: int = 1) -> Row:
+    """The row with a codec's units of its answer; codes of K codebooks, frame after frame, are grouped by frames."""
+    return with_answer(row, units=tuple(units), words=grouped(units, codebooks) if codebooks > 1 else None)
+
+
+def grouped(units: Sequence[int], codebooks: int) -> tuple[tuple[int, ...], ...]:
+    """Codes frame after frame [F * K] -> frames [F][K]."""
+    return tuple(tuple(units[start : start + codebooks]) for start in range(0, len(units), codebooks))
+
+
+def spelled_units(units: Sequence[int], codebooks: int = 1) -> str:
+    """Units as a manifest writes them: "12 4 5", and "12_700_31 4_9_88" for two frames of three codebooks."""
+    return " ".join("_".join(map(str, frame)) for frame in grouped(units, codebooks))

@@ -17,7 +17,6 @@ from echox.checkpoint import Checkpoint
 from echox.codecs.base import CODECS, Codec
 from echox.config import to_plain
 from echox.criteria.base import EchoOutputs
-from echox.data.text import edit_distance
 from echox.errors import CheckpointError, ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel, teacher_of
@@ -44,7 +43,7 @@ from echox.tasks.speech_text import (
     speech_llm_parts,
     teacher_forced,
 )
-from echox.tasks.spoken import SpokenDataConfig
+from echox.tasks.spoken import SpokenDataConfig, unit_distance
 from echox.tasks.text_units import build_voice, voice_parts
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
@@ -234,11 +233,11 @@ class EchoTask(Task):
         taught = self.labels.labels(model, batch, hidden.detach(), lengths)
         denoised = model.denoise(hidden, answer_logits)
         states = model.voice.decoder(*cut(denoised, taught.spans), taught.targets)
-        spoken = taught.targets != IGNORE
+        unit_states, unit_labels = model.voice.decoder.labelled(states, taught.targets)
         real = torch.arange(denoised.shape[1], device=denoised.device)[None] < lengths[:, None]
         return EchoOutputs(
-            unit_states=states[spoken],
-            unit_labels=taught.targets[spoken],
+            unit_states=unit_states,
+            unit_labels=unit_labels,
             unit_head=model.voice.decoder.head,
             denoised=denoised[real],
             text_vectors=model.voice.rows(taught.text[:, : denoised.shape[1]])[real].detach(),
@@ -256,10 +255,10 @@ class EchoTask(Task):
             taught = self.labels.labels(model, batch, hidden, lengths)
             wanted: list[list[int]] = [[] for _ in batch.row_ids]
             for row, target in zip(taught.spans.rows.tolist(), taught.targets.tolist()):
-                wanted[row] += [word for word in target if 0 <= word < model.voice.decoder.word_count]
+                wanted[row] += model.voice.decoder.words_in(target)
             for words, target in zip(model.speak_spans(hidden, taught.spans), wanted):
                 reference = self.codec.units_of(target)
-                errors += edit_distance(self.codec.units_of(words), reference)
+                errors += unit_distance(self.codec.units_of(words), reference, self.codec.codebooks)
                 units += len(reference)
             rows += len(wanted)
         return {"unit_error": errors / max(1, units)}

@@ -49,7 +49,7 @@ class PseudoLabels:
 
     text: Tensor  # [B, S] greedy text X', one token per answer position, right-padded
     spans: Spans  # G segments of the answers
-    targets: Tensor  # [G, U] units Y' of each segment, as the decoder's output ids, IGNORE-padded
+    targets: Tensor  # [G, U * K] units Y' of each segment, as the decoder's output ids, IGNORE-padded
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from echox.backbones.base import Backbone, Turn
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
+from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
@@ -150,6 +151,11 @@ def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Path, str]]:
         if said:
             pairs.append((item.audio, said))
     return pairs
+
+
+def unit_distance(said: Sequence[int], wanted: Sequence[int], codebooks: int) -> int:
+    """Edit distance of units; of K codebooks, frame after frame, the sum over codebooks."""
+    return sum(edit_distance(said[k::codebooks], wanted[k::codebooks]) for k in range(codebooks))
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

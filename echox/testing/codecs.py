@@ -21,9 +21,15 @@ CHUNKS = (3, 0, 1, 4)  # units in the first chunks, the rest in the last one
 
 def attributes_are_stated(config: CodecConfig) -> None:
     codec = _build(config)
-    for name in ("rate_hz", "unit_rate_hz", "vocab_size", "word_count"):
+    for name in ("rate_hz", "unit_rate_hz", "vocab_size", "word_count", "codebooks"):
         value = getattr(codec, name, None)
         assert isinstance(value, (int, float)) and value > 0, f"{type(codec).__name__}.{name} must be a positive number, not {value!r}"
+
+
+def sizes_are_known_before_it_is_built(config: CodecConfig) -> None:
+    codec, implementation = _build(config), CODECS.entry_of(config).implementation
+    known = (implementation.expected_word_count(config), implementation.expected_codebooks(config))
+    assert known == (codec.word_count, codec.codebooks), f"{known} words and codebooks were expected, and there are {(codec.word_count, codec.codebooks)}"
 
 
 def it_is_ready(config: CodecConfig) -> None:
@@ -36,11 +42,15 @@ def units_fit(config: CodecConfig) -> None:
         return
     lengths = [codec.rate_hz, codec.rate_hz // 2]
     units = _encode(codec, noise(codec.rate_hz, lengths))
-    assert units.ids.dtype == torch.int64 and units.ids.shape[0] == 2 and units.ids.ndim in (2, 3), "ids must be int64 [B, U] or [B, K, U]"
+    shape = list(units.ids.shape[:-1])
+    assert units.ids.dtype == torch.int64 and shape == ([2] if codec.codebooks == 1 else [2, codec.codebooks]), (
+        f"ids must be int64 [B, U], or [B, K, U] of {codec.codebooks} codebooks, not {units.ids.dtype} {[*shape, 'U']}"
+    )
     assert units.lengths.dtype == torch.int64 and tuple(units.lengths.shape) == (2,), "lengths must be int64 [B]"
     assert units.rate_hz in (None, codec.unit_rate_hz), (
         f"rate_hz must be {codec.unit_rate_hz}, or None where repeats are merged, not {units.rate_hz}"
     )
+    assert codec.merges is (units.rate_hz is None), f"merges is {codec.merges}, but rate_hz of units is {units.rate_hz}"
     for samples, row in zip(lengths, _rows(units)):
         assert row.numel() and 0 <= int(row.min()) <= int(row.max()) < codec.vocab_size, f"units must lie in 0..{codec.vocab_size - 1}"
         at_most = samples / codec.rate_hz * codec.unit_rate_hz + EDGE_FRAMES
@@ -142,8 +152,7 @@ def nothing_is_taken(config: CodecConfig) -> None:
 
 def words_are_another_spelling_of_units(config: CodecConfig) -> None:
     codec = _build(config)
-    for row in _rows(_units(codec, [codec.rate_hz, codec.rate_hz // 3])):
-        units = row.flatten().tolist()
+    for units in _units(codec, [codec.rate_hz, codec.rate_hz // 3]).rows():
         words = codec.words(units)
         assert len(words) <= len(units), f"{len(units)} units became {len(words)} words; a word is one unit or several"
         assert all(0 <= word < codec.word_count for word in words), f"words must lie in 0..{codec.word_count - 1}"
@@ -161,6 +170,7 @@ def fingerprint_is_stable(config: CodecConfig) -> None:
 
 CHECKS = (
     attributes_are_stated,
+    sizes_are_known_before_it_is_built,
     it_is_ready,
     units_fit,
     padding_and_neighbours_do_not_matter_to_units,

@@ -23,7 +23,7 @@ from echox.chain import run_recipe
 from echox.codecs.base import CODECS
 from echox.criteria.base import CRITERIA
 from echox.data.audio import pad_waveforms, save_audio
-from echox.data.manifest import Item, Role, Row, write_manifest
+from echox.data.manifest import Item, Role, Row, with_units, write_manifest
 from echox.errors import EchoxError
 from echox.recipe import ALL_STAGES, STAGES, Recipe, load_recipe
 from echox.signals import Batch, Loss, Outputs
@@ -290,10 +290,10 @@ def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
             text,
             audio=folder / f"{split}-{number}-a.wav",
             transcription="What is it?",
-            units=tuple(units.ids[0, : int(units.lengths[0])].tolist()),
         )
         labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
-        rows.append(Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels))
+        row = Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels)
+        rows.append(with_units(row, units.rows()[0], codec.codebooks))
     write_manifest(folder / f"{split}.jsonl", rows)
     return folder / f"{split}.jsonl"
 
