@@ -5,7 +5,8 @@
         {"from": "assistant", "value": "The capital of France is Paris.", "transcription": "What is the capital of France?",
          "audio": "clips/a.flac", "units": "12 4 5"}]}
 
-Audio paths are relative to the manifest's folder. `transcription` is what the user's audio before it says. Whatever else a row or
+Audio paths are relative to the manifest's folder. `shards/a.tar:OFFSET:LENGTH` is an audio file inside a larger file, by its bytes, and
+`start_s` and `end_s` beside `audio` are the seconds of a longer recording that are meant (both may be left out). `transcription` is what the user's audio before it says. Whatever else a row or
 an item holds is kept. A `.json` file with a list of such rows is read as well. Units may be grouped into the words of a unit language,
 as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit_5|>".
 """
@@ -16,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.data.audio import audio_header
+from echox.data.audio_ref import Audio, audio_ref
 from echox.data.writing import appearing
 from echox.errors import ManifestError, SignalError
 
@@ -30,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # Faults listed in one error; more would scroll the first ones away.
 LISTED_PROBLEMS = 10
-_ITEM_KEYS = ("from", "value", "audio", "transcription", "units")
+_ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
 
 
 class OnBroken(Enum):
@@ -53,7 +56,7 @@ class Item:
 
     role: Role
     text: str = ""
-    audio: Path | None = None  # the manifest's folder joined with what the row says
+    audio: Audio | None = None  # the manifest's folder joined with what the row says
     transcription: str = ""
     units: tuple[int, ...] | None = None
     words: tuple[tuple[int, ...], ...] | None = None  # the same units as words of a unit language; None where they are not grouped
@@ -206,12 +209,18 @@ def _item_record(item: Item, root: Path) -> dict[str, Any]:
     if item.transcription:
         record["transcription"] = item.transcription
     if item.audio is not None:
-        below = item.audio.is_relative_to(root)
-        record["audio"] = (item.audio.relative_to(root) if below else item.audio.resolve()).as_posix()
+        record |= _audio_record(item.audio, root)
     if item.units is not None:
         words = item.words or [(unit,) for unit in item.units]
         record["units"] = " ".join("_".join(map(str, word)) for word in words)
     return record | item.extra
+
+
+def _audio_record(audio: Audio, root: Path) -> dict[str, Any]:
+    ref = audio_ref(audio)
+    file = ref.file.relative_to(root) if ref.file.is_relative_to(root) else ref.file.resolve()
+    seconds = {"start_s": ref.start_s, "end_s": ref.end_s} if ref.is_part else {}
+    return {"audio": ref.written(file), **{key: value for key, value in seconds.items() if value is not None}}
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -317,20 +326,28 @@ class _RowReader:
         _refuse_silence(item, where)
         return item
 
-    def _audio(self, record: dict[str, Any], where: str) -> Path | None:
+    def _audio(self, record: dict[str, Any], where: str) -> Audio | None:
         named = _text(record, "audio", where)
         if not named:
             return None
         path = self.path.parent / named
         try:
-            if not self.allow_outside and not path.resolve().is_relative_to(self.folder):
+            ref = audio_ref(path).between(_seconds(record, "start_s", where) or 0.0, _seconds(record, "end_s", where))
+            if not self.allow_outside and not ref.file.resolve().is_relative_to(self.folder):
                 raise _Broken(f"{where}: audio {named} lies outside the manifest's folder; move it inside, or allow paths outside")
-            audio_header(path)
+            audio_header(ref)
         except SignalError as error:
             raise _Broken(f"{where}: {str(error).replace(str(path), named)}") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise _Broken(f"{where}: audio {named!r} is no usable path ({error})") from error
-        return path
+        return ref.simplest()
+
+
+def _seconds(record: dict[str, Any], key: str, where: str) -> float | None:
+    value = record.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf):
+        raise _Broken(f"{where}: {key!r} is {value!r}; it must be seconds, 0 or more")
+    return value
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:

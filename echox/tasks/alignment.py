@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
+from echox.data.audio_ref import Audio
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ConfigError, ManifestError
@@ -60,7 +60,7 @@ class AlignmentBatch(Batch):
 @dataclass(frozen=True, slots=True)
 class _Clip:
     row_id: str
-    path: Path
+    path: Audio
     token_ids: tuple[int, ...]
     spelling: bytes
 
