@@ -14,11 +14,11 @@ as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 from echox.data.audio import audio_header
 from echox.data.audio_ref import Audio, audio_ref
 from echox.data.writing import appearing
+from echox.disk import sha256_of
 from echox.errors import ManifestError, SignalError
 
 log = logging.getLogger(__name__)
@@ -160,19 +161,35 @@ def examine_manifest(path: str | Path, *, allow_outside: bool = False) -> Manife
         ManifestError: the file is missing, unreadable or empty.
     """
     path = Path(path)
-    reader = _RowReader(path, allow_outside)
     rows: list[Row] = []
     lines: list[int] = []
     problems: list[Problem] = []
-    for line, record in _records(path):
-        try:
-            rows.append(reader.row(line, record))
+    for line, row in checked_rows(path, _records(path), allow_outside=allow_outside):
+        if isinstance(row, Problem):
+            problems.append(row)
+        else:
+            rows.append(row)
             lines.append(line)
-        except _Broken as broken:
-            problems.append(Problem(line, _id_of(record), str(broken)))
     if not rows and not problems:
         raise ManifestError(f"the manifest {path} is empty; it needs at least one row")
     return Manifest(tuple(rows), path.parent, tuple(problems), tuple(lines))
+
+
+def checked_rows(path: Path, records: Iterable[tuple[int, Any]], *, allow_outside: bool = False) -> Iterator[tuple[int, Row | Problem]]:
+    """Rows of the manifest at `path`, one by one: each record with its line (`line_records` gives them) -> the row, or why it is none."""
+    reader = _RowReader(path, allow_outside)
+    for line, record in records:
+        try:
+            yield line, reader.row(line, record)
+        except _Broken as broken:
+            yield line, Problem(line, _id_of(record), str(broken))
+
+
+def line_records(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, Any]]:
+    """Lines of a .jsonl file, the first of them number `first`, as records for `checked_rows`; blank ones are none."""
+    for line, raw in enumerate(lines, start=first):
+        if raw.strip():
+            yield line, _parsed(raw)
 
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
@@ -201,7 +218,8 @@ def manifest_fingerprint(path: str | Path) -> str:
     Raises:
         ManifestError: the file cannot be read.
     """
-    return hashlib.sha256(_bytes_of(Path(path))).hexdigest()[:16]
+    with _readable(Path(path)):
+        return sha256_of(Path(path))[:16]
 
 
 def _item_record(item: Item, root: Path) -> dict[str, Any]:
@@ -229,14 +247,18 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".json":
         yield from enumerate(_list_in(path, content), start=1)
         return
-    for line, raw in enumerate(content.split(b"\n"), start=1):
-        if raw.strip():
-            yield line, _parsed(raw)
+    yield from line_records(content.split(b"\n"))
 
 
 def _bytes_of(path: Path) -> bytes:
-    try:
+    with _readable(path):
         return path.read_bytes()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except IsADirectoryError as error:
         raise ManifestError(f"the manifest {path} is a folder; name the .jsonl file in it") from error
     except FileNotFoundError as error:
