@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from echox.data.audio_ref import Audio, audio_ref
+from echox.data.audio_ref import Audio, AudioRef, audio_ref, byte_range
 from echox.data.rows import Item, Role, Row, stated_seconds
 from echox.errors import SignalError
 
@@ -90,8 +91,10 @@ class RowReader:
         self.allow_outside = allow_outside
         self.headers = headers
         self.folder = path.parent.resolve()
-        # Folders are few and looking them up costs more than reading a row.
+        self._root = str(path.parent)
+        # Folders and shards are few, and looking them up costs more than reading a row.
         self._is_inside = functools.lru_cache(maxsize=4096)(lambda folder: folder.resolve().is_relative_to(self.folder))
+        self._place = functools.lru_cache(maxsize=4096)(self._placed)
 
     def row(self, line: int, record: Any) -> Row:
         """Check one row; raises `Broken` with the reason."""
@@ -141,14 +144,25 @@ class RowReader:
         named = _text(record, "audio", where)
         if not named:
             return None
+        start_s, end_s = _seconds(record, "start_s", where), _seconds(record, "end_s", where)
         try:
-            ref = audio_ref(self.path.parent / named).between(_seconds(record, "start_s", where) or 0.0, _seconds(record, "end_s", where))
-            outside = not self.allow_outside and self._lies_outside(ref.file)
+            file, offset, length = self._bytes_in(named)
+            path, outside = self._place(file)
         except (OSError, ValueError, RuntimeError) as error:
             raise Broken(f"{where}: audio {named!r} is no usable path ({error})") from error
         if outside:
             raise Broken(f"{where}: audio {named} lies outside the manifest's folder; move it inside, or allow paths outside")
-        return ref.simplest()
+        return path if offset is None and not start_s and end_s is None else AudioRef(path, offset, length, start_s or 0.0, end_s)
+
+    def _bytes_in(self, named: str) -> tuple[str, int | None, int | None]:
+        """File, offset and length; a file that is really called so is that file."""
+        file, offset, length = byte_range(named)
+        return (named, None, None) if offset is not None and os.path.exists(os.path.join(self._root, named)) else (file, offset, length)
+
+    def _placed(self, file: str) -> tuple[Path, bool]:
+        """A file as a path, and whether it may not be read."""
+        path = self.path.parent / file
+        return path, not self.allow_outside and self._lies_outside(path)
 
     def _lies_outside(self, file: Path) -> bool:
         if file.name not in ("", "..") and not file.is_symlink() and self._is_inside(file.parent):
