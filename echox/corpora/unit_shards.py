@@ -19,7 +19,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from echox.data.line_shards import LineShards
-from echox.data.manifest import Problem, Row, row_record
+from echox.data.row_reader import row_record
+from echox.data.rows import Problem, Row
 from echox.data.writing import appearing
 from echox.errors import AssetError, ManifestError
 

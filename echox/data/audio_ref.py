@@ -96,6 +96,12 @@ def audio_ref(audio: str | Path | AudioRef) -> AudioRef:
     return AudioRef(Path(parts["file"]), int(parts["offset"]), int(parts["length"]))
 
 
+def byte_range(named: str) -> tuple[str, int | None, int | None]:
+    """`a.tar:OFFSET:LENGTH` -> file, offset and length in bytes; another name -> itself, None, None."""
+    parts = _BYTES.fullmatch(named)
+    return (named, None, None) if parts is None else (parts["file"], int(parts["offset"]), int(parts["length"]))
+
+
 class _Part(io.RawIOBase):
     """Some bytes of a file, as a file."""
 

@@ -6,13 +6,16 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from echox.data.manifest import Problem, Row, checked_rows, examine_manifest, line_records
+from echox.data.lines import chunks_of, reading, records_of
+from echox.data.row_reader import Broken, RowReader, id_of, parsed
+from echox.data.rows import Problem, Row
 from echox.errors import ManifestError
 
 
 class LineShards:
-    """Shards of a .jsonl manifest; of a .json list, which has to be read whole, one shard.
+    """Shards of a .jsonl manifest; a .json list, in which lines mean nothing, is one shard.
 
     Args:
         path: the manifest.
@@ -26,7 +29,7 @@ class LineShards:
         self.path = path
         self.size = size
         self.allow_outside = allow_outside
-        self._starts, self.lines = ([0], 1) if path.suffix == ".json" else _places(path, size)
+        self._starts, self.lines = (array("q", [0]), size) if path.suffix == ".json" else _places(path, size)
         if not self.lines:
             raise ManifestError(f"the manifest {path} is empty; it needs at least one row")
 
@@ -36,29 +39,36 @@ class LineShards:
     def rows(self, number: int) -> Iterator[tuple[int, Row | Problem]]:
         """The rows of a shard, each with its line, and in place of a broken one what is wrong with it; an id used twice is found where
         both are in the shard."""
+        reader = RowReader(self.path, self.allow_outside)
+        first_line: dict[str, int] = {}
+        for line, record in self._records(number):
+            try:
+                row = reader.row(line, record)
+                if first_line.setdefault(row.id, line) != line:
+                    raise Broken(f"id {row.id!r} was already used in line {first_line[row.id]}")
+                yield line, row
+            except Broken as broken:
+                yield line, Problem(line, id_of(record), str(broken))
+
+    def _records(self, number: int) -> Iterator[tuple[int, Any]]:
         if self.path.suffix == ".json":
-            manifest = examine_manifest(self.path, allow_outside=self.allow_outside)
-            found: list[tuple[int, Row | Problem]] = [*zip(manifest.lines, manifest.rows), *((problem.line, problem) for problem in manifest.problems)]
-            yield from sorted(found, key=lambda pair: pair[0])
+            yield from records_of(self.path)
             return
-        with self.path.open("rb") as file:
+        with reading(self.path) as file:
             file.seek(self._starts[number])
-            records = line_records(islice(file, self.size), first=number * self.size + 1)
-            yield from checked_rows(self.path, records, allow_outside=self.allow_outside)
+            for line, raw in enumerate(islice(file, self.size), start=number * self.size + 1):
+                if raw.strip():
+                    yield line, parsed(raw)
 
 
 def _places(path: Path, size: int) -> tuple[array[int], int]:
     """The first byte of every shard, and the number of lines."""
-    starts, at, lines = array("q"), 0, 0
-    try:
-        with path.open("rb") as file:
-            for raw in file:
-                if lines % size == 0:
-                    starts.append(at)
-                at += len(raw)
-                lines += 1
-    except FileNotFoundError as error:
-        raise ManifestError(f"the manifest {path} does not exist") from error
-    except OSError as error:
-        raise ManifestError(f"the manifest {path} could not be read: {error.strerror or error}") from error
+    starts, lines = array("q"), 0
+    for chunk in chunks_of(path):
+        at = chunk.offset
+        for raw in chunk.lines:
+            if lines % size == 0:
+                starts.append(at)
+            at += len(raw)
+            lines += 1
     return starts, lines

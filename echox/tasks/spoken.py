@@ -143,18 +143,6 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     return ids, target, clips
 
 
-def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Audio, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text."""
-    pairs = []
-    for item, following in zip(row.turns, [*row.turns[1:], None]):
-        if item.audio is None or (item.role is Role.ASSISTANT and not answers):
-            continue
-        said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said:
-            pairs.append((item.audio, said))
-    return pairs
-
-
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Ragged ints -> [B, max] int64; at least one column."""
     width = max(1, max(map(len, rows), default=0))
