@@ -14,12 +14,10 @@ from echox.data.manifest_check import ManifestCheckConfig, check_manifest
 from echox.errors import ConfigError
 from echox.preparation import (
     BeginConfig,
-    EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
     begin_release,
-    encode_units,
     export_release,
     fit_codec,
     import_release,
@@ -28,6 +26,7 @@ from echox.preparation import (
 )
 from echox.recipe import Recipe
 from echox.scaffold import ScaffoldConfig, write_plugin
+from echox.unit_encoding import EncodeUnitsConfig, encode_units
 from echox_cli import completion
 from echox_cli.arguments import split
 from echox_cli.door import answered_at_once, guarded, run_door, run_recipe_door

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
+from echox.data.audio_ref import Audio
+from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ConfigError, ManifestError
@@ -18,7 +19,7 @@ from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.signals import Batch, Features
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
-from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
+from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded
 
 
 BYTES = 256
@@ -60,7 +61,7 @@ class AlignmentBatch(Batch):
 @dataclass(frozen=True, slots=True)
 class _Clip:
     row_id: str
-    path: Path
+    path: Audio
     token_ids: tuple[int, ...]
     spelling: bytes
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.writing import appearing
 from echox.errors import CheckpointError, ConfigError
@@ -246,7 +247,8 @@ class LabelledConversations(Examples):
 
 def label_key(row: Conversation) -> str:
     """What a conversation's labels are cached under: its text in tokens, and its clips by name and size in bytes."""
-    return _hash([row.prompt, row.target, [(clip.name, clip.stat().st_size) for clip in row.clips]], 24)
+    clips = [audio_ref(clip) for clip in row.clips]
+    return _hash([row.prompt, row.target, [(clip.name, clip.file.stat().st_size) for clip in clips]], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from echox.assets.hub import missing_files
 from echox.backbones.base import LoraConfig, Turn
 from echox.data.audio import audio_header, load_audio
+from echox.data.audio_ref import Audio
 from echox.data.manifest import Role, Row
 from echox.errors import ManifestError
 from echox.models.published.compatibility import PAPER, Compatibility, form_of
@@ -92,7 +93,7 @@ class Lesson:
     row_id: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]  # the same ids, IGNORE where nothing is to be learned
-    clips: tuple[Path, ...]
+    clips: tuple[Audio, ...]
     said: tuple[tuple[int, ...], ...]  # tokens of each clip's transcription, () where unknown
     units: tuple[tuple[int, ...], ...] | None  # of the last answer, as words of the manifest
     cost: int  # tokens

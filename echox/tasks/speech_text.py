@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from echox import checkpoint
 from echox.backbones.base import BACKBONES
 from echox.criteria.base import SpeechTextOutputs
+from echox.data.audio_ref import Audio
 from echox.data.text import contains_answer
 from echox.encoders.base import ENCODERS
 from echox.errors import CheckpointError, ManifestError
@@ -68,7 +68,7 @@ class Conversation:
     row_id: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # ends with the end token
-    clips: tuple[Path, ...]
+    clips: tuple[Audio, ...]
     said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
     answer: str
 
