@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
-from echox.signals import Batch, Loss, Outputs
+from echox.signals import Batch, Loss, Outputs, Scored
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +52,9 @@ class SpeechTextOutputs(AlignmentOutputs):
     text_logits: Tensor  # [N, V]
     text_labels: Tensor  # [N]
 
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits)}
+
 
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
@@ -60,6 +63,9 @@ class UnitOutputs(Outputs):
     unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
+
+    def scored(self) -> dict[str, Scored]:
+        return {"units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,9 @@ class EchoOutputs(Outputs):
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
 
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+
 
 @dataclass(frozen=True, slots=True)
 class VoicedOutputs(Outputs):
@@ -86,6 +95,9 @@ class VoicedOutputs(Outputs):
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
 
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+
 
 @dataclass(frozen=True, slots=True)
 class JointOutputs(SpeechTextOutputs):
@@ -95,3 +107,6 @@ class JointOutputs(SpeechTextOutputs):
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
     distances: Tensor  # [K] as in VoicedOutputs
+
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
