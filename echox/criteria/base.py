@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
-from echox.signals import Batch, Loss, Outputs
+from echox.signals import Batch, Loss, Outputs, Scored
 from echox.vocoders.discriminators import Discriminators
 
 
@@ -62,6 +62,9 @@ class SpeechTextOutputs(AlignmentOutputs):
     text_logits: Tensor  # [N, V]
     text_labels: Tensor  # [N]
 
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits)}
+
 
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
@@ -70,6 +73,9 @@ class UnitOutputs(Outputs):
     unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
     unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
+
+    def scored(self) -> dict[str, Scored]:
+        return {"units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,9 @@ class EchoOutputs(Outputs):
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
 
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+
 
 @dataclass(frozen=True, slots=True)
 class VoicedOutputs(Outputs):
@@ -95,6 +104,9 @@ class VoicedOutputs(Outputs):
     distances: Tensor  # [K] per sample, 1 - cosine of denoised states and their tokens' vectors, summed over positions
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
+
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +129,6 @@ class JointOutputs(SpeechTextOutputs):
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
     distances: Tensor  # [K] as in VoicedOutputs
+
+    def scored(self) -> dict[str, Scored]:
+        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}

@@ -25,8 +25,9 @@ from echox.models.footprint import layer_bytes
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import padded, unit_distance
+from echox.tasks.views import past, text_of, word_track
 
 # The rate of HuBERT's units, at which every letter has one of its own; frames that come more slowly are read several times each.
 ALIGNED_RATE_HZ = 50
@@ -182,6 +183,7 @@ class TextUnitsTask(Task):
                 f"row {row.id!r} has units of codec {written_by or 'unknown'}, but codec={self.codec.fingerprint()} is in use; run 'echox-prepare units' with this codec"
             )
         ids = tuple(self.backbone.tokenize(answer.text))
+        self.written_by = written_by
         letters = sum(len(states_of(self._text_of(token))) for token in ids)
         found = Utterance(row.id, ids, answer.units, str(row.extra.get("kind", "")))
         return found if ids and len(self._sounds(found)) >= letters else None
@@ -290,6 +292,13 @@ class TextUnitsTask(Task):
                 units += len(reference)
                 rows += 1
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: TextVoice, batch: TextUnitsBatch) -> View:
+        text = text_of(self.backbone)
+        given = [text(ids[:length].tolist()) for ids, length in zip(batch.ids, batch.lengths)]
+        tracks = [word_track(row, batch.targets[row], model.decoder, batch.units[row], given[row]) for row in range(len(given))]
+        codecs = {"in use": self.codec.fingerprint(), "of the units": self.written_by}
+        return View(tracks, padding=past(batch.ids, batch.lengths), unit_count=self.codec.vocab_size, codecs=codecs)
 
     def data_fingerprints(self) -> dict[str, str]:
         manifests = {f"manifest:{path}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
