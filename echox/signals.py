@@ -115,7 +115,7 @@ class Batch(_Movable):
 class Scored:
     """Targets that a loss counts one by one, and what predicts each of them."""
 
-    labels: Tensor  # [N]
+    labels: Tensor  # [N], -100 where nothing is scored
     values: Tensor  # [N, ...] the scores, or the states that a layer of the outputs makes scores of
     are_scores: bool = True  # values are [N, V], one of a label each
 

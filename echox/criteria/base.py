@@ -66,6 +66,11 @@ class SpeechTextOutputs(AlignmentOutputs):
         return {"text": Scored(self.text_labels, self.text_logits)}
 
 
+def scored_units(labels: Tensor, states: Tensor) -> Scored:
+    """Units [N] or [N, K] and their states [N, C]; of K codebooks the first, in which the marks are."""
+    return Scored(labels if labels.ndim == 1 else labels[:, 0], states, are_scores=False)
+
+
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
     """A unit decoder's states at label positions, and the layer that scores them: a criterion asks it for the loss or for logits."""
@@ -75,7 +80,7 @@ class UnitOutputs(Outputs):
     unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
 
     def scored(self) -> dict[str, Scored]:
-        return {"units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ class EchoOutputs(Outputs):
     text_labels: Tensor  # [L]
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class VoicedOutputs(Outputs):
     text_labels: Tensor  # [L]
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +136,4 @@ class JointOutputs(SpeechTextOutputs):
     distances: Tensor  # [K] as in VoicedOutputs
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}

@@ -270,8 +270,7 @@ class EchoTask(Task):
     def view(self, model: EchoModel, batch: EchoBatch) -> View:
         conversation, decoder = batch.conversation, model.voice.decoder
         texts = text_tracks(conversation.ids, conversation.labels, conversation.shared, model.speech_llm.backbone)
-        words = [(row, targets, [word for word in targets.tolist() if 0 <= word < decoder.word_count]) for row, targets in batch.said()]
-        spoken = [word_track(row, targets, decoder, self.codec.units_of(said), "") for row, targets, said in words]
+        spoken = [word_track(row, targets, decoder, self.codec.units_of(decoder.words_in(targets.tolist())), "") for row, targets in batch.said()]
         return View(
             tracks=[*texts, *spoken],
             heard=clips_of(model.speech_llm, conversation),
