@@ -115,6 +115,8 @@ def the_same_units_sound_the_same(config: CodecConfig) -> None:
 
 def chunks_sound_like_the_whole(config: CodecConfig) -> None:
     codec = _build(config)
+    if not codec.decodes:
+        return
     units = _some_units(codec)
     whole = _sounds(_decode(codec, units))
     cut = [sum(CHUNKS[:count]) for count in range(len(CHUNKS) + 1)]

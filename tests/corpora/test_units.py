@@ -36,11 +36,12 @@ def test_every_spoken_answer_gets_units_and_the_codec_s_fingerprint(tmp_path):
     write_units(config, codec, device=torch.device("cpu"), bf16=False)
     assert written.read_bytes() == first
 
+
 class Counting:
     """A codec that remembers the batches it was given."""
 
     def __init__(self, codec):
-        self.codec, self.rate_hz, self.batches = codec, codec.rate_hz, []
+        self.codec, self.rate_hz, self.codebooks, self.batches = codec, codec.rate_hz, codec.codebooks, []
 
     def fingerprint(self) -> str:
         return self.codec.fingerprint()
