@@ -30,6 +30,7 @@ def words(tmp_path_factory):
         "recipe=echo_tiny",
         "device=cpu",
         "corpus=null",
+        "vocoder=null",
         "units=[]",
         f"run_dir={folder / 'run'}",
         f"cache_dir={folder / 'cache'}",
