@@ -7,7 +7,7 @@ import torch
 
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.errors import CheckpointError
-from echox.vocoders.layout import CONFIG, TINY, WEIGHTS, build_generator, normed, published_tensors, weights_path, write_vocoder
+from echox.vocoders.layout import CONFIG, TINY, WEIGHTS, build_generator, normed, weights_path, write_vocoder
 
 DURATIONS = TINY["dur_predictor_params"]
 
