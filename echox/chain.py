@@ -26,7 +26,7 @@ from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.precision import uses_bf16
 from echox.engine.progress import say
-from echox.engine.trainer import train
+from echox.engine.trainer import audit_first, train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
@@ -153,6 +153,26 @@ def train_stage(recipe: Recipe, stage: str, device: torch.device, *, parents: Pa
         lineage=lineage,
         recipe_dict=freeze(recipe),
     )
+
+
+def audit_stages(recipe: Recipe) -> None:
+    """Show the first batch of a stage as its loss sees it and check its labels; where no stage is named, of all in turn."""
+    device = device_named(recipe.device)
+    for stage in recipe.planned:
+        audit_stage(recipe, stage, device)
+
+
+def audit_stage(recipe: Recipe, stage: str, device: torch.device) -> None:
+    """Show and check one stage's first batch, and keep what was shown in the stage's folder.
+
+    Raises:
+        CheckpointError: a stage before is not finished. TrainingError: a label is not what it must be.
+    """
+    plan = recipe.plan(stage)
+    found = audit_first(stage_task(recipe, stage, device), CRITERIA.build(plan.criterion), plan.train, stage=stage, seed=recipe.seed, device=device)
+    print(found.page)
+    found.write(Path(recipe.run_dir) / stage)
+    found.refuse()
 
 
 def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None) -> Task:

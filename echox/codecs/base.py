@@ -38,13 +38,16 @@ class Codec(nn.Module, ABC):
 
     rate_hz: int  # sample rate of both waveforms, Hz
     unit_rate_hz: float  # units per second before repeats are merged
-    vocab_size: int  # number of units
+    vocab_size: int  # number of units, in each codebook where there are several
+    codebooks: int = 1  # K; several are written frame after frame where units are a list
+    merges: bool = True  # whether adjacent repeats are merged; False gives `unit_rate_hz` units every second
     encodes: bool = True  # False where units can be turned into speech alone, and `encode` refuses
+    decodes: bool = True  # False where speech can be turned into units alone, and `decode` refuses
     streams: bool = False  # True where `decode_chunk` gives sound before the last chunk
 
     @abstractmethod
     def encode(self, wave: Waveform) -> Units:
-        """Samples [B, T] -> units [B, U], adjacent repeats merged where the codec works on merged units.
+        """Samples [B, T] -> units [B, U], or [B, K, U]; adjacent repeats merged where the codec works on merged units.
 
         Raises:
             SignalError: the sample rate is not the codec's.
@@ -63,7 +66,11 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, units: Units) -> Waveform:
-        """Units [B, U] -> samples [B, T]; an empty row gives a waveform of length 0."""
+        """Units [B, U], or [B, K, U], -> samples [B, T]; an empty row gives a waveform of length 0.
+
+        Raises:
+            ConfigError: the codec has nothing to speak with (`decodes` is False).
+        """
 
     def decode_chunk(self, units: Units, state: DecodeState | None = None, *, last: bool) -> tuple[Waveform, DecodeState]:
         """The next units of a stream -> the samples that are settled by now; joined over all chunks they are `decode` of all units.
@@ -88,7 +95,10 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def words(self, units: list[int]) -> list[int]:
-        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U."""
+        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U.
+
+        Codes of K codebooks, frame after frame [U * K], are their own words.
+        """
 
     @abstractmethod
     def units_of(self, words: list[int]) -> list[int]:
@@ -97,12 +107,17 @@ class Codec(nn.Module, ABC):
     @property
     @abstractmethod
     def word_count(self) -> int:
-        """Size of the unit language; equal to `vocab_size` where a word is a unit."""
+        """Size of the unit language; equal to `vocab_size` where a word is a unit, as it is with several codebooks."""
 
     @classmethod
     def expected_word_count(cls, config: Any) -> int:
         """`word_count` of the codec that a config describes, also where it is not fitted yet; here it is built and asked."""
         return cls(config).word_count
+
+    @classmethod
+    def expected_codebooks(cls, config: Any) -> int:
+        """`codebooks` of the codec that a config describes, without building it."""
+        return cls.codebooks
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:
@@ -127,7 +142,8 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of everything that decides `encode`, `decode` and `words`; manifests and checkpoints record it."""
+        """A short hash of everything that decides `encode` and `words`, and of how units sound where that is fitted to them; manifests and
+        checkpoints record it."""
 
 
 CODECS: Registry[Codec] = Registry("codec", CodecConfig)

@@ -70,6 +70,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl, each a mean over the steps since the line before."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too."""
+    audit: bool = True
+    """Show the first batch as the losses see it and check its labels before the first step; it is kept as audit.txt in the stage's folder."""
     num_workers: int = 0
     """Processes that read and collate ahead; 0 reads in the training process, which alone resumes random augmentation exactly."""
     time_budget_s: float | None = None

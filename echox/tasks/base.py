@@ -71,6 +71,51 @@ def role_of(group: Mapping[str, Any]) -> Role:
     return group.get("role", Role.model)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """A sequence of one row as its loss sees it. Tensors are views into the batch's own, so that a check can change what the model reads."""
+
+    row: int  # in the batch
+    name: str  # of the targets among `Outputs.scored`
+    read: Tensor  # [N] ids as the model reads them, padding included
+    scored: Tensor  # [M] ids that are predicted, IGNORE where nothing is
+    ahead: int  # scored[i] is read[i + ahead], which the model reads once it is predicted
+    length: int  # positions of `scored` that are real
+    ids: range  # what may be predicted
+    swaps: range  # ids of which one may take another's place in what is read; marks are none
+    stop: int | None  # the id that ends what is predicted; None where it was cut short before its end
+    text: Callable[[Sequence[int]], str]  # ids as people read them; other than `ids` too
+    units: Sequence[int] = ()  # of the codec, that the targets say
+    shared: int = 0  # ids at the front of what is read that may be computed once for all rows, since all begin with them
+    given: str = ""  # what the model is given before, and which is no part of the sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hearing:
+    """A clip of one row, and what is to be heard in it."""
+
+    row: int  # in the batch
+    at: int | None  # its place in what the row's "text" track reads; None where nothing is read but the clip
+    seconds: float
+    frames: int  # of the encoder
+    said: Tensor  # [S] ids that CTC is to find, a view into the batch
+    length: int  # of them that are real
+    ids: range  # what CTC may find, the blank left out
+    text: Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A batch as its losses see it: tracks and clips in the order of rows and positions."""
+
+    tracks: Sequence[Track] = ()
+    heard: Sequence[Hearing] = ()
+    padding: Sequence[Tensor] = ()  # views into the batch where nothing stands that may change a loss
+    unit_count: int | None = None  # units that the codec has
+    codecs: Mapping[str, str] = field(default_factory=dict)  # fingerprint of the codec, by who has it or was made with it
+    notes: Sequence[str] = ()  # what a person must know beside this, each a sentence
+
+
 class Examples(Sequence[Any], ABC):
     """A split of the data: map-style, each example with a cost by which batches are bucketed."""
 
@@ -162,6 +207,10 @@ class Task(ABC):
             folder: the stage's own.
             step: steps the model was trained for.
         """
+
+    def view(self, model: nn.Module, batch: Batch) -> View:
+        """What an audit shows and checks before the first step: a batch as the losses see it; a task that does not say is not audited."""
+        return View()
 
     @abstractmethod
     def data_fingerprints(self) -> dict[str, str]:
