@@ -97,7 +97,8 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
     label = config.label or CODECS.name_of(config.codec)
     folder = Path(config.out_dir)
     _keep(folder, RECORDINGS, judge.scores(recordings, maker.rate_hz), config)
-    scores = judge.scores(copies.samples, speaker.rate_hz, {key: resampled(clip, maker.rate_hz, speaker.rate_hz) for key, clip in recordings.items()})
+    beside = {key: resampled(clip, maker.rate_hz, speaker.rate_hz) for key, clip in recordings.items()}
+    scores = judge.scores(copies.samples, speaker.rate_hz, beside)
     _keep(folder, label, scores | _costs(copies), config)
     for key, samples in copies.samples.items():
         if len(samples):
@@ -118,9 +119,16 @@ def _drawn(config: CodecCopyConfig) -> list[Row]:
 
 def _refuse_mismatch(speaker: Codec, maker: Codec, config: CodecCopyConfig) -> None:
     if not maker.encodes:
-        raise ConfigError(f"codec {CODECS.name_of(config.units or config.codec)} makes no units of speech; name one that does with units=NAME")
-    if maker.vocab_size != speaker.vocab_size:
-        raise ConfigError(f"units are of {maker.vocab_size} kinds, but the codec that speaks knows {speaker.vocab_size}; they do not belong together")
+        name = CODECS.name_of(config.units or config.codec)
+        raise ConfigError(f"codec {name} makes no units of speech; name one that does with units=NAME")
+    if not speaker.decodes:
+        raise ConfigError(f"codec {CODECS.name_of(config.codec)} has nothing to speak with; give it a vocoder, or name a codec that speaks")
+    theirs, ours = (maker.vocab_size, maker.codebooks), (speaker.vocab_size, speaker.codebooks)
+    if theirs != ours:
+        raise ConfigError(
+            f"units are of {theirs[0]} kinds in {theirs[1]} codebooks, but the codec that speaks knows {ours[0]} in {ours[1]}; "
+            "they do not belong together"
+        )
 
 
 @torch.no_grad()
@@ -166,7 +174,9 @@ class _Judge:
     def scores(self, clips: Mapping[str, Tensor], rate_hz: int, recordings: Mapping[str, Tensor] | None = None) -> dict[str, Score]:
         """Name -> score; likeness and length only beside recordings [T] of the same rate."""
         keys = sorted(clips, key=lambda key: len(clips[key]))
-        heard = [text for batch in _batches(keys, self.config.batch_size, "transcribing") for text in self.transcriber.transcribe([clips[key] for key in batch], rate_hz)]
+        heard: list[str] = []
+        for batch in _batches(keys, self.config.batch_size, "transcribing"):
+            heard += self.transcriber.transcribe([clips[key] for key in batch], rate_hz)
         pairs = [(self.texts[key], text) for key, text in zip(keys, heard)]
         scores = {"WER": word_error(pairs, "words of the row's text", self.transcriber.name)}
         if self.quality is not None:
@@ -206,14 +216,16 @@ def _keep(folder: Path, label: str, scores: Mapping[str, Score], config: CodecCo
 
 def _write_page(folder: Path) -> Path:
     """One table of all that was measured on the same rows as what was measured last."""
-    documents = sorted((json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")), key=lambda found: found["label"] != RECORDINGS)
+    documents = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    documents.sort(key=lambda found: found["label"] != RECORDINGS)
     drawn = next((found["manifests"], found["rows"], found["seed"]) for found in documents if found["label"] == RECORDINGS)
     same = [found for found in documents if (found["manifests"], found["rows"], found["seed"]) == drawn]
     scores = {found["label"]: found["scores"] for found in same}
     lines = [
         "# Copy synthesis",
         "",
-        f"Recordings of {', '.join(drawn[0])}, at most {drawn[1]}, drawn by seed {drawn[2]}; in brackets the 95 % interval, by bootstrap over rows.",
+        f"Recordings of {', '.join(drawn[0])}, at most {drawn[1]}, drawn by seed {drawn[2]}; "
+        "in brackets the 95 % interval, by bootstrap over rows.",
         "",
         *table_lines(scores),
         "",

@@ -76,7 +76,7 @@ def test_codecs_that_do_not_belong_together_are_refused(tmp_path, manifest):
     common = {"manifests": [str(manifest)], "out_dir": str(tmp_path / "out"), "device": "cpu"}
     with pytest.raises(ConfigError, match="codec unit_hifigan makes no units of speech; name one that does with units=NAME"):
         copy_synthesis(CodecCopyConfig(codec=UnitHifiGanConfig(folder="random"), **common))
-    with pytest.raises(ConfigError, match="units are of 32 kinds, but the codec that speaks knows 1000"):
+    with pytest.raises(ConfigError, match="units are of 32 kinds in 1 codebooks, but the codec that speaks knows 1000 in 1"):
         copy_synthesis(CodecCopyConfig(codec=UnitHifiGanConfig(folder="random"), units=KMeansCodecConfig(folder="random"), **common))
 
 
