@@ -14,7 +14,7 @@ from echox.codecs.hubert_units import HubertUnits, HubertUnitsConfig, UnitFitCon
 from echox.codecs.hubert_units import fit as fitting
 from echox.codecs.hubert_units.fit import fit_units
 from echox.codecs.quantization.language import LanguageConfig
-from echox.codecs.unit_hifigan import CONFIG, TINY, WEIGHTS, UnitHifiGanConfig, tiny_generator
+from echox.codecs.unit_hifigan import UnitHifiGanConfig
 from echox.encoders.base import ENCODERS
 from echox.encoders.ssl import SslConfig
 from echox.encoders.whisper import WhisperConfig
@@ -22,6 +22,7 @@ from echox.errors import CheckpointError, ConfigError, SignalError
 from echox.models.published.tokens import UNIT_WORD
 from echox.signals import Units, Waveform
 from echox.testing import check
+from echox.vocoders.layout import CONFIG, TINY, WEIGHTS, tiny_generator
 from echox_cli import prepare
 
 RATE_HZ = 16_000

@@ -14,10 +14,11 @@ from echox.codecs.quantization.kmeans import fit_kmeans, nearest
 from echox.codecs.quantization.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
-from echox.codecs.unit_vocoder.vocoder import MelRecipe, MelSpectrogram, build_vocoder
+from echox.codecs.unit_vocoder.vocoder import build_vocoder
 from echox.encoders.whisper import WhisperConfig
 from echox.errors import AssetError, CheckpointError, ConfigError, SignalError
 from echox.signals import Units, Waveform
+from echox.vocoders.mel import MelRecipe, MelSpectrogram
 
 RATE_HZ = 16_000
 SMALL = SpeakerSizes(prosody_channels=16, prosody_depth=1, mel_channels=16, coarse_depth=1, fine_depth=1)

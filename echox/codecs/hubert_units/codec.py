@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
 from echox.codecs.hubert_units.fit_config import UnitFitConfig
 from echox.codecs.quantization.folder import CONFIG_FILE, FORMAT, LANGUAGE_FILE, FittedFolder, hash_of, read_fitted
 from echox.codecs.quantization.language import UnitLanguage
-from echox.codecs.quantization.quantizer import merged_units
-from echox.codecs.unit_hifigan import CONFIG as VOCODER_CONFIG
-from echox.codecs.unit_hifigan import TINY, WEIGHTS, UnitHifiGan, UnitHifiGanConfig
+from echox.codecs.quantization.quantizer import frame_units, merged_units
+from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import CheckpointError, ConfigError
 from echox.signals import Units, Waveform
+from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
+from echox.vocoders.layout import TINY, WEIGHTS, weights_path
 
 NAME = "hubert_units"
 RANDOM = "random"
@@ -66,7 +67,7 @@ class HubertUnits(Codec):
         self.language = UnitLanguage(self.vocab_size, language)
         self.metrics = found.metrics  # what fitting measured
         self.vocoder = self._vocoder()
-        self.decodes = self.vocoder is not None
+        self.decodes = self.streams = self.vocoder is not None
         self._fingerprint = found.fingerprint
         self.requires_grad_(False).eval()
 
@@ -120,13 +121,22 @@ class HubertUnits(Codec):
         """Samples [B, T] -> merged units [B, U]; an empty row gives no unit, nor does one shorter than a frame."""
         return merged_units(self.encoder, self.centres, wave)
 
+    def encode_frames(self, wave: Waveform) -> Units:
+        return frame_units(self.encoder, self.centres, wave)
+
     def decode(self, units: Units) -> Waveform:
+        return self._speaking().decode(units)
+
+    def decode_chunk(self, units: Units, state: DecodeState | None = None, *, last: bool) -> tuple[Waveform, DecodeState]:
+        return self._speaking().decode_chunk(units, state, last=last)
+
+    def _speaking(self) -> UnitHifiGan:
         if self.vocoder is None:
             raise ConfigError(
                 f"the codec in {self.config.folder} has no vocoder, so its units cannot be heard; put a unit vocoder of these {self.vocab_size} units "
                 f"there ({WEIGHTS} and {VOCODER_CONFIG}), or set codec.vocoder.folder to its folder"
             )
-        return self.vocoder.decode(units)
+        return self.vocoder
 
     def words(self, units: list[int]) -> list[int]:
         return self.language.words(units)
@@ -146,7 +156,7 @@ def _vocoder_config(config: HubertUnitsConfig) -> UnitHifiGanConfig | None:
     """The vocoder that is asked for, else the one beside the units: copied there, it speaks for every checkpoint trained with the codec."""
     if config.vocoder.folder:
         return config.vocoder
-    is_beside = config.folder == RANDOM or (Path(config.folder) / WEIGHTS).is_file()
+    is_beside = config.folder == RANDOM or weights_path(Path(config.folder)).is_file()
     return dataclasses.replace(config.vocoder, folder=config.folder) if is_beside else None
 
 

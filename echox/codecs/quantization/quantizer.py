@@ -15,17 +15,22 @@ from echox.signals import Units, Waveform
 
 
 @torch.no_grad()
-def merged_units(encoder: Encoder, centres: Tensor, wave: Waveform) -> Units:
-    """Samples [B, T] -> units [B, U] with adjacent repeats merged; an empty row gives no unit.
+def frame_units(encoder: Encoder, centres: Tensor, wave: Waveform) -> Units:
+    """Samples [B, T] -> a unit per frame of the encoder [B, F]; an empty row gives none.
 
     Args:
         centres: [K, D].
     """
     features = encoder(wave)
     frames = torch.where(wave.lengths > 0, features.lengths, 0)
-    labels = nearest(features.values, centres)
-    rows = [torch.unique_consecutive(row[:count]) for row, count in zip(labels, frames.tolist(), strict=True)]
-    lengths = torch.tensor([len(row) for row in rows], device=labels.device)
+    return Units(nearest(features.values, centres), frames, encoder.frame_rate_hz)
+
+
+def merged_units(encoder: Encoder, centres: Tensor, wave: Waveform) -> Units:
+    """Samples [B, T] -> units [B, U] with adjacent repeats merged, otherwise as `frame_units`."""
+    frames = frame_units(encoder, centres, wave)
+    rows = [torch.unique_consecutive(row[:count]) for row, count in zip(frames.ids, frames.lengths.tolist(), strict=True)]
+    lengths = torch.tensor([len(row) for row in rows], device=frames.ids.device)
     return Units(pad_sequence(rows, batch_first=True), lengths, None)
 
 

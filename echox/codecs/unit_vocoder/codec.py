@@ -18,7 +18,7 @@ from echox.assets.shapes import missing_weights
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.codecs.quantization.folder import CONFIG_FILE, FORMAT, LANGUAGE_FILE, hash_of, read_fitted, write_fitted
 from echox.codecs.quantization.language import UnitLanguage
-from echox.codecs.quantization.quantizer import merged_units
+from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
 from echox.codecs.unit_vocoder.vocoder import REACH_FRAMES, Vocoder, build_vocoder
@@ -120,6 +120,9 @@ class KMeansCodec(Codec):
         Under an autocast context the encoder follows it; a percent or so of the units may then differ.
         """
         return merged_units(self.encoder, self.centroids, wave)
+
+    def encode_frames(self, wave: Waveform) -> Units:
+        return frame_units(self.encoder, self.centroids, wave)
 
     @torch.no_grad()
     def decode(self, units: Units) -> Waveform:

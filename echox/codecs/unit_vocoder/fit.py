@@ -21,11 +21,12 @@ from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import UnitSpeaker
 from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
-from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
+from echox.codecs.unit_vocoder.vocoder import Vocoder, build_vocoder
 from echox.config import to_plain
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import SignalError
 from echox.signals import Units
+from echox.vocoders.mel import MelSpectrogram
 
 
 def fit_codec(config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cpu") -> dict[str, Any]:
