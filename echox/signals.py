@@ -112,8 +112,21 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """Targets that a loss counts one by one, and what predicts each of them."""
+
+    labels: Tensor  # [N], -100 where nothing is scored
+    values: Tensor  # [N, ...] the scores, or the states that a layer of the outputs makes scores of
+    are_scores: bool = True  # values are [N, V], one of a label each
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs(_Movable):
     """What a task's `forward` returns to its criterion; every task subclasses it."""
+
+    def scored(self) -> dict[str, Scored]:
+        """The targets in the order of rows and positions, by what people call them ("text", "units"); an audit compares them with the batch."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

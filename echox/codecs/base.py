@@ -42,6 +42,7 @@ class Codec(nn.Module, ABC):
     codebooks: int = 1  # K; several are written frame after frame where units are a list
     merges: bool = True  # whether adjacent repeats are merged; False gives `unit_rate_hz` units every second
     encodes: bool = True  # False where units can be turned into speech alone, and `encode` refuses
+    decodes: bool = True  # False where speech can be turned into units alone, and `decode` refuses
     streams: bool = False  # True where `decode_chunk` gives sound before the last chunk
 
     @abstractmethod
@@ -52,9 +53,24 @@ class Codec(nn.Module, ABC):
             SignalError: the sample rate is not the codec's.
         """
 
+    def encode_frames(self, wave: Waveform) -> Units:
+        """Samples [B, T] -> a unit per frame [B, F], `unit_rate_hz` a second, repeats and all: what a vocoder learns durations from.
+
+        Raises:
+            SignalError: as `encode`. ConfigError: the codec merges repeats and does not say how often each was there.
+        """
+        units = self.encode(wave)
+        if units.rate_hz is None:
+            raise ConfigError(f"{type(self).__name__} merges repeated units and does not say how long each lasted; use a codec that does")
+        return units
+
     @abstractmethod
     def decode(self, units: Units) -> Waveform:
-        """Units [B, U], or [B, K, U], -> samples [B, T]; an empty row gives a waveform of length 0."""
+        """Units [B, U], or [B, K, U], -> samples [B, T]; an empty row gives a waveform of length 0.
+
+        Raises:
+            ConfigError: the codec has nothing to speak with (`decodes` is False).
+        """
 
     def decode_chunk(self, units: Units, state: DecodeState | None = None, *, last: bool) -> tuple[Waveform, DecodeState]:
         """The next units of a stream -> the samples that are settled by now; joined over all chunks they are `decode` of all units.
@@ -126,7 +142,8 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of everything that decides `encode`, `decode` and `words`; manifests and checkpoints record it."""
+        """A short hash of everything that decides `encode` and `words`, and of how units sound where that is fitted to them; manifests and
+        checkpoints record it."""
 
 
 CODECS: Registry[Codec] = Registry("codec", CodecConfig)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.writing import appearing
 from echox.errors import SignalError
 from echox.signals import Waveform
@@ -20,29 +23,38 @@ WRITTEN_FORMATS = (".wav", ".flac")
 # A resampling filter has one phase per step of the reduced rates, so odd source rates are read as the nearest multiple of this:
 # at 8 kHz that moves the pitch by at most 0.06 %.
 RATE_STEP_HZ = 10
+# Seconds by which durations are off that were rounded, or counted with a header's bytes.
+ROUNDED_S = 0.02
+# A writer that cannot go back leaves the size of its data open, as the largest number there is.
+UNKNOWN_BYTES = 0x7FFFFF00
+_SHORT_CHUNK = re.compile(r": (\d+) \(should be (\d+)\)")
 
 
-def load_audio(path: str | Path, rate_hz: int) -> Tensor:
-    """Read an audio file as mono at one rate.
+def load_audio(audio: str | Audio, rate_hz: int) -> Tensor:
+    """Read a clip as mono at one rate.
 
     Args:
-        path: wav, flac, ogg, mp3 or whatever else libsndfile reads.
+        audio: a file that libsndfile reads (wav, flac, ogg, opus, mp3 and more), the bytes of one in a larger file, or some seconds of it.
         rate_hz: samples per second wanted; another rate is resampled.
     Returns:
         samples [T] float32 in [-1, 1]; several channels are averaged.
     Raises:
-        SignalError: the file is missing, unreadable, empty, or holds NaN or infinity.
+        SignalError: the clip is missing, unreadable, empty, shorter than its header says, or holds NaN or infinity.
     """
-    try:
-        frames, source_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise SignalError(f"audio {path} {_why_unreadable(path, error)}") from error
+    ref = audio_ref(audio)
+    with ref.open() as content:
+        try:
+            with soundfile.SoundFile(content) as file:
+                header = _header(ref, file)
+                file.seek(round(ref.start_s * file.samplerate))
+                frames = file.read(header.samples, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
+            raise _unreadable(ref, error) from error
+    _refuse_cut(ref, header, header.samples, len(frames))
     samples = torch.from_numpy(frames).mean(dim=1)
-    if samples.numel() == 0:
-        raise SignalError(f"audio {path} has zero length; record it again or take its row out")
     if not torch.isfinite(samples).all():
-        raise SignalError(f"audio {path} holds NaN or infinite samples; export it again")
-    return resampled(samples, source_hz, rate_hz).clamp_(-1.0, 1.0)
+        raise SignalError(f"audio {ref} holds NaN or infinite samples; export it again")
+    return resampled(samples, header.rate_hz, rate_hz).clamp_(-1.0, 1.0)
 
 
 def resampled(samples: Tensor, source_hz: int, rate_hz: int) -> Tensor:
@@ -88,22 +100,23 @@ def refuse_ending(path: str | Path) -> None:
         raise SignalError(f"audio is written as {' or '.join(WRITTEN_FORMATS)}, but the path is {path}; change its ending")
 
 
-def duration_s(path: str | Path) -> float:
-    """Seconds of an audio file, from its header alone.
+def duration_s(audio: str | Audio) -> float:
+    """Seconds of a clip, from its header alone.
 
     Raises:
-        SignalError: the file is missing or unreadable.
+        SignalError: the clip is missing or unreadable.
     """
-    return audio_header(path).duration_s
+    return audio_header(audio).duration_s
 
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What an audio file says of itself."""
+    """What an audio file says of itself; `samples` are those of the seconds asked for."""
 
     samples: int  # per channel
     rate_hz: int
     channels: int
+    format: str = "WAV"  # libsndfile's name of what the bytes are, whatever the file is called
 
     @property
     def duration_s(self) -> float:
@@ -111,19 +124,47 @@ class AudioHeader:
         return self.samples / self.rate_hz
 
 
-def audio_header(path: str | Path) -> AudioHeader:
+def audio_header(audio: str | Audio) -> AudioHeader:
     """Read the header alone, which takes a tenth of a millisecond.
 
     Raises:
-        SignalError: the file is missing, unreadable or empty.
+        SignalError: the clip is missing, unreadable or empty, or its file is seen to be cut short.
     """
-    try:
-        about = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise SignalError(f"audio {path} {_why_unreadable(path, error)}") from error
-    if about.frames <= 0:
-        raise SignalError(f"audio {path} has zero length; record it again or take its row out")
-    return AudioHeader(about.frames, about.samplerate, about.channels)
+    ref = audio_ref(audio)
+    with ref.open() as content:
+        try:
+            with soundfile.SoundFile(content) as file:
+                return _header(ref, file)
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
+            raise _unreadable(ref, error) from error
+
+
+def _header(ref: AudioRef, file: soundfile.SoundFile) -> AudioHeader:
+    whole = AudioHeader(file.frames, file.samplerate, file.channels, file.format)
+    if whole.samples <= 0:
+        raise SignalError(f"audio {ref} has zero length; record it again or take its row out")
+    _refuse_cut(ref, whole, _claimed(file), whole.samples)
+    if not ref.is_part:
+        return whole
+    end_s = whole.duration_s if ref.end_s is None else ref.end_s
+    if not 0 <= ref.start_s < min(end_s, whole.duration_s) or end_s > whole.duration_s + ROUNDED_S:
+        raise SignalError(f"audio {ref} is not within the recording, which has {whole.duration_s:g} s; mend start_s and end_s")
+    first, last = round(ref.start_s * whole.rate_hz), min(round(end_s * whole.rate_hz), whole.samples)
+    return dataclasses.replace(whole, samples=max(1, last - first))
+
+
+def _claimed(file: soundfile.SoundFile) -> int:
+    """Samples that a file's chunks say they hold, where libsndfile noted that there is less; it counts what is there itself."""
+    sizes = [(int(said), int(found)) for said, found in _SHORT_CHUNK.findall(file.extra_info)]
+    return max((file.frames * said // found for said, found in sizes if found and said < UNKNOWN_BYTES), default=file.frames)
+
+
+def _refuse_cut(ref: AudioRef, header: AudioHeader, claimed: int, found: int) -> None:
+    # Without an index, an mp3's length is an estimate.
+    slack = ROUNDED_S + (0.01 * claimed / header.rate_hz if header.format == "MP3" else 0.0)
+    if (claimed - found) / header.rate_hz > slack:
+        said, there = (samples / header.rate_hz for samples in (claimed, found))
+        raise SignalError(f"audio {ref} is cut short: its header says {said:.2f} s, but {there:.2f} s are there; copy it again")
 
 
 def pad_waveforms(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
@@ -133,10 +174,8 @@ def pad_waveforms(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
     return Waveform(samples=samples, lengths=lengths, rate_hz=rate_hz)
 
 
-def _why_unreadable(path: str | Path, error: Exception) -> str:
-    if not Path(path).exists():
-        return "does not exist"
-    return "is a folder" if Path(path).is_dir() else f"is not readable as audio ({_gist(error)}); give wav, flac, ogg or mp3"
+def _unreadable(ref: AudioRef, error: Exception) -> SignalError:
+    return SignalError(f"audio {ref} is not readable as audio ({_gist(error)}); give wav, flac, ogg, opus or mp3")
 
 
 def _gist(error: Exception) -> str:

@@ -26,7 +26,7 @@ from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
 from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, View
 from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
 from echox.tasks.speech_text import (
     ANSWER_SHARE,
@@ -37,14 +37,17 @@ from echox.tasks.speech_text import (
     SpeechTextTaskConfig,
     adapter_token_ids,
     build_speech_llm,
+    clips_of,
     learned_speech_llm,
     longest_conversation,
+    padding_of,
     speech_llm_activations,
     speech_llm_parts,
     teacher_forced,
 )
 from echox.tasks.spoken import SpokenDataConfig, unit_distance
 from echox.tasks.text_units import build_voice, voice_parts
+from echox.tasks.views import text_tracks, word_track
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
 
@@ -121,6 +124,7 @@ class EchoTask(Task):
         self.codec = CODECS.build(self.context.parts.codec)
         speech_text, text_units = (checkpoint.load(self.context.parents[stage]) for stage in self.parents)
         model = load_echo_model(self.context.parts, speech_text, text_units, self.config, self.codec)
+        self.codecs = {"in use": self.codec.fingerprint(), "of the T2C checkpoint": text_units.meta["lineage"]["data"]["codec"]}
         if self.context.bf16:
             halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
@@ -262,6 +266,19 @@ class EchoTask(Task):
                 units += len(reference)
             rows += len(wanted)
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: EchoModel, batch: EchoBatch) -> View:
+        conversation, decoder = batch.conversation, model.voice.decoder
+        texts = text_tracks(conversation.ids, conversation.labels, conversation.shared, model.speech_llm.backbone)
+        spoken = [word_track(row, targets, decoder, self.codec.units_of(decoder.words_in(targets.tolist())), "") for row, targets in batch.said()]
+        return View(
+            tracks=[*texts, *spoken],
+            heard=clips_of(model.speech_llm, conversation),
+            padding=padding_of(conversation),
+            unit_count=self.codec.vocab_size,
+            codecs=self.codecs | self.labels.codecs(),
+            notes=[] if spoken else ["units are made at every step from what the model then says, so they are not shown; those that are cached are"],
+        )
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.speech_text.data_fingerprints() | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.writing import appearing
 from echox.errors import CheckpointError, ConfigError
@@ -72,6 +73,10 @@ class EchoBatch(Batch):
 
     conversation: SpeechTextBatch
 
+    def said(self) -> list[tuple[int, Tensor]]:
+        """The row and the targets [U] of each segment, views into the batch; none where they are made at every step."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch(EchoBatch):
@@ -80,6 +85,9 @@ class LabelledBatch(EchoBatch):
     text: Tensor
     spans: Spans
     targets: Tensor
+
+    def said(self) -> list[tuple[int, Tensor]]:
+        return list(zip(self.spans.rows.tolist(), self.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,10 @@ class LabelSource(ABC):
     @abstractmethod
     def batch(self, examples: Sequence, collate: Callable[[Sequence[Conversation]], SpeechTextBatch]) -> EchoBatch:
         """Examples -> one padded batch on the CPU."""
+
+    def codecs(self) -> dict[str, str]:
+        """The fingerprint of the codec that they were made with, by what it is called; none where they are made at every step."""
+        return {}
 
     @abstractmethod
     def labels(self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor) -> PseudoLabels:
@@ -173,6 +185,9 @@ class CachedLabels(LabelSource):
             self._refuse_stale(rows)
         else:
             self.write(model, rows)
+
+    def codecs(self) -> dict[str, str]:
+        return {"of the pseudo-labels": self.makers["codec"]}
 
     def write(self, model: EchoModel, rows: Sequence[Conversation]) -> None:
         """Label the conversations that are not labelled yet, with a progress bar; safe to kill and call again."""
@@ -246,7 +261,8 @@ class LabelledConversations(Examples):
 
 def label_key(row: Conversation) -> str:
     """What a conversation's labels are cached under: its text in tokens, and its clips by name and size in bytes."""
-    return _hash([row.prompt, row.target, [(clip.name, clip.stat().st_size) for clip in row.clips]], 24)
+    clips = [audio_ref(clip) for clip in row.clips]
+    return _hash([row.prompt, row.target, [(clip.name, clip.file.stat().st_size) for clip in clips]], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from echox.backbones.base import Backbone, Turn
 from echox.data.audio import audio_header, load_audio, pad_waveforms
+from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
@@ -91,7 +92,7 @@ class SpokenData(SpokenRows):
         self.folder = cache_dir / "features"
         self._caches: dict[str, ArrayCache] = {}
 
-    def cache_features(self, clips: Sequence[Path], encoder: Encoder, *, bf16: bool, label: str) -> None:
+    def cache_features(self, clips: Sequence[Audio], encoder: Encoder, *, bf16: bool, label: str) -> None:
         """Encode what is not cached yet, in batches of like length, and remember where it is."""
         self.cache = ArrayCache(self.folder, encoder.fingerprint())
         headers = {clip_key(path): (path, audio_header(path)) for path in clips}
@@ -108,24 +109,26 @@ class SpokenData(SpokenRows):
         self.rate_hz = encoder.frame_rate_hz
         self.cache.fill(list(headers), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
 
-    def features(self, clips: Sequence[Path]) -> Features:
+    def features(self, clips: Sequence[Audio]) -> Features:
         """Cached features of clips, padded to one batch [A, F, D] float32."""
         values = [self.cache[clip_key(path)].float() for path in clips]
         lengths = torch.tensor([len(value) for value in values])
         return Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True), lengths, self.rate_hz)
 
-    def frames(self, clip: Path) -> int:
+    def frames(self, clip: Audio) -> int:
         """Frames of a cached clip."""
         return self.cache.length(clip_key(clip))
 
 
-def clip_key(path: Path) -> str:
+def clip_key(clip: Audio) -> str:
     """What a clip's features are cached under: its name, size and time of change, so that a new recording is encoded anew."""
-    about = path.stat()
-    return hashlib.sha256(f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:24]
+    ref = audio_ref(clip)
+    about = ref.file.stat()
+    part = "" if ref == AudioRef(ref.file) else f"|{ref.name}"
+    return hashlib.sha256(f"{ref.file.resolve()}|{about.st_size}|{about.st_mtime_ns}{part}".encode()).hexdigest()[:24]
 
 
-def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int], list[Path]]:
+def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int], list[Audio]]:
     """A row in the backbone's chat template.
 
     Returns:
@@ -139,18 +142,6 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     clips = [item.audio for item in turns if item.audio is not None and item.role is Role.USER]
     target = [*backbone.tokenize(answer.text), backbone.end_id] if answer is not None and answer.text else []
     return ids, target, clips
-
-
-def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Path, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text."""
-    pairs = []
-    for item, following in zip(row.turns, [*row.turns[1:], None]):
-        if item.audio is None or (item.role is Role.ASSISTANT and not answers):
-            continue
-        said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said:
-            pairs.append((item.audio, said))
-    return pairs
 
 
 def unit_distance(said: Sequence[int], wanted: Sequence[int], codebooks: int) -> int:

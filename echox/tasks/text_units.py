@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,14 +19,15 @@ from echox.codecs.base import CODECS, Codec
 from echox.criteria.base import UnitOutputs
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.denoising import TextVoice, join_voice
 from echox.models.footprint import layer_bytes
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import padded, unit_distance
+from echox.tasks.views import past, text_of, word_track
 
 # The rate of HuBERT's units, at which every letter has one of its own; frames that come more slowly are read several times each.
 ALIGNED_RATE_HZ = 50
@@ -43,6 +45,8 @@ class TextUnitsTaskConfig(TaskConfig):
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
     rows: int | None = None
     """Training utterances drawn from the manifests; null takes all."""
+    repeat: dict[str, int] = field(default_factory=dict)
+    """Times that training utterances of a kind, as their rows say, stand in an epoch; all others stand there once."""
     decoder: UnitDecoderConfig = field(default_factory=UnitDecoderConfig)
     """Shape of the unit decoder."""
     spelling_channels: int = 64
@@ -53,6 +57,11 @@ class TextUnitsTaskConfig(TaskConfig):
     """Units at most in an example, frames with several codebooks; longer ones are left out."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their units."""
+
+    def __post_init__(self) -> None:
+        for kind, times in self.repeat.items():
+            if times < 1:
+                raise ConfigError(f"repeat.{kind} is {times}; use 1 or more, or leave its rows out of the manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class Utterance:
     row_id: str
     ids: tuple[int, ...]
     units: tuple[int, ...]
+    kind: str = ""
     target: tuple[int, ...] = ()
 
 
@@ -173,8 +183,9 @@ class TextUnitsTask(Task):
                 f"row {row.id!r} has units of codec {written_by or 'unknown'}, but codec={self.codec.fingerprint()} is in use; run 'echox-prepare units' with this codec"
             )
         ids = tuple(self.backbone.tokenize(answer.text))
+        self.written_by = written_by
         letters = sum(len(states_of(self._text_of(token))) for token in ids)
-        found = Utterance(row.id, ids, answer.units)
+        found = Utterance(row.id, ids, answer.units, str(row.extra.get("kind", "")))
         return found if ids and len(self._sounds(found)) >= letters else None
 
     def _sounds(self, utterance: Utterance) -> list[int]:
@@ -249,10 +260,12 @@ class TextUnitsTask(Task):
             ends = torch.tensor(counts).cumsum(0).tolist()
             K = self.codec.codebooks
             words = [self.codec.words(list(row.units[(end - count) * K : end * K])) for end, count in zip(ends, counts)]
-        return Utterance(row.row_id, row.ids, row.units, tuple(decoder.target_of(words)))
+        return dataclasses.replace(row, target=tuple(decoder.target_of(words)))
 
     def examples(self, split: str) -> Examples:
-        return Utterances(self.splits[split], self.codec.codebooks)
+        times = self.config.repeat if split == "train" else {}
+        rows = [row for row in self.splits[split] for _ in range(times.get(row.kind, 1))]
+        return Utterances(rows, self.codec.codebooks)
 
     def collate(self, examples: Sequence[Utterance]) -> TextUnitsBatch:
         return TextUnitsBatch(
@@ -279,6 +292,13 @@ class TextUnitsTask(Task):
                 units += len(reference)
                 rows += 1
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: TextVoice, batch: TextUnitsBatch) -> View:
+        text = text_of(self.backbone)
+        given = [text(ids[:length].tolist()) for ids, length in zip(batch.ids, batch.lengths)]
+        tracks = [word_track(row, batch.targets[row], model.decoder, batch.units[row], given[row]) for row in range(len(given))]
+        codecs = {"in use": self.codec.fingerprint(), "of the units": self.written_by}
+        return View(tracks, padding=past(batch.ids, batch.lengths), unit_count=self.codec.vocab_size, codecs=codecs)
 
     def data_fingerprints(self) -> dict[str, str]:
         manifests = {f"manifest:{path}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
