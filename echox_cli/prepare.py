@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echox.assets import CATALOGUE, asset_folder
+from echox.chain import audit_stages
 from echox.config import near
 from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
@@ -70,6 +71,7 @@ COMMANDS = {
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "labels": RecipeCommand(write_labels),
+    "audit": RecipeCommand(audit_stages),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "import": Command(ImportConfig, import_release, "folder"),
     "begin": Command(BeginConfig, begin_release, "language"),

@@ -21,7 +21,7 @@ from echox.corpora.unit_shards import Finished, Made, UnitShards
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import cost_batches
 from echox.data.line_shards import LineShards
-from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_answer
+from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_units
 from echox.errors import ConfigError, ManifestError, SignalError
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class _Encoding:
         wave = pad_waveforms(clips, self.codec.rate_hz).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             units = self.codec.encode(wave)
-        return [row[:length].tolist() for row, length in zip(units.ids, units.lengths.tolist())]
+        return units.rows()
 
     def _refuse(self, problems: Sequence[Problem]) -> None:
         if problems and self.config.on_broken is OnBroken.refuse:
@@ -219,4 +219,4 @@ def _finished(batch: tuple[list[str], list]) -> tuple[list[str], list[Tensor | s
 
 
 def _with_units(row: Row, units: list[int], codec: Codec) -> Row:
-    return dataclasses.replace(with_answer(row, units=tuple(units)), extra={**row.extra, "codec": codec.fingerprint()})
+    return dataclasses.replace(with_units(row, units, codec.codebooks), extra={**row.extra, "codec": codec.fingerprint()})
