@@ -257,7 +257,7 @@ def test_what_cannot_be_made_is_said(speech, tmp_path):
         made(speech, output=str(speech / "lists" / "m.jsonl"))
     assert len(made(speech, output=str(speech / "m.jsonl"))) == 1
     with pytest.raises(ConfigError, match="several sources need one place"):
-        made(speech, speech / "a.wav")
+        made(speech, speech / "lists")
 
 
 def test_a_full_disk_is_named_and_nothing_is_lost(speech, monkeypatch):
