@@ -1,4 +1,4 @@
-"""`echox-bench SUBJECT ...`: how fast a kernel or a large manifest is here."""
+"""`echox-bench SUBJECT ...`: how fast a kernel, a large manifest or the making of units is here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.bench.manifest import ManifestBenchConfig, bench_manifest
 from echox.config import near
 from echox.errors import ConfigError
+from echox.unit_bench import UnitsBenchConfig, bench_units
 from echox_cli import completion
 from echox_cli.arguments import split
 from echox_cli.door import answered_at_once, guarded, run_door
@@ -21,6 +22,7 @@ SUBJECTS = {
     "loss": (LossBenchConfig, bench_loss, "shapes"),
     "decode": (DecodeBenchConfig, bench_decode, "shapes"),
     "manifest": (ManifestBenchConfig, bench_manifest, "rows"),
+    "units": (UnitsBenchConfig, bench_units, None),
 }
 
 
@@ -38,7 +40,7 @@ def _without_subject(words: list[str]) -> None:
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
-    print(f"Measure kernels and manifests.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+    print(f"Measure kernels, manifests and the making of units.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
     for name, (config_type, _, _) in SUBJECTS.items():
         print(f"  {name:<10} {summary(config_type.__doc__)}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echox.assets import CATALOGUE, asset_folder
+from echox.chain import audit_stages
 from echox.config import near
 from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_index import IndexConfig, index_manifests
@@ -18,12 +19,10 @@ from echox.errors import ConfigError
 from echox.evaluation.manifest_validation import ValidateConfig, validate
 from echox.preparation import (
     BeginConfig,
-    EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
     begin_release,
-    encode_units,
     export_release,
     fit_codec,
     import_release,
@@ -32,6 +31,7 @@ from echox.preparation import (
 )
 from echox.recipe import Recipe
 from echox.scaffold import ScaffoldConfig, write_plugin
+from echox.unit_encoding import EncodeUnitsConfig, encode_units
 from echox_cli import completion
 from echox_cli.arguments import split
 from echox_cli.door import answered_at_once, guarded, run_door, run_recipe_door
@@ -79,6 +79,7 @@ COMMANDS = {
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "labels": RecipeCommand(write_labels),
+    "audit": RecipeCommand(audit_stages),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
     "import": Command(ImportConfig, import_release, "folder"),
     "begin": Command(BeginConfig, begin_release, "language"),

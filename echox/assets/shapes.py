@@ -104,6 +104,18 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "encoder_ffn_dim": 5120,
             "decoder_ffn_dim": 5120,
         },
+        # Hsu et al. 2021, arXiv:2106.07447, table 1 (base); the defaults of transformers are its shape.
+        "facebook/hubert-base-ls960": {"model_type": "hubert"},
+        # Chen et al. 2022, arXiv:2110.13900, section IV; wav2vec 2.0 large and HuBERT large have the same sizes.
+        "microsoft/wavlm-large": {
+            "model_type": "wavlm",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+        },
     }
 )
 """Hub id -> the sizes that its config.json gives, read only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -74,8 +74,23 @@ def with_answer(row: Row, **changes: Any) -> Row:
     last = max(index for index, item in enumerate(row.turns) if item.role is Role.ASSISTANT)
     turns = list(row.turns)
     # Words group the units they were read with.
-    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}), **changes)
+    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}) | changes)
     return dataclasses.replace(row, turns=tuple(turns))
+
+
+def with_units(row: Row, units: Sequence[int], codebooks: int = 1) -> Row:
+    """The row with a codec's units of its answer; codes of K codebooks, frame after frame, are grouped by frames."""
+    return with_answer(row, units=tuple(units), words=_grouped(units, codebooks) if codebooks > 1 else None)
+
+
+def spelled_units(units: Sequence[int], codebooks: int = 1) -> str:
+    """Units as a manifest writes them: "12 4 5", and "12_700_31 4_9_88" for two frames of three codebooks."""
+    return " ".join("_".join(map(str, frame)) for frame in _grouped(units, codebooks))
+
+
+def _grouped(units: Sequence[int], codebooks: int) -> tuple[tuple[int, ...], ...]:
+    """Codes frame after frame [F * K] -> frames [F][K]."""
+    return tuple(tuple(units[start : start + codebooks]) for start in range(0, len(units), codebooks))
 
 
 def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Audio, str]]:

@@ -18,8 +18,9 @@ from echox.errors import ConfigError, ManifestError
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.signals import Batch, Features
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, named_parts
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded
+from echox.tasks.views import heard_clips, past, text_of
 
 
 BYTES = 256
@@ -194,6 +195,16 @@ class AlignmentTask(Task):
                 errors += edit_distance(heard, said[:length])
                 tokens += length
         return {"token_error": errors / max(1, tokens)}
+
+    def view(self, model: AlignmentModel, batch: AlignmentBatch) -> View:
+        ids, A = model.adapter.token_ids.tolist(), len(batch.row_ids)
+        text = text_of(self.backbone)
+        clips = heard_clips(
+            batch.features, range(A), [None] * A, batch.targets, batch.target_lengths, range(len(ids)), lambda said: text([ids[index] for index in said if index < len(ids)])
+        )
+        padding = [past(batch.features.values, batch.features.lengths), past(batch.spelling, batch.spelling_lengths)]
+        padding += [past(targets, batch.target_lengths) for targets in (batch.targets, batch.places)]
+        return View(heard=list(clips), padding=sum(padding, []))
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()

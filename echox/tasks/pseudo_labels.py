@@ -50,7 +50,7 @@ class PseudoLabels:
 
     text: Tensor  # [B, S] greedy text X', one token per answer position, right-padded
     spans: Spans  # G segments of the answers
-    targets: Tensor  # [G, U] units Y' of each segment, as the decoder's output ids, IGNORE-padded
+    targets: Tensor  # [G, U * K] units Y' of each segment, as the decoder's output ids, IGNORE-padded
 
 
 @torch.no_grad()
@@ -73,6 +73,10 @@ class EchoBatch(Batch):
 
     conversation: SpeechTextBatch
 
+    def said(self) -> list[tuple[int, Tensor]]:
+        """The row and the targets [U] of each segment, views into the batch; none where they are made at every step."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch(EchoBatch):
@@ -81,6 +85,9 @@ class LabelledBatch(EchoBatch):
     text: Tensor
     spans: Spans
     targets: Tensor
+
+    def said(self) -> list[tuple[int, Tensor]]:
+        return list(zip(self.spans.rows.tolist(), self.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,10 @@ class LabelSource(ABC):
     @abstractmethod
     def batch(self, examples: Sequence, collate: Callable[[Sequence[Conversation]], SpeechTextBatch]) -> EchoBatch:
         """Examples -> one padded batch on the CPU."""
+
+    def codecs(self) -> dict[str, str]:
+        """The fingerprint of the codec that they were made with, by what it is called; none where they are made at every step."""
+        return {}
 
     @abstractmethod
     def labels(self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor) -> PseudoLabels:
@@ -174,6 +185,9 @@ class CachedLabels(LabelSource):
             self._refuse_stale(rows)
         else:
             self.write(model, rows)
+
+    def codecs(self) -> dict[str, str]:
+        return {"of the pseudo-labels": self.makers["codec"]}
 
     def write(self, model: EchoModel, rows: Sequence[Conversation]) -> None:
         """Label the conversations that are not labelled yet, with a progress bar; safe to kill and call again."""

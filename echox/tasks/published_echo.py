@@ -21,11 +21,27 @@ from echox.models.published.causal import decode
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.student import HearingStudent, starting_model
 from echox.models.published.teaching import TaughtText, answer_segments, predicted, segment_outputs
+from echox.models.published.translator import UnitTranslator
 from echox.models.segmenting import RELEASE_RULE, SegmentRule, segments
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, named_parts
-from echox.tasks.published import DENOISER, HEARING, SPEAKING, HeardBatch, Lesson, Lessons, checkpoint_fingerprint, missing_of
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, Track, View, named_parts
+from echox.tasks.published import (
+    DENOISER,
+    HEARD_WHOLE,
+    HEARING,
+    SPEAKING,
+    HeardBatch,
+    Lesson,
+    Lessons,
+    checkpoint_fingerprint,
+    missing_of,
+    released_padding,
+    released_text,
+    unit_count_of,
+    unit_rows,
+    units_said,
+)
 from echox.tasks.published_s2t import (
     ReleaseTextConfig,
     hearing_activations,
@@ -40,6 +56,7 @@ from echox.tasks.published_s2t import (
 from echox.tasks.published_t2c import TRANSLATOR_PARTS
 from echox.tasks.speech_text import ANSWER_SHARE, ASSUMED
 from echox.tasks.spoken import padded
+from echox.tasks.views import spoken_length
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
 
@@ -201,6 +218,35 @@ class ReleaseEchoTask(Task):
                 units += len(wanted)
             rows += len(batch.row_ids)
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: HearingStudent, batch: EchoedBatch) -> View:
+        segments_ = (batch.chunk_lengths > 0).nonzero().tolist()
+        spoken = [self._track(model.release.translator, row, batch.units[row, place]) for row, place in segments_]
+        return View(
+            tracks=[*self.lessons.tracks(batch.heard), *spoken],
+            heard=self.lessons.heard(batch.heard),
+            padding=released_padding(batch.heard.ids, self.lessons.tokens.end_id),
+            unit_count=unit_count_of(self.config.checkpoint),
+            notes=[HEARD_WHOLE],
+        )
+
+    def _track(self, translator: UnitTranslator, row: int, words: Tensor) -> Track:
+        """A segment's pseudo-label [T]; one that is as long as allowed may lack its end."""
+        tokens = self.lessons.tokens
+        was_cut = int((words != IGNORE).sum()) >= self.config.max_words
+        return Track(
+            row,
+            "units",
+            read=words,
+            scored=words,
+            ahead=0,
+            length=spoken_length(words, tokens.end_id),
+            ids=range(translator.text_size + translator.unit_rows.num_embeddings),
+            swaps=unit_rows(tokens),
+            stop=None if was_cut else tokens.end_id,
+            text=released_text(tokens),
+            units=units_said(tokens, words.tolist()),
+        )
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

@@ -19,11 +19,12 @@ from echox.models.decoding import greedy_text
 from echox.models.footprint import MIXTURE_BYTES, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
-from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
+from echox.models.speech_llm import AUDIO, IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
 from echox.signals import Batch, Features
 from echox.tasks.alignment import adapter_activations, known_indices, token_index
-from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, named_parts
+from echox.tasks.base import TASKS, Examples, Hearing, Outline, Parts, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+from echox.tasks.views import heard_clips, past, text_of, text_tracks
 
 
 FRAMES_PER_TOKEN = 8  # encoder frames that cost as much as a token
@@ -212,6 +213,9 @@ class SpeechTextTask(Task):
             asked += len(graded)
         return {"answer_accuracy": right / asked} if asked else {}
 
+    def view(self, model: SpeechLLM, batch: SpeechTextBatch) -> View:
+        return View(list(text_tracks(batch.ids, batch.labels, batch.shared, model.backbone)), clips_of(model, batch), padding_of(batch))
+
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()
 
@@ -257,6 +261,28 @@ def collate_conversations(examples: Sequence[Conversation], data: SpokenData, in
         answers=tuple(row.answer for row in examples),
         shared=common_prefix(ids),
     )
+
+
+def clips_of(model: SpeechLLM, batch: SpeechTextBatch) -> list[Hearing]:
+    """The clips of a batch as an audit shows them."""
+    ids, text = model.adapter.token_ids.tolist(), text_of(model.backbone)
+    places = (batch.ids == AUDIO).nonzero()[:, 1].tolist()
+    return list(
+        heard_clips(
+            batch.features,
+            batch.clip_rows.tolist(),
+            places,
+            batch.ctc_targets,
+            batch.ctc_lengths,
+            range(len(ids)),
+            lambda said: text([ids[index] for index in said if index < len(ids)]),
+        )
+    )
+
+
+def padding_of(batch: SpeechTextBatch) -> list[Tensor]:
+    """What must not count in a batch; padded ids have no other form."""
+    return past(batch.features.values, batch.features.lengths) + past(batch.ctc_targets, batch.ctc_lengths)
 
 
 def common_prefix(ids: Tensor) -> int:

@@ -17,6 +17,7 @@ from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
+from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
@@ -141,6 +142,11 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     clips = [item.audio for item in turns if item.audio is not None and item.role is Role.USER]
     target = [*backbone.tokenize(answer.text), backbone.end_id] if answer is not None and answer.text else []
     return ids, target, clips
+
+
+def unit_distance(said: Sequence[int], wanted: Sequence[int], codebooks: int) -> int:
+    """Edit distance of units; of K codebooks, frame after frame, the sum over codebooks."""
+    return sum(edit_distance(said[k::codebooks], wanted[k::codebooks]) for k in range(codebooks))
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
