@@ -30,7 +30,6 @@ def words(tmp_path_factory):
         "recipe=echo_tiny",
         "device=cpu",
         "corpus=null",
-        "vocoder=null",
         "units=[]",
         f"stages=[{','.join(ALL_STAGES)}]",
         f"run_dir={folder / 'run'}",
