@@ -26,7 +26,7 @@ from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.precision import uses_bf16
 from echox.engine.progress import say
-from echox.engine.trainer import train
+from echox.engine.trainer import audit_first, train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
@@ -69,7 +69,7 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     if recipe.corpus is not None:
         language_model = _LanguageModel(recipe, device, bf16)
         build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
-    if recipe.codec is None or not {"t2c", "echo"} & set(recipe.planned):
+    if recipe.codec is None or not {"vocoder", "t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
@@ -155,6 +155,26 @@ def train_stage(recipe: Recipe, stage: str, device: torch.device, *, parents: Pa
     )
 
 
+def audit_stages(recipe: Recipe) -> None:
+    """Show the first batch of a stage as its loss sees it and check its labels; where no stage is named, of all in turn."""
+    device = device_named(recipe.device)
+    for stage in recipe.planned:
+        audit_stage(recipe, stage, device)
+
+
+def audit_stage(recipe: Recipe, stage: str, device: torch.device) -> None:
+    """Show and check one stage's first batch, and keep what was shown in the stage's folder.
+
+    Raises:
+        CheckpointError: a stage before is not finished. TrainingError: a label is not what it must be.
+    """
+    plan = recipe.plan(stage)
+    found = audit_first(stage_task(recipe, stage, device), CRITERIA.build(plan.criterion), plan.train, stage=stage, seed=recipe.seed, device=device)
+    print(found.page)
+    found.write(Path(recipe.run_dir) / stage)
+    found.refuse()
+
+
 def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None) -> Task:
     """The task of one stage, behind the finished stages it builds on.
 
@@ -170,6 +190,7 @@ def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Pat
         parents={parent: _finished(before, parent) for parent in recipe.parents(stage)},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
+        run_dir=Path(recipe.run_dir) / stage,
     )
     return TASKS.build(plan.task, context)
 

@@ -69,15 +69,16 @@ class EchoTerms(Criterion):
         units, correct = found.loss, found.correct.sum()
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
-        unit_count, cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.unit_labels, outputs.denoised, outputs.text_labels))
+        unit_count = found.valid.sum().clamp(min=1)
+        cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.denoised, outputs.text_labels))
         unit_mean = units / unit_count
         mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
         count = correct.new_tensor
         parts = {
-            "units": (units.detach(), count(unit_count)),
+            "units": (units.detach(), unit_count),
             "denoising": (cosine.detach(), count(cosine_count)),
             "text": (text.detach(), count(text_count)),
-            "accuracy": (correct, count(unit_count)),
+            "accuracy": (correct, unit_count),
         }
         return Loss(mean * batch.count, batch.count, parts)
 

@@ -15,7 +15,8 @@ from torch import nn
 from echox.criteria.base import Criterion
 from echox import checkpoint
 from echox.engine import lineage as ancestry, randomness
-from echox.engine.batching import Position, load_batches, order_batches
+from echox.engine.audit import Audit, audit
+from echox.engine.batching import InEpochs, Position, load_batches, order_batches
 from echox.checkpoint import Checkpoint
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World, join
@@ -69,12 +70,19 @@ def train(
     origin["lineage"] = ancestry.trace(task, lineage)
     run = _Run(setup, run_dir=run_dir, origin=origin)
     try:
+        run.audit(run_dir)
         with listening() as request:
             run.loop(request)
         run.finish(final)
     finally:
         run.close()
     return final
+
+
+def audit_first(task: Task, criterion: Criterion, config: TrainConfig, *, stage: str, seed: int, device: torch.device) -> Audit:
+    """Audit the batch that training would begin with, without training."""
+    setup = _Setup(task, criterion, config, seed=seed, device=device, world=World())
+    return setup.audited(Position(), stage)
 
 
 def _say_finished(final: Path, origin: Mapping[str, Any]) -> None:
@@ -91,15 +99,15 @@ class _Setup:
         self.config = config
         self.device = device
         self.world = world
+        self.criterion = criterion.to(device)
         self.model = self._build(seed)
         # Again, because how much building and preparing drew depends on what was cached.
         randomness.seed_all(seed, world.rank)
         self.examples = _examples(task)
         self.order = order_batches(self.examples, batch_cost=config.batch_cost, batch_size=config.batch_size, seed=seed)
         self.optimizer = build_optimizer(task.parameter_groups(self.model), config)
-        criterion = criterion.to(device)
-        self.stepper = Stepper(self._objective(criterion), self.optimizer, config, world, device)
-        self.validation = self._validation(criterion)
+        self.stepper = Stepper(self._objective(self.criterion), self.optimizer, config, world, device)
+        self.validation = self._validation(self.criterion)
 
     def _build(self, seed: int) -> nn.Module:
         with self.world.main_first():
@@ -107,6 +115,11 @@ class _Setup:
             model = self.task.build().to(self.device)
             self.task.prepare(model)
         return model.train()
+
+    def audited(self, position: Position, stage: str) -> Audit:
+        """The audit of the batch at a place in the data."""
+        rows = self.order.epoch(position.epoch)[position.index]
+        return audit(self.task, self.model, self.criterion, rows, stage=stage, device=self.device, number_format=self.config.precision)
 
     def _objective(self, criterion: Criterion) -> nn.Module:
         objective = Objective(self.task, self.model, criterion)
@@ -150,8 +163,8 @@ class _Run:
         self.progress = Progress(origin["stage"], step=self.step, steps=self.config.steps, speaks=self.world.is_main)
         if resumed is not None:
             self._say_resumed(resumed)
-        batches = setup.order.stream(self.position, self.world.rank, self.world.size)
-        self.batches = load_batches(setup.examples, setup.task.collate, batches, self.config.num_workers)
+        batches = setup.order.places(self.position, self.world.rank, self.world.size)
+        self.batches = load_batches(InEpochs(setup.examples), setup.task.collate, batches, self.config.num_workers)
 
     def _open_metrics(self, run_dir: Path) -> MetricsLog:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -176,6 +189,23 @@ class _Run:
         changed = ancestry.differences(found.meta["recipe"], self.origin["recipe"])
         note = f", with other settings than before ({', '.join(changed)})" if changed else ""
         self.progress.say(f"resuming after step {self.step} from {found.folder}{note}")
+
+    def audit(self, run_dir: Path) -> None:
+        """Show and check what is learned next, on the main rank for all.
+
+        Raises:
+            TrainingError: labels are not what they must be; row, position and values are named.
+        """
+        if not self.config.audit:
+            return
+        found = self._audited(run_dir) if self.world.is_main and self.step < self.config.steps else Audit("")
+        Audit("", self.world.gather(found.fault)[0]).refuse()
+
+    def _audited(self, run_dir: Path) -> Audit:
+        found = self.setup.audited(self.position, self.origin["stage"])
+        say(found.page)
+        found.write(run_dir)
+        return found
 
     def loop(self, request: StopRequest) -> None:
         """Step until the steps or the time are spent.
@@ -259,6 +289,7 @@ class _Run:
             self._validate()
         tensors = self.setup.task.learned(self.setup.model)
         if self.world.is_main:
+            self.setup.task.publish(self.setup.model, final.parent, self.step)
             checkpoint.save(final, tensors, self._meta())
         self.world.barrier()
         self.progress.say(f"finished after {self.step} steps: {final}")

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from echox import checkpoint
 from echox.backbones.base import Turn
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
-from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint
+from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint, spelled_units
 from echox.errors import ConfigError, EchoxError, SignalError
 from echox.generation.answering import Answer, Answerer, Question, load_answerer
+from echox.generation.live_run import PIPE, answer_live, refuse_output
 from echox.generation.published import PublishedAnswerer, load_published_answerer
 from echox.generation.records import ANSWERS, Records
+from echox.models.segmenting import SegmentsConfig
 from echox.models.published.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
@@ -36,7 +38,11 @@ class GenerateConfig:
     input: str | None = None
     """One audio file to answer, instead of a manifest."""
     output: str = "answer.wav"
-    """Audio file of that one answer."""
+    """Audio file of that one answer; "-" streams raw 16-bit samples to stdout."""
+    stream: bool = False
+    """Give the one answer as it comes: text token by token, and speech segment by segment into a .wav that grows, or to stdout."""
+    segments: SegmentsConfig | None = None
+    """Where a stream is cut; null cuts as the checkpoint was trained."""
     out_dir: str = "answers"
     """Folder of a manifest's answers: answers.jsonl and wavs/."""
     batch_size: int = 16
@@ -59,6 +65,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.manifest and self.input:
             raise ConfigError("manifest and input are both given; give one of them")
+        if self.manifest and (self.stream or self.output == PIPE):
+            raise ConfigError("a stream is of one answer, and a manifest has many; give input=question.wav, or leave out stream=true and output=-")
         for name in ("batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
@@ -89,6 +97,10 @@ def _load(config: GenerateConfig) -> Answerer | PublishedAnswerer:
 def _generate_one(config: GenerateConfig) -> int:
     # Wrong paths are said before models are loaded.
     audio_header(config.input)
+    if config.stream or config.output == PIPE:
+        refuse_output(config.output)
+        answer_live(_load(config), config.input, config.output, config.segments)
+        return 0
     refuse_ending(config.output)
     answerer = _load(config)
     answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
@@ -202,7 +214,7 @@ def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[st
         "line": line,
         "text": outcome.text,
         "heard": outcome.heard,
-        "units": " ".join(map(str, outcome.units)),
+        "units": spelled_units(outcome.units, outcome.codebooks),
         "audio": audio,
         "seconds": round(outcome.seconds, 3),
         "timings_s": outcome.timings_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class StageContext:
     parents: Mapping[str, Path] = field(default_factory=dict)  # stage name -> folder of its finished checkpoint
     device: torch.device = torch.device("cpu")
     bf16: bool = False  # run frozen parts under bfloat16 autocast
+    run_dir: Path | None = None  # the stage's own folder, where validation may leave what a person looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,73 @@ class Outline:
     notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
 
 
+class Role(enum.Enum):
+    """Who learns in a turn of a step, in the order of the turns."""
+
+    discriminator = "discriminator"  # learns to tell what the model makes from what is real, where a stage has one
+    model = "model"
+
+
+def role_of(group: Mapping[str, Any]) -> Role:
+    """Whose parameters a group holds."""
+    return group.get("role", Role.model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """A sequence of one row as its loss sees it. Tensors are views into the batch's own, so that a check can change what the model reads."""
+
+    row: int  # in the batch
+    name: str  # of the targets among `Outputs.scored`
+    read: Tensor  # [N] ids as the model reads them, padding included
+    scored: Tensor  # [M] ids that are predicted, IGNORE where nothing is
+    ahead: int  # scored[i] is read[i + ahead], which the model reads once it is predicted
+    length: int  # positions of `scored` that are real
+    ids: range  # what may be predicted
+    swaps: range  # ids of which one may take another's place in what is read; marks are none
+    stop: int | None  # the id that ends what is predicted; None where it was cut short before its end
+    text: Callable[[Sequence[int]], str]  # ids as people read them; other than `ids` too
+    units: Sequence[int] = ()  # of the codec, that the targets say
+    shared: int = 0  # ids at the front of what is read that may be computed once for all rows, since all begin with them
+    given: str = ""  # what the model is given before, and which is no part of the sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hearing:
+    """A clip of one row, and what is to be heard in it."""
+
+    row: int  # in the batch
+    at: int | None  # its place in what the row's "text" track reads; None where nothing is read but the clip
+    seconds: float
+    frames: int  # of the encoder
+    said: Tensor  # [S] ids that CTC is to find, a view into the batch
+    length: int  # of them that are real
+    ids: range  # what CTC may find, the blank left out
+    text: Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A batch as its losses see it: tracks and clips in the order of rows and positions."""
+
+    tracks: Sequence[Track] = ()
+    heard: Sequence[Hearing] = ()
+    padding: Sequence[Tensor] = ()  # views into the batch where nothing stands that may change a loss
+    unit_count: int | None = None  # units that the codec has
+    codecs: Mapping[str, str] = field(default_factory=dict)  # fingerprint of the codec, by who has it or was made with it
+    notes: Sequence[str] = ()  # what a person must know beside this, each a sentence
+
+
 class Examples(Sequence[Any], ABC):
     """A split of the data: map-style, each example with a cost by which batches are bucketed."""
 
     @abstractmethod
     def cost(self, index: int) -> int:
         """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
+
+    def at(self, index: int, epoch: int) -> Any:
+        """Example `index` as training meets it in an epoch: where it is augmented, by draws that follow from these two alone."""
+        return self[index]
 
 
 class Task(ABC):
@@ -103,7 +166,11 @@ class Task(ABC):
         """The tensors a checkpoint of this stage must hold: all that echox trained, here or in a parent stage, by their names in `model`."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients."""
+        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients.
+
+        A group may also have a "role". Where one is the discriminator's, a step has two turns: in each, `forward` is run anew, one
+        side learns by the criterion's loss for it, and the other stands still.
+        """
         return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
@@ -136,6 +203,18 @@ class Task(ABC):
     def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         """Metrics beyond the loss on the validation batches (accuracy, token error rate ...), model in eval mode, no gradients."""
         return {}
+
+    def publish(self, model: nn.Module, folder: Path, step: int) -> None:  # noqa: B027 (most stages leave a checkpoint alone)
+        """Write what others than echox read, beside the final checkpoint and before it, on the main rank.
+
+        Args:
+            folder: the stage's own.
+            step: steps the model was trained for.
+        """
+
+    def view(self, model: nn.Module, batch: Batch) -> View:
+        """What an audit shows and checks before the first step: a batch as the losses see it; a task that does not say is not audited."""
+        return View()
 
     @abstractmethod
     def data_fingerprints(self) -> dict[str, str]:

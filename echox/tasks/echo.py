@@ -17,7 +17,6 @@ from echox.checkpoint import Checkpoint
 from echox.codecs.base import CODECS, Codec
 from echox.config import to_plain
 from echox.criteria.base import EchoOutputs
-from echox.data.text import edit_distance
 from echox.errors import CheckpointError, ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel, teacher_of
@@ -27,7 +26,7 @@ from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
 from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, View
 from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
 from echox.tasks.speech_text import (
     ANSWER_SHARE,
@@ -38,14 +37,17 @@ from echox.tasks.speech_text import (
     SpeechTextTaskConfig,
     adapter_token_ids,
     build_speech_llm,
+    clips_of,
     learned_speech_llm,
     longest_conversation,
+    padding_of,
     speech_llm_activations,
     speech_llm_parts,
     teacher_forced,
 )
-from echox.tasks.spoken import SpokenDataConfig
+from echox.tasks.spoken import SpokenDataConfig, unit_distance
 from echox.tasks.text_units import build_voice, voice_parts
+from echox.tasks.views import text_tracks, word_track
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
 
@@ -122,6 +124,7 @@ class EchoTask(Task):
         self.codec = CODECS.build(self.context.parts.codec)
         speech_text, text_units = (checkpoint.load(self.context.parents[stage]) for stage in self.parents)
         model = load_echo_model(self.context.parts, speech_text, text_units, self.config, self.codec)
+        self.codecs = {"in use": self.codec.fingerprint(), "of the T2C checkpoint": text_units.meta["lineage"]["data"]["codec"]}
         if self.context.bf16:
             halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
@@ -234,11 +237,11 @@ class EchoTask(Task):
         taught = self.labels.labels(model, batch, hidden.detach(), lengths)
         denoised = model.denoise(hidden, answer_logits)
         states = model.voice.decoder(*cut(denoised, taught.spans), taught.targets)
-        spoken = taught.targets != IGNORE
+        unit_states, unit_labels = model.voice.decoder.labelled(states, taught.targets)
         real = torch.arange(denoised.shape[1], device=denoised.device)[None] < lengths[:, None]
         return EchoOutputs(
-            unit_states=states[spoken],
-            unit_labels=taught.targets[spoken],
+            unit_states=unit_states,
+            unit_labels=unit_labels,
             unit_head=model.voice.decoder.head,
             denoised=denoised[real],
             text_vectors=model.voice.rows(taught.text[:, : denoised.shape[1]])[real].detach(),
@@ -256,13 +259,26 @@ class EchoTask(Task):
             taught = self.labels.labels(model, batch, hidden, lengths)
             wanted: list[list[int]] = [[] for _ in batch.row_ids]
             for row, target in zip(taught.spans.rows.tolist(), taught.targets.tolist()):
-                wanted[row] += [word for word in target if 0 <= word < model.voice.decoder.word_count]
+                wanted[row] += model.voice.decoder.words_in(target)
             for words, target in zip(model.speak_spans(hidden, taught.spans), wanted):
                 reference = self.codec.units_of(target)
-                errors += edit_distance(self.codec.units_of(words), reference)
+                errors += unit_distance(self.codec.units_of(words), reference, self.codec.codebooks)
                 units += len(reference)
             rows += len(wanted)
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: EchoModel, batch: EchoBatch) -> View:
+        conversation, decoder = batch.conversation, model.voice.decoder
+        texts = text_tracks(conversation.ids, conversation.labels, conversation.shared, model.speech_llm.backbone)
+        spoken = [word_track(row, targets, decoder, self.codec.units_of(decoder.words_in(targets.tolist())), "") for row, targets in batch.said()]
+        return View(
+            tracks=[*texts, *spoken],
+            heard=clips_of(model.speech_llm, conversation),
+            padding=padding_of(conversation),
+            unit_count=self.codec.vocab_size,
+            codecs=self.codecs | self.labels.codecs(),
+            notes=[] if spoken else ["units are made at every step from what the model then says, so they are not shown; those that are cached are"],
+        )
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.speech_text.data_fingerprints() | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}

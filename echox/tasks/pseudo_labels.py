@@ -7,6 +7,7 @@ Source: EchoX (arXiv:2509.09174), Echo training.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.writing import appearing
 from echox.errors import CheckpointError, ConfigError
@@ -49,7 +51,7 @@ class PseudoLabels:
 
     text: Tensor  # [B, S] greedy text X', one token per answer position, right-padded
     spans: Spans  # G segments of the answers
-    targets: Tensor  # [G, U] units Y' of each segment, as the decoder's output ids, IGNORE-padded
+    targets: Tensor  # [G, U * K] units Y' of each segment, as the decoder's output ids, IGNORE-padded
 
 
 @torch.no_grad()
@@ -72,6 +74,10 @@ class EchoBatch(Batch):
 
     conversation: SpeechTextBatch
 
+    def said(self) -> list[tuple[int, Tensor]]:
+        """The row and the targets [U] of each segment, views into the batch; none where they are made at every step."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch(EchoBatch):
@@ -80,6 +86,9 @@ class LabelledBatch(EchoBatch):
     text: Tensor
     spans: Spans
     targets: Tensor
+
+    def said(self) -> list[tuple[int, Tensor]]:
+        return list(zip(self.spans.rows.tolist(), self.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,10 @@ class LabelSource(ABC):
     @abstractmethod
     def batch(self, examples: Sequence, collate: Callable[[Sequence[Conversation]], SpeechTextBatch]) -> EchoBatch:
         """Examples -> one padded batch on the CPU."""
+
+    def codecs(self) -> dict[str, str]:
+        """The fingerprint of the codec that they were made with, by what it is called; none where they are made at every step."""
+        return {}
 
     @abstractmethod
     def labels(self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor) -> PseudoLabels:
@@ -173,6 +186,9 @@ class CachedLabels(LabelSource):
             self._refuse_stale(rows)
         else:
             self.write(model, rows)
+
+    def codecs(self) -> dict[str, str]:
+        return {"of the pseudo-labels": self.makers["codec"]}
 
     def write(self, model: EchoModel, rows: Sequence[Conversation]) -> None:
         """Label the conversations that are not labelled yet, with a progress bar; safe to kill and call again."""
@@ -240,13 +256,18 @@ class LabelledConversations(Examples):
         conversation = self.conversations[index]
         return unpacked(conversation, self.cache[label_key(conversation)].tolist())
 
+    def at(self, index: int, epoch: int) -> Labelled:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], conversation=self.conversations.at(index, epoch))
+
     def cost(self, index: int) -> int:
         return self.conversations.cost(index)
 
 
 def label_key(row: Conversation) -> str:
     """What a conversation's labels are cached under: its text in tokens, and its clips by name and size in bytes."""
-    return _hash([row.prompt, row.target, [(clip.name, clip.stat().st_size) for clip in row.clips]], 24)
+    clips = [audio_ref(clip) for clip in row.clips]
+    return _hash([row.prompt, row.target, [(clip.name, clip.file.stat().st_size) for clip in clips]], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,24 +14,29 @@ from torch import Tensor
 
 from echox.assets.hub import missing_files
 from echox.backbones.base import LoraConfig, Turn
-from echox.data.audio import audio_header, load_audio
+from echox.data.audio import audio_header
 from echox.data.manifest import Role, Row
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.published.compatibility import PAPER, Compatibility, form_of
 from echox.models.published.folder import weights_fingerprint
-from echox.models.published.hearing import windowed, windows
+from echox.models.published.hearing import WINDOW_S, windowed, windows
 from echox.models.published.student import config_of, is_untrained
-from echox.models.published.tokens import PROMPT_TOKENS, ReleaseTokens
+from echox.models.published.tokens import PROMPT_TOKENS, UNIT_COUNT, ReleaseTokens
+from echox.models.published.translator import UnitTranslator
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch, Waveform
-from echox.tasks.base import Examples, TaskConfig
-from echox.tasks.spoken import RowsConfig, SpokenRows, padded
+from echox.tasks.base import Examples, Hearing, TaskConfig, Track
+from echox.tasks.spoken import Clip, RowsConfig, SpokenRows, padded
+from echox.tasks.views import readable, real_length, released_tracks
 
 WINDOW_TOKENS = 188  # what a window of 1500 encoder frames costs beside text tokens
+WINDOW_FRAMES_HZ = 50  # of Whisper's encoder
 TRANSCRIPTION_TOKENS = 300  # longer ones teach no CTC; so in the authors' training code
 HEARING = ["mm_projector1", "asr_transformer_encoder", "out_norm", "lbm"]
 SPEAKING = [f"unit_translator.{name}" for name in ("unit_embedding", "adapter", "model.layers", "model.norm", "lm_head")]
 DENOISER = "unit_translator.aligner_MLP"
+
+HEARD_WHOLE = f"clips are heard in whole windows of {WINDOW_S} s, so their seconds count the silence after them"
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +90,10 @@ class ConversationsConfig(RowsConfig):
     max_tokens: int = PROMPT_TOKENS
     """Tokens at most, one for each audio; longer conversations are left out and counted. The release cuts them."""
 
+    def __post_init__(self) -> None:
+        if self.augmentation is not None and self.augmentation.hides_features:
+            raise ConfigError("in the published form the encoder runs inside the model, where no features are hidden; set augmentation's time_masks and channel_masks to 0")
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -92,7 +102,7 @@ class Lesson:
     row_id: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]  # the same ids, IGNORE where nothing is to be learned
-    clips: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     said: tuple[tuple[int, ...], ...]  # tokens of each clip's transcription, () where unknown
     units: tuple[tuple[int, ...], ...] | None  # of the last answer, as words of the manifest
     cost: int  # tokens
@@ -112,14 +122,18 @@ class HeardBatch(Batch):
 class Lessons(Examples):
     """Conversations."""
 
-    def __init__(self, lessons: Sequence[Lesson]) -> None:
-        self.lessons = lessons
+    def __init__(self, lessons: Sequence[Lesson], rows: SpokenRows) -> None:
+        self.lessons, self.rows = lessons, rows
 
     def __len__(self) -> int:
         return len(self.lessons)
 
     def __getitem__(self, index: int) -> Lesson:
         return self.lessons[index]
+
+    def at(self, index: int, epoch: int) -> Lesson:
+        lesson = self.lessons[index]
+        return replace(lesson, clips=self.rows.drawn(lesson.row_id, lesson.clips, epoch))
 
     def cost(self, index: int) -> int:
         return self.lessons[index].cost
@@ -194,7 +208,7 @@ class SpokenLessons:
             SignalError: a clip cannot be read, or holds NaN.
         """
         labels = padded([lesson.labels for lesson in lessons], IGNORE)
-        clips = [load_audio(clip, self.rate_hz) for lesson in lessons for clip in lesson.clips]
+        clips = [self.rows.load(clip, self.rate_hz) for lesson in lessons for clip in lesson.clips]
         return HeardBatch(
             row_ids=tuple(lesson.row_id for lesson in lessons),
             count=int((labels != IGNORE).sum()),
@@ -204,3 +218,53 @@ class SpokenLessons:
             clip_rows=torch.tensor([number for number, lesson in enumerate(lessons) for _ in lesson.clips]),
             said=padded([tokens for lesson in lessons for tokens in lesson.said], IGNORE),
         )
+
+    def tracks(self, batch: HeardBatch) -> list[Track]:
+        """The conversations of a batch as an audit shows them."""
+        tokens = self.tokens
+        vocabulary = range(tokens.audio_id + 1)
+        return list(released_tracks("text", batch.ids, batch.labels, tokens.end_id, vocabulary, range(tokens.begin_id), released_text(tokens)))
+
+    def heard(self, batch: HeardBatch) -> list[Hearing]:
+        """The clips of a batch as an audit shows them; they are heard in whole windows, silence after them too."""
+        places = (batch.ids == self.tokens.audio_id).nonzero()[:, 1].tolist()
+        seconds = (batch.wave.lengths / batch.wave.rate_hz).tolist()
+        text = released_text(self.tokens)
+        return [
+            Hearing(row, at, length_s, round(length_s * WINDOW_FRAMES_HZ), said, int((said != IGNORE).sum()), range(self.tokens.audio_id), text)
+            for row, at, length_s, said in zip(batch.clip_rows.tolist(), places, seconds, batch.said)
+        ]
+
+
+def spoken_tracks(translator: UnitTranslator, tokens: ReleaseTokens, ids: Tensor, labels: Tensor) -> list[Track]:
+    """Text and units in one sequence of the unit translator, as an audit shows them: ids, labels [B, L]."""
+    vocabulary = range(translator.text_size + translator.unit_rows.num_embeddings)
+    tracks = released_tracks("units", ids, labels, tokens.end_id, vocabulary, unit_rows(tokens), released_text(tokens))
+    return [replace(track, units=units_said(tokens, track.scored.tolist())) for track in tracks]
+
+
+def released_text(tokens: ReleaseTokens) -> Callable[[Sequence[int]], str]:
+    """Ids of the release as people read them."""
+    return readable(lambda ids: tokens.text(ids), tokens.piece("a")[-1])
+
+
+def released_padding(ids: Tensor, end_id: int) -> list[Tensor]:
+    """The end ids that pad rows [B, N]."""
+    return [row[length:] for row in ids if (length := real_length(row, end_id)) < len(row)]
+
+
+def units_said(tokens: ReleaseTokens, ids: Sequence[int]) -> list[int]:
+    """The units of unit words, also of those that the release would drop."""
+    words = {token: word for word, token in tokens.unit_words.items()}
+    return [unit for token in ids for unit in words.get(token, ())]
+
+
+def unit_rows(tokens: ReleaseTokens) -> range:
+    """From the first unit word to the last."""
+    return range(min(tokens.unit_words.values()), max(tokens.unit_words.values()) + 1)
+
+
+def unit_count_of(checkpoint: str) -> int:
+    """Units that a published folder's vocoder has."""
+    path = Path(checkpoint) / "vocoder_config.json"
+    return json.loads(path.read_text("utf-8")).get("num_embeddings", UNIT_COUNT) if path.is_file() else UNIT_COUNT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +22,27 @@ from echox.models.published.causal import decode
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.student import HearingStudent, starting_model
 from echox.models.published.teaching import TaughtText, answer_segments, predicted, segment_outputs
+from echox.models.published.translator import UnitTranslator
 from echox.models.segmenting import RELEASE_RULE, SegmentRule, segments
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, named_parts
-from echox.tasks.published import DENOISER, HEARING, SPEAKING, HeardBatch, Lesson, Lessons, checkpoint_fingerprint, missing_of
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, Track, View, named_parts
+from echox.tasks.published import (
+    DENOISER,
+    HEARD_WHOLE,
+    HEARING,
+    SPEAKING,
+    HeardBatch,
+    Lesson,
+    Lessons,
+    checkpoint_fingerprint,
+    missing_of,
+    released_padding,
+    released_text,
+    unit_count_of,
+    unit_rows,
+    units_said,
+)
 from echox.tasks.published_s2t import (
     ReleaseTextConfig,
     hearing_activations,
@@ -40,6 +57,7 @@ from echox.tasks.published_s2t import (
 from echox.tasks.published_t2c import TRANSLATOR_PARTS
 from echox.tasks.speech_text import ANSWER_SHARE, ASSUMED
 from echox.tasks.spoken import padded
+from echox.tasks.views import spoken_length
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
 
@@ -90,6 +108,10 @@ class LabelledLessons(Examples):
     def __getitem__(self, index: int) -> LabelledLesson:
         lesson = self.lessons[index]
         return LabelledLesson(lesson, *unpacked(self.labels[label_key(lesson)].tolist()))
+
+    def at(self, index: int, epoch: int) -> LabelledLesson:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], lesson=self.lessons.at(index, epoch))
 
     def cost(self, index: int) -> int:
         return self.lessons.cost(index)
@@ -169,7 +191,7 @@ class ReleaseEchoTask(Task):
             start += count
 
     def examples(self, split: str) -> Examples:
-        return LabelledLessons(Lessons(self.splits[split]), self.labels)
+        return LabelledLessons(Lessons(self.splits[split], self.lessons.rows), self.labels)
 
     def collate(self, examples: Sequence[LabelledLesson]) -> EchoedBatch:
         heard = self.lessons.collate([example.lesson for example in examples])
@@ -201,6 +223,35 @@ class ReleaseEchoTask(Task):
                 units += len(wanted)
             rows += len(batch.row_ids)
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: HearingStudent, batch: EchoedBatch) -> View:
+        segments_ = (batch.chunk_lengths > 0).nonzero().tolist()
+        spoken = [self._track(model.release.translator, row, batch.units[row, place]) for row, place in segments_]
+        return View(
+            tracks=[*self.lessons.tracks(batch.heard), *spoken],
+            heard=self.lessons.heard(batch.heard),
+            padding=released_padding(batch.heard.ids, self.lessons.tokens.end_id),
+            unit_count=unit_count_of(self.config.checkpoint),
+            notes=[HEARD_WHOLE],
+        )
+
+    def _track(self, translator: UnitTranslator, row: int, words: Tensor) -> Track:
+        """A segment's pseudo-label [T]; one that is as long as allowed may lack its end."""
+        tokens = self.lessons.tokens
+        was_cut = int((words != IGNORE).sum()) >= self.config.max_words
+        return Track(
+            row,
+            "units",
+            read=words,
+            scored=words,
+            ahead=0,
+            length=spoken_length(words, tokens.end_id),
+            ids=range(translator.text_size + translator.unit_rows.num_embeddings),
+            swaps=unit_rows(tokens),
+            stop=None if was_cut else tokens.end_id,
+            text=released_text(tokens),
+            units=units_said(tokens, words.tolist()),
+        )
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

@@ -14,8 +14,21 @@ from echox.models.published.student import HearingStudent
 from echox.models.published.teaching import joint_outputs
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task
-from echox.tasks.published import DENOISER, HEARING, SPEAKING, HeardBatch, Lesson, Lessons, checkpoint_fingerprint, missing_of
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View
+from echox.tasks.published import (
+    DENOISER,
+    HEARD_WHOLE,
+    HEARING,
+    SPEAKING,
+    HeardBatch,
+    Lesson,
+    Lessons,
+    checkpoint_fingerprint,
+    missing_of,
+    released_padding,
+    spoken_tracks,
+    unit_count_of,
+)
 from echox.tasks.published_echo import learned_here_and_before, speaking_outline, speaking_student
 from echox.tasks.published_s2t import ReleaseTextConfig, hearing_groups, lessons_of, taught
 from echox.tasks.published_t2c import spoken_words
@@ -79,7 +92,7 @@ class ReleaseJointTask(Task):
         return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> JointBatch:
         heard = self.lessons.collate(examples)
@@ -101,6 +114,16 @@ class ReleaseJointTask(Task):
         heard = batch.heard
         visible = batch.ids != model.release.tokens.end_id
         return joint_outputs(model.release, taught(model, heard), heard.said, heard.labels, batch.ids, batch.labels, visible)
+
+    def view(self, model: HearingStudent, batch: JointBatch) -> View:
+        end_id = self.lessons.tokens.end_id
+        return View(
+            tracks=[*self.lessons.tracks(batch.heard), *spoken_tracks(model.release.translator, self.lessons.tokens, batch.ids, batch.labels)],
+            heard=self.lessons.heard(batch.heard),
+            padding=released_padding(batch.heard.ids, end_id) + released_padding(batch.ids, end_id),
+            unit_count=unit_count_of(self.config.checkpoint),
+            notes=[HEARD_WHOLE],
+        )
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

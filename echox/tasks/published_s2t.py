@@ -17,8 +17,9 @@ from echox.models.published.hearing import WINDOW_S, check_encoder
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.student import HearingStudent, choose_trained, learned_tensors, outline_of, round_frozen, starting_model
 from echox.models.published.teaching import TaughtText, teach_text, text_outputs
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, named_parts
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View, named_parts
 from echox.tasks.published import (
+    HEARD_WHOLE,
     HEARING,
     WINDOW_TOKENS,
     ConversationsConfig,
@@ -30,6 +31,7 @@ from echox.tasks.published import (
     checkpoint_fingerprint,
     missing_of,
     release_lora,
+    released_padding,
 )
 from echox.tasks.speech_text import ANSWER_SHARE, ASSUMED, HEARD_SHARE, WRITTEN_TOKENS
 
@@ -93,13 +95,17 @@ class ReleaseTextTask(Task):
         return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> HeardBatch:
         return self.lessons.collate(examples)
 
     def forward(self, model: HearingStudent, batch: HeardBatch) -> SpeechTextOutputs:
         return text_outputs(model.release, taught(model, batch), batch.said)
+
+    def view(self, model: HearingStudent, batch: HeardBatch) -> View:
+        padding = released_padding(batch.ids, self.lessons.tokens.end_id)
+        return View(self.lessons.tracks(batch), self.lessons.heard(batch), padding, notes=[HEARD_WHOLE])
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

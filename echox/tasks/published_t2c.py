@@ -19,8 +19,16 @@ from echox.models.published.teaching import pretrain_outputs
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, named_parts
-from echox.tasks.published import SPEAKING, ReleaseTaskConfig, checkpoint_fingerprint, missing_of
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View, named_parts
+from echox.tasks.published import (
+    SPEAKING,
+    ReleaseTaskConfig,
+    checkpoint_fingerprint,
+    missing_of,
+    released_padding,
+    spoken_tracks,
+    unit_count_of,
+)
 from echox.tasks.spoken import RowsConfig, SpokenRows, padded
 
 TRANSLATOR_PARTS = {
@@ -180,6 +188,11 @@ class ReleaseUnitsTask(Task):
                 units += len(wanted)
                 rows += 1
         return {"unit_error": errors / max(1, units)}
+
+    def view(self, model: SpeakingStudent, batch: ReadBatch) -> View:
+        tracks = spoken_tracks(model.translator, self.tokens, batch.ids, batch.labels)
+        padding = released_padding(batch.ids, self.tokens.end_id)
+        return View(tracks, padding=padding, unit_count=unit_count_of(self.config.checkpoint))
 
     def data_fingerprints(self) -> dict[str, str]:
         return {**self.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

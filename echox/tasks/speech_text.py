@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from echox.models.decoding import greedy_text
 from echox.models.footprint import MIXTURE_BYTES, SCORE_BYTES, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
-from echox.models.speech_llm import IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
+from echox.models.speech_llm import AUDIO, IGNORE, PAD, Prompted, SpeechLLM, join_speech_llm
 from echox.signals import Batch, Features
 from echox.tasks.alignment import adapter_activations, known_indices, token_index
-from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, named_parts
-from echox.tasks.spoken import SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+from echox.tasks.base import TASKS, Examples, Hearing, Outline, Parts, StageContext, Task, TaskConfig, View, named_parts
+from echox.tasks.spoken import Clip, SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+from echox.tasks.views import heard_clips, past, text_of, text_tracks
 
 
 FRAMES_PER_TOKEN = 8  # encoder frames that cost as much as a token
@@ -68,7 +69,7 @@ class Conversation:
     row_id: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # ends with the end token
-    clips: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
     answer: str
 
@@ -84,6 +85,10 @@ class Conversations(Examples):
 
     def __getitem__(self, index: int) -> Conversation:
         return self.rows[index]
+
+    def at(self, index: int, epoch: int) -> Conversation:
+        row = self.rows[index]
+        return dataclasses.replace(row, clips=self.data.drawn(row.row_id, row.clips, epoch))
 
     def cost(self, index: int) -> int:
         row = self.rows[index]
@@ -180,7 +185,7 @@ class SpeechTextTask(Task):
         return groups + ([{"name": "lora", "params": lora, "lr_scale": 1.0}] if lora else [])
 
     def prepare(self, model: SpeechLLM) -> None:
-        clips = [clip for rows in self.splits.values() for row in rows for clip in row.clips]
+        clips = {split: [clip for row in rows for clip in row.clips] for split, rows in self.splits.items()}
         self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding questions")
 
     def examples(self, split: str) -> Examples:
@@ -211,6 +216,9 @@ class SpeechTextTask(Task):
             right += sum(contains_answer(text, gold) for text, gold in graded)
             asked += len(graded)
         return {"answer_accuracy": right / asked} if asked else {}
+
+    def view(self, model: SpeechLLM, batch: SpeechTextBatch) -> View:
+        return View(list(text_tracks(batch.ids, batch.labels, batch.shared, model.backbone)), clips_of(model, batch), padding_of(batch))
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()
@@ -257,6 +265,28 @@ def collate_conversations(examples: Sequence[Conversation], data: SpokenData, in
         answers=tuple(row.answer for row in examples),
         shared=common_prefix(ids),
     )
+
+
+def clips_of(model: SpeechLLM, batch: SpeechTextBatch) -> list[Hearing]:
+    """The clips of a batch as an audit shows them."""
+    ids, text = model.adapter.token_ids.tolist(), text_of(model.backbone)
+    places = (batch.ids == AUDIO).nonzero()[:, 1].tolist()
+    return list(
+        heard_clips(
+            batch.features,
+            batch.clip_rows.tolist(),
+            places,
+            batch.ctc_targets,
+            batch.ctc_lengths,
+            range(len(ids)),
+            lambda said: text([ids[index] for index in said if index < len(ids)]),
+        )
+    )
+
+
+def padding_of(batch: SpeechTextBatch) -> list[Tensor]:
+    """What must not count in a batch; padded ids have no other form."""
+    return past(batch.features.values, batch.features.lengths) + past(batch.ctc_targets, batch.ctc_lengths)
 
 
 def common_prefix(ids: Tensor) -> int:

@@ -23,9 +23,11 @@ from echox.chain import run_recipe
 from echox.codecs.base import CODECS
 from echox.criteria.base import CRITERIA
 from echox.data.audio import pad_waveforms, save_audio
-from echox.data.manifest import Item, Role, Row, write_manifest
+from echox.data.manifest import Item, Role, Row, with_units, write_manifest
+from echox.engine.audit import audit
+from echox.engine.config import Precision
 from echox.errors import EchoxError
-from echox.recipe import STAGES, Recipe, load_recipe
+from echox.recipe import ALL_STAGES, STAGES, Recipe, load_recipe
 from echox.signals import Batch, Loss, Outputs
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
 from echox.testing import survives_a_checkpoint
@@ -131,6 +133,28 @@ def forward_learns(config: TaskConfig) -> None:
     assert reached, f"no gradient reaches any of {len(trained)} trained parameters"
 
 
+def an_audit_shows_its_batches(config: TaskConfig) -> None:
+    stage = _stage(config)
+    batch = stage.batch(range(2))
+    view = stage.task.view(stage.model, batch)
+    assert view.tracks or view.heard or view.notes, "view must say what the losses see of a batch, or in its notes why that cannot be shown"
+    own = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(batch)}
+    shown = [tensor for track in view.tracks for tensor in (track.read, track.scored)] + [clip.said for clip in view.heard] + [*view.padding]
+    assert all(tensor.untyped_storage().data_ptr() in own for tensor in shown if tensor.numel()), "view must give views into the batch's own tensors, not copies"
+
+
+def an_audit_finds_nothing_wrong(config: TaskConfig) -> None:
+    stage = _stage(config)
+    if stage.criterion is not None:
+        before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+        state = torch.get_rng_state()
+        rows = range(len(stage.examples))
+        found = audit(stage.task, stage.model, stage.criterion, rows, stage="audited", device=torch.device("cpu"), number_format=Precision.fp32)
+        assert found.fault is None, f"its own labels are found at fault: {found.fault}"
+        changed = [name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert not changed and torch.equal(state, torch.get_rng_state()) and stage.model.training, "an audit must leave the model and the random state alone"
+
+
 @torch.no_grad()
 def rows_do_not_influence_each_other(config: TaskConfig) -> None:
     stage = _stage(config)
@@ -195,6 +219,8 @@ CHECKS = (
     examples_have_costs,
     collating_is_repeatable,
     forward_learns,
+    an_audit_shows_its_batches,
+    an_audit_finds_nothing_wrong,
     rows_do_not_influence_each_other,
     scores_are_numbers,
     its_data_has_fingerprints,
@@ -208,7 +234,7 @@ _TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
 
 def small_config(config_type: type[TaskConfig]) -> TaskConfig:
     """A task's config as the smoke recipe has it, or else its defaults; without manifests."""
-    plans = (_recipe().plan(stage) for stage in STAGES)
+    plans = (_recipe().plan(stage) for stage in ALL_STAGES)
     # Where training starts from a checkpoint, it may start from a tiny random one, whose voice never comes to an end.
     names = {field.name for field in dataclasses.fields(config_type)}
     random = {name: value for name, value in (("checkpoint", "random"), ("max_words", 8)) if name in names}
@@ -254,7 +280,7 @@ class _Stage:
         return self.task.collate([self.examples[row] for row in rows])
 
     def loss(self, rows: Sequence[int]) -> Loss:
-        """Of a batch, by the criterion of the smoke recipe's stage; without parts where there is none."""
+        """Of a batch, by the task's criterion; without parts where there is none."""
         batch = self.batch(rows)
         outputs = self.task.forward(self.model, batch)
         return self.criterion(outputs, batch) if self.criterion is not None else Loss(torch.zeros(()), batch.count)
@@ -290,10 +316,10 @@ def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
             text,
             audio=folder / f"{split}-{number}-a.wav",
             transcription="What is it?",
-            units=tuple(units.ids[0, : int(units.lengths[0])].tolist()),
         )
         labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
-        rows.append(Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels))
+        row = Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels)
+        rows.append(with_units(row, units.rows()[0], codec.codebooks))
     write_manifest(folder / f"{split}.jsonl", rows)
     return folder / f"{split}.jsonl"
 
@@ -338,9 +364,17 @@ def _built(config: TaskConfig) -> tuple[Task, nn.Module]:
 def _stage(config: TaskConfig) -> _Stage:
     task, model = _built(config)
     task.prepare(model)
-    plans = [_recipe().plan(stage) for stage in STAGES]
-    criterion = next((CRITERIA.build(plan.criterion) for plan in plans if type(plan.task) is type(config)), None)
-    return _Stage(task, model.train(), criterion)
+    return _Stage(task, model.train(), _criterion(config))
+
+
+def _criterion(config: TaskConfig) -> nn.Module | None:
+    """Its criterion in the recipes that are shipped, or else the one of its name; None where there is neither."""
+    plans = [recipe.plan(stage) for recipe in (_recipe(), load_recipe("release_finetune")) for stage in ALL_STAGES]
+    named = [plan.criterion for plan in plans if plan is not None and type(plan.task) is type(config)]
+    name = TASKS.name_of(config)
+    if not named and name in CRITERIA:
+        named = [CRITERIA.parse({"name": name})]
+    return CRITERIA.build(named[0]) if named else None
 
 
 def _manifests(config: Any) -> Iterator[list[str]]:

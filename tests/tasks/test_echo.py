@@ -11,6 +11,9 @@ from echo_home import ANSWERS, recipe_at, words_at, write_home
 from echox import checkpoint
 from echox.chain import run_recipe, stage_task
 from echox.errors import CheckpointError, ConfigError
+from echox.criteria.base import CRITERIA
+from echox.engine.audit import audit
+from echox.engine.config import Precision
 from echox.models.segmenting import SegmentRule, segments, whole
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS
@@ -206,3 +209,25 @@ def test_the_unit_decoder_has_a_rate_of_its_own(home):
     task = stage_task(recipe_at(home, "echo.task.voice_lr_scale=0.25"), "echo", CPU)
     scales = {group["name"]: group["lr_scale"] for group in task.parameter_groups(task.build())}
     assert scales == {"denoiser": 1.0, "voice": 0.25, "speech_llm": 0.1} and "echo" in TASKS
+
+
+def test_the_first_batch_is_audited_by_a_command(home, tmp_path, capsys):
+    words = ["recipe=echo_tiny", *words_at(home, f"cache_dir={tmp_path / 'cache'}")]
+    assert prepare.main(["audit", *words, *CUTS]) == 0
+    page = capsys.readouterr().out
+    assert "targets of 'text' in 2 sequences" in page and "codec     of the pseudo-labels: " in page and "passed" in page
+    assert (home / "run" / "echo" / "audit.txt").read_text() == page
+    (home / "run" / "echo" / "audit.txt").unlink()
+    assert prepare.main(["audit", *words, "echo.task.online={}"]) == 0
+    assert "units are made at every step" in capsys.readouterr().out
+
+
+def test_labels_of_another_codec_are_found_by_the_audit(home, tmp_path):
+    recipe = recipe_at(home, f"run_dir={tmp_path / 'run'}")
+    shutil.copytree(home / "run", tmp_path / "run")
+    task = stage_task(recipe, "echo", CPU)
+    model = task.build()
+    task.prepare(model)
+    task.labels.makers["codec"] = "another"
+    found = audit(task, model, CRITERIA.build(recipe.echo.criterion), range(4), stage="echo", device=CPU, number_format=Precision.fp32)
+    assert "of the pseudo-labels another" in found.fault
