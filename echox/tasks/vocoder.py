@@ -20,7 +20,7 @@ from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
 from echox.errors import ConfigError, ManifestError
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, Role, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, Role, StageContext, Task, TaskConfig, View
 from echox.tasks.spoken import RowsConfig, SpokenRows, clip_key, padded
 from echox.vocoders import layout
 from echox.vocoders.discriminators import Discriminators, DiscriminatorSizes
@@ -393,6 +393,9 @@ class VocoderTask(Task):
     def publish(self, model: TrainedVocoder, folder: Path, step: int) -> None:
         """The generator in the published layout, in the folder `vocoder`, which codec=unit_hifigan takes."""
         layout.write_vocoder(folder / "vocoder", model.generator, self.settings, step)
+
+    def view(self, model: nn.Module, batch: Batch) -> View:
+        return View(notes=["a vocoder's loss compares sounds: nothing is moved, masked or stopped that could be shown; units are checked as they are read"])
 
     def data_fingerprints(self) -> dict[str, str]:
         codec = {} if self.codec is None else {"codec": self.codec.fingerprint()}
