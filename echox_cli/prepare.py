@@ -12,8 +12,12 @@ from echox.chain import audit_stages
 from echox.config import near
 from echox.corpora.compression import CompressionConfig, report_compression
 from echox.corpora.demo import DemoCorpusConfig
-from echox.data.manifest_check import ManifestCheckConfig, check_manifest
+from echox.data.manifest_index import IndexConfig, index_manifests
+from echox.data.manifest_making import MakeManifestConfig, make_manifest
+from echox.data.manifest_split import SplitConfig, split_manifest
+from echox.data.manifest_stats import StatsConfig, print_stats
 from echox.errors import ConfigError
+from echox.evaluation.manifest_validation import ValidateConfig, validate
 from echox.preparation import (
     BeginConfig,
     ExportConfig,
@@ -67,7 +71,11 @@ class RecipeCommand:
 
 
 COMMANDS = {
-    "manifest": Command(ManifestCheckConfig, check_manifest, "path"),
+    "manifest": Command(MakeManifestConfig, make_manifest, "sources"),
+    "validate": Command(ValidateConfig, validate, "path"),
+    "stats": Command(StatsConfig, print_stats, "manifests"),
+    "index": Command(IndexConfig, index_manifests, "manifests"),
+    "split": Command(SplitConfig, split_manifest, "path"),
     "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),

@@ -123,6 +123,10 @@ class Examples(Sequence[Any], ABC):
     def cost(self, index: int) -> int:
         """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
 
+    def at(self, index: int, epoch: int) -> Any:
+        """Example `index` as training meets it in an epoch: where it is augmented, by draws that follow from these two alone."""
+        return self[index]
+
 
 class Task(ABC):
     """One stage of training. Constructed as `implementation(config, context)`; cheap until `build` or `prepare`."""

@@ -92,7 +92,7 @@ class ReleaseJointTask(Task):
         return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> JointBatch:
         heard = self.lessons.collate(examples)

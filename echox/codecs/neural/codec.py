@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -97,6 +97,10 @@ class NeuralCodec(Codec):
     def tiny(cls, codebooks: int) -> PretrainedConfig:
         """A model for tests, of the published frame rate."""
 
+    @classmethod
+    def spread(cls, net: PreTrainedModel) -> None:  # noqa: B027 (most random entries are spread well enough)
+        """Give the entries of a tiny model such places that clips get different codes."""
+
     @abstractmethod
     def codes(self, samples: Tensor) -> Tensor:
         """Samples [B, 1, T] of whole frames -> codes [B, K, F]."""
@@ -131,10 +135,20 @@ class NeuralCodec(Codec):
         if config.weights == RANDOM or config.weights.startswith(UNTRAINED):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return _with_codebooks(cls.hub_class(cls.hub_config(config)))
+                net = _with_codebooks(cls.hub_class(cls.hub_config(config))).eval()
+                if config.weights == RANDOM:
+                    cls.spread(net)
+                return net
         folder = asset_folder(config.weights)
         with loading(f"a {cls.hub_class.__name__}", folder):
-            return cls.hub_class.from_pretrained(folder, dtype=torch.float32)
+            found = AutoConfig.from_pretrained(folder).model_type
+            if found != cls.hub_class.config_class.model_type:
+                raise ValueError(f"it is of type {found}")
+            net, about = cls.hub_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            # The library makes weights up that it does not find; what is left untrained on purpose is used in training alone.
+            if missing := sorted(name for name in about["missing_keys"] if not name.endswith("masked_spec_embed")):
+                raise ValueError(f"{', '.join(missing[:3])} are missing")
+            return net
 
     def train(self, mode: bool = True) -> NeuralCodec:
         return super().train(False)  # frozen
@@ -228,6 +242,15 @@ def _settings(hub: PretrainedConfig) -> dict[str, Any]:
     """What a model's config sets, apart from notes about files and versions."""
     notes = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
     return {name: value for name, value in hub.to_diff_dict().items() if name not in notes}
+
+
+@torch.no_grad()
+def spread_entries(layers: Sequence[Any], latents: Tensor) -> None:
+    """Put the entries of a residual quantiser's layers near what they are to code: latents [1, D, F], F at least the entries."""
+    for layer in layers:
+        entries = layer.codebook.embed_sum if hasattr(layer.codebook, "embed_sum") else layer.codebook.embed
+        entries.copy_(0.7 * latents[0].T[: len(entries)])
+        latents = latents - layer.decode(layer.encode(latents))
 
 
 def _with_codebooks(net: PreTrainedModel) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecModel, PretrainedConfig
 
 from echox.codecs.base import CODECS
-from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape
+from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
 from echox.codecs.neural.streaming import CausalWalk
 from echox.errors import ConfigError
 
@@ -56,6 +56,12 @@ class EncodecCodec(NeuralCodec):
     def tiny(cls, codebooks: int) -> PretrainedConfig:
         bandwidth = 75 * 5 * codebooks / 1000  # thousands of bits a second
         return EncodecConfig(hidden_size=8, num_filters=2, codebook_size=32, num_lstm_layers=1, target_bandwidths=[bandwidth])
+
+    @classmethod
+    @torch.no_grad()
+    def spread(cls, net: EncodecModel) -> None:
+        noise = torch.randn(1, 1, net.config.codebook_size * net.config.hop_length)
+        spread_entries(net.quantizer.layers, net.encoder(0.2 * noise))
 
     def codes(self, samples: Tensor) -> Tensor:
         # The library counts codebooks by bandwidth, and rounds down.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, MimiConfig, MimiModel, PretrainedConfig
 
 from echox.codecs.base import CODECS
-from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape
+from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
 from echox.codecs.neural.streaming import CausalWalk
 from echox.errors import ConfigError
 
@@ -59,6 +59,14 @@ class MimiCodec(NeuralCodec):
             upsample_groups=16, num_hidden_layers=2, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8, sliding_window=8,
             layer_scale_initial_scale=0.5,
         )  # fmt: skip
+
+    @classmethod
+    @torch.no_grad()
+    def spread(cls, net: MimiModel) -> None:
+        noise = torch.randn(1, 1, net.config.codebook_size * net.config.frame_size)
+        latents = net.encoder(0.2 * noise).latents
+        for quantizer in (net.quantizer.semantic_residual_vector_quantizer, net.quantizer.acoustic_residual_vector_quantizer):
+            spread_entries(quantizer.layers, quantizer.input_proj(latents))
 
     def codes(self, samples: Tensor) -> Tensor:
         return self.net.encode(samples, num_quantizers=self.codebooks).audio_codes

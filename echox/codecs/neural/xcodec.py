@@ -79,7 +79,7 @@ class XcodecCodec(SemanticDacCodec):
 
     @classmethod
     def tiny(cls, codebooks: int) -> PretrainedConfig:
-        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[8, 5, 4, 2])
+        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[8, 5, 4, 2], upsampling_ratios=[8, 5, 4, 2])
         return XcodecConfig(
             acoustic_model_config=acoustic, semantic_model_config=HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=48,
             target_bandwidths=[count * 0.25 for count in range(1, codebooks + 1)],
@@ -97,7 +97,7 @@ class HiggsCodec(SemanticDacCodec):
 
     @classmethod
     def tiny(cls, codebooks: int) -> PretrainedConfig:
-        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=64, downsampling_ratios=[8, 5, 4, 2, 3])
+        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=64, downsampling_ratios=[8, 5, 4, 2, 3], upsampling_ratios=[8, 5, 4, 2, 3])
         return HiggsAudioV2TokenizerConfig(
             acoustic_model_config=acoustic, semantic_model_config=HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=16,
             target_bandwidths=[count * 0.125 for count in range(1, codebooks + 1)],
