@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs
+from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
@@ -23,6 +23,8 @@ class EchoTermsConfig(CriterionConfig):
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
+    first_codebook: float = 1.0
+    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
     impl: Impl = Impl.auto
     """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
@@ -64,7 +66,12 @@ class EchoTerms(Criterion):
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
         found = outputs.unit_head(
-            outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
+            outputs.unit_states,
+            outputs.unit_labels,
+            label_smoothing=self.config.label_smoothing,
+            codebook_weight=codebook_weights(outputs.unit_head, self.config.first_codebook),
+            reduction=Reduction.sum,
+            impl=self.config.impl,
         )
         units, correct = found.loss, found.correct.sum()
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
