@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ class SpokenData(SpokenRows):
         if online:
             log.warning("augmentation changes how clips sound, so training encodes them at every step instead of once; caches hold the others")
         headers = {clip_key(clip): (clip, audio_header(clip)) for split in clips.values() for clip in split}
-        self._frames = {key: round(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
+        self._frames = {key: math.ceil(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
         kept = dict.fromkeys(clip_key(clip) for split, found in clips.items() if not (online and split == "train") for clip in found)
         costs = [round(headers[key][1].duration_s * 100) for key in kept]
 
