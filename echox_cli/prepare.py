@@ -12,6 +12,7 @@ from echox.chain import audit_stages
 from echox.config import near
 from echox.corpora.demo import DemoCorpusConfig
 from echox.data.manifest_check import ManifestCheckConfig, check_manifest
+from echox.data.windows import WindowsConfig, write_windows
 from echox.errors import ConfigError
 from echox.preparation import (
     BeginConfig,
@@ -70,6 +71,7 @@ COMMANDS = {
     "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
+    "window": Command(WindowsConfig, write_windows, "manifest"),
     "labels": RecipeCommand(write_labels),
     "audit": RecipeCommand(audit_stages),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
