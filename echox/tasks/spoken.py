@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
-from echox.errors import ConfigError
+from echox.errors import ConfigError, SignalError
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
 
@@ -128,15 +129,35 @@ class SpokenData(SpokenRows):
         if online:
             log.warning("augmentation changes how clips sound, so training encodes them at every step instead of once; caches hold the others")
         headers = {clip_key(clip): (clip, audio_header(clip)) for split in clips.values() for clip in split}
-        self._frames = {key: round(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
+        self._frames = {key: math.ceil(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
         kept = dict.fromkeys(clip_key(clip) for split, found in clips.items() if not (online and split == "train") for clip in found)
         costs = [round(headers[key][1].duration_s * 100) for key in kept]
 
         def compute(keys: list[str]) -> list[Tensor]:
-            features = self._encode([load_audio(headers[key][0], encoder.rate_hz) for key in keys])
-            return [values[:length] for values, length in zip(features.values, features.lengths.tolist())]
+            heard = {key: samples for key in keys if (samples := self._decoded(headers[key][0], encoder.rate_hz)) is not None}
+            features = self._encode(list(heard.values())) if heard else Features(torch.empty(0, 0, encoder.dim), torch.empty(0), self.rate_hz)
+            rows = dict(zip(heard, (values[:length] for values, length in zip(features.values, features.lengths.tolist()))))
+            # A clip of no frames stands for one that cannot be decoded, until its file changes.
+            return [rows.get(key, torch.empty(0, encoder.dim, dtype=torch.bfloat16)) for key in keys]
 
         self.cache.fill(list(kept), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
+        broken = [headers[key][0] for key in kept if not self.cache.length(key)]
+        if broken:
+            log.warning("%d clips cannot be decoded and are left out, such as %s; 'echox-prepare validate' says why", len(broken), broken[0])
+
+    def _decoded(self, clip: Audio, rate_hz: int) -> Tensor | None:
+        """Samples of a clip; None where it is broken and the config skips what is."""
+        try:
+            return load_audio(clip, rate_hz)
+        except SignalError as error:
+            if self.config.on_broken is OnBroken.refuse:
+                raise
+            log.warning("%s; left out", error)
+            return None
+
+    def usable(self, clip: Audio) -> bool:
+        """Whether a clip could be decoded and is not too long."""
+        return 0 < self.frames(clip) <= self.config.max_audio_s * self.rate_hz
 
     def features(self, clips: Sequence[Clip]) -> Features:
         """Features of clips, padded to one batch [A, F, D] float32 on the CPU: cached ones, or those of clips as training meets them.
