@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from echox.tasks.published import (
     units_said,
 )
 from echox.tasks.published_s2t import (
+    lengths_of,
     ReleaseTextConfig,
     hearing_activations,
     hearing_groups,
@@ -135,7 +137,7 @@ class ReleaseEchoTask(Task):
     def build(self) -> HearingStudent:
         student, self.inherited = speaking_student(self.config, self.context)
         self.lessons = lessons_of(student, self.config)
-        self.splits = {split: self.lessons.read(split, last_only=True) for split in ("train", "valid")}
+        self.splits = {split: self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split)) for split in ("train", "valid")}
         return student
 
     def manifests(self) -> list[str]:

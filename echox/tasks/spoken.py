@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
 from echox.data.cache import ArrayCache
+from echox.data.indexed_rows import ChosenRows, JoinedRows
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
@@ -83,13 +85,19 @@ class SpokenRows:
         """Manifests of a split."""
         return {"train": self.config.train, "valid": self.config.valid}[split]
 
-    def rows(self, split: str) -> list[Row]:
-        """Rows of a split; none where no manifest is named for "valid"."""
+    def rows(self, split: str) -> Sequence[Row]:
+        """Rows of a split, none where no manifest is named for "valid"; a list, unless a manifest is large and its rows are read at access."""
         if split == "valid" and not self.config.valid:
             return []
         rows = read_manifests(self.paths(split), on_broken=self.config.on_broken, allow_outside=self.config.allow_outside)
-        left_out = self._left_out() if split == "train" else set()
-        return [row for row in rows if row.id not in left_out]
+        if isinstance(rows, tuple):
+            left_out = self._left_out() if split == "train" else set()
+            return [row for row in rows if row.id not in left_out]
+        parts = rows.parts if isinstance(rows, JoinedRows) else [rows]
+        sample = self.config.sample if split == "train" else {}
+        names = [Path(path).name for path in self.paths(split)]
+        parts = [drawn_rows(part, sample[name], name) if name in sample else part for name, part in zip(names, parts)]
+        return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
     def _left_out(self) -> set[str]:
         """Ids of the rows that `sample` does not draw; rows without an answer are the first to go."""
@@ -106,6 +114,18 @@ class SpokenRows:
     def fingerprints(self) -> dict[str, str]:
         """Name -> fingerprint of every manifest."""
         return {f"manifest:{Path(path).name}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+
+
+def drawn_rows(rows: Sequence[Row], wanted: int, seed: str) -> ChosenRows:
+    """So many rows at most of a large manifest, in its order; rows without an answer only where too few have one."""
+    answered: list[int] = []
+    others: list[int] = []
+    for number in np.random.default_rng(list(seed.encode())).permutation(len(rows)):
+        if len(answered) == wanted:
+            break
+        answer = rows[int(number)].answer
+        (others if answer is None or not answer.text else answered).append(int(number))
+    return ChosenRows(rows, np.sort(np.array([*answered, *others][:wanted], dtype=np.int64)))
 
 
 class SpokenData(SpokenRows):
