@@ -23,7 +23,7 @@ RANDOM = "random"
 
 @dataclass(kw_only=True, slots=True)
 class UnitHifiGanConfig(CodecConfig):
-    """A unit HiFi-GAN of fairseq's layout in a folder, published (g_00500000) or trained here (g_ and its steps), with vocoder_config.json."""
+    """A unit HiFi-GAN in a folder with vocoder_config.json and its weights: g_00500000 as published, g_ and the steps as trained here."""
 
     folder: str = ""
     """Folder of the two files, as a published EchoX folder has them; "random" builds a tiny untrained one for tests."""
@@ -33,7 +33,7 @@ class UnitHifiGanConfig(CodecConfig):
 
 @dataclass(frozen=True, slots=True)
 class RowStream:
-    """What is left of one row of a stream: of its units and frames those that are still waited with, and before them those they are heard with."""
+    """What is left of one row of a stream: units and frames that wait for what follows, and before them those they are heard with."""
 
     units: Tensor  # [U] int64
     timed: int  # of these units, how many have their frames already
@@ -138,7 +138,8 @@ class UnitHifiGan(Codec):
         units = units[units >= 0]
         if len(units) and int(units.max()) >= self.vocab_size:
             raise SignalError(
-                f"unit {int(units.max())} is beyond the {self.vocab_size} units of the vocoder in {self.folder}; the units are of another codec"
+                f"unit {int(units.max())} is beyond the {self.vocab_size} units of the vocoder in {self.folder}; "
+                "the units are of another codec"
             )
         return units
 

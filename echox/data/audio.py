@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import soundfile
 import torch
@@ -19,6 +23,8 @@ from echox.data.writing import appearing
 from echox.errors import SignalError
 from echox.signals import Waveform
 
+log = logging.getLogger(__name__)
+
 WRITTEN_FORMATS = (".wav", ".flac")
 # A resampling filter has one phase per step of the reduced rates, so odd source rates are read as the nearest multiple of this:
 # at 8 kHz that moves the pitch by at most 0.06 %.
@@ -27,6 +33,17 @@ RATE_STEP_HZ = 10
 ROUNDED_S = 0.02
 # A writer that cannot go back leaves the size of its data open, as the largest number there is.
 UNKNOWN_BYTES = 0x7FFFFF00
+OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # at most
+# What files are that end so, by the beginning of libsndfile's name for it.
+ENDINGS = {".wav": ("WAV", "RF64", "W64"), ".flac": ("FLAC", "OGG"), ".mp3": ("MP3",), ".ogg": ("OGG",), ".oga": ("OGG",), ".opus": ("OGG",)}
+# What people have and libsndfile has no decoder for, by the first twelve bytes.
+FOREIGN = {
+    "MPEG-4 audio (m4a, AAC)": lambda head: head[4:8] == b"ftyp",
+    "AAC": lambda head: head[0] == 0xFF and head[1:2] in (b"\xf0", b"\xf1", b"\xf8", b"\xf9"),
+    "WebM or Matroska": lambda head: head[:4] == b"\x1a\x45\xdf\xa3",
+    "Windows Media": lambda head: head[:4] == b"\x30\x26\xb2\x75",
+    "AMR": lambda head: head[:5] == b"#!AMR",
+}
 _SHORT_CHUNK = re.compile(r": (\d+) \(should be (\d+)\)")
 
 
@@ -42,19 +59,30 @@ def load_audio(audio: str | Audio, rate_hz: int) -> Tensor:
         SignalError: the clip is missing, unreadable, empty, shorter than its header says, or holds NaN or infinity.
     """
     ref = audio_ref(audio)
-    with ref.open() as content:
-        try:
-            with soundfile.SoundFile(content) as file:
-                header = _header(ref, file)
-                file.seek(round(ref.start_s * file.samplerate))
-                frames = file.read(header.samples, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise _unreadable(ref, error) from error
+    with _opened(ref) as (file, header):
+        file.seek(round(ref.start_s * file.samplerate))
+        frames = file.read(header.samples, dtype="float32", always_2d=True)
     _refuse_cut(ref, header, header.samples, len(frames))
     samples = torch.from_numpy(frames).mean(dim=1)
     if not torch.isfinite(samples).all():
         raise SignalError(f"audio {ref} holds NaN or infinite samples; export it again")
     return resampled(samples, header.rate_hz, rate_hz).clamp_(-1.0, 1.0)
+
+
+def audio_blocks(audio: str | Audio, block_s: float) -> Iterator[Tensor]:
+    """The samples of a clip of any length, so many seconds at a time: [T] float32 mono at the file's own rate.
+
+    Raises:
+        SignalError: as `load_audio`, but for NaN, which is left in.
+    """
+    ref, found = audio_ref(audio), 0
+    with _opened(ref) as (file, header):
+        file.seek(round(ref.start_s * file.samplerate))
+        size = max(1, round(block_s * header.rate_hz))
+        while found < header.samples and len(frames := file.read(min(size, header.samples - found), dtype="float32", always_2d=True)):
+            found += len(frames)
+            yield torch.from_numpy(frames).mean(dim=1)
+    _refuse_cut(ref, header, header.samples, found)
 
 
 def resampled(samples: Tensor, source_hz: int, rate_hz: int) -> Tensor:
@@ -130,17 +158,25 @@ def audio_header(audio: str | Audio) -> AudioHeader:
     Raises:
         SignalError: the clip is missing, unreadable or empty, or its file is seen to be cut short.
     """
-    ref = audio_ref(audio)
+    with _opened(audio_ref(audio)) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(ref: AudioRef) -> Iterator[tuple[soundfile.SoundFile, AudioHeader]]:
+    """A clip's file to decode from, with its checked header; faults of the decoder, in the block too, are said in a sentence."""
     with ref.open() as content:
+        _refuse_half_a_page(ref, content)
         try:
             with soundfile.SoundFile(content) as file:
-                return _header(ref, file)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise _unreadable(ref, error) from error
+                yield file, _header(ref, file)
+        except (soundfile.LibsndfileError, OSError, TypeError, MemoryError) as error:
+            raise SignalError(f"audio {ref} {_why_unreadable(ref, error)}") from error
 
 
 def _header(ref: AudioRef, file: soundfile.SoundFile) -> AudioHeader:
     whole = AudioHeader(file.frames, file.samplerate, file.channels, file.format)
+    _note_wrong_ending(ref.file.parent, ref.file.suffix.lower() if ref.offset_bytes is None else "", file.format)
     if whole.samples <= 0:
         raise SignalError(f"audio {ref} has zero length; record it again or take its row out")
     _refuse_cut(ref, whole, _claimed(file), whole.samples)
@@ -174,8 +210,34 @@ def pad_waveforms(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
     return Waveform(samples=samples, lengths=lengths, rate_hz=rate_hz)
 
 
-def _unreadable(ref: AudioRef, error: Exception) -> SignalError:
-    return SignalError(f"audio {ref} is not readable as audio ({_gist(error)}); give wav, flac, ogg, opus or mp3")
+def _refuse_half_a_page(ref: AudioRef, content: BinaryIO) -> None:
+    """Refuse an Ogg file that ends within a page, of which libsndfile would play what is there (RFC 3533, section 6)."""
+    if content.read(4) == b"OggS":
+        size = content.seek(0, io.SEEK_END)
+        content.seek(max(0, size - OGG_PAGE_BYTES))
+        page = content.read()
+        page = page[max(0, page.rfind(b"OggS")) :]
+        segments = page[26] if len(page) > 26 else 255
+        if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+            raise SignalError(f"audio {ref} is cut short: its last page is not whole; copy it again")
+    content.seek(0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _note_wrong_ending(folder: Path, ending: str, format: str) -> None:
+    if ending in ENDINGS and not format.startswith(ENDINGS[ending]):
+        log.warning("files in %s end in %s and are %s; they are read as what they are", folder, ending, format)
+
+
+def _why_unreadable(ref: AudioRef, error: Exception) -> str:
+    with ref.open() as content:
+        head = content.read(12)
+    if not head:
+        return "has no bytes at all; copy it again or take its row out"
+    foreign = next((name for name, is_it in FOREIGN.items() if is_it(head)), None)
+    if foreign:
+        return f"is {foreign}, which libsndfile does not read; convert it (ffmpeg -i FILE -c:a flac FILE.flac)"
+    return f"is not readable as audio ({_gist(error)}); give wav, flac, ogg, opus or mp3"
 
 
 def _gist(error: Exception) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +27,7 @@ from echox.data.lines import Chunk, chunks_of, in_order
 from echox.data.row_reader import Broken, Headers, ReadRow, RowReader, id_of, parsed
 from echox.data.rows import Problem, Role
 from echox.data.writing import appearing
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 
 SUFFIX = ".idx"
 HEAD_BYTES = 4096
@@ -48,6 +49,33 @@ _ENTRY = np.dtype(
         ("units", "<u4"),  # of all turns
     ]
 )
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexConfig:
+    """Index large manifests before training does so by itself, by several processes; NAME.jsonl.idx appears beside each."""
+
+    manifests: list[str] = field(default_factory=list)
+    """Manifests to index, .jsonl."""
+    processes: int = 1
+    """Processes that parse rows, and read the headers of clips whose seconds no row states."""
+    allow_outside: bool = False
+    """Accept audio outside a manifest's folder, as the training that uses the index will."""
+
+
+def index_manifests(config: IndexConfig) -> None:
+    """Index, and print how many rows there are.
+
+    Raises:
+        ConfigError: no manifest is named, or one is no .jsonl. ManifestError: one is missing, unreadable or empty.
+    """
+    if not config.manifests:
+        raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
+    for path in map(Path, config.manifests):
+        if path.suffix != ".jsonl":
+            raise ConfigError(f"{path} cannot be indexed, for its rows are no lines; 'echox-prepare manifest {path}' makes a .jsonl of it")
+        index = build_index(path, allow_outside=config.allow_outside, processes=config.processes)
+        print(f"{index.path}: {len(index):,} rows, {len(index.problems):,} broken")
 
 
 class Index:

@@ -7,6 +7,7 @@ Source: EchoX (arXiv:2509.09174), Echo training.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -254,6 +255,10 @@ class LabelledConversations(Examples):
     def __getitem__(self, index: int) -> Labelled:
         conversation = self.conversations[index]
         return unpacked(conversation, self.cache[label_key(conversation)].tolist())
+
+    def at(self, index: int, epoch: int) -> Labelled:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], conversation=self.conversations.at(index, epoch))
 
     def cost(self, index: int) -> int:
         return self.conversations.cost(index)

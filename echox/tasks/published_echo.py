@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ from echox.tasks.published import (
     units_said,
 )
 from echox.tasks.published_s2t import (
+    lengths_of,
     ReleaseTextConfig,
     hearing_activations,
     hearing_groups,
@@ -108,6 +111,10 @@ class LabelledLessons(Examples):
         lesson = self.lessons[index]
         return LabelledLesson(lesson, *unpacked(self.labels[label_key(lesson)].tolist()))
 
+    def at(self, index: int, epoch: int) -> LabelledLesson:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], lesson=self.lessons.at(index, epoch))
+
     def cost(self, index: int) -> int:
         return self.lessons.cost(index)
 
@@ -130,7 +137,7 @@ class ReleaseEchoTask(Task):
     def build(self) -> HearingStudent:
         student, self.inherited = speaking_student(self.config, self.context)
         self.lessons = lessons_of(student, self.config)
-        self.splits = {split: self.lessons.read(split, last_only=True) for split in ("train", "valid")}
+        self.splits = {split: self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split)) for split in ("train", "valid")}
         return student
 
     def manifests(self) -> list[str]:
@@ -186,7 +193,7 @@ class ReleaseEchoTask(Task):
             start += count
 
     def examples(self, split: str) -> Examples:
-        return LabelledLessons(Lessons(self.splits[split]), self.labels)
+        return LabelledLessons(Lessons(self.splits[split], self.lessons.rows), self.labels)
 
     def collate(self, examples: Sequence[LabelledLesson]) -> EchoedBatch:
         heard = self.lessons.collate([example.lesson for example in examples])

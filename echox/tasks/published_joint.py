@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ from echox.tasks.published import (
     unit_count_of,
 )
 from echox.tasks.published_echo import learned_here_and_before, speaking_outline, speaking_student
-from echox.tasks.published_s2t import ReleaseTextConfig, hearing_groups, lessons_of, taught
+from echox.tasks.published_s2t import ReleaseTextConfig, hearing_groups, lengths_of, lessons_of, taught
 from echox.tasks.published_t2c import spoken_words
 from echox.tasks.spoken import padded
 
@@ -68,8 +69,13 @@ class ReleaseJointTask(Task):
         self.splits = {split: self._spoken(split) for split in ("train", "valid")}
         return student
 
-    def _spoken(self, split: str) -> list[Lesson]:
-        lessons = [lesson for lesson in self.lessons.read(split, last_only=True) if spoken_words(self.lessons.tokens, lesson.units)]
+    def _spoken(self, split: str) -> Sequence[Lesson]:
+        lessons = self.lessons.read(
+            split,
+            last_only=True,
+            wanted=lambda lesson: bool(spoken_words(self.lessons.tokens, lesson.units)),
+            lengths=partial(lengths_of, self, split),
+        )
         if split == "train" and not lessons:
             raise ManifestError(
                 f"no last answer of {', '.join(self.config.data.train)} has units that the checkpoint's unit words say; give them 'units', or use task published_echo"
@@ -92,7 +98,7 @@ class ReleaseJointTask(Task):
         return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> JointBatch:
         heard = self.lessons.collate(examples)

@@ -20,7 +20,7 @@ from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
 from echox.errors import ConfigError, ManifestError
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, Role, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Examples, Outline, Role, StageContext, Task, TaskConfig, View
 from echox.tasks.spoken import RowsConfig, SpokenRows, clip_key, padded
 from echox.vocoders import layout
 from echox.vocoders.discriminators import Discriminators, DiscriminatorSizes
@@ -173,7 +173,11 @@ class VocoderTask(Task):
         codec = CODECS.build(self.context.parts.codec)
         name, ours = CODECS.name_of(self.context.parts.codec), self.config.generator.rate_hz / self.hop_samples
         if not codec.encodes:
-            raise ConfigError(f"codec {name} makes no units of speech; name one that encodes, or codec=null and manifests with a unit per frame")
+            raise ConfigError(
+                f"codec {name} makes no units of speech; name one that does, or codec=null and manifests with a unit per frame"
+            )
+        if codec.codebooks > 1:
+            raise ConfigError(f"codec {name} has {codec.codebooks} codebooks, but a unit vocoder speaks one; such a codec has a voice of its own")
         if codec.unit_rate_hz != ours:
             raise ConfigError(
                 f"codec {name} makes {codec.unit_rate_hz:g} units/s, but upsample_rates of {self.hop_samples} samples at "
@@ -194,7 +198,8 @@ class VocoderTask(Task):
     def _speaker(self, row: Row) -> str:
         name = row.extra.get(self.config.speaker_key)
         if not isinstance(name, str):
-            raise ManifestError(f"row {row.id!r} has no {self.config.speaker_key!r} that names its speaker; write it, or set speaker_key=null")
+            key = self.config.speaker_key
+            raise ManifestError(f"row {row.id!r} has no {key!r} that names its speaker; write it, or set speaker_key=null")
         return name
 
     def _settings(self, units: int) -> dict[str, Any]:
@@ -247,7 +252,10 @@ class VocoderTask(Task):
             cost_unit="frames",
             longest_cost=longest,
             activations={"generator": share * _generator_bytes(sizes)},
-            notes=["activations: of the generator alone, whose segments are equally long whatever the utterance"],
+            notes=[
+                "activations: of the generator alone, whose segments are equally long whatever the utterance",
+                "units: as many as the codec's words, which are more than its units where it has a unit language",
+            ],
         )
 
     def learned(self, model: TrainedVocoder) -> dict[str, Tensor]:
@@ -315,7 +323,8 @@ class VocoderTask(Task):
         count = self.settings["num_embeddings"]
         for recording in recordings:
             if recording.frames and not 0 <= min(recording.frames) <= max(recording.frames) < count:
-                raise ManifestError(f"row {recording.row_id!r} has unit {max(recording.frames)}, but there are {count}; set vocoder.task.units")
+                largest = max(recording.frames)
+                raise ManifestError(f"row {recording.row_id!r} has unit {largest}, but there are {count}; set vocoder.task.units")
         # One more frame than a segment, for a clip may end within its last one.
         kept = [recording for recording in recordings if len(recording.frames) > self.config.segment_frames]
         if len(kept) < len(recordings):
@@ -384,6 +393,9 @@ class VocoderTask(Task):
     def publish(self, model: TrainedVocoder, folder: Path, step: int) -> None:
         """The generator in the published layout, in the folder `vocoder`, which codec=unit_hifigan takes."""
         layout.write_vocoder(folder / "vocoder", model.generator, self.settings, step)
+
+    def view(self, model: nn.Module, batch: Batch) -> View:
+        return View(notes=["a vocoder's loss compares sounds: nothing is moved, masked or stopped that could be shown; units are checked as they are read"])
 
     def data_fingerprints(self) -> dict[str, str]:
         codec = {} if self.codec is None else {"codec": self.codec.fingerprint()}

@@ -39,7 +39,7 @@ class DiscriminatorSizes:
             raise ConfigError(f"scale_channels must name {len(STRAIGHT)} sizes, one a convolution, and names {len(self.scale_channels)}")
         for before, after, (_, _, groups) in zip([1, *self.scale_channels], self.scale_channels, STRAIGHT):
             if before % groups or after % groups:
-                raise ConfigError(f"scale_channels has {before} and {after} where {groups} groups must divide both; use multiples of {groups}")
+                raise ConfigError(f"scale_channels has {before} and {after} where {groups} must divide both; use multiples of it")
         if not self.period_channels or self.scales < 0:
             raise ConfigError("period_channels needs at least one size, and scales must not be negative")
         if not self.periods and not self.scales:

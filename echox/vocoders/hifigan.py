@@ -23,9 +23,8 @@ class HifiGan(nn.Module):
         channels = config["upsample_initial_channel"]
         self.conv_pre = nn.Conv1d(config["model_in_dim"], channels, 7, padding=3)
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        stages = zip(
-            config["upsample_rates"], config["upsample_kernel_sizes"], config["upsample_paddings"], config["upsample_output_paddings"], strict=True
-        )
+        names = ("upsample_rates", "upsample_kernel_sizes", "upsample_paddings", "upsample_output_paddings")
+        stages = zip(*(config[name] for name in names), strict=True)
         for rate, width, padding, output_padding in stages:
             self.ups.append(nn.ConvTranspose1d(channels, channels // 2, width, rate, padding=padding, output_padding=output_padding))
             channels //= 2

@@ -9,7 +9,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ RATE_HZ = 16_000  # where a config does not say
 # What is built by the config alone, for all others would need an input that units do not give.
 UNSUPPORTED = {
     "f0": "pitch",
-    "f0_quant_num_bin": "quantised pitch",
     "embedder_params": "speaker vectors",
     "f0_vq_params": "a pitch codebook",
     "code_vq_params": "a codebook of its own",
@@ -70,7 +69,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds no settings of a vocoder; copy it again")
     if inputs := [said for name, said in UNSUPPORTED.items() if settings.get(name)]:
         raise CheckpointError(
-            f"{path} describes a vocoder with {' and '.join(inputs)} as input, which units alone do not give; take one of units and speakers"
+            f"{path} describes a vocoder with {' and '.join(inputs)} as input, which units alone do not give; "
+            "take one of units and speakers"
         )
     return settings
 
@@ -133,7 +133,7 @@ def _build(settings: Mapping[str, Any]) -> UnitGenerator:
     )
 
 
-def _faults(settings: Mapping[str, Any]):
+def _faults(settings: Mapping[str, Any]) -> Iterator[str]:
     width = settings["embedding_dim"]
     joined = 2 * width if settings.get("multispkr") else width
     if settings.get("model_in_dim", joined) != joined:
@@ -190,7 +190,8 @@ def fill(net: UnitGenerator, path: Path) -> UnitGenerator:
     for name, tensor in wanted.items():
         if ours[name].shape != tensor.shape:
             raise CheckpointError(
-                f"tensor {name} of the vocoder {path} has shape {list(ours[name].shape)}, but {CONFIG} asks for {list(tensor.shape)}; copy both again"
+                f"tensor {name} of the vocoder {path} has shape {list(ours[name].shape)}, "
+                f"but {CONFIG} asks for {list(tensor.shape)}; copy both again"
             )
     net.load_state_dict({name: ours[name] for name in wanted})
     return net

@@ -1,7 +1,9 @@
 """HuBERT units, fitted on tones with a random HuBERT in a second, or read from published centres, and heard through a random vocoder."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from echox.codecs import quantization
 from echox.codecs.base import CODECS
 from echox.codecs.hubert_units import HubertUnits, HubertUnitsConfig, UnitFitConfig
 from echox.codecs.hubert_units import fit as fitting
@@ -23,6 +26,7 @@ from echox.models.published.tokens import UNIT_WORD
 from echox.signals import Units, Waveform
 from echox.testing import check
 from echox.vocoders.layout import CONFIG, TINY, WEIGHTS, tiny_generator
+from echox_cli import prepare
 
 RATE_HZ = 16_000
 
@@ -85,16 +89,22 @@ def test_units_are_the_nearest_centres_of_the_encoder_s_frames(folder):
     assert units.rate_hz is None and codec.unit_rate_hz == 50 and codec.vocab_size == 12
 
 
-def test_without_a_vocoder_units_cannot_be_heard(folder, vocoder):
+def test_without_a_vocoder_units_cannot_be_heard(folder, vocoder, tmp_path):
     units = Units(torch.tensor([[1, 2, 3]]), torch.tensor([3]), None)
     mute = HubertUnits(HubertUnitsConfig(folder=str(folder)))
     assert mute.encodes and not mute.decodes
-    with pytest.raises(ConfigError, match="no vocoder.*codec.vocoder.folder.*12 units"):
+    with pytest.raises(ConfigError, match="no vocoder.*12 units.*codec.vocoder.folder"):
         mute.decode(units)
     voiced = HubertUnits(HubertUnitsConfig(folder=str(folder), vocoder=UnitHifiGanConfig(folder=str(vocoder))))
     assert voiced.decodes and voiced.decode(units).lengths[0] >= 3 * 320
     # A manifest that was written before there was a vocoder stays good.
     assert voiced.fingerprint() == mute.fingerprint()
+    beside = tmp_path / "beside"
+    shutil.copytree(folder, beside)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(vocoder / name, beside)
+    found = HubertUnits(HubertUnitsConfig(folder=str(beside)))
+    assert torch.equal(found.decode(units).samples, voiced.decode(units).samples) and found.fingerprint() == mute.fingerprint()
     with pytest.raises(ConfigError, match="speaks 1000 units.*has 12"):
         HubertUnits(HubertUnitsConfig(folder=str(folder), vocoder=UnitHifiGanConfig(folder="random")))
 
@@ -199,3 +209,18 @@ def test_other_weights_than_it_was_fitted_with_are_refused(folder, monkeypatch):
     monkeypatch.setattr("echox.encoders.ssl.SslEncoder.fingerprint", lambda self: "other")
     with pytest.raises(CheckpointError, match="fitted with other weights of its encoder"):
         HubertUnits(HubertUnitsConfig(folder=str(folder)))
+
+
+def test_the_preset_of_the_release_s_units(house, capsys):
+    assert prepare.main(["codec", "codec=mhubert_units", "codec.fit.centres=km.bin", "--cfg"]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("name: hubert_units", "weights: voidful/mhubert-base", "layer: 11", "units: 1000", "centres: km.bin"))
+
+
+def test_the_commands_of_the_room_s_page_compose(house, capsys):
+    page = (Path(quantization.__file__).parent / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    for line in lines:
+        door, *words = line.split()
+        assert door == "echox-prepare" and prepare.main([*words, "--cfg"]) == 0, capsys.readouterr().err
+    assert len(lines) == 4

@@ -63,7 +63,7 @@ def test_bytes_beyond_the_end_seconds_beyond_the_end_and_pipes_are_refused_at_on
     broken = {
         f"shard.tar:{size - 10}:20": "beyond the end of its file",
         f"shard.tar:0:{size}": "not readable",
-        "shard.tar:512:0": "not readable",
+        "shard.tar:512:0": "no bytes at all",
         "gone.tar:0:10": "gone.tar:0:10 does not exist",
         "pipe.wav": "no regular file",
         "pipe.wav:0:10": "no regular file",

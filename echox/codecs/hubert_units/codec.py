@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import CheckpointError, ConfigError
 from echox.signals import Units, Waveform
-from echox.vocoders.layout import TINY
+from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
+from echox.vocoders.layout import TINY, WEIGHTS, weights_path
 
 NAME = "hubert_units"
 RANDOM = "random"
@@ -33,7 +35,8 @@ class HubertUnitsConfig(CodecConfig):
     folder: str = "codec"
     """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never fitted, for tests."""
     vocoder: UnitHifiGanConfig = field(default_factory=UnitHifiGanConfig)
-    """The vocoder of these very units: `vocoder.folder`, with g_00500000 and vocoder_config.json; without one, speech becomes units alone."""
+    """The vocoder of these very units, a folder with g_00500000 and vocoder_config.json; empty takes those two where they lie in the codec's
+    own folder, and without any, speech becomes units alone."""
     fit: UnitFitConfig = field(default_factory=UnitFitConfig)
     """How it is fitted where the folder is not there yet."""
 
@@ -69,13 +72,14 @@ class HubertUnits(Codec):
         self.requires_grad_(False).eval()
 
     def _vocoder(self) -> UnitHifiGan | None:
-        if not self.config.vocoder.folder:
-            return UnitHifiGan(UnitHifiGanConfig(folder=RANDOM)) if self.config.folder == RANDOM else None
-        vocoder = UnitHifiGan(self.config.vocoder)
+        config = _vocoder_config(self.config)
+        if config is None:
+            return None
+        vocoder = UnitHifiGan(config)
         ours, theirs = (self.vocab_size, self.rate_hz), (vocoder.vocab_size, vocoder.rate_hz)
         if ours != theirs:
             raise ConfigError(
-                f"the vocoder in {self.config.vocoder.folder} speaks {theirs[0]} units at {theirs[1]} Hz, but the codec in {self.config.folder} has "
+                f"the vocoder in {config.folder} speaks {theirs[0]} units at {theirs[1]} Hz, but the codec in {self.config.folder} has "
                 f"{ours[0]} at {ours[1]} Hz; set codec.vocoder.folder to the vocoder of these units"
             )
         return vocoder
@@ -100,8 +104,8 @@ class HubertUnits(Codec):
         is_fitted = cls.is_ready(config)
         encoder = ENCODERS.parse(_read(Path(config.folder))[0].settings["encoder"]) if is_fitted else config.fit.encoder
         centres = [config.fit.centres] if not is_fitted and config.fit.centres and not Path(config.fit.centres).is_file() else []
-        vocoder = UnitHifiGan.missing(config.vocoder) if config.vocoder.folder else []
-        return ENCODERS.entry_of(encoder).implementation.missing(encoder) + centres + vocoder
+        vocoder = _vocoder_config(config)
+        return ENCODERS.entry_of(encoder).implementation.missing(encoder) + centres + (UnitHifiGan.missing(vocoder) if vocoder else [])
 
     @classmethod
     def fit(cls, config: HubertUnitsConfig, clips: Sequence[Tensor], device: torch.device) -> None:
@@ -129,8 +133,8 @@ class HubertUnits(Codec):
     def _speaking(self) -> UnitHifiGan:
         if self.vocoder is None:
             raise ConfigError(
-                f"the codec in {self.config.folder} has no vocoder, so its units cannot be heard; set codec.vocoder.folder to a unit vocoder of "
-                f"these {self.vocab_size} units (g_00500000 and vocoder_config.json)"
+                f"the codec in {self.config.folder} has no vocoder, so its units cannot be heard; put a unit vocoder of these {self.vocab_size} units "
+                f"there ({WEIGHTS} and {VOCODER_CONFIG}), or set codec.vocoder.folder to its folder"
             )
         return self.vocoder
 
@@ -146,6 +150,14 @@ class HubertUnits(Codec):
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def _vocoder_config(config: HubertUnitsConfig) -> UnitHifiGanConfig | None:
+    """The vocoder that is asked for, else the one beside the units: copied there, it speaks for every checkpoint trained with the codec."""
+    if config.vocoder.folder:
+        return config.vocoder
+    is_beside = config.folder == RANDOM or weights_path(Path(config.folder)).is_file()
+    return dataclasses.replace(config.vocoder, folder=config.folder) if is_beside else None
 
 
 def _read(folder: Path) -> tuple[FittedFolder, bytes]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from echox.codecs.quantization.language import LanguageConfig
-from echox.encoders.base import ENCODERS, EncoderConfig
+from echox.encoders.base import EncoderConfig
+from echox.encoders.ssl import SslConfig
 from echox.errors import ConfigError
 
 
 def _hubert_layer_11() -> EncoderConfig:
-    return ENCODERS.parse({"name": "ssl", "layer": 11})  # EchoX's layer, of another HuBERT
+    return SslConfig(layer=11)  # EchoX's layer, of another HuBERT
 
 
 def _eight_thousand() -> LanguageConfig:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from echox.codecs.quantization.language import LanguageConfig
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
-from echox.encoders.base import ENCODERS, EncoderConfig
+from echox.encoders.base import EncoderConfig
+from echox.encoders.whisper import WhisperConfig
 from echox.errors import ConfigError
 
 
 def _whisper_base_layer_4() -> EncoderConfig:
-    return ENCODERS.parse({"name": "whisper", "weights": "whisper_base", "layers": 4})
+    return WhisperConfig(weights="whisper_base", layers=4)
 
 
 @dataclass(kw_only=True, slots=True)
