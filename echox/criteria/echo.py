@@ -64,17 +64,23 @@ class EchoTerms(Criterion):
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
         found = outputs.unit_head(
-            outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
+            outputs.unit_states,
+            outputs.unit_labels,
+            token_weight=outputs.unit_weights,
+            label_smoothing=self.config.label_smoothing,
+            reduction=Reduction.sum,
+            impl=self.config.impl,
         )
         units, correct = found.loss, found.correct.sum()
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
         unit_count, cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.unit_labels, outputs.denoised, outputs.text_labels))
-        unit_mean = units / unit_count
+        unit_weight = unit_count if outputs.unit_weights is None else outputs.unit_weights.sum()
+        unit_mean = units / unit_weight
         mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
         count = correct.new_tensor
         parts = {
-            "units": (units.detach(), count(unit_count)),
+            "units": (units.detach(), torch.as_tensor(unit_weight, device=units.device)),
             "denoising": (cosine.detach(), count(cosine_count)),
             "text": (text.detach(), count(text_count)),
             "accuracy": (correct, count(unit_count)),
