@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs
+from echox.criteria.denoising import CAPPED_SHARE, capped_weight
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
@@ -39,7 +40,7 @@ class EchoConfig(EchoTermsConfig):
 class CappedEchoConfig(EchoTermsConfig):
     """L = L_echo + L_denoising, held at a share of L_echo, + text_weight * L_s2t, the release's form."""
 
-    denoising_share: float = 0.2
+    denoising_share: float = CAPPED_SHARE
     """Share of the unit loss, above 0, that the cosine term may reach; 0.2 in the release."""
 
     def __post_init__(self) -> None:
@@ -102,12 +103,9 @@ class EchoCriterion(EchoTerms):
 @CRITERIA.register("echo_capped", CappedEchoConfig)
 class CappedEchoCriterion(EchoTerms):
     """The same with an adaptive weight: the cosine term, summed over an answer's positions and averaged over answers, counts as it is
-    up to a share of the unit loss, and is scaled down to that share beyond; no gradient flows through the scale.
-
-    Source: github.com/FreedomIntelligence/EchoX, its unit translator in training; the paper has a lambda here.
+    up to a share of the unit loss, and is scaled down to that share beyond; see `capped_weight`.
     """
 
     def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
         term = cosine / rows
-        cap = self.config.denoising_share * units.detach()
-        return term * torch.where(term.detach() > cap, cap / term.detach(), torch.ones_like(cap))
+        return term * capped_weight(units, term, self.config.denoising_share)
