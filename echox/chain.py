@@ -69,7 +69,7 @@ def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
     if recipe.corpus is not None:
         language_model = _LanguageModel(recipe, device, bf16)
         build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
-    if recipe.codec is None or not {"t2c", "echo"} & set(recipe.planned):
+    if recipe.codec is None or not {"vocoder", "t2c", "echo"} & set(recipe.planned):
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec) and world.is_main:
@@ -190,6 +190,7 @@ def stage_task(recipe: Recipe, stage: str, device: torch.device, *, parents: Pat
         parents={parent: _finished(before, parent) for parent in recipe.parents(stage)},
         device=device,
         bf16=uses_bf16(plan.train.precision, device),
+        run_dir=Path(recipe.run_dir) / stage,
     )
     return TASKS.build(plan.task, context)
 

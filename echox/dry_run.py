@@ -18,7 +18,7 @@ from echox.corpora.units import units_path
 from echox.encoders.base import ENCODERS
 from echox.engine.config import Precision, TrainConfig
 from echox.errors import AssetError, ConfigError, EchoxError
-from echox.recipe import STAGES, Recipe
+from echox.recipe import ALL_STAGES, Recipe
 from echox.tasks.base import TASKS, Outline, Parts, StageContext, Task
 
 GPUS = (1, 8)
@@ -99,7 +99,7 @@ def dry_run(recipe: Recipe) -> None:
 def stage_sizes(recipe: Recipe) -> Iterator[StageSize]:
     """The sizes of the stages that the recipe runs, in order."""
     outlines: dict[str, Outline] = {}
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         if stage in _with_parents(recipe):
             outlines[stage] = _outline(recipe, stage, outlines)
             # At once, because a later stage may freeze what this one trains.

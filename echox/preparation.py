@@ -15,8 +15,7 @@ from echox.backbones.base import LoraConfig
 from echox.chain import SpeechClips, stage_task
 from echox.codecs.base import CODECS, CodecConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
-from echox.corpora.units import UnitsConfig, write_units
-from echox.device import device_named, multiplies_bf16_fast
+from echox.device import device_named
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of
 from echox.models.published.beginning import write_beginning
@@ -37,16 +36,6 @@ class FitCodecConfig:
     """The codec to fit."""
     device: str = "auto"
     """Device to fit on: auto, cpu, cuda or cuda:N."""
-
-
-@dataclass(kw_only=True, slots=True)
-class EncodeUnitsConfig(UnitsConfig):
-    """Encode the assistant's audio of manifests with a fitted codec; NAME.jsonl becomes NAME.units.jsonl beside it."""
-
-    codec: CodecConfig = MISSING
-    """The codec to encode with."""
-    device: str = "auto"
-    """Device to encode on: auto, cpu, cuda or cuda:N."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,20 +104,6 @@ def fit_codec(config: FitCodecConfig) -> None:
         print("the codec is fitted already; nothing was done")
         return
     codec_type.fit(config.codec, SpeechClips(config.manifests), device_named(config.device))
-
-
-def encode_units(config: EncodeUnitsConfig) -> None:
-    """Write manifests with units, and print their paths.
-
-    Raises:
-        ConfigError: no manifest is named. CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
-    """
-    if not config.manifests:
-        raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
-    device = device_named(config.device)
-    codec = CODECS.build(config.codec).to(device)
-    for path in write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device)):
-        print(path)
 
 
 def write_labels(recipe: Recipe) -> None:

@@ -44,6 +44,7 @@ DEFAULT_RECIPE = "echo_mini"
 FOLDERS_VARIABLE = "ECHOX_RECIPES"
 DEFAULT_FOLDER = "recipes"
 STAGES = ("align", "s2t", "t2c", "echo")
+ALL_STAGES = ("vocoder", *STAGES)  # a vocoder is trained by a recipe of its own, before the others need it
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,6 +103,8 @@ class Recipe:
     """Manifests whose assistant audio is encoded before T2C: NAME.jsonl becomes NAME.units.jsonl."""
     report: EvaluateConfig | None = None
     """Score the finished run on the corpus's test questions, and write the answers to listen to."""
+    vocoder: StagePlan | None = None
+    """A unit vocoder, which turns the codec's units into a voice; it stands by itself."""
     align: StagePlan | None = None
     """Stage I, first half: the speech adapter learns to hear the language model's tokens."""
     s2t: StagePlan | None = None
@@ -115,10 +118,10 @@ class Recipe:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, and is {self.seed}")
         if not self.stages:
-            raise ConfigError(f"stages is empty; name at least one of {', '.join(STAGES)}")
+            raise ConfigError(f"stages is empty; name at least one of {', '.join(ALL_STAGES)}")
         for stage in [*self.stages, *([self.stage] if self.stage else [])]:
-            if stage not in STAGES:
-                raise ConfigError(f"no stage named {stage!r}{near(stage, STAGES)}; stages are {', '.join(STAGES)}")
+            if stage not in ALL_STAGES:
+                raise ConfigError(f"no stage named {stage!r}{near(stage, ALL_STAGES)}; stages are {', '.join(ALL_STAGES)}")
         for stage in self.planned:
             if self.plan(stage) is None:
                 raise ConfigError(f"the recipe runs stage {stage!r} but has no plan for it; add '- _stages' to its defaults list or set {stage}.task")
@@ -149,7 +152,7 @@ class Recipe:
 
     def plan(self, stage: str) -> StagePlan | None:
         """The plan of a stage by its name."""
-        return {"align": self.align, "s2t": self.s2t, "t2c": self.t2c, "echo": self.echo}[stage]
+        return {"vocoder": self.vocoder, "align": self.align, "s2t": self.s2t, "t2c": self.t2c, "echo": self.echo}[stage]
 
 
 def recipe_folders(recipe_dirs: Sequence[str | Path] = ()) -> list[Path]:

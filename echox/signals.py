@@ -11,11 +11,13 @@ part must give the same result whatever stands there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 M = TypeVar("M", bound="_Movable")
@@ -80,6 +82,17 @@ class Units(_Movable):
     lengths: Tensor  # [B] int64, units
     rate_hz: float | None  # units per second; None once repeats are merged (then the rate varies)
 
+    def rows(self) -> list[list[int]]:
+        """Each row as manifests and decoders hold it: [U], or frame after frame with K codebooks, [U * K]."""
+        return [ids[..., :length].movedim(-1, 0).flatten().tolist() for ids, length in zip(self.ids, self.lengths.tolist())]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[int]], codebooks: int, device: torch.device | str = "cpu") -> Units:
+        """The inverse of `rows`, of units whose rate is not known."""
+        shape = (-1,) if codebooks == 1 else (-1, codebooks)
+        ids = pad_sequence([torch.tensor(row, dtype=torch.int64).view(shape) for row in rows], batch_first=True).movedim(1, -1)
+        return cls(ids.to(device), torch.tensor([len(row) // codebooks for row in rows], device=device), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Spans(_Movable):
@@ -102,7 +115,7 @@ class Batch(_Movable):
 class Scored:
     """Targets that a loss counts one by one, and what predicts each of them."""
 
-    labels: Tensor  # [N]
+    labels: Tensor  # [N], -100 where nothing is scored
     values: Tensor  # [N, ...] the scores, or the states that a layer of the outputs makes scores of
     are_scores: bool = True  # values are [N, V], one of a label each
 

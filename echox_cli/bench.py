@@ -1,4 +1,4 @@
-"""`echox-bench SUBJECT ...`: how fast a kernel is here, beside what people use today."""
+"""`echox-bench SUBJECT ...`: how fast a kernel, a large manifest or the making of units is here."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ from collections.abc import Sequence
 
 from echox.bench.decode import DecodeBenchConfig, bench_decode
 from echox.bench.loss import LossBenchConfig, bench_loss
+from echox.bench.manifest import ManifestBenchConfig, bench_manifest
 from echox.config import near
 from echox.errors import ConfigError
+from echox.unit_bench import UnitsBenchConfig, bench_units
 from echox_cli import completion
 from echox_cli.arguments import split
 from echox_cli.door import answered_at_once, guarded, run_door
 from echox_cli.fields import summary
 
 PROGRAM = "echox-bench"
-SUBJECTS = {"loss": (LossBenchConfig, bench_loss), "decode": (DecodeBenchConfig, bench_decode)}
+# The field is the one that words without `=` belong to.
+SUBJECTS = {
+    "loss": (LossBenchConfig, bench_loss, "shapes"),
+    "decode": (DecodeBenchConfig, bench_decode, "shapes"),
+    "manifest": (ManifestBenchConfig, bench_manifest, "rows"),
+    "units": (UnitsBenchConfig, bench_units, None),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in SUBJECTS:
-        return run_door(f"{PROGRAM} {words[0]}", *SUBJECTS[words[0]], words[1:], "shapes")
+        config_type, function, positional = SUBJECTS[words[0]]
+        return run_door(f"{PROGRAM} {words[0]}", config_type, function, words[1:], positional)
     return guarded(PROGRAM, lambda: _without_subject(words))
 
 
@@ -31,8 +40,8 @@ def _without_subject(words: list[str]) -> None:
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
-    print(f"Measure kernels.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
-    for name, (config_type, _) in SUBJECTS.items():
+    print(f"Measure kernels, manifests and the making of units.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+    for name, (config_type, _, _) in SUBJECTS.items():
         print(f"  {name:<10} {summary(config_type.__doc__)}")
 
 

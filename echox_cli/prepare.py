@@ -10,17 +10,20 @@ from typing import Any
 from echox.assets import CATALOGUE, asset_folder
 from echox.chain import audit_stages
 from echox.config import near
+from echox.corpora.compression import CompressionConfig, report_compression
 from echox.corpora.demo import DemoCorpusConfig
-from echox.data.manifest_check import ManifestCheckConfig, check_manifest
+from echox.data.manifest_index import IndexConfig, index_manifests
+from echox.data.manifest_making import MakeManifestConfig, make_manifest
+from echox.data.manifest_split import SplitConfig, split_manifest
+from echox.data.manifest_stats import StatsConfig, print_stats
 from echox.errors import ConfigError
+from echox.evaluation.manifest_validation import ValidateConfig, validate
 from echox.preparation import (
     BeginConfig,
-    EncodeUnitsConfig,
     ExportConfig,
     FitCodecConfig,
     ImportConfig,
     begin_release,
-    encode_units,
     export_release,
     fit_codec,
     import_release,
@@ -29,6 +32,7 @@ from echox.preparation import (
 )
 from echox.recipe import Recipe
 from echox.scaffold import ScaffoldConfig, write_plugin
+from echox.unit_encoding import EncodeUnitsConfig, encode_units
 from echox_cli import completion
 from echox_cli.arguments import split
 from echox_cli.door import answered_at_once, guarded, run_door, run_recipe_door
@@ -67,10 +71,15 @@ class RecipeCommand:
 
 
 COMMANDS = {
-    "manifest": Command(ManifestCheckConfig, check_manifest, "path"),
+    "manifest": Command(MakeManifestConfig, make_manifest, "sources"),
+    "validate": Command(ValidateConfig, validate, "path"),
+    "stats": Command(StatsConfig, print_stats, "manifests"),
+    "index": Command(IndexConfig, index_manifests, "manifests"),
+    "split": Command(SplitConfig, split_manifest, "path"),
     "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
+    "compression": Command(CompressionConfig, report_compression, "manifests"),
     "labels": RecipeCommand(write_labels),
     "audit": RecipeCommand(audit_stages),
     "assets": Command(AssetsConfig, fetch_assets, "names"),
@@ -100,7 +109,7 @@ def _without_command(words: list[str]) -> None:
     print(f"Prepare data, weights and plugins.\n\nusage: {PROGRAM} COMMAND [field=value ...]\n\ncommands ({PROGRAM} COMMAND --help explains one):")
     for name, command in COMMANDS.items():
         about = command.function if isinstance(command, RecipeCommand) else command.config_type
-        print(f"  {name:<10} {summary(about.__doc__)}")
+        print(f"  {name:<11} {summary(about.__doc__)}")
 
 
 def _candidates(line: str) -> list[str]:

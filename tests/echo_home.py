@@ -43,7 +43,7 @@ def words_at(folder: Path, *more: str) -> list[str]:
     """What a door is told to train Echo in this home."""
     places = [f"{place}.{split}" for place in ("align.task.data", "s2t.task.data", "t2c.task", "echo.task.data") for split in ("train", "valid")]
     data = [f"{place}=[{folder / 'questions.jsonl'}]" for place in places]
-    own = ["device=cpu", "corpus=null", "units=[]", "stage=echo", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
+    own = ["device=cpu", "corpus=null", "vocoder=null", "units=[]", "stage=echo", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
     return [*own, *data, *SHAPES, *BRIEF, *more]
 
 

@@ -84,7 +84,7 @@ def test_overrides(overrides, read, expected):
         ("encoder.mood=livly", "encoder.mood takes calm or lively, not 'livly'"),
         ("codec.gains.low=loud", "codec.gains.low takes a number, not 'loud'"),
         ("stages=s2t", "stages takes a list, each a text, not 's2t'"),
-        ("stages=[]", "stages is empty; name at least one of align, s2t, t2c, echo"),
+        ("stages=[]", "stages is empty; name at least one of vocoder, align, s2t, t2c, echo"),
         ("stages=[s3t]", "no stage named 's3t'; did you mean 's2t'?"),
         ("stage=ecko", "no stage named 'ecko'; did you mean 'echo'?"),
         ("stage=echo", "the recipe runs stage 'echo' but has no plan for it"),

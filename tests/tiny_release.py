@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from echox.codecs.unit_hifigan import TINY, UnitHifiGan, UnitHifiGanConfig, tiny_generator
+from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.models.published.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.published.causal import LanguageModel
 from echox.models.published.compatibility import RELEASE, Compatibility
@@ -18,6 +18,7 @@ from echox.models.published.sizes import llama_config
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.published.translator import UnitTranslator
 from echox.models.published.untrained import made_up_tokens
+from echox.vocoders.layout import TINY, tiny_generator
 
 VOCABULARY = 12_811  # above 12800, which the release's prefix holds
 WORDS = 24  # unit words: "<|unit_0_1|>" and so on

@@ -6,8 +6,9 @@ from pathlib import Path
 from echox.errors import AssetError
 
 _TIMEOUT_S = 5.0
-# Weights as safetensors only: the other weight formats are twice the download or run code when read.
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# Weights of models without safetensors (most HuBERTs); transformers reads their tensors alone and runs no code of theirs.
+_PICKLED = "pytorch_model.bin"
 
 
 def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
@@ -19,7 +20,7 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
     Returns:
         the snapshot folder in huggingface_hub's own cache.
     Raises:
-        AssetError: it is not in that cache and the hub cannot be asked, does not have it, or has no safetensors of it.
+        AssetError: it is not in that cache and the hub cannot be asked, does not have it, or has no weights of it.
     """
     # Imported here because most runs find their assets without the hub.
     from huggingface_hub import constants, snapshot_download
@@ -29,15 +30,15 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
         return cached
     if constants.is_offline_mode():
         raise AssetError(f"{hub_id} is not in the Hugging Face cache and HF_HUB_OFFLINE is set")
-    revision = _revision(hub_id)
+    revision, patterns = _offer(hub_id)
     try:
         folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS, etag_timeout=_TIMEOUT_S, tqdm_class=_bar_class(progress))
+            snapshot_download(hub_id, revision=revision, allow_patterns=patterns, etag_timeout=_TIMEOUT_S, tqdm_class=_bar_class(progress))
         )
     except Exception as error:  # The hub client's failures come from several network libraries and share no base of ours.
         raise AssetError(f"the download of {hub_id} from the Hugging Face hub broke off ({_gist(error)})") from error
     if not _is_whole(folder):
-        raise AssetError(f"{hub_id} on the Hugging Face hub has no safetensors weights")
+        raise AssetError(f"{hub_id} on the Hugging Face hub has no weights as safetensors or {_PICKLED}")
     return folder
 
 
@@ -51,7 +52,7 @@ def cached_snapshot(hub_id: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=[*_PATTERNS, _PICKLED]))
     except HFValidationError as error:
         raise AssetError(f"{hub_id!r} is not a valid hub id of the form org/name") from error
     except LocalEntryNotFoundError:
@@ -59,19 +60,21 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return folder if _is_whole(folder) else None
 
 
-def _revision(hub_id: str) -> str:
-    """Ask the hub for the newest commit: one request with a short timeout, so that a machine without network learns it at once."""
+def _offer(hub_id: str) -> tuple[str, list[str]]:
+    """The newest commit and the files to take of it: one request with a short timeout, so that a machine without network learns it at once."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return HfApi().model_info(hub_id, timeout=_TIMEOUT_S).sha
+        info = HfApi().model_info(hub_id, timeout=_TIMEOUT_S)
     except GatedRepoError as error:
         raise AssetError(f"{hub_id} asks for a login (hf auth login) and consent on its hub page") from error
     except RepositoryNotFoundError as error:
         raise AssetError(f"the Hugging Face hub has no public model {hub_id}") from error
     except Exception as error:  # Name resolution, proxies, certificates and timeouts each raise their own kind.
         raise AssetError(f"the Hugging Face hub did not answer about {hub_id} ({_gist(error)})") from error
+    is_safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
+    return info.sha, _PATTERNS if is_safe else [*_PATTERNS, _PICKLED]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -85,7 +88,7 @@ def missing_files(folder: Path) -> list[str]:
     if index.is_file():
         wanted = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     else:
-        wanted = [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+        wanted = [] if any(folder.glob("*.safetensors")) or (folder / _PICKLED).is_file() else ["model.safetensors"]
     return [name for name in ["config.json", *wanted] if not (folder / name).is_file()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def loading(what: str, folder: str | Path) -> Iterator[None]:
     try:
         yield
     # The library says with any of these that a file is missing, unreadable or of another model.
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         way_out = "name another folder, a hub id, or an asset of `echox-info asset`"
         raise AssetError(f"{folder} does not hold {what} that can be read ({reason}); {way_out}") from error

@@ -79,6 +79,12 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
         },
+        # All else is the default of the library, which is these models'. DAC: github.com/descriptinc/descript-audio-codec, conf/final.
+        "kyutai/mimi": {"model_type": "mimi"},
+        "facebook/encodec_24khz": {"model_type": "encodec"},
+        "descript/dac_16khz": {"model_type": "dac", "downsampling_ratios": [2, 4, 5, 8], "n_codebooks": 12},
+        "descript/dac_24khz": {"model_type": "dac", "downsampling_ratios": [2, 4, 5, 8], "n_codebooks": 32, "sampling_rate": 24_000},
+        "descript/dac_44khz": {"model_type": "dac", "downsampling_ratios": [2, 4, 8, 8], "n_codebooks": 9, "sampling_rate": 44_100},
         # Radford et al. 2022, arXiv:2212.04356, table 1 (base, large); 128 mel bins and one more language in large-v3's model card.
         "openai/whisper-base": {
             **_WHISPER,
@@ -103,6 +109,18 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "decoder_attention_heads": 20,
             "encoder_ffn_dim": 5120,
             "decoder_ffn_dim": 5120,
+        },
+        # Hsu et al. 2021, arXiv:2106.07447, table 1 (base); the defaults of transformers are its shape.
+        "facebook/hubert-base-ls960": {"model_type": "hubert"},
+        # Chen et al. 2022, arXiv:2110.13900, section IV; wav2vec 2.0 large and HuBERT large have the same sizes.
+        "microsoft/wavlm-large": {
+            "model_type": "wavlm",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
         },
     }
 )

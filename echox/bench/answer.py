@@ -10,12 +10,12 @@ import torch
 
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
-from echox.codecs.unit_hifigan import CONFIG, TINY, build_generator
 from echox.models.decoding import greedy_text
 from echox.models.text_loop import text_loop
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_loop.text_speech import decoder_loop, speak_targets
 from echox.signals import Units
+from echox.vocoders.layout import CONFIG, TINY, build_generator
 
 BACKBONE = "random:HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT_TOKENS, ANSWER_TOKENS = 48, 24

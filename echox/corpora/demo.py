@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from echox.config import to_plain
+from echox.config import near, to_plain
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
 from echox.corpora.splits import Ask, Splits, split_questions, spread
 from echox.corpora.studio import REVISION, Studio, cast, digest, is_program, voices_of
 from echox.corpora.synthesis import Report
-from echox.corpora.templates import Fact, all_facts
-from echox.corpora.vocabulary import TokenTexts, in_random_company, whole_words
+from echox.corpora.templates import KINDS, Fact, all_facts
+from echox.corpora.vocabulary import TokenTexts, in_random_company, other_words, whole_words
 from echox.corpora.voices import Role as Use
 from echox.corpora.wording import NearDuplicates, clean, first_sentence, text_lines
 from echox.data.audio import duration_s
@@ -56,6 +56,8 @@ class DemoCorpusConfig:
     """Share of all texts and counts below that is used, above 0 and up to 1: small for a smoke test."""
     clips_per_question: int = 2
     """Training voices in which each training question is spoken; the synthesisers take turns."""
+    clips_by_kind: dict[str, float] = field(default_factory=dict)
+    """The same for the templates' questions of some kinds (capital, arithmetic, day, month, general); 0.5 speaks every second one."""
     test_questions: int = 160
     """Held-out phrasings of trained facts, asked by test voices."""
     valid_questions: int = 60
@@ -74,6 +76,8 @@ class DemoCorpusConfig:
     """Commonest whole words of the language model's vocabulary that are spoken for hearing alone, where its tokens are given; 0 for none."""
     vocabulary_takes: int = 2
     """Clips in which each of these words is heard, each time in other company and mostly in another voice."""
+    rare_word_takes: int = 0
+    """The same for the words of training questions that are not among them, such as names."""
     words_per_clip: int = 7
     """Words in such a clip."""
     backbone: str = "smollm2-135m-instruct"
@@ -100,9 +104,14 @@ class DemoCorpusConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
         not_negative = ("unseen_facts", "free_test_questions", "free_valid_questions", "answered_questions", "sampled_answers", "speech_hours")
-        for name in (*not_negative, "heard_sentences", "vocabulary_words"):
+        for name in (*not_negative, "heard_sentences", "vocabulary_words", "rare_word_takes"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
+        for kind, clips in self.clips_by_kind.items():
+            if kind not in KINDS:
+                raise ConfigError(f"clips_by_kind has no kind {kind!r}{near(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+            if not (0 < clips < 1 or clips >= 1 and clips == int(clips)):
+                raise ConfigError(f"clips_by_kind.{kind} is {clips}; use a whole number, or a share between 0 and 1")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be at least 1 or null, and is {self.workers}")
 
@@ -231,20 +240,27 @@ class _Planner:
             manifests["free.train.jsonl"] = self._free(free.train, voices, clips=clips, answered=answered, augmented=True)
             manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
             manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
-        manifests["heard.train.jsonl"] = self._heard(words)
+        manifests["heard.train.jsonl"] = self._heard(words, [ask.text for ask in splits.train] + free.train)
         return {name: rows for name, rows in manifests.items() if rows}
 
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
-        training, testing = self.voices[Use.TRAIN.value], self.test_voices
-        clips = self.config.clips_per_question
+        testing = self.test_voices
         test = self._asked("test", splits.test, testing) + self._asked("test_program", splits.test, self.program_voices)
         unseen = self._asked("unseen", splits.unseen, testing) + self._asked("unseen_program", splits.unseen, self.program_voices)
         return {
-            "questions.train.jsonl": self._asked("train", splits.train, training, clips=clips, augmented=True),
+            "questions.train.jsonl": self._trained(splits.train),
             "questions.valid.jsonl": self._asked("valid", splits.valid, self.voices[Use.VALID.value]),
             "questions.test.jsonl": test,
             "unseen.test.jsonl": [dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen],
         }
+
+    def _trained(self, asks: Sequence[Ask]) -> list[Row]:
+        rows = []
+        for kind in dict.fromkeys(ask.fact.kind for ask in asks):
+            clips = self.config.clips_by_kind.get(kind, self.config.clips_per_question)
+            chosen = evenly([ask for ask in asks if ask.fact.kind == kind], min(1.0, clips))
+            rows += self._asked("train", chosen, self.voices[Use.TRAIN.value], clips=math.ceil(clips), augmented=True)
+        return rows
 
     def _asked(self, use: str, asks: Sequence[Ask], voices: Sequence[str], *, clips: int = 1, augmented: bool = False) -> list[Row]:
         """One row per question and clip, each clip in another voice as long as there are voices."""
@@ -274,11 +290,13 @@ class _Planner:
         kept_out = NearDuplicates(held_out)
         return FreeTexts([text for text in texts[len(held_out) :] if text not in kept_out], held_out[test:], held_out[:test])
 
-    def _heard(self, words: list[str]) -> list[Row]:
-        """Sentences, and words in random company, each by a training voice."""
+    def _heard(self, words: list[str], questions: list[str]) -> list[Row]:
+        """Sentences, and words in random company, each by a training voice; without `words` the questions' rare ones are not known."""
         config = self.config
         texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
-        texts += [("words", text) for text in in_random_company(words, config.vocabulary_takes, config.words_per_clip, config.seed)]
+        rare = other_words(questions, words) if words else []
+        for several, takes in ((words, config.vocabulary_takes), (rare, config.rare_word_takes)):
+            texts += [("words", text) for text in in_random_company(several, takes, config.words_per_clip, config.seed)]
         rows = []
         for number, (kind, text) in enumerate(texts):
             (voice,) = cast(text, self.voices[Use.TRAIN.value], 1, config.seed)
@@ -334,6 +352,11 @@ class _Planner:
 def origin(voice: str) -> dict[str, str]:
     """The labels of a row that say who speaks, and whether pip alone brings that voice."""
     return {"voice": voice, "voice_source": "program" if is_program(voice) else "pip"}
+
+
+def evenly(asks: list[Ask], share: float) -> list[Ask]:
+    """A share of the questions, every so many of them, so that a fact keeps its share of phrasings."""
+    return [ask for number, ask in enumerate(asks) if int((number + 1) * share) > int(number * share)]
 
 
 def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:

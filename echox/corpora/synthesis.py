@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from echox.corpora.augmentation import Augment, AugmentConfig
-from echox.corpora.resampling import resample
+from echox.data.resampling import resample
 from echox.corpora.voices import voice
 from echox.data.writing import appearing
 from echox.disk import DISK_FULL

@@ -12,6 +12,7 @@ MONTHS = "January February March April May June July August September October No
 DAYS_OF_MONTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 LARGEST_OPERAND = 12
+KINDS = ("capital", "arithmetic", "day", "month", "general")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Fact:
     """One thing to be asked about."""
 
     id: str
-    kind: str  # capital, arithmetic, day, month or general
+    kind: str  # one of KINDS
     phrasings: tuple[str, ...]  # ways to ask
     answer: str  # what counts, in few words: "Paris"
     sentence: str  # what is said: "The capital of France is Paris."

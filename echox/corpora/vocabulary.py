@@ -11,6 +11,7 @@ TokenTexts = Callable[[], list[str]]
 
 # A token that begins a word, and could be one: without a vowel it is an abbreviation or a piece.
 WORD = re.compile(r" (?=\w*[aeiouyAEIOUY])([A-Za-z][a-z]*)")
+WORD_OF_TEXT = re.compile(r"[A-Za-z][a-z]*(?:'[a-z]+)?")
 
 
 def whole_words(token_texts: Iterable[str], most: int) -> list[str]:
@@ -27,10 +28,24 @@ def whole_words(token_texts: Iterable[str], most: int) -> list[str]:
         if len(words) == most:
             break
         if match := WORD.fullmatch(text):
-            word = match.group(1)
-            if word == word.lower() or word.lower() not in words:
-                words[word.lower()] = word
+            _note(words, match.group(1))
     return list(words.values())
+
+
+def other_words(texts: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Words of texts that are not among the known ones, in the order of the alphabet, each once however it is capitalised."""
+    seen = {word.lower() for word in known}
+    words: dict[str, str] = {}
+    for word in (word for text in texts for word in WORD_OF_TEXT.findall(text)):
+        if word.lower() not in seen:
+            _note(words, word)
+    return [words[lower] for lower in sorted(words)]
+
+
+def _note(words: dict[str, str], word: str) -> None:
+    """Keep a word under its small letters, itself in small letters where it is met so."""
+    if word == word.lower() or word.lower() not in words:
+        words[word.lower()] = word
 
 
 def in_random_company(words: list[str], takes: int, words_per_clip: int, seed: int) -> list[str]:

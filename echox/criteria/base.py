@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
 from echox.registry import Registry
 from echox.signals import Batch, Loss, Outputs, Scored
+from echox.vocoders.discriminators import Discriminators
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +25,14 @@ class Criterion(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:
         """The summed loss of one batch; see `Loss` for the convention."""
+
+    def discriminator(self, outputs: Outputs, batch: Batch) -> Loss:
+        """The loss of a stage's discriminator on the same outputs; its total is not added to `forward`'s.
+
+        Raises:
+            ConfigError: this criterion has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no loss for a discriminator; give the stage a criterion that has, such as vocoder")
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
@@ -56,16 +66,21 @@ class SpeechTextOutputs(AlignmentOutputs):
         return {"text": Scored(self.text_labels, self.text_logits)}
 
 
+def scored_units(labels: Tensor, states: Tensor) -> Scored:
+    """Units [N] or [N, K] and their states [N, C]; of K codebooks the first, in which the marks are."""
+    return Scored(labels if labels.ndim == 1 else labels[:, 0], states, are_scores=False)
+
+
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
     """A unit decoder's states at label positions, and the layer that scores them: a criterion asks it for the loss or for logits."""
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N]
-    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
+    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
 
     def scored(self) -> dict[str, Scored]:
-        return {"units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +88,8 @@ class EchoOutputs(Outputs):
     """Units predicted from hidden states, and what the denoising adapter made of those."""
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N]
-    unit_head: CodecHead  # states [N, C] -> logits [N, W]
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
+    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
     denoised: Tensor  # [M, H] the adapter's text vectors
     text_vectors: Tensor  # [M, H] those of the pseudo-label text
     text_logits: Tensor  # [L, V]
@@ -82,7 +97,7 @@ class EchoOutputs(Outputs):
     unit_weights: Tensor | None = None  # [N] of each unit beside the others; None weighs all alike
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +112,19 @@ class VoicedOutputs(Outputs):
     text_labels: Tensor  # [L]
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderOutputs(Outputs):
+    """Speech made from units beside the recording of it, and the nets that tell them apart."""
+
+    real: Tensor  # [B, T]
+    made: Tensor  # [B, T]
+    log_frames: Tensor  # [B, U] log(1 + frames) of each unit, as predicted
+    frames: Tensor  # [B, U] frames of each unit, 0 on padding
+    judges: Discriminators | None  # None where nothing judges
+    rate_hz: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,4 +137,4 @@ class JointOutputs(SpeechTextOutputs):
     distances: Tensor  # [K] as in VoicedOutputs
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": Scored(self.unit_labels, self.unit_states, are_scores=False)}
+        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}

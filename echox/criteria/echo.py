@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -75,16 +74,17 @@ class EchoTerms(Criterion):
         units, correct = found.loss, found.correct.sum()
         cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
-        unit_count, cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.unit_labels, outputs.denoised, outputs.text_labels))
-        unit_weight = unit_count if outputs.unit_weights is None else outputs.unit_weights.sum()
+        unit_count = found.valid.sum().clamp(min=1)
+        cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.denoised, outputs.text_labels))
+        unit_weight = unit_count if outputs.unit_weights is None else (found.valid.reshape(len(outputs.unit_weights), -1) * outputs.unit_weights[:, None]).sum()
         unit_mean = units / unit_weight
         mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
         count = correct.new_tensor
         parts = {
-            "units": (units.detach(), torch.as_tensor(unit_weight, device=units.device)),
+            "units": (units.detach(), unit_weight),
             "denoising": (cosine.detach(), count(cosine_count)),
             "text": (text.detach(), count(text_count)),
-            "accuracy": (correct, count(unit_count)),
+            "accuracy": (correct, unit_count),
         }
         return Loss(mean * batch.count, batch.count, parts)
 

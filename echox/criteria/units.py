@@ -32,5 +32,5 @@ class UnitsCriterion(Criterion):
             outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
         )
         loss, correct = found.loss, found.correct.sum()
-        labels = correct.new_tensor(outputs.unit_labels.numel())
+        labels = found.valid.sum()
         return Loss(loss, batch.count, {"units": (loss.detach(), labels), "accuracy": (correct, labels)})

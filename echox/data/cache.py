@@ -113,7 +113,7 @@ class ArrayCache:
             with FileLock(self.folder / ".lock"):
                 self._read_shards()
                 missing = [pair for pair in dict.fromkeys(order) if pair[1] not in self]
-                self._fill(list(_batches(missing, batch_cost, batch_size)), compute, label, progress)
+                self._fill(list(cost_batches(missing, batch_cost, batch_size)), compute, label, progress)
         except OSError as error:
             reason = error.strerror or error
             raise AssetError(f"the cache {self.folder} could not be written: {reason}; free space or choose another folder") from error
@@ -161,7 +161,7 @@ class ArrayCache:
         return self.__dict__ | {"_maps": {}}
 
 
-def _batches(order: Iterable[tuple[int, str]], batch_cost: int | None, batch_size: int) -> Iterator[list[str]]:
+def cost_batches(order: Iterable[tuple[int, str]], batch_cost: int | None, batch_size: int) -> Iterator[list[str]]:
     """Cut (cost, key) pairs, cheapest first, into batches: the last one added is the longest and decides the padding."""
     batch: list[str] = []
     for cost, key in order:

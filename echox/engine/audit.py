@@ -202,7 +202,7 @@ class _Trial:
                 return ["the loss is not finite, so nothing could be tried on it"]
             self._counted_are_the_batchs(outputs.scored())
             self._all_are_learned(outputs, loss)
-        before = {name: scored.values.detach() for name, scored in outputs.scored().items()}
+        before = {name: counted(found, found.values.detach()) for name, found in outputs.scored().items()}
         with torch.no_grad():
             self._padding_changes_nothing(loss)
             self._reading_changes_what_follows(before)
@@ -216,11 +216,11 @@ class _Trial:
     def _row(self, target: _Target) -> str:
         return f"row {self.batch.row_ids[target.track.row]!r}"
 
-    def _counted_are_the_batchs(self, counted: dict[str, Scored]) -> None:
+    def _counted_are_the_batchs(self, scored: dict[str, Scored]) -> None:
         for name, targets in self.targets.items():
-            if name not in counted:
+            if name not in scored:
                 _fail(f"the batch has targets of {name!r}, but the outputs score none of that name; return them from `scored`")
-            found = counted[name].labels.tolist()
+            found = counted(scored[name], scored[name].labels).tolist()
             for target, label in zip(targets, found):
                 wanted = int(target.track.scored[target.at])
                 if label != wanted:
@@ -237,9 +237,10 @@ class _Trial:
             if gradient is None or not bool(gradient.any()):
                 self.notes.append(f"{name!r} weighs nothing in this loss")
                 continue
-            self._each_has_a_gradient(name, gradient.flatten(1).float())
+            gradient = counted(found, gradient).float()
+            self._each_has_a_gradient(name, gradient.flatten(1))
             if found.are_scores:
-                self._its_label_is_wanted(name, gradient.float(), found.labels)
+                self._its_label_is_wanted(name, gradient, counted(found, found.labels))
 
     def _each_has_a_gradient(self, name: str, gradient: Tensor) -> None:
         for target, learned in zip(self.targets[name], gradient.any(1).tolist()):
@@ -275,7 +276,8 @@ class _Trial:
                 twin.read[target.at + twin.ahead] = another(twin, int(twin.read[target.at + twin.ahead]))
             after = self._passed(batch)[0].scored()
             for target in swapped:
-                self._only_what_follows_changed(target, before[target.track.name], after[target.track.name].values)
+                found = after[target.track.name]
+                self._only_what_follows_changed(target, before[target.track.name], counted(found, found.values))
 
     def _rounds(self) -> Iterator[list[_Target]]:
         """Ids to exchange, one of each kind of target; those of one pass are of different rows, which do not influence each other."""
@@ -306,6 +308,11 @@ class _Trial:
                 _fail(f"{said} is predicted from {itself}, by {gap / scale:.1g} of the largest value; what is scored at i must be read at i + 1, so move labels or inputs by one")
             if target.at == swapped.at + 1 and gap == 0:
                 _fail(f"{said} is predicted without what stands right before it; labels are moved too far against what is read, so move them back")
+
+
+def counted(scored: Scored, values: Tensor) -> Tensor:
+    """Of values [N, ...] that stand beside labels, those of labels that count."""
+    return values[scored.labels != IGNORE]
 
 
 def targets_of(view: View) -> dict[str, list[_Target]]:

@@ -18,7 +18,8 @@ UNITS = 24  # of a track that are shown
 def page(stage: str, view: View, row_ids: Sequence[str], shown: Sequence[int]) -> str:
     """The whole batch in a line, some of its rows in full."""
     if not view.tracks and not view.heard:
-        return f"{stage}: this task shows no audit, so its labels were not checked; give it a `view`"
+        why = view.notes or ["give it a `view`"]
+        return "\n".join([f"{stage}: this task shows no audit, so its labels were not checked", *(line for note in why for line in _wrapped("note", note))])
     return "\n".join([*_summary(stage, view, row_ids, shown), *(line for row in shown for line in _row(view, row, row_ids[row]))])
 
 

@@ -66,6 +66,13 @@ class BatchOrder:
             yield self.epoch(position.epoch)[position.index]
             position = self.advance(position, world)
 
+    def places(self, position: Position, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int]]]:
+        """As `stream`, each example as (index, epoch)."""
+        position = self.advance(position, rank)
+        while True:
+            yield [(index, position.epoch) for index in self.epoch(position.epoch)[position.index]]
+            position = self.advance(position, world)
+
     def _plan(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.costs))
@@ -101,10 +108,23 @@ def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int
     return BatchOrder([examples.cost(i) for i in range(len(examples))], batch_cost=batch_cost, batch_size=batch_size, seed=seed)
 
 
+class InEpochs(Sequence[Any]):
+    """Examples as training meets them, by (index, epoch)."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        return self.examples.at(*place)
+
+
 def load_batches(
-    examples: Examples, collate: Callable[[Sequence[Any]], Batch], batches: Iterable[list[int]], num_workers: int = 0
+    examples: Sequence[Any], collate: Callable[[Sequence[Any]], Batch], batches: Iterable[list[Any]], num_workers: int = 0
 ) -> Iterator[Batch]:
-    """Read and collate batches of example indices, on the CPU.
+    """Read and collate batches of what `examples` are indexed by, on the CPU.
 
     A plain DataLoader is enough: the loop knows how many batches it has taken, so the loader needs no state of its own.
     """

@@ -15,6 +15,7 @@ class LrSchedule(enum.Enum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    exponential = "exponential"
 
 
 class Precision(enum.Enum):
@@ -40,11 +41,11 @@ class TrainConfig:
     lr: float = 1e-3
     """Peak learning rate; a task's parameter groups scale it."""
     lr_schedule: LrSchedule = LrSchedule.cosine
-    """Shape of the learning rate after warmup: constant, linear or cosine."""
+    """Shape of the learning rate after warmup: constant, linear, cosine or exponential."""
     warmup_fraction: float = 0.05
     """Share of `steps` in [0, 1) over which the learning rate rises linearly from zero."""
     min_lr_ratio: float = 0.1
-    """Share of the peak in [0, 1] at which linear and cosine schedules end."""
+    """Share of the peak in [0, 1] at which a falling schedule ends; above 0 for an exponential one."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     """AdamW's two decay rates per step, of the gradient's mean and of its square."""
     eps: float = 1e-8
@@ -105,5 +106,7 @@ class TrainConfig:
             yield f"warmup_fraction must lie in [0, 1), not {self.warmup_fraction}"
         if not 0 <= self.min_lr_ratio <= 1:
             yield f"min_lr_ratio must lie in [0, 1], not {self.min_lr_ratio}"
+        if self.lr_schedule is LrSchedule.exponential and self.min_lr_ratio == 0:
+            yield "min_lr_ratio is 0, which an exponential lr_schedule never reaches; set the share it ends at"
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas must be two numbers in [0, 1), not {list(self.betas)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from echox.engine.config import LrSchedule, TrainConfig
 from echox.errors import CheckpointError, TrainingError
+from echox.tasks.base import Role, role_of
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over {"name", "params", "lr_scale"} groups, each split by whether weight decay applies.
+    """AdamW over the groups of `Task.parameter_groups`, each split by whether weight decay applies.
 
     Raises:
         TrainingError: no group holds a parameter.
@@ -45,6 +47,8 @@ def lr_factor(step: int, config: TrainConfig) -> float:
         return (step + 1) / warmup
     # The last step, steps - 1, ends exactly at the minimum.
     done = min(1.0, (step - warmup) / max(1, config.steps - 1 - warmup))
+    if config.lr_schedule is LrSchedule.exponential:
+        return config.min_lr_ratio**done
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * _remaining(config.lr_schedule, done)
 
 
@@ -60,6 +64,25 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group `lr` times its own `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def roles_of(optimizer: torch.optim.Optimizer) -> list[Role]:
+    """Who learns, in the order they take turns in a step."""
+    learning = {role_of(group) for group in optimizer.param_groups}
+    return [role for role in Role if role in learning]
+
+
+@contextmanager
+def learning(optimizer: torch.optim.Optimizer, role: Role) -> Iterator[None]:
+    """Inside, gradients reach the parameters of `role` alone, so what the others make is to it as if it were data."""
+    others = [p for group in optimizer.param_groups if role_of(group) is not role for p in group["params"]]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:

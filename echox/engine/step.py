@@ -14,10 +14,10 @@ from echox.criteria.base import Criterion
 from echox.engine import precision
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World
-from echox.engine.optimisation import clip_gradients, lr_factor, set_lr
+from echox.engine.optimisation import clip_gradients, learning, lr_factor, roles_of, set_lr
 from echox.errors import TrainingError
 from echox.signals import Batch, Loss
-from echox.tasks.base import Task
+from echox.tasks.base import Role, Task
 
 # Row ids named in an error; a long list helps nobody.
 NAMED_ROWS = 16
@@ -34,9 +34,10 @@ class Objective(nn.Module):
         self.model = model
         self.criterion = criterion
 
-    def forward(self, batch: Batch) -> Loss:
-        """The summed loss of one batch on the model's device."""
-        return self.criterion(self.task.forward(self.model, batch), batch)
+    def forward(self, batch: Batch, role: Role = Role.model) -> Loss:
+        """The summed loss of one batch on the model's device, for whoever learns."""
+        loss_of = {Role.model: self.criterion, Role.discriminator: self.criterion.discriminator}[role]
+        return loss_of(self.task.forward(self.model, batch), batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Stepper:
     def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, world: World, device: torch.device) -> None:
         self.objective = objective
         self.optimizer = optimizer
+        self.roles = roles_of(optimizer)
         self.config = config
         self.world = world
         self.device = device
@@ -68,24 +70,32 @@ class Stepper:
             TrainingError: the loss or the gradient is not finite; the rows are named.
         """
         targets, examples = self.world.sum([sum(b.count for b in batches), sum(len(b.row_ids) for b in batches)])
-        losses = self._accumulate(batches, scale=self.world.size / max(1.0, targets))
+        scale = self.world.size / max(1.0, targets)
         lr = self.config.lr * lr_factor(step, self.config)
-        grad_norm = self._update(lr)
+        turns = [self._turn(role, batches, scale, lr) for role in self.roles]
         # The only time the loop waits for the device. The update it then judges is already in the model, but is never saved.
-        norm, *totals = torch.stack([grad_norm, *(loss.total.detach().float() for loss in losses)]).tolist()
-        loss_sum = self.world.sum([sum(totals)])[0]
-        if not (math.isfinite(norm) and math.isfinite(loss_sum)):
-            raise self._not_finite(step, norm, loss_sum, totals, batches)
-        return StepReport(loss_sum, int(targets), int(examples), norm, lr, [loss.parts for loss in losses])
+        flat = torch.stack([value for norm, losses in turns for value in (norm, *(loss.total.detach().float() for loss in losses))])
+        for norm, *totals in flat.view(len(turns), -1).tolist():
+            loss_sum = self.world.sum([sum(totals)])[0]
+            if not (math.isfinite(norm) and math.isfinite(loss_sum)):
+                raise self._not_finite(step, norm, loss_sum, totals, batches)
+        # The model's turn is the last, and its loss is the step's.
+        return StepReport(loss_sum, int(targets), int(examples), norm, lr, [loss.parts for _, losses in turns for loss in losses])
 
-    def _accumulate(self, batches: Sequence[Batch], scale: float) -> list[Loss]:
+    def _turn(self, role: Role, batches: Sequence[Batch], scale: float, lr: float) -> tuple[Tensor, list[Loss]]:
+        """One side's update: its gradient norm, and its losses."""
+        with learning(self.optimizer, role):
+            losses = self._accumulate(role, batches, scale)
+        return self._update(lr), losses
+
+    def _accumulate(self, role: Role, batches: Sequence[Batch], scale: float) -> list[Loss]:
         # Data parallelism averages over ranks where a sum is wanted, hence the world's size in `scale`.
         losses = []
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
             with nullcontext() if is_last else self.world.unsynchronised(self.objective):
                 with precision.autocast(self.config.precision, self.device):
-                    loss = self.objective(batch.to(self.device))
+                    loss = self.objective(batch.to(self.device), role)
                 (loss.total * scale).backward()
             losses.append(Loss(loss.total.detach(), loss.count, loss.parts))
         return losses

@@ -16,7 +16,7 @@ from echox.criteria.base import Criterion
 from echox import checkpoint
 from echox.engine import lineage as ancestry, randomness
 from echox.engine.audit import Audit, audit
-from echox.engine.batching import Position, load_batches, order_batches
+from echox.engine.batching import InEpochs, Position, load_batches, order_batches
 from echox.checkpoint import Checkpoint
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World, join
@@ -163,8 +163,8 @@ class _Run:
         self.progress = Progress(origin["stage"], step=self.step, steps=self.config.steps, speaks=self.world.is_main)
         if resumed is not None:
             self._say_resumed(resumed)
-        batches = setup.order.stream(self.position, self.world.rank, self.world.size)
-        self.batches = load_batches(setup.examples, setup.task.collate, batches, self.config.num_workers)
+        batches = setup.order.places(self.position, self.world.rank, self.world.size)
+        self.batches = load_batches(InEpochs(setup.examples), setup.task.collate, batches, self.config.num_workers)
 
     def _open_metrics(self, run_dir: Path) -> MetricsLog:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -289,6 +289,7 @@ class _Run:
             self._validate()
         tensors = self.setup.task.learned(self.setup.model)
         if self.world.is_main:
+            self.setup.task.publish(self.setup.model, final.parent, self.step)
             checkpoint.save(final, tensors, self._meta())
         self.world.barrier()
         self.progress.say(f"finished after {self.step} steps: {final}")

@@ -26,7 +26,7 @@ def recorded_units(rows: Sequence[Row], codec: Codec, device: torch.device) -> d
     for row in rows:
         if row.answer.audio is not None:
             units = codec.encode(pad_waveforms([load_audio(row.answer.audio, codec.rate_hz)], codec.rate_hz).to(device))
-            found[row.id] = units.ids[0, : int(units.lengths[0])].tolist()
+            (found[row.id],) = units.rows()
     return found
 
 

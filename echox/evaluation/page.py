@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = 8
-_OPINION = "MOS"
+# Metrics that are no shares, by how their names end.
+_PLAIN = {"MOS": "{:.2f}", "PESQ": "{:.2f}", "STOI": "{:.3f}", "/s": "{:.1f}", "length": "{:.3f}"}
 
 
 def page_of(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -44,11 +45,15 @@ def table_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _cell(metric: str, score: Mapping[str, Any]) -> str:
-    return f"{_value(metric, score['value'])} [{_value(metric, score['low'])}, {_value(metric, score['high'])}] n={score['count']}"
+    if score["value"] is None:
+        return "none"
+    interval = "" if score["low"] is None else f" [{_value(metric, score['low'])}, {_value(metric, score['high'])}]"
+    return f"{_value(metric, score['value'])}{interval} n={score['count']}"
 
 
 def _value(metric: str, value: float) -> str:
-    return f"{value:.2f}" if metric.endswith(_OPINION) else f"{100 * value:.1f} %"
+    plain = next((form for ending, form in _PLAIN.items() if metric.endswith(ending)), None)
+    return plain.format(value) if plain else f"{100 * value:.1f} %"
 
 
 def protocol_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -48,6 +48,7 @@ def _ask(bench: Bench, rows: list[Row], name: str) -> list[Record]:
     answers = bench.answer(aloud, f"{name}: answering aloud", speak=True)
     answers |= bench.answer([row for row in rows if row.id not in ids], f"{name}: answering in text", speak=False)
     judged = bench.judge({row.id: Sound(answers[row.id].samples, answers[row.id].rate_hz) for row in aloud}, name) if aloud else {}
+    recorded = _transcribed(bench, bench.recordings({row.id: row.answer.audio for row in aloud if row.answer.audio is not None}))
     typed = {asked(row) for row in bench.sample(rows, bench.config.typed_rows, f"{name} typed")}
     trained, pretrained = (
         bench.typed(typed, f"{name}: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False))
@@ -62,6 +63,7 @@ def _ask(bench: Bench, rows: list[Row], name: str) -> list[Record]:
             "heard": answers[row.id].heard,
             "text": answers[row.id].text,
             "spoken": judged.get(row.id),
+            "recorded": recorded.get(row.id),
             "typed": trained.get(asked(row)),
             "typed_pretrained": pretrained.get(asked(row)),
         }
@@ -81,6 +83,11 @@ def _score_asked(records: list[Record], judges: Judges) -> dict[str, Score]:
         "S2T accuracy": accuracy([_is_right(record, record["text"]) for record in records], "s2t-em"),
         "S2T accuracy, spoken rows": accuracy([bool(right) for right, _ in text_right], "s2t-em"),
         "S2S accuracy": accuracy([bool(right) for right, _ in speech_right], "s2s-em", judges["asr"]),
+        "S2S accuracy, recordings": accuracy(
+            [_is_right(record, record["recorded"]) for record in spoken if record.get("recorded") is not None],
+            "s2s-em of the right answers' recordings: the most that this recogniser finds right",
+            judges["asr"],
+        ),
         "gap": difference(text_right, speech_right, "s2t-em minus s2s-em on the spoken rows", judges["asr"]),
         "speech WER": word_error(
             [(record["text"], record["spoken"]["transcript"]) for record in spoken], "asr-wer against the model's own text", judges["asr"]

@@ -48,7 +48,8 @@ class Answer:
     token_ids: tuple[int, ...] = ()
     heard: str = ""  # what the adapter's CTC read from the last clip
     heard_ids: tuple[int, ...] = ()  # the same, as the language model's tokens
-    units: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()  # frame after frame with several codebooks
+    codebooks: int = 1
     samples: Tensor | None = None  # [T] float32 on the CPU; None where nothing was spoken
     rate_hz: int = 0
     timings_s: dict[str, float] = field(default_factory=dict)  # seconds of each part, for the whole batch
@@ -101,6 +102,7 @@ def answers_of(
             heard=text_of(listened),
             heard_ids=listened,
             units=units,
+            codebooks=1 if codec is None else codec.codebooks,
             samples=samples,
             rate_hz=0 if samples is None else codec.rate_hz,
             timings_s=clock.seconds,
@@ -123,9 +125,7 @@ class Speaker:
         """Words per row -> units per row, and samples [T] per row (None where there is nothing to hear)."""
         rows = [tuple(self.codec.units_of(list(row))) for row in words]
         with clock.part("codec"), torch.autocast(clock.device.type, torch.bfloat16, enabled=self.bf16):
-            lengths = torch.tensor([len(row) for row in rows], device=clock.device)
-            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
-            wave = self.codec.decode(Units(ids.to(clock.device), lengths, None))
+            wave = self.codec.decode(Units.of_rows(rows, self.codec.codebooks, clock.device))
             samples = [row[:length].float().cpu() if length else None for row, length in zip(wave.samples, wave.lengths.tolist())]
         return rows, samples
 
@@ -164,7 +164,16 @@ class Voice:
             words = self.model.speak(padded, torch.tensor([len(row) for row in ids], device=self.device), self.speaker.max_words, self.loop)
         units, samples = self.speaker.sound(words, clock)
         return [
-            Answer(text, token_ids=tokens, units=row, samples=sound, rate_hz=self.codec.rate_hz, timings_s=clock.seconds, batch=len(texts))
+            Answer(
+                text,
+                token_ids=tokens,
+                units=row,
+                codebooks=self.codec.codebooks,
+                samples=sound,
+                rate_hz=self.codec.rate_hz,
+                timings_s=clock.seconds,
+                batch=len(texts),
+            )
             for text, tokens, row, sound in zip(texts, ids, units, samples)
         ]
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from echox import checkpoint
 from echox.backbones.base import Turn
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
-from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint
+from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint, spelled_units
 from echox.errors import ConfigError, EchoxError, SignalError
 from echox.generation.answering import Answer, Answerer, Question, load_answerer
 from echox.generation.live_run import PIPE, answer_live, refuse_output
@@ -214,7 +214,7 @@ def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[st
         "line": line,
         "text": outcome.text,
         "heard": outcome.heard,
-        "units": " ".join(map(str, outcome.units)),
+        "units": spelled_units(outcome.units, outcome.codebooks),
         "audio": audio,
         "seconds": round(outcome.seconds, 3),
         "timings_s": outcome.timings_s,

@@ -82,9 +82,10 @@ def codec_of(found: Checkpoint, folder: str | None = None) -> Codec:
     """
     config = _part(found, "codec", CODECS)
     if folder is not None:
-        if "folder" not in {field.name for field in dataclasses.fields(config)}:
+        place = next((field.name for field in dataclasses.fields(config) if field.name in ("folder", "weights")), None)
+        if place is None:
             raise ConfigError(f"codec_folder is {folder!r}, but the {CODECS.name_of(config)} codec of {found.folder} is not kept in a folder; leave it out")
-        config = dataclasses.replace(config, folder=folder)
+        config = dataclasses.replace(config, **{place: folder})
     codec = CODECS.build(config).eval()
     check_codec(found, codec)
     return codec
@@ -110,7 +111,7 @@ def _unfilled_speech_llm(found: Checkpoint, prefix: str, backbone: Backbone | No
 
 def _unfilled_voice(found: Checkpoint, backbone: Backbone, codec: Codec) -> TextVoice:
     task = _task(found, "t2c")
-    return join_voice(task.decoder, task.spelling_channels, backbone, codec.word_count)
+    return join_voice(task.decoder, task.spelling_channels, backbone, codec.word_count, codec.codebooks)
 
 
 def _part(found: Checkpoint, kind: str, registry: Registry) -> Any:

@@ -85,7 +85,7 @@ class TextVoice(nn.Module):
         return speak_targets(self.decoder, self.rows(ids), lengths, max_words, loop=loop if fits else None)
 
 
-def join_voice(decoder: UnitDecoderConfig, spelling_channels: int, backbone: Backbone, word_count: int) -> TextVoice:
-    """An untrained voice over a backbone's text rows that speaks `word_count` unit-language words."""
+def join_voice(decoder: UnitDecoderConfig, spelling_channels: int, backbone: Backbone, word_count: int, codebooks: int) -> TextVoice:
+    """An untrained voice over a backbone's text rows that speaks `word_count` unit-language words, or so many codes of each codebook."""
     rows = TextRows(backbone.head_rows(), backbone.token_texts(), spelling_channels)
-    return TextVoice(rows, UnitDecoder(decoder, rows.hidden_size, word_count))
+    return TextVoice(rows, UnitDecoder(decoder, rows.hidden_size, word_count, codebooks))

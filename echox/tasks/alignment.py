@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
+from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ConfigError, ManifestError
@@ -18,7 +19,7 @@ from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.signals import Batch, Features
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
-from echox.tasks.spoken import SpokenData, SpokenDataConfig, padded, spoken_pairs
+from echox.tasks.spoken import Clip, SpokenData, SpokenDataConfig, padded
 from echox.tasks.views import heard_clips, past, text_of
 
 
@@ -61,7 +62,7 @@ class AlignmentBatch(Batch):
 @dataclass(frozen=True, slots=True)
 class _Clip:
     row_id: str
-    path: Path
+    path: Clip
     token_ids: tuple[int, ...]
     spelling: bytes
 
@@ -77,6 +78,10 @@ class Clips(Examples):
 
     def __getitem__(self, index: int) -> _Clip:
         return self.clips[index]
+
+    def at(self, index: int, epoch: int) -> _Clip:
+        clip = self.clips[index]
+        return dataclasses.replace(clip, path=self.data.drawn(clip.row_id, [clip.path], epoch)[0])
 
     def cost(self, index: int) -> int:
         return self.data.frames(self.clips[index].path)
@@ -153,7 +158,7 @@ class AlignmentTask(Task):
         return tensors | {f"spelling.{name}": tensor for name, tensor in model.spelling.state_dict().items()}
 
     def prepare(self, model: AlignmentModel) -> None:
-        clips = [clip.path for split in self.splits.values() for clip in split]
+        clips = {split: [clip.path for clip in found] for split, found in self.splits.items()}
         self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding clips")
         self.index = token_index(model.adapter.token_ids, self.backbone.vocab_size)
 

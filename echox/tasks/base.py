@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class StageContext:
     parents: Mapping[str, Path] = field(default_factory=dict)  # stage name -> folder of its finished checkpoint
     device: torch.device = torch.device("cpu")
     bf16: bool = False  # run frozen parts under bfloat16 autocast
+    run_dir: Path | None = None  # the stage's own folder, where validation may leave what a person looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,18 @@ class Outline:
     longest_cost: int  # of an example as long as the config allows
     activations: Mapping[str, float]  # estimate: bytes kept from forward to backward per unit of cost
     notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
+
+
+class Role(enum.Enum):
+    """Who learns in a turn of a step, in the order of the turns."""
+
+    discriminator = "discriminator"  # learns to tell what the model makes from what is real, where a stage has one
+    model = "model"
+
+
+def role_of(group: Mapping[str, Any]) -> Role:
+    """Whose parameters a group holds."""
+    return group.get("role", Role.model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +123,10 @@ class Examples(Sequence[Any], ABC):
     def cost(self, index: int) -> int:
         """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
 
+    def at(self, index: int, epoch: int) -> Any:
+        """Example `index` as training meets it in an epoch: where it is augmented, by draws that follow from these two alone."""
+        return self[index]
+
 
 class Task(ABC):
     """One stage of training. Constructed as `implementation(config, context)`; cheap until `build` or `prepare`."""
@@ -148,7 +166,11 @@ class Task(ABC):
         """The tensors a checkpoint of this stage must hold: all that echox trained, here or in a parent stage, by their names in `model`."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients."""
+        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients.
+
+        A group may also have a "role". Where one is the discriminator's, a step has two turns: in each, `forward` is run anew, one
+        side learns by the criterion's loss for it, and the other stands still.
+        """
         return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
@@ -181,6 +203,14 @@ class Task(ABC):
     def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         """Metrics beyond the loss on the validation batches (accuracy, token error rate ...), model in eval mode, no gradients."""
         return {}
+
+    def publish(self, model: nn.Module, folder: Path, step: int) -> None:  # noqa: B027 (most stages leave a checkpoint alone)
+        """Write what others than echox read, beside the final checkpoint and before it, on the main rank.
+
+        Args:
+            folder: the stage's own.
+            step: steps the model was trained for.
+        """
 
     def view(self, model: nn.Module, batch: Batch) -> View:
         """What an audit shows and checks before the first step: a batch as the losses see it; a task that does not say is not audited."""

@@ -17,7 +17,6 @@ from echox.checkpoint import Checkpoint
 from echox.codecs.base import CODECS, Codec
 from echox.config import to_plain
 from echox.criteria.base import EchoOutputs
-from echox.data.text import edit_distance
 from echox.errors import CheckpointError, ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel, teacher_of
@@ -47,7 +46,7 @@ from echox.tasks.speech_text import (
     speech_llm_parts,
     teacher_forced,
 )
-from echox.tasks.spoken import SpokenDataConfig
+from echox.tasks.spoken import SpokenDataConfig, unit_distance
 from echox.tasks.text_units import build_voice, voice_parts
 from echox.tasks.views import text_tracks, word_track
 
@@ -260,17 +259,17 @@ class EchoTask(Task):
         taught = self.labels.labels(model, batch, hidden.detach(), lengths)
         denoised = model.denoise(hidden, answer_logits)
         states = model.voice.decoder(*cut(denoised, taught.spans), taught.targets)
-        spoken = taught.targets != IGNORE
+        unit_states, unit_labels = model.voice.decoder.labelled(states, taught.targets)
         real = torch.arange(denoised.shape[1], device=denoised.device)[None] < lengths[:, None]
         return EchoOutputs(
-            unit_states=states[spoken],
-            unit_labels=taught.targets[spoken],
+            unit_states=unit_states,
+            unit_labels=unit_labels,
             unit_head=model.voice.decoder.head,
             denoised=denoised[real],
             text_vectors=model.voice.rows(taught.text[:, : denoised.shape[1]])[real].detach(),
             text_logits=text_logits,
             text_labels=conversation.labels[labels],
-            unit_weights=None if taught.weights is None else taught.weights[:, None].expand_as(taught.targets)[spoken],
+            unit_weights=None if taught.weights is None else model.voice.decoder.labelled(taught.weights[:, None, None].expand(*states.shape[:2], 1), taught.targets)[0][:, 0],
         )
 
     def score(self, model: EchoModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
@@ -283,10 +282,10 @@ class EchoTask(Task):
             taught = self.labels.labels(model, batch, hidden, lengths)
             wanted: list[list[int]] = [[] for _ in batch.row_ids]
             for row, target in zip(taught.spans.rows.tolist(), taught.targets.tolist()):
-                wanted[row] += [word for word in target if 0 <= word < model.voice.decoder.word_count]
+                wanted[row] += model.voice.decoder.words_in(target)
             for words, target in zip(model.speak_spans(hidden, taught.spans), wanted):
                 reference = self.codec.units_of(target)
-                errors += edit_distance(self.codec.units_of(words), reference)
+                errors += unit_distance(self.codec.units_of(words), reference, self.codec.codebooks)
                 units += len(reference)
             rows += len(wanted)
         return {"unit_error": errors / max(1, units)}
@@ -294,8 +293,7 @@ class EchoTask(Task):
     def view(self, model: EchoModel, batch: EchoBatch) -> View:
         conversation, decoder = batch.conversation, model.voice.decoder
         texts = text_tracks(conversation.ids, conversation.labels, conversation.shared, model.speech_llm.backbone)
-        words = [(row, targets, [word for word in targets.tolist() if 0 <= word < decoder.word_count]) for row, targets in batch.said()]
-        spoken = [word_track(row, targets, decoder, self.codec.units_of(said), "") for row, targets, said in words]
+        spoken = [word_track(row, targets, decoder, self.codec.units_of(decoder.words_in(targets.tolist())), "") for row, targets in batch.said()]
         return View(
             tracks=[*texts, *spoken],
             heard=clips_of(model.speech_llm, conversation),

@@ -7,6 +7,7 @@ Source: EchoX (arXiv:2509.09174), Echo training.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
 from echox.data.writing import appearing
 from echox.errors import CheckpointError, ConfigError
@@ -49,7 +51,7 @@ class PseudoLabels:
 
     text: Tensor  # [B, S] greedy text X', one token per answer position, right-padded
     spans: Spans  # G segments of the answers
-    targets: Tensor  # [G, U] units Y' of each segment, as the decoder's output ids, IGNORE-padded
+    targets: Tensor  # [G, U * K] units Y' of each segment, as the decoder's output ids, IGNORE-padded
     weights: Tensor | None = None  # [G] of the units of each segment in the loss; None weighs all alike
 
 
@@ -259,13 +261,18 @@ class LabelledConversations(Examples):
         conversation = self.conversations[index]
         return unpacked(conversation, self.cache[label_key(conversation)].tolist())
 
+    def at(self, index: int, epoch: int) -> Labelled:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], conversation=self.conversations.at(index, epoch))
+
     def cost(self, index: int) -> int:
         return self.conversations.cost(index)
 
 
 def label_key(row: Conversation) -> str:
     """What a conversation's labels are cached under: its text in tokens, and its clips by name and size in bytes."""
-    return _hash([row.prompt, row.target, [(clip.name, clip.stat().st_size) for clip in row.clips]], 24)
+    clips = [audio_ref(clip) for clip in row.clips]
+    return _hash([row.prompt, row.target, [(clip.name, clip.file.stat().st_size) for clip in clips]], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from echox.assets.hub import missing_files
 from echox.backbones.base import LoraConfig, Turn
-from echox.data.audio import audio_header, load_audio
+from echox.data.audio import audio_header
 from echox.data.manifest import Role, Row
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.published.compatibility import PAPER, Compatibility, form_of
 from echox.models.published.folder import weights_fingerprint
 from echox.models.published.hearing import WINDOW_S, windowed, windows
@@ -26,7 +26,7 @@ from echox.models.published.translator import UnitTranslator
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch, Waveform
 from echox.tasks.base import Examples, Hearing, TaskConfig, Track
-from echox.tasks.spoken import RowsConfig, SpokenRows, padded
+from echox.tasks.spoken import Clip, RowsConfig, SpokenRows, padded
 from echox.tasks.views import readable, real_length, released_tracks
 
 WINDOW_TOKENS = 188  # what a window of 1500 encoder frames costs beside text tokens
@@ -90,6 +90,10 @@ class ConversationsConfig(RowsConfig):
     max_tokens: int = PROMPT_TOKENS
     """Tokens at most, one for each audio; longer conversations are left out and counted. The release cuts them."""
 
+    def __post_init__(self) -> None:
+        if self.augmentation is not None and self.augmentation.hides_features:
+            raise ConfigError("in the published form the encoder runs inside the model, where no features are hidden; set augmentation's time_masks and channel_masks to 0")
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -98,7 +102,7 @@ class Lesson:
     row_id: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]  # the same ids, IGNORE where nothing is to be learned
-    clips: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     said: tuple[tuple[int, ...], ...]  # tokens of each clip's transcription, () where unknown
     units: tuple[tuple[int, ...], ...] | None  # of the last answer, as words of the manifest
     cost: int  # tokens
@@ -118,14 +122,18 @@ class HeardBatch(Batch):
 class Lessons(Examples):
     """Conversations."""
 
-    def __init__(self, lessons: Sequence[Lesson]) -> None:
-        self.lessons = lessons
+    def __init__(self, lessons: Sequence[Lesson], rows: SpokenRows) -> None:
+        self.lessons, self.rows = lessons, rows
 
     def __len__(self) -> int:
         return len(self.lessons)
 
     def __getitem__(self, index: int) -> Lesson:
         return self.lessons[index]
+
+    def at(self, index: int, epoch: int) -> Lesson:
+        lesson = self.lessons[index]
+        return replace(lesson, clips=self.rows.drawn(lesson.row_id, lesson.clips, epoch))
 
     def cost(self, index: int) -> int:
         return self.lessons[index].cost
@@ -200,7 +208,7 @@ class SpokenLessons:
             SignalError: a clip cannot be read, or holds NaN.
         """
         labels = padded([lesson.labels for lesson in lessons], IGNORE)
-        clips = [load_audio(clip, self.rate_hz) for lesson in lessons for clip in lesson.clips]
+        clips = [self.rows.load(clip, self.rate_hz) for lesson in lessons for clip in lesson.clips]
         return HeardBatch(
             row_ids=tuple(lesson.row_id for lesson in lessons),
             count=int((labels != IGNORE).sum()),

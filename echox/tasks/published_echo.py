@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -75,6 +76,10 @@ class LabelledLessons(Examples):
         lesson = self.lessons[index]
         return LabelledLesson(lesson, *unpacked(self.labels[label_key(lesson)].tolist()))
 
+    def at(self, index: int, epoch: int) -> LabelledLesson:
+        # Labels are of the clips as they were recorded, however they are heard now.
+        return dataclasses.replace(self[index], lesson=self.lessons.at(index, epoch))
+
     def cost(self, index: int) -> int:
         return self.lessons.cost(index)
 
@@ -129,7 +134,7 @@ class ReleaseEchoTask(SpeakingTask):
             start += count
 
     def examples(self, split: str) -> Examples:
-        return LabelledLessons(Lessons(self.splits[split]), self.labels)
+        return LabelledLessons(Lessons(self.splits[split], self.lessons.rows), self.labels)
 
     def collate(self, examples: Sequence[LabelledLesson]) -> EchoedBatch:
         heard = self.lessons.collate([example.lesson for example in examples])

@@ -48,7 +48,7 @@ class ReleaseJointTask(SpeakingTask):
         return lessons
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> JointBatch:
         heard = self.lessons.collate(examples)

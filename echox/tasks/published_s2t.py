@@ -95,7 +95,7 @@ class ReleaseTextTask(Task):
         return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return Lessons(self.splits[split])
+        return Lessons(self.splits[split], self.lessons.rows)
 
     def collate(self, examples: Sequence[Lesson]) -> HeardBatch:
         return self.lessons.collate(examples)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.errors import ConfigError, ManifestError
+from echox.models.codebook_pattern import aligned, frames_of
 from echox.models.denoising import TextVoice
 from echox.models.unit_decoder import UnitDecoder
 from echox.tasks.base import Examples, StageContext
@@ -104,7 +105,8 @@ def pieces_of(target: Sequence[int], ends: Sequence[int], decoder: UnitDecoder) 
     """Target ids of a whole answer, cut after some of its text tokens, each piece with an end of its own."""
     if len(ends) == 1:
         return [list(target)]
-    marks = [at + 1 for at, word in enumerate(target) if word == decoder.next_id]
+    steps = aligned(frames_of(list(target), decoder.codebooks), decoder.delays)
+    rows = [row for row in steps if row[0] != decoder.end_id]
+    marks = [at + 1 for at, row in enumerate(rows) if row[0] == decoder.next_id]
     starts = [0, *(marks[end - 1] for end in ends[:-1])]
-    stops = [*starts[1:], len(target) - 1]
-    return [[*target[start:stop], decoder.end_id] for start, stop in zip(starts, stops)]
+    return [decoder.target_of_rows(rows[start:stop]) for start, stop in zip(starts, [*starts[1:], len(rows)])]

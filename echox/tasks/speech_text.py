@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from echox.models.speech_llm import AUDIO, IGNORE, PAD, Prompted, SpeechLLM, joi
 from echox.signals import Batch, Features
 from echox.tasks.alignment import adapter_activations, known_indices, token_index
 from echox.tasks.base import TASKS, Examples, Hearing, Outline, Parts, StageContext, Task, TaskConfig, View, named_parts
-from echox.tasks.spoken import SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
+from echox.tasks.spoken import Clip, SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
 from echox.tasks.views import heard_clips, past, text_of, text_tracks
 
 
@@ -69,7 +69,7 @@ class Conversation:
     row_id: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # ends with the end token
-    clips: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
     answer: str
 
@@ -85,6 +85,10 @@ class Conversations(Examples):
 
     def __getitem__(self, index: int) -> Conversation:
         return self.rows[index]
+
+    def at(self, index: int, epoch: int) -> Conversation:
+        row = self.rows[index]
+        return dataclasses.replace(row, clips=self.data.drawn(row.row_id, row.clips, epoch))
 
     def cost(self, index: int) -> int:
         row = self.rows[index]
@@ -181,7 +185,7 @@ class SpeechTextTask(Task):
         return groups + ([{"name": "lora", "params": lora, "lr_scale": 1.0}] if lora else [])
 
     def prepare(self, model: SpeechLLM) -> None:
-        clips = [clip for rows in self.splits.values() for row in rows for clip in row.clips]
+        clips = {split: [clip for row in rows for clip in row.clips] for split, rows in self.splits.items()}
         self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding questions")
 
     def examples(self, split: str) -> Examples:

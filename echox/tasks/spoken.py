@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,11 +16,19 @@ from torch import Tensor
 
 from echox.backbones.base import Backbone, Turn
 from echox.data.audio import audio_header, load_audio, pad_waveforms
+from echox.data.audio_ref import Audio, AudioRef, audio_ref
+from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
+from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
+from echox.errors import ConfigError
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
+
+log = logging.getLogger(__name__)
+
+Clip = Audio | DrawnClip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +47,8 @@ class RowsConfig:
     """Allow audio outside a manifest's folder."""
     max_audio_s: float = 30.0
     """Seconds of audio at most; longer clips are left out and counted."""
+    augmentation: AugmentationConfig | None = None
+    """Change training clips each time they are met: pace, rooms, noise, hidden features; null leaves them as they are."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +64,19 @@ class SpokenRows:
 
     def __init__(self, config: RowsConfig) -> None:
         self.config = config
+        self.augmentation = Augmentation(config.augmentation) if config.augmentation is not None else None
+
+    def drawn(self, row_id: str, clips: Sequence[Audio], epoch: int) -> tuple[Clip, ...]:
+        """A row's clips as training meets them in an epoch: as they are, unless they are augmented."""
+        return tuple(clips) if self.augmentation is None else self.augmentation.drawn(row_id, clips, epoch)
+
+    def load(self, clip: Clip, rate_hz: int) -> Tensor:
+        """Samples [T] of a clip, changed where it is one that training meets.
+
+        Raises:
+            SignalError: it cannot be read, or holds NaN.
+        """
+        return self.augmentation.load(clip, rate_hz) if isinstance(clip, DrawnClip) else load_audio(clip, rate_hz)
 
     def paths(self, split: str) -> list[str]:
         """Manifests of a split."""
@@ -90,41 +115,74 @@ class SpokenData(SpokenRows):
         self.folder = cache_dir / "features"
         self._caches: dict[str, ArrayCache] = {}
 
-    def cache_features(self, clips: Sequence[Path], encoder: Encoder, *, bf16: bool, label: str) -> None:
-        """Encode what is not cached yet, in batches of like length, and remember where it is."""
+    def cache_features(self, clips: Mapping[str, Sequence[Audio]], encoder: Encoder, *, bf16: bool, label: str) -> None:
+        """Encode what is not cached yet, in batches of like length, and remember where it is.
+
+        Args:
+            clips: by split. Where augmentation changes how training clips sound, theirs are encoded at each step instead, and not here.
+        """
         self.cache = ArrayCache(self.folder, encoder.fingerprint())
-        headers = {clip_key(path): (path, audio_header(path)) for path in clips}
-        costs = [round(header.duration_s * 100) for _, header in headers.values()]
-        # An encoder of signal processing alone has no parameters; one without buffers either computes where the audio is.
-        device = next((tensor.device for tensor in chain(encoder.parameters(), encoder.buffers())), torch.device("cpu"))
+        self._encode = partial(_encoded, encoder, bf16)
+        self.rate_hz, self.sample_rate_hz = encoder.frame_rate_hz, encoder.rate_hz
+        online = self.augmentation is not None and self.config.augmentation.changes_sound
+        if online:
+            log.warning("augmentation changes how clips sound, so training encodes them at every step instead of once; caches hold the others")
+        headers = {clip_key(clip): (clip, audio_header(clip)) for split in clips.values() for clip in split}
+        self._frames = {key: round(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
+        kept = dict.fromkeys(clip_key(clip) for split, found in clips.items() if not (online and split == "train") for clip in found)
+        costs = [round(headers[key][1].duration_s * 100) for key in kept]
 
         def compute(keys: list[str]) -> list[Tensor]:
-            wave = pad_waveforms([load_audio(headers[key][0], encoder.rate_hz) for key in keys], encoder.rate_hz).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                features = encoder(wave)
-            return [values[:length].bfloat16() for values, length in zip(features.values, features.lengths.tolist())]
+            features = self._encode([load_audio(headers[key][0], encoder.rate_hz) for key in keys])
+            return [values[:length] for values, length in zip(features.values, features.lengths.tolist())]
 
-        self.rate_hz = encoder.frame_rate_hz
-        self.cache.fill(list(headers), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
+        self.cache.fill(list(kept), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
 
-    def features(self, clips: Sequence[Path]) -> Features:
-        """Cached features of clips, padded to one batch [A, F, D] float32."""
-        values = [self.cache[clip_key(path)].float() for path in clips]
-        lengths = torch.tensor([len(value) for value in values])
-        return Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True), lengths, self.rate_hz)
+    def features(self, clips: Sequence[Clip]) -> Features:
+        """Features of clips, padded to one batch [A, F, D] float32 on the CPU: cached ones, or those of clips as training meets them.
 
-    def frames(self, clip: Path) -> int:
-        """Frames of a cached clip."""
-        return self.cache.length(clip_key(clip))
+        Raises:
+            ConfigError: clips would have to be encoded on a GPU in a process that loads data.
+        """
+        drawn = [clip for clip in clips if isinstance(clip, DrawnClip)]
+        plain = [clip.audio if isinstance(clip, DrawnClip) else clip for clip in clips]
+        keys = list(map(clip_key, plain))
+        if (drawn and self.augmentation.config.changes_sound) or not all(key in self.cache for key in keys):
+            features = self._encode([self.load(clip, self.sample_rate_hz) for clip in clips]).to("cpu")
+            features = Features(features.values.float(), features.lengths, features.rate_hz)
+        else:
+            values = [self.cache[key].float() for key in keys]
+            lengths = torch.tensor([len(value) for value in values])
+            features = Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True), lengths, self.rate_hz)
+        return self.augmentation.hidden(features, drawn) if drawn else features
+
+    def frames(self, clip: Audio) -> int:
+        """Frames of a clip; of one that is encoded at every step, as its length has them."""
+        key = clip_key(clip)
+        return self.cache.length(key) if key in self.cache else self._frames[key]
 
 
-def clip_key(path: Path) -> str:
+@torch.no_grad()
+def _encoded(encoder: Encoder, bf16: bool, clips: Sequence[Tensor]) -> Features:
+    """Clips [T_i] -> features, rounded to bfloat16 as caches keep them."""
+    # An encoder of signal processing alone has no parameters; one without buffers either computes where the audio is.
+    device = next((tensor.device for tensor in chain(encoder.parameters(), encoder.buffers())), torch.device("cpu"))
+    if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
+        raise ConfigError("augmented clips are encoded on the GPU as they are read, which other processes cannot do; set num_workers=0 in the stage's train")
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        features = encoder(pad_waveforms(clips, encoder.rate_hz).to(device))
+    return Features(features.values.bfloat16(), features.lengths, features.rate_hz)
+
+
+def clip_key(clip: Audio) -> str:
     """What a clip's features are cached under: its name, size and time of change, so that a new recording is encoded anew."""
-    about = path.stat()
-    return hashlib.sha256(f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:24]
+    ref = audio_ref(clip)
+    about = ref.file.stat()
+    part = "" if ref == AudioRef(ref.file) else f"|{ref.name}"
+    return hashlib.sha256(f"{ref.file.resolve()}|{about.st_size}|{about.st_mtime_ns}{part}".encode()).hexdigest()[:24]
 
 
-def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int], list[Path]]:
+def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int], list[Audio]]:
     """A row in the backbone's chat template.
 
     Returns:
@@ -140,16 +198,9 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     return ids, target, clips
 
 
-def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Path, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text."""
-    pairs = []
-    for item, following in zip(row.turns, [*row.turns[1:], None]):
-        if item.audio is None or (item.role is Role.ASSISTANT and not answers):
-            continue
-        said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said:
-            pairs.append((item.audio, said))
-    return pairs
+def unit_distance(said: Sequence[int], wanted: Sequence[int], codebooks: int) -> int:
+    """Edit distance of units; of K codebooks, frame after frame, the sum over codebooks."""
+    return sum(edit_distance(said[k::codebooks], wanted[k::codebooks]) for k in range(codebooks))
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

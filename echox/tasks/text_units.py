@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +19,18 @@ from echox.codecs.base import CODECS, Codec
 from echox.criteria.base import UnitOutputs
 from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
-from echox.data.text import edit_distance
-from echox.errors import ManifestError
+from echox.errors import ConfigError, ManifestError
 from echox.models.denoising import TextVoice, join_voice
 from echox.models.footprint import layer_bytes
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
-from echox.tasks.spoken import padded
+from echox.tasks.spoken import padded, unit_distance
 from echox.tasks.views import past, text_of, word_track
+
+# The rate of HuBERT's units, at which every letter has one of its own; frames that come more slowly are read several times each.
+ALIGNED_RATE_HZ = 50
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +45,8 @@ class TextUnitsTaskConfig(TaskConfig):
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
     rows: int | None = None
     """Training utterances drawn from the manifests; null takes all."""
+    repeat: dict[str, int] = field(default_factory=dict)
+    """Times that training utterances of a kind, as their rows say, stand in an epoch; all others stand there once."""
     decoder: UnitDecoderConfig = field(default_factory=UnitDecoderConfig)
     """Shape of the unit decoder."""
     spelling_channels: int = 64
@@ -48,9 +54,14 @@ class TextUnitsTaskConfig(TaskConfig):
     aligner_steps: int = 250
     """Training steps of the aligner that finds which units sound which token (monotonic decoders only)."""
     max_units: int = 1500
-    """Units at most in an example; longer ones are left out."""
+    """Units at most in an example, frames with several codebooks; longer ones are left out."""
     scored_rows: int = 64
     """Validation rows that are spoken and compared with their units."""
+
+    def __post_init__(self) -> None:
+        for kind, times in self.repeat.items():
+            if times < 1:
+                raise ConfigError(f"repeat.{kind} is {times}; use 1 or more, or leave its rows out of the manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +70,8 @@ class TextUnitsBatch(Batch):
 
     ids: Tensor  # [B, S] text tokens
     lengths: Tensor  # [B]
-    targets: Tensor  # [B, U] output ids of the decoder, IGNORE-padded
-    units: tuple[tuple[int, ...], ...]  # reference units per row
+    targets: Tensor  # [B, U * K] output ids of the decoder, IGNORE-padded
+    units: tuple[tuple[int, ...], ...]  # reference units per row, frame after frame with K codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +81,16 @@ class Utterance:
     row_id: str
     ids: tuple[int, ...]
     units: tuple[int, ...]
+    kind: str = ""
     target: tuple[int, ...] = ()
 
 
 class Utterances(Examples):
-    """Texts with targets."""
+    """Texts with targets, of K ids a step."""
 
-    def __init__(self, rows: Sequence[Utterance]) -> None:
+    def __init__(self, rows: Sequence[Utterance], codebooks: int) -> None:
         self.rows = rows
+        self.codebooks = codebooks
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,12 +99,18 @@ class Utterances(Examples):
         return self.rows[index]
 
     def cost(self, index: int) -> int:
-        return len(self.rows[index].ids) + len(self.rows[index].target)
+        return len(self.rows[index].ids) + len(self.rows[index].target) // self.codebooks
+
+
+def frames_of_counts(counts: Tensor, repeats: int) -> Tensor:
+    """How often each token was given a frame's readings [S], `repeats` of each frame -> frames of each token [S], the nearest that add up."""
+    ends = (counts.cumsum(0) + repeats // 2) // repeats
+    return ends.diff(prepend=ends.new_zeros(1))
 
 
 def build_voice(config: TextUnitsTaskConfig, backbone: Backbone, codec: Codec) -> TextVoice:
     """The untrained T2C model over a backbone's text rows and a codec's unit language."""
-    return join_voice(config.decoder, config.spelling_channels, backbone, codec.word_count)
+    return join_voice(config.decoder, config.spelling_channels, backbone, codec.word_count, codec.codebooks)
 
 
 def voice_parts(path: str = "") -> dict[str, list[str]]:
@@ -121,7 +140,8 @@ class TextUnitsTask(Task):
         codec = CODECS.entry_of(self.context.parts.codec).implementation
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
         with torch.device("meta"):
-            model = join_voice(self.config.decoder, self.config.spelling_channels, backbone, codec.expected_word_count(self.context.parts.codec))
+            words, codebooks = codec.expected_word_count(self.context.parts.codec), codec.expected_codebooks(self.context.parts.codec)
+            model = join_voice(self.config.decoder, self.config.spelling_channels, backbone, words, codebooks)
         return Outline(
             model=model,
             parts=voice_parts(),
@@ -158,7 +178,7 @@ class TextUnitsTask(Task):
     def _utterance(self, row: Row) -> Utterance | None:
         """The row's text and units, or None where it has none or they cannot be aligned."""
         answer = row.answer
-        if answer is None or not answer.text or not answer.units or len(answer.units) > self.config.max_units:
+        if answer is None or not answer.text or not answer.units or len(answer.units) // self.codec.codebooks > self.config.max_units:
             return None
         written_by = row.extra.get("codec")
         if written_by != self.codec.fingerprint():
@@ -168,7 +188,16 @@ class TextUnitsTask(Task):
         ids = tuple(self.backbone.tokenize(answer.text))
         self.written_by = written_by
         letters = sum(len(states_of(self._text_of(token))) for token in ids)
-        return Utterance(row.id, ids, answer.units) if ids and len(answer.units) >= letters else None
+        found = Utterance(row.id, ids, answer.units, str(row.extra.get("kind", "")))
+        return found if ids and len(self._sounds(found)) >= letters else None
+
+    def _sounds(self, utterance: Utterance) -> list[int]:
+        """What the aligner reads: units, or each frame's first code, as often as makes frames of a low rate as many as letters need."""
+        return [unit for unit in utterance.units[:: self.codec.codebooks] for _ in range(self._repeats)]
+
+    @property
+    def _repeats(self) -> int:
+        return 1 if self.codec.merges else math.ceil(ALIGNED_RATE_HZ / self.codec.unit_rate_hz)
 
     def _text_of(self, token: int) -> str:
         if not hasattr(self, "_texts"):
@@ -177,13 +206,13 @@ class TextUnitsTask(Task):
 
     def _alignments(self, utterances: Sequence[Utterance], trained_on: int) -> dict[str, list[int]]:
         """Units per text token of every utterance, from the cache or from an aligner trained now."""
-        content = json.dumps([[u.row_id, u.ids, u.units] for u in utterances] + [self.config.aligner_steps, self.context.seed])
+        content = json.dumps([[u.row_id, u.ids, self._sounds(u)] for u in utterances] + [self.config.aligner_steps, self.context.seed])
         cache = ArrayCache(self.context.cache_dir / "alignments", hashlib.sha256(content.encode()).hexdigest()[:16])
         by_id = {utterance.row_id: utterance for utterance in utterances}
         missing = [row_id for row_id in by_id if row_id not in cache]
         if missing:
             aligner = self._trained_aligner(utterances[:trained_on])
-            cache.fill(list(by_id), lambda keys: self._aligned(aligner, [by_id[key] for key in keys]), costs=[len(u.units) for u in by_id.values()], batch_size=64, label="aligning")
+            cache.fill(list(by_id), lambda keys: self._aligned(aligner, [by_id[key] for key in keys]), costs=[len(self._sounds(u)) for u in by_id.values()], batch_size=64, label="aligning")
         return {row_id: cache[row_id].tolist() for row_id in by_id}
 
     def _letters(self, utterance: Utterance) -> list[list[int]]:
@@ -191,7 +220,7 @@ class TextUnitsTask(Task):
 
     def _aligner_inputs(self, rows: Sequence[Utterance]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         letters = [sum(self._letters(row), []) for row in rows]
-        units = [row.units for row in rows]
+        units = [self._sounds(row) for row in rows]
         lengths = [torch.tensor(list(map(len, ragged)), device=self.context.device) for ragged in (letters, units)]
         return padded(letters, 0).to(self.context.device), lengths[0], padded(units, 0).to(self.context.device), lengths[1]
 
@@ -223,7 +252,8 @@ class TextUnitsTask(Task):
         results = []
         for row, per_letter in zip(rows, counts):
             sizes = [len(states) for states in self._letters(row)]
-            results.append(torch.stack([piece.sum() for piece in per_letter[: sum(sizes)].split(sizes)]).int())
+            counts_of_tokens = torch.stack([piece.sum() for piece in per_letter[: sum(sizes)].split(sizes)])
+            results.append(frames_of_counts(counts_of_tokens, self._repeats).int())
         return results
 
     def _with_target(self, row: Utterance, counts: list[int] | None, decoder: UnitDecoder) -> Utterance:
@@ -231,16 +261,20 @@ class TextUnitsTask(Task):
             words = [self.codec.words(list(row.units))]
         else:
             ends = torch.tensor(counts).cumsum(0).tolist()
-            words = [self.codec.words(list(row.units[end - count : end])) for end, count in zip(ends, counts)]
-        return Utterance(row.row_id, row.ids, row.units, tuple(decoder.target_of(words)))
+            K = self.codec.codebooks
+            words = [self.codec.words(list(row.units[(end - count) * K : end * K])) for end, count in zip(ends, counts)]
+        return dataclasses.replace(row, target=tuple(decoder.target_of(words)))
 
     def examples(self, split: str) -> Examples:
-        return Utterances(self.splits[split])
+        times = self.config.repeat if split == "train" else {}
+        rows = [row for row in self.splits[split] for _ in range(times.get(row.kind, 1))]
+        return Utterances(rows, self.codec.codebooks)
 
     def collate(self, examples: Sequence[Utterance]) -> TextUnitsBatch:
         return TextUnitsBatch(
             row_ids=tuple(row.row_id for row in examples),
-            count=sum(len(row.target) for row in examples),
+            # Where a codebook says nothing, nothing is learned.
+            count=sum(token != self.codec.word_count for row in examples for token in row.target),
             ids=padded([row.ids for row in examples], 0),
             lengths=torch.tensor([len(row.ids) for row in examples]),
             targets=padded([row.target for row in examples], IGNORE),
@@ -249,8 +283,7 @@ class TextUnitsTask(Task):
 
     def forward(self, model: TextVoice, batch: TextUnitsBatch) -> UnitOutputs:
         hidden = model.decoder(model.rows(batch.ids), batch.lengths, batch.targets)
-        labels = batch.targets != IGNORE
-        return UnitOutputs(hidden[labels], batch.targets[labels], model.decoder.head)
+        return UnitOutputs(*model.decoder.labelled(hidden, batch.targets), model.decoder.head)
 
     def score(self, model: TextVoice, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         errors = units = rows = 0
@@ -258,7 +291,7 @@ class TextUnitsTask(Task):
             if rows >= self.config.scored_rows:
                 break
             for words, reference in zip(model.speak(batch.ids, batch.lengths), batch.units):
-                errors += edit_distance(self.codec.units_of(words), reference)
+                errors += unit_distance(self.codec.units_of(words), reference, self.codec.codebooks)
                 units += len(reference)
                 rows += 1
         return {"unit_error": errors / max(1, units)}

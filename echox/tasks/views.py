@@ -9,7 +9,7 @@ from torch import Tensor
 
 from echox.backbones.base import Backbone
 from echox.models.speech_llm import AUDIO, PAD
-from echox.models.unit_decoder import UnitDecoder
+from echox.models.unit_decoder import IGNORE, UnitDecoder
 from echox.signals import Features
 from echox.tasks.base import Hearing, Track
 
@@ -56,15 +56,18 @@ def released_tracks(name: str, ids: Tensor, labels: Tensor, end_id: int, vocabul
 
 
 def word_track(row: int, targets: Tensor, decoder: UnitDecoder, units: Sequence[int], given: str) -> Track:
-    """What a unit decoder is to say [U], as its output ids, which it reads too."""
+    """What a unit decoder is to say [U * K], as its output ids, which it reads too; of K codebooks the first, which has the marks."""
     marks = {decoder.begin_id: "BEGIN", decoder.end_id: "END", decoder.next_id: "NEXT"}
     words = range(decoder.word_count)
 
     def text(ids: Sequence[int]) -> str:
         return " ".join(marks.get(token, str(token)) for token in ids)
 
-    length = spoken_length(targets, decoder.end_id)
-    return Track(row, "units", targets, targets, 0, length, range(decoder.word_count + len(marks)), words, decoder.end_id, text, units, given=given)
+    first = targets.unflatten(0, (-1, decoder.codebooks))[:, 0]
+    # A mark of its own says that a codebook says nothing there, which is not scored.
+    scored = first if decoder.codebooks == 1 else first.masked_fill(first == decoder.begin_id, IGNORE)
+    length = spoken_length(first, decoder.end_id)
+    return Track(row, "units", first, scored, 0, length, range(decoder.word_count + len(marks)), words, decoder.end_id, text, units, given=given)
 
 
 def spoken_length(targets: Tensor, end_id: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
 from echox.data.text import edit_distance
 from echox.signals import Units, Waveform
 from echox.testing import has_a_stable_fingerprint, survives_a_checkpoint
@@ -14,13 +14,22 @@ from echox.testing.speech import EDGE_FRAMES, noise, only_row, refuses_other_rat
 # Batching changes the order of float32 sums, and a frame that lies between two units may then go to the other one.
 DIFFERING_UNITS = 0.02
 SAMPLE_TOLERANCE = 1e-3
+# A chunk is summed in another order than the whole, no more.
+CHUNK_TOLERANCE = 1e-5
+CHUNKS = (3, 0, 1, 4)  # units in the first chunks, the rest in the last one
 
 
 def attributes_are_stated(config: CodecConfig) -> None:
     codec = _build(config)
-    for name in ("rate_hz", "unit_rate_hz", "vocab_size", "word_count"):
+    for name in ("rate_hz", "unit_rate_hz", "vocab_size", "word_count", "codebooks"):
         value = getattr(codec, name, None)
         assert isinstance(value, (int, float)) and value > 0, f"{type(codec).__name__}.{name} must be a positive number, not {value!r}"
+
+
+def sizes_are_known_before_it_is_built(config: CodecConfig) -> None:
+    codec, implementation = _build(config), CODECS.entry_of(config).implementation
+    known = (implementation.expected_word_count(config), implementation.expected_codebooks(config))
+    assert known == (codec.word_count, codec.codebooks), f"{known} words and codebooks were expected, and there are {(codec.word_count, codec.codebooks)}"
 
 
 def it_is_ready(config: CodecConfig) -> None:
@@ -33,11 +42,15 @@ def units_fit(config: CodecConfig) -> None:
         return
     lengths = [codec.rate_hz, codec.rate_hz // 2]
     units = _encode(codec, noise(codec.rate_hz, lengths))
-    assert units.ids.dtype == torch.int64 and units.ids.shape[0] == 2 and units.ids.ndim in (2, 3), "ids must be int64 [B, U] or [B, K, U]"
+    shape = list(units.ids.shape[:-1])
+    assert units.ids.dtype == torch.int64 and shape == ([2] if codec.codebooks == 1 else [2, codec.codebooks]), (
+        f"ids must be int64 [B, U], or [B, K, U] of {codec.codebooks} codebooks, not {units.ids.dtype} {[*shape, 'U']}"
+    )
     assert units.lengths.dtype == torch.int64 and tuple(units.lengths.shape) == (2,), "lengths must be int64 [B]"
     assert units.rate_hz in (None, codec.unit_rate_hz), (
         f"rate_hz must be {codec.unit_rate_hz}, or None where repeats are merged, not {units.rate_hz}"
     )
+    assert codec.merges is (units.rate_hz is None), f"merges is {codec.merges}, but rate_hz of units is {units.rate_hz}"
     for samples, row in zip(lengths, _rows(units)):
         assert row.numel() and 0 <= int(row.min()) <= int(row.max()) < codec.vocab_size, f"units must lie in 0..{codec.vocab_size - 1}"
         at_most = samples / codec.rate_hz * codec.unit_rate_hz + EDGE_FRAMES
@@ -68,6 +81,8 @@ def other_rates_are_refused(config: CodecConfig) -> None:
 
 def speech_fits(config: CodecConfig) -> None:
     codec = _build(config)
+    if not codec.decodes:
+        return
     wave = _decode(codec, _some_units(codec))
     assert wave.rate_hz == codec.rate_hz, f"decode gave {wave.rate_hz} Hz, the codec's rate is {codec.rate_hz} Hz"
     assert wave.samples.dtype == torch.float32 and wave.samples.ndim == 2, "samples must be float32 [B, T]"
@@ -79,6 +94,8 @@ def speech_fits(config: CodecConfig) -> None:
 
 def padding_and_neighbours_do_not_matter_to_speech(config: CodecConfig) -> None:
     codec = _build(config)
+    if not codec.decodes:
+        return
     units = _some_units(codec)
     together = _sounds(_decode(codec, units))
     for row, length in enumerate(units.lengths.tolist()):
@@ -90,8 +107,34 @@ def padding_and_neighbours_do_not_matter_to_speech(config: CodecConfig) -> None:
 
 def the_same_units_sound_the_same(config: CodecConfig) -> None:
     codec = _build(config)
+    if not codec.decodes:
+        return
     first, second = _decode(codec, _some_units(codec)), _decode(codec, _some_units(codec))
     assert torch.equal(first.samples, second.samples), "decoding the same units twice gave two different sounds"
+
+
+def chunks_sound_like_the_whole(config: CodecConfig) -> None:
+    codec = _build(config)
+    if not codec.decodes:
+        return
+    units = _some_units(codec)
+    whole = _sounds(_decode(codec, units))
+    cut = [sum(CHUNKS[:count]) for count in range(len(CHUNKS) + 1)]
+    state, waves, states = None, [], []
+    for number, start in enumerate(cut):
+        last = number == len(cut) - 1
+        chunk = _slice(units, start, units.ids.shape[-1] if last else cut[number + 1])
+        states.append(state)
+        wave, state = _decode_chunk(codec, chunk, state, last)
+        waves.append((chunk, last, wave))
+    for row, sound in enumerate(whole):
+        joined = torch.cat([_sounds(wave)[row] for _, _, wave in waves])
+        assert len(joined) == len(sound), f"a row has {len(sound)} samples whole and {len(joined)} in chunks"
+        worst = float((joined - sound).abs().max())
+        assert worst <= CHUNK_TOLERANCE, f"a row's speech in chunks is up to {worst:.3g} away from the whole"
+    for (chunk, last, wave), state in zip(waves, states):
+        again, _ = _decode_chunk(codec, chunk, state, last)
+        assert torch.equal(again.samples, wave.samples), "a chunk decoded again from the same state sounds otherwise: the state was changed"
 
 
 def nothing_is_taken(config: CodecConfig) -> None:
@@ -99,6 +142,8 @@ def nothing_is_taken(config: CodecConfig) -> None:
     if codec.encodes:
         wave = Waveform(torch.zeros(2, codec.rate_hz), torch.tensor([codec.rate_hz, 0]), codec.rate_hz)
         assert int(_encode(codec, wave).lengths[1]) == 0, "a row without samples must give no unit"
+    if not codec.decodes:
+        return
     units = _some_units(codec)
     emptied = Units(units.ids, units.lengths * torch.tensor([1, 0]), units.rate_hz)
     assert int(_decode(codec, emptied).lengths[1]) == 0, "a row without units must give a waveform of length 0"
@@ -109,8 +154,7 @@ def nothing_is_taken(config: CodecConfig) -> None:
 
 def words_are_another_spelling_of_units(config: CodecConfig) -> None:
     codec = _build(config)
-    for row in _rows(_units(codec, [codec.rate_hz, codec.rate_hz // 3])):
-        units = row.flatten().tolist()
+    for units in _units(codec, [codec.rate_hz, codec.rate_hz // 3]).rows():
         words = codec.words(units)
         assert len(words) <= len(units), f"{len(units)} units became {len(words)} words; a word is one unit or several"
         assert all(0 <= word < codec.word_count for word in words), f"words must lie in 0..{codec.word_count - 1}"
@@ -128,6 +172,7 @@ def fingerprint_is_stable(config: CodecConfig) -> None:
 
 CHECKS = (
     attributes_are_stated,
+    sizes_are_known_before_it_is_built,
     it_is_ready,
     units_fit,
     padding_and_neighbours_do_not_matter_to_units,
@@ -135,6 +180,7 @@ CHECKS = (
     speech_fits,
     padding_and_neighbours_do_not_matter_to_speech,
     the_same_units_sound_the_same,
+    chunks_sound_like_the_whole,
     nothing_is_taken,
     words_are_another_spelling_of_units,
     config_survives_a_checkpoint,
@@ -155,6 +201,16 @@ def _encode(codec: Codec, wave: Waveform) -> Units:
 @torch.no_grad()
 def _decode(codec: Codec, units: Units) -> Waveform:
     return codec.decode(units)
+
+
+@torch.no_grad()
+def _decode_chunk(codec: Codec, units: Units, state: DecodeState | None, last: bool) -> tuple[Waveform, DecodeState]:
+    return codec.decode_chunk(units, state, last=last)
+
+
+def _slice(units: Units, start: int, end: int) -> Units:
+    """Units `start` to `end` of every row."""
+    return Units(units.ids[..., start:end], (units.lengths - start).clamp(0, end - start), units.rate_hz)
 
 
 def _units(codec: Codec, samples: list[int]) -> Units:

@@ -26,17 +26,19 @@ from echox.criteria.base import (
     JointOutputs,
     SpeechTextOutputs,
     UnitOutputs,
+    VocoderOutputs,
     VoicedOutputs,
 )
 from echox.kernels.codec_head_loss import CodecHead
 from echox.signals import Batch, Loss, Outputs
 from echox.testing import survives_a_checkpoint
+from echox.vocoders.discriminators import Discriminators, DiscriminatorSizes
 
 TOLERANCE = 1e-4
 # A bfloat16 has eight bits of mantissa.
 BF16_TOLERANCE = 0.02
 
-ROWS, FRAMES, WORDS, CHOICES, WIDTH = 3, 9, 3, 7, 5
+ROWS, FRAMES, WORDS, CHOICES, WIDTH, SAMPLES = 3, 9, 3, 7, 5, 2048
 
 Example = Callable[[int, int], tuple[Outputs, Batch]]
 """(seed, rows) -> outputs of a forward pass over `rows` rows, and their batch; no row at all means no target."""
@@ -73,6 +75,16 @@ def joint_example(seed: int, rows: int) -> tuple[JointOutputs, Batch]:
     return JointOutputs(**_alignment(generator, rows), **_labelled(generator, "text", rows), **voice), _batch(rows, WORDS)
 
 
+def vocoder_example(seed: int, rows: int) -> tuple[VocoderOutputs, Batch]:
+    generator = _seeded(seed)
+    real, made = (0.3 * torch.randn(rows, SAMPLES, generator=generator) for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        judges = Discriminators(DiscriminatorSizes(periods=[3], period_channels=[4, 4], scales=1, scale_channels=[16] * 7))
+    log_frames, frames = torch.randn(rows, WORDS, generator=generator), torch.randint(1, 5, (rows, WORDS), generator=generator)
+    return VocoderOutputs(real, made, log_frames, frames, judges.requires_grad_(False).eval(), 16_000), _batch(rows, 1)
+
+
 EXAMPLES: dict[type[Outputs], Example] = {
     AlignmentOutputs: alignment_example,
     SpeechTextOutputs: speech_text_example,
@@ -80,6 +92,7 @@ EXAMPLES: dict[type[Outputs], Example] = {
     EchoOutputs: echo_example,
     VoicedOutputs: voiced_example,
     JointOutputs: joint_example,
+    VocoderOutputs: vocoder_example,
 }
 
 

@@ -23,11 +23,11 @@ from echox.chain import run_recipe
 from echox.codecs.base import CODECS
 from echox.criteria.base import CRITERIA
 from echox.data.audio import pad_waveforms, save_audio
-from echox.data.manifest import Item, Role, Row, write_manifest
+from echox.data.manifest import Item, Role, Row, with_units, write_manifest
 from echox.engine.audit import audit
 from echox.engine.config import Precision
 from echox.errors import EchoxError
-from echox.recipe import STAGES, Recipe, load_recipe
+from echox.recipe import ALL_STAGES, STAGES, Recipe, load_recipe
 from echox.signals import Batch, Loss, Outputs
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
 from echox.testing import survives_a_checkpoint
@@ -137,7 +137,7 @@ def an_audit_shows_its_batches(config: TaskConfig) -> None:
     stage = _stage(config)
     batch = stage.batch(range(2))
     view = stage.task.view(stage.model, batch)
-    assert view.tracks or view.heard, "view must say what the losses see of a batch, or its training is not audited"
+    assert view.tracks or view.heard or view.notes, "view must say what the losses see of a batch, or in its notes why that cannot be shown"
     own = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(batch)}
     shown = [tensor for track in view.tracks for tensor in (track.read, track.scored)] + [clip.said for clip in view.heard] + [*view.padding]
     assert all(tensor.untyped_storage().data_ptr() in own for tensor in shown if tensor.numel()), "view must give views into the batch's own tensors, not copies"
@@ -234,7 +234,7 @@ _TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
 
 def small_config(config_type: type[TaskConfig]) -> TaskConfig:
     """A task's config as the smoke recipe has it, or else its defaults; without manifests."""
-    plans = (_recipe().plan(stage) for stage in STAGES)
+    plans = (_recipe().plan(stage) for stage in ALL_STAGES)
     # Where training starts from a checkpoint, it may start from a tiny random one, whose voice never comes to an end.
     names = {field.name for field in dataclasses.fields(config_type)}
     random = {name: value for name, value in (("checkpoint", "random"), ("max_words", 8)) if name in names}
@@ -316,10 +316,10 @@ def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
             text,
             audio=folder / f"{split}-{number}-a.wav",
             transcription="What is it?",
-            units=tuple(units.ids[0, : int(units.lengths[0])].tolist()),
         )
         labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
-        rows.append(Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels))
+        row = Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels)
+        rows.append(with_units(row, units.rows()[0], codec.codebooks))
     write_manifest(folder / f"{split}.jsonl", rows)
     return folder / f"{split}.jsonl"
 
@@ -369,7 +369,7 @@ def _stage(config: TaskConfig) -> _Stage:
 
 def _criterion(config: TaskConfig) -> nn.Module | None:
     """Its criterion in the recipes that are shipped, or else the one of its name; None where there is neither."""
-    plans = [recipe.plan(stage) for recipe in (_recipe(), load_recipe("release_finetune")) for stage in STAGES]
+    plans = [recipe.plan(stage) for recipe in (_recipe(), load_recipe("release_finetune")) for stage in ALL_STAGES]
     named = [plan.criterion for plan in plans if plan is not None and type(plan.task) is type(config)]
     name = TASKS.name_of(config)
     if not named and name in CRITERIA:

@@ -1,6 +1,8 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from echox.assets.hub import hub_folder
 from echox.errors import AssetError
@@ -27,9 +29,28 @@ def test_a_whole_snapshot_is_used_without_asking(snapshot):
 
 def test_a_snapshot_without_weights_is_not_used(snapshot):
     (snapshot / "config.json").write_text("{}")
-    (snapshot / "pytorch_model.bin").write_bytes(b"")
+    (snapshot / "tf_model.h5").write_bytes(b"")
     with pytest.raises(AssetError, match="not in the Hugging Face cache"):
         hub_folder("someone/model")
+    (snapshot / "pytorch_model.bin").write_bytes(b"")
+    assert hub_folder("someone/model") == snapshot
+
+
+@pytest.mark.parametrize(("files", "takes_pickled"), [(["model.safetensors", "pytorch_model.bin"], False), (["pytorch_model.bin"], True)])
+def test_pickled_weights_are_taken_where_there_are_no_others(shop, monkeypatch, tmp_path, files, takes_pickled):
+    def download(hub_id, revision=None, allow_patterns=(), local_files_only=False, **_):
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing is cached")
+        assert ("pytorch_model.bin" in allow_patterns) == takes_pickled
+        for name in ["config.json", *files]:
+            (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub_folder("someone/model") == tmp_path
 
 
 def test_a_snapshot_without_all_shards_is_not_used(snapshot):

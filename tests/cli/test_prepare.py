@@ -27,15 +27,23 @@ def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
         (["plugin", "whisper"], "encoder 'whisper' is already registered by echox.encoders.whisper"),
         (["plugin", "a", "b"], "one name is taken, not 2: a b"),
         (["assets", "whisper_bas"], "no asset named 'whisper_bas'; did you mean"),
-        (["units", "nowhere.jsonl"], "codec has no value; set codec=NAME, one of kmeans"),
+        (["units", "nowhere.jsonl"], "codec has no value; set codec=NAME, one of "),
         (["units", "nowhere.jsonl", "codec=kmens"], "no codec named 'kmens'; did you mean 'kmeans'?"),
         (["units", "nowhere.jsonl", "codec=kmeans", "codec.folder=random"], "nowhere.jsonl"),
         (["units", "a.jsonl", "codec=kmeans", "codec.folder=gone"], "gone"),
         (["units", "a.jsonl", "codec=kmeans", "device=tpu"], "device 'tpu' is unknown"),
         (["corpus", "share=0"], "share"),
-        (["manifest"], "echox-prepare manifest: "),
-        (["manifest", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["manifest", "path=x", "chek_audio=false"], "no field 'chek_audio' in ManifestCheckConfig; did you mean 'check_audio'?"),
+        (["manifest"], "echox-prepare manifest: no source was named"),
+        (["manifest", "nowhere"], "the source nowhere does not exist"),
+        (["manifest", "x", "speaker=usr"], "speaker"),
+        (["validate"], "echox-prepare validate: no manifest was named"),
+        (["validate", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["validate", "path=x", "chek_audio=false"], "no field 'chek_audio' in ValidateConfig; did you mean 'check_audio'?"),
+        (["stats"], "no manifest was named"),
+        (["stats", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["index", "data.json"], "data.json cannot be indexed"),
+        (["split", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["split", "x.jsonl", "test=0"], "test 0"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(house, capsys, words, sentence):
@@ -76,3 +84,22 @@ def test_units_are_written_beside_a_manifest(house, capsys):
 def test_a_codec_that_needs_no_fitting_is_left_alone(house, capsys):
     assert prepare.main(["codec", "codec=kmeans", "codec.folder=random"]) == 0
     assert "nothing was done" in capsys.readouterr().out
+
+
+def test_a_folder_becomes_a_manifest_that_is_checked_counted_and_split(house, capsys):
+    """The commands one after the other, as the README has them."""
+    tones = np.sin(np.arange(16_000) / 9) * np.linspace(0.01, 0.5, 16_000)
+    for speaker in range(8):
+        (house / "clips" / f"s{speaker}").mkdir(parents=True)
+        for number in range(2):
+            soundfile.write(house / f"clips/s{speaker}/{number}.flac", tones, 16_000)
+            (house / f"clips/s{speaker}/{number}.txt").write_text(f"these are words {speaker} {number}")
+    assert prepare.main(["manifest", "clips", "speaker_level=1"]) == 0
+    assert "clips/manifest.jsonl: 16 rows, 0.00 h; 0 entries left out" in capsys.readouterr().out
+    assert prepare.main(["validate", "clips/manifest.jsonl"]) == 0
+    assert "16 good rows, 0 broken" in capsys.readouterr().out and (house / "clips/manifest.report.html").is_file()
+    assert prepare.main(["stats", "clips/manifest.jsonl"]) == 0
+    assert "80 words" in capsys.readouterr().out
+    assert prepare.main(["index", "clips/manifest.jsonl"]) == 0
+    assert prepare.main(["split", "clips/manifest.jsonl", "valid=0.2", "test=0.2"]) == 0
+    assert "in two parts: 0 speakers, 0 texts" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Two processes under torchrun: every stage, Echo with labels made online and cached, and resumptions that end with the same bits."""
+"""Two processes under torchrun: every stage, a vocoder against its discriminators among them, Echo with labels made online and cached,
+and resumptions that end with the same bits."""
 
 import os
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import tiny_run
 
 from echox import checkpoint
-from echox.recipe import STAGES
+from echox.recipe import ALL_STAGES
 from echox_cli import prepare
 
 TIMEOUT_S = 900  # it takes twenty seconds where the processors are free
@@ -23,14 +24,15 @@ def words(tmp_path_factory):
     speech = tiny_run.write_speech(folder, "speech", ["Yes.", "No.", "It is.", "So it goes."])
     assert prepare.main(["units", str(speech), "codec=kmeans", "codec.folder=random", f"cache_dir={folder / 'cache'}"]) == 0
     units = speech.with_name("speech.units.jsonl")
-    data = {**{f"{stage}.task.data": questions for stage in ("align", "s2t", "echo")}, "t2c.task": units}
+    data = {**{f"{stage}.task.data": questions for stage in ("align", "s2t", "echo")}, "t2c.task": units, "vocoder.task.data": speech}
     lists = [f"{key}.{split}=[{path}]" for key, path in data.items() for split in ("train", "valid")]
-    brief = [f"{stage}.train.{setting}" for stage in STAGES for setting in ("steps=2", "batch_size=2", "save_every=1", "validate_every=2")]
+    brief = [f"{stage}.train.{setting}" for stage in ALL_STAGES for setting in ("steps=2", "batch_size=2", "save_every=1", "validate_every=2")]
     return folder / "run", [
         "recipe=echo_tiny",
         "device=cpu",
         "corpus=null",
         "units=[]",
+        f"stages=[{','.join(ALL_STAGES)}]",
         f"run_dir={folder / 'run'}",
         f"cache_dir={folder / 'cache'}",
         *lists,
@@ -50,8 +52,8 @@ def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
     run, told = words
     code, said = torchrun(told)
     assert code == 0, said
-    assert said.count("finished after 2 steps") == len(STAGES), said
-    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES}
+    assert said.count("finished after 2 steps") == len(ALL_STAGES), said
+    prints = {stage: checkpoint.fingerprint(run / stage / "final") for stage in ALL_STAGES}
     assert checkpoint.load(checkpoint.step_folder(run / "echo" / "checkpoints", 1)).state["random"][1], (
         "the second rank's random state is kept"
     )
@@ -59,7 +61,7 @@ def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
         shutil.rmtree(folder)
     code, said = torchrun(told)
     assert code == 0 and "echo: resuming after step 1" in said, said
-    assert {stage: checkpoint.fingerprint(run / stage / "final") for stage in STAGES} == prints
+    assert {stage: checkpoint.fingerprint(run / stage / "final") for stage in ALL_STAGES} == prints
 
 
 def test_cached_labels_are_made_once_and_read_by_both(words):

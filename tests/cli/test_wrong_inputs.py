@@ -50,7 +50,7 @@ def training(stage, *overrides, data="questions.jsonl"):
     own = [f"{name}.task.data.{split}" for name in ("align", "s2t", "echo") for split in ("train", "valid")]
     own = [*own, "t2c.task.train", "t2c.task.valid"]
     lists = [f"{key}=[{data if key.endswith('train') else ''}]" for key in own]
-    return ["recipe=echo_tiny", "device=cpu", "corpus=null", "units=[]", f"stage={stage}", *lists, f"{stage}.train.steps=2", *overrides]
+    return ["recipe=echo_tiny", "device=cpu", "corpus=null", "vocoder=null", "units=[]", f"stage={stage}", *lists, f"{stage}.train.steps=2", *overrides]
 
 
 WRONG = [

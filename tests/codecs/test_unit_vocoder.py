@@ -5,18 +5,20 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from echox.codecs.base import CODECS
 from echox.codecs.unit_vocoder import CodecFitConfig, KMeansCodec, KMeansCodecConfig, LanguageConfig, fit_codec
 from echox.codecs.unit_vocoder import fit as fitting
-from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
+from echox.codecs.quantization.kmeans import fit_kmeans, nearest
+from echox.codecs.quantization.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
-from echox.codecs.unit_vocoder.vocoder import MelRecipe, MelSpectrogram, build_vocoder
+from echox.codecs.unit_vocoder.vocoder import build_vocoder
 from echox.encoders.whisper import WhisperConfig
 from echox.errors import AssetError, CheckpointError, ConfigError, SignalError
 from echox.signals import Units, Waveform
+from echox.vocoders.mel import MelRecipe, MelSpectrogram
 
 RATE_HZ = 16_000
 SMALL = SpeakerSizes(prosody_channels=16, prosody_depth=1, mel_channels=16, coarse_depth=1, fine_depth=1)
@@ -130,7 +132,7 @@ def test_wrong_rate_and_wrong_units_are_one_sentence(codec):
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_any_unit_sequence_can_be_said_in_words(kind):
     regular = [[1, 2, 3, 4] * 5 + [5, 6] * 4 for _ in range(20)]  # 0 and 7 to 9 never occur
-    language = train_language(regular, 10, 16, kind=kind)
+    language = train_language(regular, 10, LanguageConfig(words=16, kind=kind))
     strange = [9, 0, 7, 8, 9, 1, 2, 3, 4, 0, 0]
     assert language.units_of(language.words(strange)) == strange
     assert language.units_of(list(range(language.word_count)))  # every word says something
@@ -143,7 +145,7 @@ def test_any_unit_sequence_can_be_said_in_words(kind):
 
 
 def test_without_a_language_a_word_is_a_unit():
-    language = train_language([[1, 2]], 5, 0)
+    language = train_language([[1, 2]], 5, LanguageConfig(words=0))
     assert language.word_count == 5 and language.words([4, 0]) == [4, 0] and language.units_of([4, 0]) == [4, 0]
 
 
@@ -151,7 +153,7 @@ def test_without_a_language_a_word_is_a_unit():
 def test_a_wrong_language_is_one_sentence(changes, message):
     settings = {"words": 20, "kind": "bpe"} | changes
     with pytest.raises(ConfigError, match=message):
-        train_language([[1, 2, 3]], 10, settings["words"], kind=settings["kind"])
+        train_language([[1, 2, 3]], 10, LanguageConfig(**settings))
 
 
 def test_kmeans_finds_separate_groups_and_leaves_none_empty():
@@ -214,7 +216,7 @@ def test_other_settings_start_over(tmp_path, monkeypatch):
     for units in (12, 13):
         with pytest.raises(KeyboardInterrupt):
             fit_codec(fit_config(tmp_path, units=units), tones())
-        (centroids,) = [fitting.load_file(tmp_path / ".fitting" / "units.safetensors")["centroids"]]
+        (centroids,) = [load_file(tmp_path / ".fitting" / "units.safetensors")["centroids"]]
         assert len(centroids) == units
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from echox.corpora.augmentation import NOISES, Augment, AugmentConfig, band_limit, in_room
-from echox.corpora.resampling import resample
+from echox.corpora.augmentation import Augment, AugmentConfig, band_limit
+from echox.data.acoustics import NOISES, in_room
+from echox.data.resampling import resample
 from echox.errors import ConfigError
 
 RATE_HZ = 16_000

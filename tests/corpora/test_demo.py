@@ -136,6 +136,30 @@ def test_sentences_and_the_words_of_the_vocabulary_are_heard(corpus):
     assert all(len(words) <= 3 for words in heard)
 
 
+def test_kinds_are_spoken_as_often_as_asked_and_every_fact_of_a_share_is_kept(humming, tmp_path):
+    whole = build_demo_corpus(config(tmp_path / "whole", clips_per_question=1, free_questions=False))
+    some = build_demo_corpus(config(tmp_path / "some", clips_per_question=1, free_questions=False, clips_by_kind={"arithmetic": 0.5, "day": 3}))
+    before, after = (Counter(row.extra["kind"] for row in rows_of(folder, ["questions.train.jsonl"])) for folder in (whole, some))
+    assert after == {**before, "arithmetic": before["arithmetic"] // 2, "day": 3 * before["day"]}
+    facts = [{row.extra["fact"] for row in rows_of(folder, ["questions.train.jsonl"])} for folder in (whole, some)]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("changes, words", [({"dy": 2}, "did you mean 'day'"), ({"day": 1.5}, "a whole number"), ({"day": 0}, "a whole number")])
+def test_clips_of_no_kind_or_of_no_count_are_refused(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        config(tmp_path, clips_by_kind=changes)
+
+
+def test_rare_words_of_the_questions_are_heard_as_often_as_asked(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, rare_word_takes=2, vocabulary_takes=1), think_aloud, tokens)
+    heard = [row.answer.transcription.split() for row in rows_of(folder, ["heard.train.jsonl"]) if row.extra["kind"] == "words"]
+    counts = Counter(word for words in heard for word in words)
+    asked = {word.lower() for row in rows_of(folder, ["questions.train.jsonl"]) for word in row.answer.transcription.rstrip("?.").split() if word.isalpha()}
+    rare = {word for word in counts if word.lower() in asked - {"the", "paris", "ten", "a", "rain", "so", "moon", "go"}}
+    assert rare and {counts[word] for word in rare} == {2} and counts["moon"] == 1
+
+
 def test_template_answers_are_heard_too(corpus):
     rows = read_manifest(corpus / "questions.train.jsonl").rows
     assert all(row.answer.audio and row.extra["answer"].lower() in row.answer.text.lower() for row in rows)

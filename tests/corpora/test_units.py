@@ -1,14 +1,20 @@
 """Units written into manifests, with the codec that made them."""
 
+import json
+
 import numpy as np
+import pytest
 import soundfile
 import torch
 
 from echox.codecs.base import CODECS
 from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
 from echox.corpora.units import UnitsConfig, units_path, write_units
-from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
+from echox.data.manifest import Item, OnBroken, Role, Row, read_manifest, write_manifest
+from echox.errors import ConfigError, ManifestError
 from echox.plugins import discover
+
+RATE_HZ = 16_000
 
 
 def test_every_spoken_answer_gets_units_and_the_codec_s_fingerprint(tmp_path):
@@ -29,3 +35,82 @@ def test_every_spoken_answer_gets_units_and_the_codec_s_fingerprint(tmp_path):
     assert max(max(row.answer.units) for row in read) < codec.vocab_size
     write_units(config, codec, device=torch.device("cpu"), bf16=False)
     assert written.read_bytes() == first
+
+
+class Counting:
+    """A codec that remembers the batches it was given."""
+
+    def __init__(self, codec):
+        self.codec, self.rate_hz, self.codebooks, self.batches = codec, codec.rate_hz, codec.codebooks, []
+
+    def fingerprint(self) -> str:
+        return self.codec.fingerprint()
+
+    def encode(self, wave):
+        self.batches.append(tuple(wave.samples.shape))
+        return self.codec.encode(wave)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    discover()
+    return CODECS.build(KMeansCodecConfig(folder="random"))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A manifest of twelve spoken answers of many lengths, one of them with samples that are no numbers."""
+    noise = np.random.default_rng(1)
+    lines = []
+    for number in range(12):
+        samples = 0.1 * noise.standard_normal(round(RATE_HZ * (0.2 + 0.15 * (number * 5 % 12))))
+        if number == 7:
+            samples[100] = np.nan
+        soundfile.write(tmp_path / f"{number}.wav", samples, RATE_HZ, subtype="FLOAT")
+        answer = Item(Role.ASSISTANT, f"text {number}", audio=tmp_path / f"{number}.wav")
+        lines.append(Row(f"row{number}", (answer,)))
+    write_manifest(tmp_path / "speech.jsonl", lines)
+    return tmp_path / "speech.jsonl"
+
+
+def encoded(corpus, codec, **settings) -> list[bytes]:
+    config = UnitsConfig(manifests=[str(corpus)], **{"cache_dir": str(corpus.parent / "cache"), **settings})
+    written = write_units(config, codec, device=torch.device("cpu"), bf16=False, shows=False)
+    return [path.read_bytes() for path in written]
+
+
+def test_units_do_not_depend_on_shards_nor_on_batches(corpus, codec):
+    whole = encoded(corpus, codec)
+    assert encoded(corpus, codec, rows_per_shard=5) == whole
+    assert encoded(corpus, codec, rows_per_shard=1, batch_s=0.1) == whole
+
+
+def test_batches_hold_clips_of_like_length_and_at_most_so_many_seconds(corpus, codec):
+    counting = Counting(codec)
+    encoded(corpus, counting, batch_s=3.0)
+    assert sum(B for B, _ in counting.batches) == 11 and max(B for B, _ in counting.batches) > 3
+    assert all(B == 1 or B * T <= 3.0 * RATE_HZ for B, T in counting.batches)
+    assert len(counting.batches) <= 7
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_and_costs_only_its_row(corpus, codec):
+    (written,) = encoded(corpus, codec, rows_per_shard=4)
+    assert b"row7" not in written and written.count(b"\n") == 11
+    (named,) = map(json.loads, (corpus.parent / "speech.units.broken.jsonl").read_text().splitlines())
+    assert (named["line"], named["id"]) == (8, "row7") and "holds NaN" in named["reason"]
+    with pytest.raises(ManifestError, match="line 8.*holds NaN.*on_broken=skip"):
+        encoded(corpus, codec, on_broken=OnBroken.refuse, cache_dir=str(corpus.parent / "other"))
+
+
+def test_parts_are_made_by_several_jobs_and_the_last_writes_the_manifest(corpus, codec):
+    counting = Counting(codec)
+    assert encoded(corpus, counting, rows_per_shard=2, part="1/2") == []
+    first = sum(B for B, _ in counting.batches)
+    (written,) = encoded(corpus, counting, rows_per_shard=2, part="2/2")
+    assert first == 6 and sum(B for B, _ in counting.batches) == 11 and written.count(b"\n") == 11
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(ConfigError, match="write it as 1/8"):
+        UnitsConfig(part=part)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from echox.corpora.vocabulary import in_random_company, whole_words
+from echox.corpora.vocabulary import in_random_company, other_words, whole_words
 
 TOKENS = [" The", "ing", " the", " str", " rain", " Paris", " rains"]
 
@@ -20,3 +20,8 @@ def test_every_word_stands_in_as_many_texts_as_asked_among_others():
     assert Counter(word for text in texts for word in text.split()) == dict.fromkeys(words, 3)
     assert max(len(text.split()) for text in texts) == 6 and len(set(texts)) == len(texts)
     assert texts == in_random_company(words, takes=3, words_per_clip=6, seed=1)
+
+
+def test_words_that_are_not_known_are_taken_once_with_their_apostrophe_and_in_lower_case_where_they_stand_so():
+    texts = ["Eleven cats in Costa Rica?", "What's eleven minus 2, in Rica?"]
+    assert other_words(texts, known=["in", "Cats", "minus"]) == ["Costa", "eleven", "Rica", "What's"]

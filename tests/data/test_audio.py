@@ -1,11 +1,13 @@
 """Audio: any rate and channels come as mono, and what cannot be used is named."""
 
+import io
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from echox.data.audio import duration_s, load_audio, pad_waveforms, save_audio
+from echox.data.audio import audio_header, duration_s, load_audio, pad_waveforms, save_audio
 from echox.errors import SignalError
 
 
@@ -71,3 +73,74 @@ def test_padding_keeps_lengths():
     wave = pad_waveforms([torch.ones(3), torch.ones(5)], 16_000)
     assert wave.samples.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
     assert wave.lengths.tolist() == [3, 5] and wave.rate_hz == 16_000
+
+
+def encoded(format: str, subtype: str | None = None, seconds: float = 3.0, rate_hz: int = 16_000, channels: int = 1) -> bytes:
+    content = io.BytesIO()
+    samples = np.stack([tone(rate_hz, seconds=seconds)] * channels, axis=1)
+    soundfile.write(content, samples, rate_hz, format=format, subtype=subtype)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "ending, format, subtype, rate_hz, channels",
+    [
+        ("wav", "WAV", "PCM_24", 96_000, 6),
+        ("wav", "WAV", "FLOAT", 44_100, 2),
+        ("flac", "FLAC", "PCM_16", 96_000, 6),
+        ("mp3", "MP3", None, 44_100, 2),
+        ("ogg", "OGG", "VORBIS", 22_050, 1),
+        ("opus", "OGG", "OPUS", 48_000, 2),
+    ],
+)
+def test_the_formats_of_the_field_are_read_at_any_rate_and_number_of_channels(tmp_path, ending, format, subtype, rate_hz, channels):
+    (tmp_path / f"x.{ending}").write_bytes(encoded(format, subtype, 0.5, rate_hz, channels))
+    samples = load_audio(tmp_path / f"x.{ending}", 16_000)
+    header = audio_header(tmp_path / f"x.{ending}")
+    assert (header.rate_hz, header.channels) == (rate_hz, channels) and header.format.startswith(format)
+    assert abs(len(samples) - 8_000) < 1_200
+    spectrum = torch.fft.rfft(samples[1_000:7_000] * torch.hann_window(6_000)).abs()
+    assert abs(spectrum.argmax().item() * 16_000 / 6_000 - 440) < 4
+    assert samples[2_000:6_000].abs().max() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.8, 0.9])
+@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", None), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("AIFF", None)])
+def test_a_file_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, format, subtype, kept):
+    whole = encoded(format, subtype)
+    (tmp_path / "x").write_bytes(whole)
+    assert len(load_audio(tmp_path / "x", 16_000)) >= 48_000
+    (tmp_path / "x").write_bytes(whole[: round(kept * len(whole))])
+    with pytest.raises(SignalError, match="audio .*/x is (cut short|not readable)"):
+        load_audio(tmp_path / "x", 16_000)
+
+
+def test_a_stream_whose_writer_could_not_go_back_is_whole(tmp_path):
+    content = bytearray(encoded("WAV", "PCM_16"))
+    at = content.index(b"data") + 4
+    content[4:8] = content[at : at + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "piped.wav").write_bytes(content)
+    assert len(load_audio(tmp_path / "piped.wav", 16_000)) == 48_000
+
+
+def test_a_wrong_ending_is_said_once_and_the_content_counts(tmp_path, caplog):
+    (tmp_path / "a.wav").write_bytes(encoded("FLAC"))
+    (tmp_path / "b.wav").write_bytes(encoded("FLAC"))
+    (tmp_path / "c.flac").write_bytes(encoded("FLAC"))
+    for name in ("a.wav", "b.wav", "c.flac"):
+        assert len(load_audio(tmp_path / name, 16_000)) == 48_000
+    (message,) = caplog.messages
+    assert "end in .wav and are FLAC" in message
+
+
+@pytest.mark.parametrize("head, named", [
+    (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(99), "MPEG-4.*ffmpeg"),
+    (b"\xff\xf1\x50\x80" + bytes(99), "AAC.*ffmpeg"),
+    (b"\x1a\x45\xdf\xa3" + bytes(99), "WebM.*ffmpeg"),
+    (b"", "no bytes at all"),
+    (b"\0" * 99, "not readable as audio .*; give wav"),
+])  # fmt: skip
+def test_what_libsndfile_has_no_decoder_for_is_named_with_the_way_out(tmp_path, head, named):
+    (tmp_path / "x.m4a").write_bytes(head)
+    with pytest.raises(SignalError, match=named):
+        audio_header(tmp_path / "x.m4a")

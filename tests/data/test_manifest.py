@@ -19,8 +19,8 @@ from echox.data.manifest import (
     with_answer,
     write_manifest,
 )
-from echox.data.manifest_check import ManifestCheckConfig, check_manifest, validate_manifest
-from echox.errors import ConfigError, ManifestError
+from echox.data.manifest_check import validate_manifest
+from echox.errors import ManifestError
 
 
 @pytest.fixture
@@ -161,16 +161,5 @@ def test_the_check_finds_samples_that_headers_hide_and_counts_the_rest(folder):
     report = validate_manifest(path)
     assert [problem.line for problem in report.problems] == [2, 3]
     assert "NaN" in report.problems[0].reason
-    assert report.rows == 2 and report.rates_hz == {16_000: 2} and report.voices == {"joe": 1}
+    assert report.rows == 2 and report.rates_hz == {16_000: 2} and report.speakers.counts == {"joe": 1}
     assert report.question_s == pytest.approx(0.2)
-
-
-def test_the_command_prints_each_fault_and_fails(folder, capsys):
-    path = write_lines(folder / "m.jsonl", record(0), "{")
-    assert check_manifest(ManifestCheckConfig(path=str(path))) == 1
-    printed = capsys.readouterr().out
-    assert f"{path}, line 2: not JSON" in printed and "1 good rows, 1 broken" in printed
-    write_lines(path, record(0))
-    assert check_manifest(ManifestCheckConfig(path=str(path))) == 0
-    with pytest.raises(ConfigError, match="path="):
-        check_manifest(ManifestCheckConfig())

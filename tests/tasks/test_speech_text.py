@@ -77,7 +77,8 @@ def test_a_batch_equals_its_rows(model):
 def test_paths_of_answers_do_not_enter_prompts(tmp_path: Path):
     from echox.backbones.hub import HubBackbone
     from echox.data.manifest import Item, Role, Row
-    from echox.tasks.spoken import conversation_ids, spoken_pairs
+    from echox.data.manifest import spoken_pairs
+    from echox.tasks.spoken import conversation_ids
 
     row = Row("r", (Item(Role.USER, audio=tmp_path / "q.wav"), Item(Role.ASSISTANT, "Yes.", audio=tmp_path / "a.wav", transcription="Is it?")))
     prompt, target, clips = conversation_ids(HubBackbone(HubBackboneConfig(weights="random")), row)

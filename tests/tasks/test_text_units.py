@@ -1,35 +1,58 @@
 """T2C: which utterances are learned."""
 
+import pytest
 import torch
 
 from echox import plugins
 from echox.codecs.base import CODECS
 from echox.data.manifest import Item, Role, Row, write_manifest
+from echox.errors import ConfigError
 from echox.models.unit_decoder import UnitDecoderConfig
 from echox.tasks.base import Parts, StageContext
 from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig
 from tiny_run import TinyRecipe
 
 
-def test_rows_are_drawn_by_the_seed_and_validation_stays_whole(tmp_path):
+@pytest.fixture
+def prepared(tmp_path):
+    """A task on twelve rows, of which two are answers, made ready: (seed, settings) -> task."""
     plugins.discover()
     recipe = TinyRecipe()
     codec = CODECS.build(recipe.codec)
     units = tuple(range(1, 9)) * 3
-    rows = [Row(f"r{n}", (Item(Role.ASSISTANT, "Yes.", units=units),), {"codec": codec.fingerprint()}) for n in range(12)]
+    kinds = ["answer", "answer", *["sentence"] * 10]
+    extra = {"codec": codec.fingerprint()}
+    rows = [Row(f"r{n}", (Item(Role.ASSISTANT, "Yes.", units=units),), {**extra, "kind": kind}) for n, kind in enumerate(kinds)]
     write_manifest(tmp_path / "m.jsonl", rows)
 
-    def learned(seed, wanted):
+    def prepare(seed, **settings):
         config = TextUnitsTaskConfig(
             train=[str(tmp_path / "m.jsonl")],
             valid=[str(tmp_path / "m.jsonl")],
-            rows=wanted,
             spelling_channels=0,
             decoder=UnitDecoderConfig(layers=1, width=32, heads=2, feed_forward=32, monotonic=False),
+            **settings,
         )
         task = TextUnitsTask(config, StageContext(Parts(recipe.encoder, recipe.backbone, recipe.codec), seed, tmp_path / "cache"))
         with torch.random.fork_rng():
             task.prepare(task.build())
+        return task
+
+    return prepare
+
+
+def test_rows_of_a_kind_stand_in_an_epoch_as_often_as_asked(prepared):
+    task = prepared(1, repeat={"answer": 3})
+    ids = [task.examples("train")[index].row_id for index in range(len(task.examples("train")))]
+    assert {row_id: ids.count(row_id) for row_id in ids} == {f"r{n}": 3 if n < 2 else 1 for n in range(12)}
+    assert len(task.examples("valid")) == 12
+    with pytest.raises(ConfigError, match="repeat.answer is 0"):
+        prepared(1, repeat={"answer": 0})
+
+
+def test_rows_are_drawn_by_the_seed_and_validation_stays_whole(prepared):
+    def learned(seed, wanted):
+        task = prepared(seed, rows=wanted)
         return [row.row_id for row in task.splits["train"]], len(task.splits["valid"])
 
     drawn, valid = learned(1, 5)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +11,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.assets.shapes import missing_weights
 from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.quantization.folder import CONFIG_FILE, FORMAT, LANGUAGE_FILE, hash_of, read_fitted, write_fitted
+from echox.codecs.quantization.language import UnitLanguage
+from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
-from echox.codecs.unit_vocoder.kmeans import nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes, UnitSpeaker
 from echox.codecs.unit_vocoder.vocoder import REACH_FRAMES, Vocoder, build_vocoder
 from echox.config import from_plain
-from echox.disk import sha256_of
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import CheckpointError, ConfigError, SignalError
 from echox.signals import Units, Waveform, valid_mask
 
-FORMAT = 1
-MODEL_FILE, LANGUAGE_FILE, CONFIG_FILE = "model.safetensors", "language.model", "config.json"
 RANDOM = "random"
 LENGTH_STEP_FRAMES = 64  # of the mels that a CPU vocodes
 
@@ -121,18 +114,15 @@ class KMeansCodec(Codec):
     def train(self, mode: bool = True) -> KMeansCodec:
         return super().train(False)  # frozen
 
-    @torch.no_grad()
     def encode(self, wave: Waveform) -> Units:
         """Samples [B, T] -> merged units [B, U]; an empty row gives no unit.
 
         Under an autocast context the encoder follows it; a percent or so of the units may then differ.
         """
-        features = self.encoder(wave)
-        frames = torch.where(wave.lengths > 0, features.lengths, 0)
-        labels = nearest(features.values, self.centroids)
-        rows = [torch.unique_consecutive(row[:count]) for row, count in zip(labels, frames.tolist(), strict=True)]
-        lengths = torch.tensor([len(row) for row in rows], device=labels.device)
-        return Units(pad_sequence(rows, batch_first=True), lengths, None)
+        return merged_units(self.encoder, self.centroids, wave)
+
+    def encode_frames(self, wave: Waveform) -> Units:
+        return frame_units(self.encoder, self.centroids, wave)
 
     @torch.no_grad()
     def decode(self, units: Units) -> Waveform:
@@ -221,22 +211,14 @@ def write_folder(
     language: bytes,
     metrics: Mapping[str, Any],
 ) -> str:
-    """Write a fitted codec; `config.json` comes last, so an unfinished folder is never taken for a codec.
+    """Write a fitted codec.
 
     Returns:
         its fingerprint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
     tensors = {"centroids": centroids, **{f"speaker.{name}": tensor for name, tensor in speaker.state_dict().items()}}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f"{MODEL_FILE}.unfinished")
-    os.replace(folder / f"{MODEL_FILE}.unfinished", folder / MODEL_FILE)
-    write_whole(folder / LANGUAGE_FILE, language)
-    files = {name: sha256_of(folder / name) for name in (MODEL_FILE, LANGUAGE_FILE)}
-    decisive = {"format": FORMAT, "encoder": encoder, "vocoder": vocoder, "sizes": sizes, "files": files}
-    document = {**decisive, "fingerprint": _hash(decisive), "metrics": metrics}
-    write_whole(folder / CONFIG_FILE, (json.dumps(document, indent=2) + "\n").encode())
-    return document["fingerprint"]
+    settings = {"encoder": encoder, "vocoder": vocoder, "sizes": sizes}
+    return write_fitted(folder, settings, tensors, {LANGUAGE_FILE: language}, metrics)
 
 
 def read_folder(folder: Path) -> CodecFolder:
@@ -245,37 +227,10 @@ def read_folder(folder: Path) -> CodecFolder:
     Raises:
         CheckpointError: the folder is missing, incomplete, changed or of another version.
     """
-    try:
-        document = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        decisive = {key: document[key] for key in ("format", "encoder", "vocoder", "sizes", "files")}
-        recorded = document["fingerprint"]
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no codec in {folder}: {CONFIG_FILE} is missing; fit one with echox-prepare codec") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the codec in {folder} has a damaged {CONFIG_FILE} ({type(error).__name__}: {error}); fit it again") from error
-    if decisive["format"] != FORMAT:
-        raise CheckpointError(f"the codec in {folder} has format {decisive['format']}, this version reads {FORMAT}; fit it again")
-    if _hash(decisive) != recorded:
-        raise CheckpointError(f"the codec in {folder} was changed after fitting: {CONFIG_FILE} does not match its fingerprint; fit it again")
-    for name, digest in decisive["files"].items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f"the codec in {folder} is incomplete: {name} is missing; copy the whole folder or fit it again")
-        if sha256_of(folder / name) != digest:
-            raise CheckpointError(f"the codec in {folder} is damaged: {name} is not the file that was fitted; copy it again or fit it again")
-    try:
-        tensors = load_file(folder / MODEL_FILE)
-    except SafetensorError as error:
-        raise CheckpointError(f"the codec in {folder} has an unreadable {MODEL_FILE} ({error}); fit it again") from error
-    sizes = from_plain(SpeakerSizes, decisive["sizes"])
+    found = read_fitted(folder, "kmeans", ("encoder", "vocoder", "sizes"))
     language = (folder / LANGUAGE_FILE).read_bytes()
-    return CodecFolder(decisive["encoder"], decisive["vocoder"], sizes, tensors, language, document.get("metrics", {}), recorded)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears only when it is complete."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    sizes = from_plain(SpeakerSizes, found.settings["sizes"])
+    return CodecFolder(found.settings["encoder"], found.settings["vocoder"], sizes, found.tensors, language, found.metrics, found.fingerprint)
 
 
 def _load_speaker(speaker: UnitSpeaker, tensors: Mapping[str, Tensor], folder: str) -> None:
@@ -297,8 +252,4 @@ def _random_folder(config: KMeansCodecConfig) -> CodecFolder:
         features = encoder(Waveform(samples, torch.tensor([samples.shape[1]]), encoder.rate_hz)).values[0]
         speaker = UnitSpeaker(config.random_units, sizes, frames_ratio(encoder, vocoder), vocoder.recipe)
     tensors = {"centroids": features[: config.random_units].clone(), **{f"speaker.{name}": tensor for name, tensor in speaker.state_dict().items()}}
-    return CodecFolder(described, RANDOM, sizes, tensors, b"", {}, _hash({"random": config.random_units, "format": FORMAT}))
-
-
-def _hash(plain: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return CodecFolder(described, RANDOM, sizes, tensors, b"", {}, hash_of({"random": config.random_units, "format": FORMAT}))

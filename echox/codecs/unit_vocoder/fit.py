@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder, write_whole
+from echox.codecs.quantization.kmeans import fit_kmeans, nearest
+from echox.codecs.quantization.language import UnitLanguage, density, rates, train_language
+from echox.codecs.quantization.phases import Phases, digest_of
+from echox.codecs.quantization.quantizer import autocast_on, features_of
+from echox.codecs.unit_vocoder.codec import frames_ratio, write_folder
 from echox.codecs.unit_vocoder.fit_config import CodecFitConfig
-from echox.codecs.unit_vocoder.kmeans import fit_kmeans, nearest
-from echox.codecs.unit_vocoder.language import UnitLanguage, train_language
 from echox.codecs.unit_vocoder.mel import MelJudge
 from echox.codecs.unit_vocoder.pitch import fundamental
 from echox.codecs.unit_vocoder.speaker import UnitSpeaker
 from echox.codecs.unit_vocoder.training import Clip, Effort, train_durations, train_mel, train_melody, with_told_voicing
-from echox.codecs.unit_vocoder.vocoder import MelSpectrogram, Vocoder, build_vocoder
+from echox.codecs.unit_vocoder.vocoder import Vocoder, build_vocoder
 from echox.config import to_plain
-from echox.device import multiplies_bf16_fast
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import SignalError
-from echox.signals import Units, Waveform
-
-WORK_FOLDER = ".fitting"
-KEY_FILE = "key.json"
+from echox.signals import Units
+from echox.vocoders.mel import MelSpectrogram
 
 
 def fit_codec(config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cpu") -> dict[str, Any]:
@@ -59,11 +51,10 @@ class _Fit:
             raise SignalError(f"fitting a codec needs at least two recordings, got {len(clips)}; give an hour of one voice")
         self.config, self.clips, self.device = config, clips, device
         self.lengths = [len(clip) for clip in clips]
-        self.work = _work_folder(config, clips)
+        self.phases = Phases(Path(config.folder), {"config": to_plain(config), "clips": digest_of(clips)})
         self.vocoder: Vocoder = build_vocoder(config.vocoder)
         self.encoder: Encoder = ENCODERS.build(config.encoder).to(device)
         self.ratio = frames_ratio(self.encoder, self.vocoder)
-        self.seconds: dict[str, float] = {}
         count = max(1, round(config.held_out * len(clips)))
         self.held_rows = set(torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))[:count].tolist())
 
@@ -72,7 +63,7 @@ class _Fit:
         labels = [clusters[f"labels.{row}"].long() for row in range(len(self.clips))]
         language = self._language(labels)
         speaker = self._speaker(clusters["centroids"], labels)
-        metrics = {**_rates(labels, language, sum(self.lengths) / self.encoder.rate_hz), **self._measure(speaker, labels), "seconds": self.seconds}
+        metrics = {**rates(labels, language, sum(self.lengths) / self.encoder.rate_hz), **self._measure(speaker, labels), "seconds": self.phases.seconds}
         fingerprint = write_folder(
             Path(self.config.folder),
             encoder=ENCODERS.describe(self.config.encoder),
@@ -83,43 +74,22 @@ class _Fit:
             language=language.model,
             metrics=metrics,
         )
-        shutil.rmtree(self.work)
+        self.phases.tell(density(metrics))
+        self.phases.done()
         return {**metrics, "fingerprint": fingerprint}
 
     def _clusters(self) -> dict[str, Tensor]:
         """Centroids and labels; the features, which are large, are let go."""
-        features = self._kept("features", self._features)
-        return self._kept("units", lambda: self._units(features))
-
-    def _kept(self, phase: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A phase's tensors, from the work folder if an earlier run left them there."""
-        path = self.work / f"{phase}.safetensors"
-        if path.is_file():
-            with safe_open(path, "pt") as file:
-                self.seconds[phase] = float(file.metadata()["seconds"])
-            tqdm.write(f"codec: {phase} kept from an earlier run", file=sys.stderr)
-            return load_file(path)
-        began_s = time.monotonic()
-        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        self.seconds[phase] = round(time.monotonic() - began_s, 1)
-        unfinished = path.with_suffix(".unfinished")
-        save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
-        os.replace(unfinished, path)
-        tqdm.write(f"codec: {phase} took {self.seconds[phase]} s", file=sys.stderr)
-        return made
+        features = self.phases.tensors("features", self._features)
+        return self.phases.tensors("units", lambda: self._units(features))
 
     def _features(self) -> dict[str, Tensor]:
         """Clip row -> features [F, D] float16; clips of about equal length are encoded together."""
         found: dict[str, Tensor] = {}
         with tqdm(total=len(self.clips), desc="features", unit="clip", leave=False, disable=None) as bar:
             for rows in _batches(self.lengths, int(self.config.batch_s * self.encoder.rate_hz)):
-                samples = torch.nn.utils.rnn.pad_sequence([self.clips[row] for row in rows], batch_first=True)
-                lengths = torch.tensor([self.lengths[row] for row in rows])
-                wave = Waveform(samples, lengths, self.encoder.rate_hz).to(self.device)
-                with torch.no_grad(), self._autocast():
-                    features = self.encoder(wave)
-                for row, values, count in zip(rows, features.values, features.lengths.tolist(), strict=True):
-                    found[str(row)] = values[:count].half()
+                made = features_of(self.encoder, [self.clips[row] for row in rows], self.device)
+                found.update((str(row), values.half()) for row, values in zip(rows, made, strict=True))
                 bar.update(len(rows))
         return found
 
@@ -132,19 +102,16 @@ class _Fit:
         return {"centroids": centroids, **labels}
 
     def _language(self, labels: Sequence[Tensor]) -> UnitLanguage:
-        path = self.work / "language.model"
-        if not path.is_file():
-            began_s = time.monotonic()
-            settings = self.config.language
+        def learn() -> bytes:
             merged = [torch.unique_consecutive(row).tolist() for row in labels]
-            learned = train_language(merged, self.config.units, settings.words, kind=settings.kind, longest=settings.longest)
-            self.seconds["language"] = round(time.monotonic() - began_s, 1)
-            write_whole(path, learned.model)
-        return UnitLanguage(self.config.units, path.read_bytes())
+            return train_language(merged, self.config.units, self.config.language).model
+
+        return UnitLanguage(self.config.units, self.phases.content("language.model", "language", learn))
 
     def _speaker(self, centroids: Tensor, labels: Sequence[Tensor]) -> UnitSpeaker:
         """The trained nets."""
         config = self.config
+        autocast = partial(autocast_on, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             speaker = UnitSpeaker(config.units, config.sizes, self.ratio, self.vocoder.recipe)
@@ -155,12 +122,12 @@ class _Fit:
         prosody = Effort(config.prosody_steps, config.batch, 2e-3, float("inf"))
         mel = Effort(config.mel_steps, config.batch, 1e-3, config.mel_limit_s)
         net_of: dict[str, tuple[torch.nn.Module, Callable[[], float]]] = {
-            "durations": (speaker.durations, lambda: train_durations(speaker.durations, clips(), prosody, config.seed, self._autocast)),
-            "melody": (speaker.melody, lambda: train_melody(speaker.melody, clips(), prosody, config.crop_frames * 2, config.seed, self._autocast)),
+            "durations": (speaker.durations, lambda: train_durations(speaker.durations, clips(), prosody, config.seed, autocast)),
+            "melody": (speaker.melody, lambda: train_melody(speaker.melody, clips(), prosody, config.crop_frames * 2, config.seed, autocast)),
             "mel": (
                 speaker.mel,
                 lambda: train_mel(
-                    speaker.mel, [with_told_voicing(clip, speaker.melody) for clip in clips()], mel, config.crop_frames, judge, config.judge_from, config.judge_weight, config.seed, self._autocast
+                    speaker.mel, [with_told_voicing(clip, speaker.melody) for clip in clips()], mel, config.crop_frames, judge, config.judge_from, config.judge_weight, config.seed, autocast
                 ),
             ),
         }
@@ -170,7 +137,7 @@ class _Fit:
                 train()
                 return net.state_dict()
 
-            net.load_state_dict(self._kept(phase, trained))
+            net.load_state_dict(self.phases.tensors(phase, trained))
         return speaker
 
     def _clips(self, labels: Sequence[Tensor], rows: Sequence[int]) -> Callable[[], list[Clip]]:
@@ -179,9 +146,8 @@ class _Fit:
 
         def clips() -> list[Clip]:
             if not made:
-                began_s = time.monotonic()
-                made.extend(clip for row in tqdm(rows, desc="mel and pitch", unit="clip", leave=False, disable=None) if len((clip := self._clip(row, labels[row])).units))
-                self.seconds["mel and pitch"] = round(time.monotonic() - began_s, 1)
+                found = (self._clip(row, labels[row]) for row in tqdm(rows, desc="mel and pitch", unit="clip", leave=False, disable=None))
+                made.extend(self.phases.timed("mel and pitch", lambda: [clip for clip in found if len(clip.units)]))
                 if not made:
                     raise SignalError("every recording is too short to fit a codec to; give clips of a second or more")
             return made
@@ -216,28 +182,6 @@ class _Fit:
                 found["pitch_error_octaves"].append((pitch_hz[both] / predicted_hz[both]).log2().abs().mean())
         return {name: round(float(torch.stack(values).mean()), 4) for name, values in found.items() if values}
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=multiplies_bf16_fast(self.device))
-
-
-def _work_folder(config: CodecFitConfig, clips: Sequence[Tensor]) -> Path:
-    """The folder of unfinished phases; emptied if it belongs to other settings or other recordings."""
-    work = Path(config.folder) / WORK_FOLDER
-    key = json.dumps({"config": to_plain(config), "clips": _digest(clips)}, sort_keys=True).encode()
-    path = work / KEY_FILE
-    if not path.is_file() or path.read_bytes() != key:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_whole(path, key)
-    return work
-
-
-def _digest(clips: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(len(clip).to_bytes(8, "little") + clip.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows sorted by length, in batches of at most `budget` samples with padding."""
@@ -247,17 +191,3 @@ def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([])
         batches[-1].append(row)
     return batches
-
-
-def _rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> dict[str, float]:
-    merged = [torch.unique_consecutive(row).tolist() for row in labels]
-    units = sum(map(len, merged))
-    words = sum(len(language.words(row)) for row in merged)
-    return {
-        "audio_s": round(audio_s, 1),
-        "units": language.vocab_size,
-        "words": language.word_count,
-        "units_per_s": round(units / audio_s, 2),
-        "words_per_s": round(words / audio_s, 2),
-        "units_per_word": round(units / max(1, words), 3),
-    }

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from echox.codecs.quantization.language import LanguageConfig
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
-from echox.encoders.base import ENCODERS, EncoderConfig
+from echox.encoders.base import EncoderConfig
+from echox.encoders.whisper import WhisperConfig
 from echox.errors import ConfigError
 
 
 def _whisper_base_layer_4() -> EncoderConfig:
-    return ENCODERS.parse({"name": "whisper", "weights": "whisper_base", "layers": 4})
-
-
-@dataclass(kw_only=True, slots=True)
-class LanguageConfig:
-    """How units are grouped into words."""
-
-    words: int = 2_000
-    """Words of the unit language, single units included; 0 leaves each unit a word."""
-    kind: str = "unigram"
-    """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
-    longest: int = 8
-    """Units in a word at most."""
+    return WhisperConfig(weights="whisper_base", layers=4)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.codecs.unit_vocoder.blocks import ConvStack, Upsample
-from echox.codecs.unit_vocoder.vocoder import MelRecipe, mel_centres_hz
+from echox.vocoders.mel import MelRecipe, mel_centres_hz
 
 
 class MelNet(nn.Module):

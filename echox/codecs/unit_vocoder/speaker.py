@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.unit_vocoder.mel import MelNet
 from echox.codecs.unit_vocoder.prosody import Durations, Melody
-from echox.codecs.unit_vocoder.vocoder import MelRecipe
 from echox.signals import Units, valid_mask
+from echox.vocoders.mel import MelRecipe
 
 
 @dataclass(kw_only=True, slots=True)

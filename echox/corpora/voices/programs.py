@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from echox.corpora.resampling import resample
+from echox.data.resampling import resample
 from echox.corpora.voices.base import Role, Voice
 from echox.errors import AssetError, SignalError
 

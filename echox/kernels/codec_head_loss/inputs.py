@@ -105,6 +105,6 @@ def target_weights(
     return None if weights is None else weights.contiguous()
 
 
-def divided(total: Tensor, count: Tensor | float) -> Tensor:
-    """total / count, and the total where the count is 0: then all is ignored, and the total is 0."""
-    return total / (count.where(count != 0, 1) if isinstance(count, Tensor) else count or 1)
+def nonzero(count: Tensor | float) -> Tensor | float:
+    """What a sum is divided by: the count, and 1 where that is 0, for then all is ignored and the sum is 0."""
+    return count.where(count != 0, 1) if isinstance(count, Tensor) else count or 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from echox.kernels.codec_head_loss import eager, operators, reference
-from echox.kernels.codec_head_loss.inputs import check_range, check_shapes, chosen, divided, multiplying_dtype, narrowed, target_weights
+from echox.kernels.codec_head_loss.inputs import check_range, check_shapes, chosen, multiplying_dtype, narrowed, nonzero, target_weights
 from echox.kernels.codec_head_loss.passes import Problem
 from echox.kernels.codec_head_loss.rows import RowResults
 from echox.kernels.codec_head_loss.terms import Impl, Reduction, Terms
@@ -97,12 +97,14 @@ def codec_head_loss(
     weights = target_weights(hidden, flat, targets, codebook_weight, token_weight)
     traced = operators.is_traced(hidden, weight)
     certain = not traced and check_range(flat, terms)
-    problem = Problem(hidden.reshape(-1, hidden.shape[-1]), weight, bias, flat, weights, terms, multiplying_dtype(hidden), certain)
-    total, results = _computed(problem, chosen(impl, hidden), reduction, traced)
+    rows = hidden if hidden.dim() == 2 else hidden.reshape(-1, hidden.shape[-1])
+    problem = Problem(rows, weight, bias, flat, weights, terms, multiplying_dtype(hidden), certain)
     valid = flat != ignore_index
+    divisor = 1
     if reduction is Reduction.mean:
-        total = divided(total, _weight_sum(problem, valid) if count is None else count)
-    shaped = (tensor.detach().reshape(targets.shape) for tensor in (results.losses, results.lse, results.correct, valid))
+        divisor = nonzero(_weight_sum(problem, valid) if count is None else count)
+    total, results = _computed(problem, chosen(impl, hidden), reduction, traced, divisor)
+    shaped = (tensor.detach().view(targets.shape) for tensor in (results.losses, results.lse, results.correct, valid))
     return HeadLoss(total.reshape(targets.shape) if reduction is Reduction.none else total, *shaped, with_codebooks)
 
 
@@ -112,15 +114,16 @@ def _weight_sum(problem: Problem, valid: Tensor) -> Tensor | int:
     return problem.weights.where(valid, 0).sum()
 
 
-def _computed(problem: Problem, impl: Impl, reduction: Reduction, traced: bool) -> tuple[Tensor, RowResults]:
-    """The weighted losses, [N, K] or their sum, and the results of every target."""
+def _computed(problem: Problem, impl: Impl, reduction: Reduction, traced: bool, divisor: Tensor | float) -> tuple[Tensor, RowResults]:
+    """The weighted losses, [N, K] or their sum over the divisor, and the results of every target."""
     if impl is Impl.reference:
         results = RowResults(*reference.losses(problem.hidden, problem.weight, problem.bias, problem.targets, problem.terms))
     elif reduction is Reduction.none:
         results = operators.each(problem, impl)
     elif traced:
-        return operators.summed(problem, impl)
+        total, results = operators.summed(problem, impl)
+        return total / divisor, results
     else:
-        return eager.summed(problem, impl)
+        return eager.summed(problem, impl, divisor)
     weighted = results.losses if problem.weights is None else results.losses * problem.weights
-    return weighted if reduction is Reduction.none else weighted.sum(), results
+    return weighted if reduction is Reduction.none else weighted.sum() / divisor, results

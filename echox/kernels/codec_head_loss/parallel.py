@@ -15,7 +15,7 @@ from torch import Tensor
 
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import passes
-from echox.kernels.codec_head_loss.inputs import check_range, chosen, divided, multiplying_dtype
+from echox.kernels.codec_head_loss.inputs import check_range, chosen, multiplying_dtype, nonzero
 from echox.kernels.codec_head_loss.op import HeadLoss, codec_head_loss
 from echox.kernels.codec_head_loss.passes import Problem
 from echox.kernels.codec_head_loss.rows import Partial, joined
@@ -53,7 +53,7 @@ def codebook_parallel_loss(
             weights = target_weights(own.valid, codebook_weight, options.get("token_weight"))
             count = weights.sum()
             dist.all_reduce(count, group=group)
-        total = divided(total, count)
+        total = total / nonzero(count)
     return dataclasses.replace(own, loss=total)
 
 
@@ -111,7 +111,7 @@ def vocabulary_parallel_loss(
     weighted = losses if token_weight is None else losses * weights
     loss = weighted if reduction is Reduction.none else weighted.sum()
     if reduction is Reduction.mean:
-        loss = divided(loss, weights.sum() if count is None else count)
+        loss = loss / nonzero(weights.sum() if count is None else count)
     return HeadLoss(loss, losses.detach(), lse.reshape(targets.shape), correct.reshape(targets.shape), valid)
 
 

@@ -41,11 +41,11 @@ def cpu_products(dtype: torch.dtype) -> Iterator[None]:
     It is what a GPU's tensor cores do, and no dearer than bfloat16 products, whose sums are rounded to bfloat16. The setting is the
     process's: products of other threads in these milliseconds follow it too.
     """
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
     if dtype is not torch.bfloat16 or not multiplies_bf16_fast(torch.device("cpu")):
         yield
         return
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
         yield

@@ -60,12 +60,12 @@ def row_gradients(
         slopes = _to_scores(block, terms, keep_slopes=True)
         places = _places(targets[:, k], block, terms, certain)
         if lse is None:
-            total = _finish(block, places, terms, _in(results, k))
+            _finish(block, places, terms, _in(results, k))
             known = results.lse[:, k, None]
         else:
             known = lse[:, k, None]
-            total = block.sub_(known).exp_().new_ones(())
-        _to_gradient(block, total, known, places, None if weights is None else weights[:, k, None], terms)
+            block.sub_(known)
+        _to_gradient(block.exp_(), known, places, None if weights is None else weights[:, k, None], terms)
         if slopes is not None:
             block.mul_(slopes)
     return z
@@ -146,27 +146,27 @@ def _places(targets: Tensor, block: Tensor, terms: Terms, certain: bool) -> _Pla
     return _Places(targets.where(inside, 0)[..., None], targets != terms.ignore_index, inside)
 
 
-def _finish(block: Tensor, places: _Places, terms: Terms, results: RowResults) -> Tensor:
-    """Write the results of scores [R, k, V], which become exp(score - highest); returns their sums [R, k, 1]."""
+def _finish(block: Tensor, places: _Places, terms: Terms, results: RowResults) -> None:
+    """Write the results of scores [R, k, V], which become logarithms of probabilities."""
     at_target = block.gather(-1, places.index)
-    mean = block.mean(-1) if terms.label_smoothing else None
-    top = _judge(block, places.index, at_target, results.correct)
-    total = block.sub_(top).exp_().sum(-1, keepdim=True)
-    torch.add(top, total.log(), out=results.lse[..., None])
-    loss = _loss(results.lse, at_target[..., 0], mean, terms)
+    _judge(block, places.index, at_target, results.correct)
+    torch.log_softmax(block, -1, out=block)
+    loss = torch.neg(block.gather(-1, places.index)[..., 0], out=results.losses)
+    torch.add(loss, at_target[..., 0], out=results.lse)
+    if terms.label_smoothing:
+        loss.lerp_(block.mean(-1).neg_(), terms.label_smoothing)
+    if terms.z_loss:
+        loss.addcmul_(results.lse, results.lse, value=terms.z_loss)
     if places.valid is not None:
-        loss = loss.where(places.inside, float("nan")).where(places.valid, 0)
+        loss.masked_fill_(~places.inside, float("nan")).masked_fill_(~places.valid, 0)
         results.correct.logical_and_(places.valid & places.inside)
-    results.losses.copy_(loss)
-    return total
 
 
-def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> Tensor:
-    """The highest scores [R, k, 1]; `correct` [R, k] becomes whether the entries at `index` [R, k, 1] have them, as the first of equals."""
+def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> None:
+    """`correct` [R, k] becomes whether the entries at `index` [R, k, 1] have the highest scores, as the first of equals."""
     if block.is_cuda:
-        top, best = block.max(-1, keepdim=True)
-        torch.eq(best, index, out=correct[..., None])
-        return top
+        torch.eq(block.max(-1, keepdim=True)[1], index, out=correct[..., None])
+        return
     # On a CPU the maximum takes a quarter of the time without its place, and only equals must be looked at again.
     others = block.scatter_(-1, index, float("-inf")).amax(-1, keepdim=True)
     block.scatter_(-1, index, at_target)
@@ -174,7 +174,6 @@ def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> 
     equal = (at_target == others)[..., 0]
     if equal.any():
         correct[equal] = block[equal].max(-1)[1] == index[equal][:, 0]
-    return torch.maximum(at_target, others)
 
 
 def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
@@ -184,13 +183,17 @@ def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> 
     return loss + terms.z_loss * lse * lse if terms.z_loss else loss
 
 
-def _to_gradient(block: Tensor, total: Tensor, lse: Tensor, places: _Places, weights: Tensor | None, terms: Terms) -> None:
-    """Probabilities times `total` -> gradient with respect to the scores, in place. All factors of a row [R, k, 1] are one multiplication."""
-    weight = total.new_ones(()) if weights is None else weights
-    block.mul_((1 + 2 * terms.z_loss * lse) * weight / total if terms.z_loss else weight / total)
+def _to_gradient(block: Tensor, lse: Tensor, places: _Places, weights: Tensor | None, terms: Terms) -> None:
+    """Probabilities [R, k, V] -> gradient with respect to the scores, in place; lse and weights are [R, k, 1]."""
+    weight = 1.0 if weights is None else weights
+    if terms.z_loss:
+        block.mul_((1 + 2 * terms.z_loss * lse) * weight)
+    elif weights is not None:
+        block.mul_(weights)
     if terms.label_smoothing:
         block.sub_(weight * (terms.label_smoothing / (terms.whole or block.shape[-1])))
-    hit = (weight * (terms.label_smoothing - 1)).expand_as(lse)
+    hit = lse.new_full((), terms.label_smoothing - 1) if weights is None else weights * (terms.label_smoothing - 1)
+    hit = hit.expand_as(lse)
     if places.inside is not None:
         hit = hit.where(places.inside[..., None], 0.0 if terms.whole else float("nan"))
     block.scatter_add_(-1, places.index, hit)

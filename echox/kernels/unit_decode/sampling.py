@@ -5,6 +5,8 @@ Nothing here reads a value off the device, and no row's result depends on anothe
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,7 @@ def _by_codebook(scores: Tensor, head: UnitHead, absent: float = NEVER) -> Tenso
 
 def _drawn(rows: Tensor, top: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
     """A token of each row [B * K]: the largest sum of score and noise among those that pass the filters."""
-    temperature = params.temperature.repeat_interleave(head.codebooks)[:, None]
+    temperature = _each(params.temperature, head.codebooks)
     waits = _by_codebook(log_waits(state.seed, state.length, head.ids), head, 0.0)
     # Noise is scaled instead of scores, so that temperature 0 is the likeliest token.
     noisy = torch.addcmul(rows, waits, temperature, value=-1)
@@ -90,46 +92,54 @@ def _drawn(rows: Tensor, top: Tensor, head: UnitHead, params: UnitParams, state:
     return noisy.argmax(1)
 
 
+def _each(setting: Tensor, K: int) -> Tensor:
+    """A setting of every request [B], for every codebook [B * K, 1]."""
+    return setting[:, None] if K == 1 else setting.repeat_interleave(K)[:, None]
+
+
 def _threshold(rows: Tensor, top: Tensor, temperature: Tensor, K: int, params: UnitParams) -> Tensor | None:
-    """The lowest score [R, 1] that passes top-k, top-p and min-p; None where nobody filters."""
-    needs = params.needs
-    heat = torch.where(temperature > 0, temperature, 1.0)
-    found = []
+    """The lowest score [R, 1] that passes top-k, top-p and min-p; None where nobody filters.
+
+    At temperature 0 it is the likeliest token's, or no number, which holds nothing back; either leaves the choice as it is.
+    """
+    needs, found = params.needs, []
     if needs.best:
-        best = rows.topk(min(needs.best, rows.shape[1]), dim=1).values
-        kth = _kth(rows, best, params.top_k.repeat_interleave(K)[:, None]) if needs.top_k else None
+        best = rows.topk(min(needs.best, rows.shape[1]), dim=1)
+        kth = _kth(best.values, _each(params.top_k, K), rows.shape[1]) if needs.top_k else None
         found += [] if kth is None else [kth]
-        found += [_nucleus(rows, best, kth, top, heat, params.top_p.repeat_interleave(K)[:, None])] if needs.top_p else []
+        found += [_nucleus(rows, best, kth, temperature, _each(params.top_p, K))] if needs.top_p else []
     if needs.min_p:
-        found.append(top + heat * params.min_p.repeat_interleave(K)[:, None].log())
-    return torch.stack(found).amax(0) if found else None
+        found.append(top + temperature * _each(params.min_p, K).log())
+    return functools.reduce(torch.maximum, found) if found else None
 
 
-def _kth(rows: Tensor, best: Tensor, k: Tensor) -> Tensor:
-    """The k-th of the best scores [R, M], -inf where k is no limit."""
-    return torch.where(k < rows.shape[1], best.gather(1, (k - 1).clamp(max=best.shape[1] - 1)), NEVER)
+def _kth(best: Tensor, k: Tensor, C: int) -> Tensor:
+    """The k-th of the best scores [R, M] of C, -inf where k is no limit."""
+    return torch.where(k < C, best.gather(1, (k - 1).clamp(max=best.shape[1] - 1)), NEVER)
 
 
-def _nucleus(rows: Tensor, best: Tensor, kth: Tensor | None, top: Tensor, heat: Tensor, p: Tensor) -> Tensor:
+def _nucleus(rows: Tensor, best: torch.return_types.topk, kth: Tensor | None, temperature: Tensor, p: Tensor) -> Tensor:
     """The lowest of the best scores [R, M] such that those above hold less than p of the mass from `kth` up."""
-    all = best if best.shape[1] == rows.shape[1] else rows  # scores equal to the k-th count, though they may not be among the M
-    masses = all.sub(top).div_(heat).exp_()
-    # A running sum has one order of summation, whatever the batch and the number of threads.
-    mass = (masses if kth is None else masses.masked_fill_(all < kth, 0)).cumsum(1)[:, -1:]
-    above = best.sub(top).div_(heat).exp_().cumsum(1)[:, :-1]
-    count = (above < p * mass).sum(1, keepdim=True)
-    return torch.where(p < 1, best.gather(1, count), NEVER)
+    masses = (rows / temperature).softmax(1)
+    above = masses.gather(1, best.indices).cumsum(1)[:, :-1]
+    share = p
+    if kth is not None:
+        # Scores equal to the k-th count too, though they may not be among the M; a running sum has one order, whatever the batch.
+        share = p * masses.masked_fill_(rows < kth, 0).cumsum(1)[:, -1:]
+    count = (above < share).sum(1, keepdim=True)
+    return torch.where(p < 1, best.values.gather(1, count), NEVER)
 
 
 def advance(tokens: Tensor, failed: Tensor, head: UnitHead, params: UnitParams, state: UnitState) -> Tensor:
     """Write what was chosen into the state; tokens [B, K] -> what the rows say [B, K], `pad_id` where they have ended."""
     live = ~state.finished
     failed = failed & live
-    tokens = tokens.where((live & ~failed)[:, None], head.pad_id)
-    at = tokens if head.codebooks == 1 else tokens + head.at[:-1]
     state.length += live
     state.failed |= failed
-    state.finished |= failed | (state.length >= params.max_length)
+    state.finished |= failed
+    tokens = tokens.masked_fill(state.finished[:, None], head.pad_id)
+    at = tokens if head.codebooks == 1 else tokens + head.at[:-1]
+    state.finished |= state.length >= params.max_length
     if params.needs.stops:
         stopped = params.stops.gather(1, at)
         state.finished |= stopped.view(-1) if head.codebooks == 1 else stopped.any(1)

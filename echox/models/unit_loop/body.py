@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
+from echox.models.unit_loop.matrices import Matrix, matrix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,11 @@ class Layer:
     """One layer's weights, those that read the same input joined. h query heads, k key/value heads of d channels, I inside."""
 
     attention_norm: Tensor  # [C]
-    qkv: Tensor  # [C, (h + 2k) d]
-    out: Tensor  # [h d, C]
+    qkv: Matrix  # C -> (h + 2k) d
+    out: Matrix  # h d -> C
     feed_norm: Tensor  # [C]
-    gate_up: Tensor  # [C, 2 I]
-    down: Tensor  # [I, C]
+    gate_up: Matrix  # C -> 2 I
+    down: Matrix  # I -> C
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class CachedBody:
         self.slots, self.capacity, self.dtype = slots, capacity, dtype
         self.norm = body.norm.weight.detach().float()
         self.activation = body.layers[0].mlp.act_fn if len(body.layers) else F.silu
-        self.layers = [_joined(layer, dtype, weight_of) for layer in body.layers]
+        self.layers = [self._joined(layer, weight_of) for layer in body.layers]
         device = self.norm.device
         # Zeros, for cells that no one has written are masked, yet 0 times NaN is NaN.
         self.cache = untouched(len(self.layers), 2, slots, self.heads, capacity, self.head_dim, dtype=dtype, device=device)
@@ -88,14 +89,14 @@ class CachedBody:
         keys = self.heads * self.groups
         x = x.float()
         for layer, cache in zip(self.layers, self.cache):
-            qkv = torch.mm(self._normed(x, layer.attention_norm), layer.qkv).view(A, keys + 2 * self.heads, self.head_dim)
+            qkv = layer.qkv.times(self._normed(x, layer.attention_norm)).view(A, keys + 2 * self.heads, self.head_dim)
             turned = self._turned(qkv[:, : keys + self.heads], places.cosine, places.sine)
             _write(cache[0], places.cells, turned[:, keys:])
             _write(cache[1], places.cells, qkv[:, keys + self.heads :])
             queries = turned[:, :keys].view(A, self.heads, self.groups, self.head_dim)
             past = cache[:, :A, :, : places.filled]
             mixed = F.scaled_dot_product_attention(queries, past[0], past[1], attn_mask=places.mask)
-            x = self._fed(x + torch.mm(mixed.reshape(A, -1), layer.out), layer)
+            x = self._fed(x + layer.out.times(mixed.reshape(A, -1)), layer)
         return F.rms_norm(x, (self.width,), self.norm, self.eps)
 
     def prefill(self, x: Tensor, first: int) -> None:
@@ -105,18 +106,17 @@ class CachedBody:
         """
         N, P, _ = x.shape
         keys = self.heads * self.groups
-        cosine, sine = self.cosine[:P, None], self.sine[:P, None]
         x = x.reshape(N * P, -1).float()
         for layer, cache in zip(self.layers, self.cache):
-            qkv = torch.mm(self._normed(x, layer.attention_norm), layer.qkv).view(N, P, keys + 2 * self.heads, self.head_dim)
-            turned = self._turned(qkv[:, :, : keys + self.heads], cosine, sine)
+            qkv = layer.qkv.times(self._normed(x, layer.attention_norm)).view(N, P, keys + 2 * self.heads, self.head_dim)
+            turned = self._turned_from_0(qkv[:, :, : keys + self.heads])
             fresh = torch.stack([turned[:, :, keys:], qkv[:, :, keys + self.heads :]]).transpose(2, 3)
             cache[:, first : first + N, :, :P] = fresh
             if layer is self.layers[-1]:
                 return  # what follows would only reach hidden states, and steps compute theirs
             queries = turned[:, :, :keys].transpose(1, 2)
             mixed = F.scaled_dot_product_attention(queries, fresh[0], fresh[1], is_causal=True, enable_gqa=self.groups > 1)
-            x = self._fed(x + torch.mm(mixed.transpose(1, 2).reshape(N * P, -1), layer.out), layer)
+            x = self._fed(x + layer.out.times(mixed.transpose(1, 2).reshape(N * P, -1)), layer)
 
     def move(self, source: int, target: int, filled: int) -> None:
         """Copy a row to another slot."""
@@ -134,9 +134,34 @@ class CachedBody:
         """Rotary positions: halves of a head are a pair's two parts (Su et al. 2021, arXiv:2104.09864, in Llama's layout)."""
         return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
+    def _turned_from_0(self, x: Tensor) -> Tensor:
+        """Queries or keys [N, P, heads, d] of positions 0 .. P-1."""
+        P = x.shape[1]
+        return self._turned(x, self.cosine[:P, None], self.sine[:P, None])
+
     def _fed(self, x: Tensor, layer: Layer) -> Tensor:
-        gate, up = torch.mm(self._normed(x, layer.feed_norm), layer.gate_up).chunk(2, dim=-1)
-        return x + torch.mm(self.activation(gate).mul_(up), layer.down)
+        gate, up = layer.gate_up.times(self._normed(x, layer.feed_norm)).chunk(2, dim=-1)
+        return x + layer.down.times(self.activation(gate).mul_(up))
+
+    def _joined(self, layer: nn.Module, weight_of: Callable[[nn.Linear], Tensor]) -> Layer:
+        attention, feed = layer.self_attn, layer.mlp
+
+        def read(part: nn.Linear) -> Tensor:
+            return weight_of(part).detach().to(self.dtype)
+
+        turned = torch.cat([read(attention.q_proj), read(attention.k_proj)])
+        return Layer(
+            layer.input_layernorm.weight.detach().float(),
+            matrix_of(torch.cat([self._channels(turned), read(attention.v_proj)])),
+            matrix_of(read(attention.o_proj)),
+            layer.post_attention_layernorm.weight.detach().float(),
+            matrix_of(torch.cat([read(feed.gate_proj), read(feed.up_proj)])),
+            matrix_of(read(feed.down_proj)),
+        )
+
+    def _channels(self, turned: Tensor) -> Tensor:
+        """Weights of queries and keys [heads d, C], in the order in which this body turns their channels."""
+        return turned
 
 
 def untouched(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -150,21 +175,3 @@ def _write(cache: Tensor, cells: Tensor, fresh: Tensor) -> None:
     """Keys or values [A, k, d] into their cells of a layer's cache [slots, k, capacity, d]."""
     d = cache.shape[-1]
     cache.view(-1, d).index_copy_(0, cells, fresh.reshape(-1, d))
-
-
-def _joined(layer: nn.Module, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> Layer:
-    attention, feed = layer.self_attn, layer.mlp
-
-    def stacked(*parts: nn.Linear) -> Tensor:
-        """Weights side by side [in, out]: a copy, so that training goes on beside it; products of few rows read them fastest so on a CPU."""
-        joined = torch.cat([weight_of(part).detach().to(dtype) for part in parts]).T
-        return joined if joined.is_cuda else joined.contiguous()
-
-    return Layer(
-        layer.input_layernorm.weight.detach().float(),
-        stacked(attention.q_proj, attention.k_proj, attention.v_proj),
-        stacked(attention.o_proj),
-        layer.post_attention_layernorm.weight.detach().float(),
-        stacked(feed.gate_proj, feed.up_proj),
-        stacked(feed.down_proj),
-    )

@@ -17,6 +17,15 @@ from echox.models.unit_loop.steps import Ask, Rows, Steps
 NEVER = 2**31  # a step no request reaches
 
 
+def end_in_steps(rows: Rows, says_end: Tensor, longest: int) -> None:
+    """Where the first codebook has just said its end (bool [A]), note the step in rule "ended" and let the row go on for `longest` steps."""
+    ended, state, params = rows.rules["ended"], rows.state, rows.params
+    ends = says_end & (ended == NEVER) & ~state.finished
+    ended.copy_(torch.where(ends, state.length - 1, ended))
+    params.max_length.copy_(torch.where(ends, torch.minimum(state.length + longest, params.max_length), params.max_length))
+    state.finished.logical_or_(state.length >= params.max_length)
+
+
 class CodebookSteps(Steps):
     """Codebook k says at step t its code of frame t - delays[k].
 
@@ -51,11 +60,7 @@ class CodebookSteps(Steps):
         return torch.where((frame < 0) | (frame >= rows.rules["ended"][:, None]), self.none, -1)
 
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
-        ended, state, params = rows.rules["ended"], rows.state, rows.params
-        ends = (step.tokens[:, 0] == self.none[0]) & (ended == NEVER) & ~state.finished
-        ended.copy_(torch.where(ends, state.length - 1, ended))
-        params.max_length.copy_(torch.where(ends, torch.minimum(state.length + self.longest, params.max_length), params.max_length))
-        state.finished.logical_or_(state.length >= params.max_length)
+        end_in_steps(rows, step.tokens[:, 0] == self.none[0], self.longest)
         return step.embedding
 
     def ask(self, inputs: Tensor, request: UnitRequest) -> Ask:

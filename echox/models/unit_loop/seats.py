@@ -10,6 +10,7 @@ from torch import Tensor
 
 from echox.kernels.unit_decode import GREEDY, UnitParams, UnitState, sample_units
 from echox.models.unit_loop.body import CachedBody, untouched
+from echox.models.unit_loop.cpu_body import CpuBody
 from echox.models.unit_loop.steps import Ask, Rows, Steps
 
 
@@ -18,7 +19,8 @@ class Seats:
 
     def __init__(self, steps: Steps, slots: int, capacity: int, dtype: torch.dtype, keep_states: bool) -> None:
         self.steps = steps
-        self.body = CachedBody(steps.body, slots, capacity, dtype, steps.weight_of)
+        make = CachedBody if steps.head.weight.is_cuda else CpuBody
+        self.body = make(steps.body, slots, capacity, dtype, steps.weight_of)
         device = self.body.norm.device
         self.params = UnitParams.of([GREEDY] * slots, steps.head)
         self.state = UnitState.empty(slots, steps.head)

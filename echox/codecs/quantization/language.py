@@ -5,17 +5,32 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
+import torch
 from sentencepiece import sentencepiece_model_pb2
+from torch import Tensor
 
 from echox.errors import ConfigError, SignalError
 
 FIRST_CHARACTER = 0xE000  # Unicode's private use area, U+E000 to U+F8FF
 MOST_UNITS = 6_400  # its size
 SEEDS_PER_WORD = 10  # candidates the unigram model prunes its words from
+
+
+@dataclass(kw_only=True, slots=True)
+class LanguageConfig:
+    """How units are grouped into words."""
+
+    words: int = 2_000
+    """Words of the unit language, single units included; 0 leaves each unit a word."""
+    kind: str = "unigram"
+    """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
+    longest: int = 8
+    """Units in a word at most."""
 
 
 class UnitLanguage:
@@ -49,6 +64,10 @@ class UnitLanguage:
         """Number of words W."""
         return len(self._spelling)
 
+    def tokens(self) -> list[str]:
+        """The words as EchoX writes them in a tokenizer, in the order of their ids: `<|unit_837_81_194|>`."""
+        return [f"<|unit_{'_'.join(map(str, units))}|>" for units in self._spelling]
+
     def words(self, units: Sequence[int]) -> list[int]:
         """Units -> words, the most probable segmentation (or the merges).
 
@@ -74,18 +93,16 @@ class UnitLanguage:
         return [unit for word in words for unit in self._spelling[word]]
 
 
-def train_language(sequences: Iterable[Sequence[int]], vocab_size: int, words: int, *, kind: str = "unigram", longest: int = 8) -> UnitLanguage:
-    """Learn words from merged unit sequences.
+def train_language(sequences: Iterable[Sequence[int]], vocab_size: int, config: LanguageConfig) -> UnitLanguage:
+    """Learn words from merged unit sequences; fewer than are asked for where the sequences hold fewer regular runs.
 
     Args:
         sequences: unit sequences [U], ids 0..V-1.
         vocab_size: number of units V.
-        words: size asked for, single units included; fewer come out where the sequences hold fewer regular runs. 0: no grouping.
-        kind: "unigram" or "bpe".
-        longest: units in a word at most.
     Raises:
         ConfigError: the kind is unknown, there are more units than private characters, or `words` leaves none for groups.
     """
+    words, kind, longest = config.words, config.kind, config.longest
     if kind not in ("unigram", "bpe"):
         raise ConfigError(f"language.kind is {kind!r}; use 'unigram' or 'bpe'")
     if vocab_size > MOST_UNITS:
@@ -146,3 +163,27 @@ def _train(sentences: list[str], kind: str, words: int, longest: int, seeds_file
 
 def _characters(units: Iterable[int]) -> str:
     return "".join(chr(FIRST_CHARACTER + unit) for unit in units)
+
+
+def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> dict[str, float]:
+    """How densely speech is written: units of every frame [F] of recordings, `audio_s` seconds in all -> what `metrics` records."""
+    merged = [torch.unique_consecutive(row).tolist() for row in labels]
+    units = sum(map(len, merged))
+    words = sum(len(language.words(row)) for row in merged)
+    return {
+        "audio_s": round(audio_s, 1),
+        "units": language.vocab_size,
+        "words": language.word_count,
+        "frames_per_s": round(sum(map(len, labels)) / audio_s, 2),
+        "units_per_s": round(units / audio_s, 2),
+        "words_per_s": round(words / audio_s, 2),
+        "units_per_word": round(units / max(1, words), 3),
+    }
+
+
+def density(metrics: Mapping[str, float]) -> str:
+    """What `rates` found, in a line for people."""
+    return (
+        f"{metrics['frames_per_s']} frames/s, {metrics['units_per_s']} units/s without repeats, {metrics['words_per_s']} words/s "
+        f"of {metrics['words']} words; {metrics['units_per_word']} units a word"
+    )

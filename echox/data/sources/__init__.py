@@ -1,0 +1,1 @@
+"""Where manifests are made from: one file a kind of source."""

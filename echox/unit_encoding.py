@@ -1,0 +1,126 @@
+"""`echox-prepare units`: a codec's units of whole corpora, by as many processes and GPUs as there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+
+from echox.codecs.base import CODECS, CodecConfig
+from echox.config import from_plain, to_plain
+from echox.corpora.units import SHOWN_EVERY_S, UnitsBar, UnitsConfig, shard_numbers, unit_shards, write_units
+from echox.device import device_named, multiplies_bf16_fast
+from echox.engine.distribution import World
+from echox.errors import ConfigError, EchoxError
+from echox.plugins import discover
+
+
+@dataclass(kw_only=True, slots=True)
+class EncodeUnitsConfig(UnitsConfig):
+    """Encode the assistant's audio of manifests with a fitted codec; NAME.jsonl becomes NAME.units.jsonl beside it."""
+
+    codec: CodecConfig = MISSING
+    """The codec to encode with."""
+    device: str = "auto"
+    """Device to encode on: auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes on this machine, which take turns on its GPUs or share its processors; null is one for each GPU, and one on a CPU. Those
+    of torchrun work together without it."""
+
+    def __post_init__(self) -> None:
+        UnitsConfig.__post_init__(self)
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; use 1 or more, or null")
+
+
+def encode_units(config: EncodeUnitsConfig) -> None:
+    """Write manifests with units, and print the paths of those that are complete.
+
+    Raises:
+        ConfigError: no manifest is named. CheckpointError: the codec is not fitted. ManifestError: a manifest is missing or broken.
+        AssetError: the disk is full.
+    """
+    if not config.manifests:
+        raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
+    world, device = _world(), device_named(config.device)
+    # Built here first, so that what is wrong with it is said once.
+    codec = CODECS.build(config.codec)
+    workers = 1 if world.size > 1 else _workers(config, device)
+    if workers > 1:
+        with _spawned(config, workers) as processes:
+            _watch(processes, config, codec.fingerprint())
+    # Alone it does all of the work; after others it finds it done, or takes over from those that died.
+    device = world.device(device)
+    first, shows = world.rank / world.size, world.is_main
+    for path in write_units(config, codec.to(device), device=device, bf16=multiplies_bf16_fast(device), first=first, shows=shows):
+        if world.is_main:
+            print(path)
+
+
+def _world() -> World:
+    """Torchrun's processes share nothing but the folder of shards, so no group of them is formed."""
+    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    return World(rank, size, local_rank)
+
+
+def _workers(config: EncodeUnitsConfig, device: torch.device) -> int:
+    if config.workers is not None:
+        return config.workers
+    return max(1, torch.cuda.device_count()) if device.type == "cuda" and device.index is None else 1
+
+
+@contextmanager
+def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[list[BaseProcess]]:
+    """Processes that encode; they end with the block, by force if it is left by an error."""
+    context = multiprocessing.get_context("spawn")
+    plain = to_plain(config)
+    processes = [context.Process(target=_work, args=(plain, number, workers)) for number in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
+    finally:
+        for process in processes:
+            process.join()
+
+
+def _work(settings: Mapping[str, Any], number: int, workers: int) -> None:
+    """One process's work; what goes wrong is left to the first process, which meets it again and says it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    discover()
+    config = from_plain(EncodeUnitsConfig, settings)
+    device = device_named(config.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", number % torch.cuda.device_count())
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    try:
+        codec = CODECS.build(config.codec).to(device)
+        write_units(config, codec, device=device, bf16=multiplies_bf16_fast(device), first=number / workers, shows=False)
+    except EchoxError:
+        raise SystemExit(2) from None
+
+
+def _watch(processes: list[BaseProcess], config: EncodeUnitsConfig, fingerprint: str) -> None:
+    """Show what the processes get done, until they have ended."""
+    for name in config.manifests:
+        shards = unit_shards(Path(name), config, fingerprint)
+        mine = shard_numbers(shards, config.part)
+        with UnitsBar(shards, Path(name).name, shows=True) as bar:
+            while any(process.is_alive() for process in processes) and not shards.done().keys() >= set(mine):
+                time.sleep(SHOWN_EVERY_S)
+                bar.update()
