@@ -109,6 +109,7 @@ class EchoOutputs(Outputs):
     text_vectors: Tensor  # [M, H] those of the pseudo-label text
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
+    unit_weights: Tensor | None = None  # [N] of each unit beside the others; None weighs all alike
 
     def scored(self) -> dict[str, Scored]:
         return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}

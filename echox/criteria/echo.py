@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights
+from echox.criteria.denoising import CAPPED_SHARE, capped_weight
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
@@ -41,7 +41,7 @@ class EchoConfig(EchoTermsConfig):
 class CappedEchoConfig(EchoTermsConfig):
     """L = L_echo + L_denoising, held at a share of L_echo, + text_weight * L_s2t, the release's form."""
 
-    denoising_share: float = 0.2
+    denoising_share: float = CAPPED_SHARE
     """Share of the unit loss, above 0, that the cosine term may reach; 0.2 in the release."""
 
     def __post_init__(self) -> None:
@@ -68,6 +68,7 @@ class EchoTerms(Criterion):
         found = outputs.unit_head(
             outputs.unit_states,
             outputs.unit_labels,
+            token_weight=outputs.unit_weights,
             label_smoothing=self.config.label_smoothing,
             codebook_weight=codebook_weights(outputs.unit_head, self.config.first_codebook),
             reduction=Reduction.sum,
@@ -78,11 +79,12 @@ class EchoTerms(Criterion):
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
         unit_count = found.valid.sum().clamp(min=1)
         cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.denoised, outputs.text_labels))
-        unit_mean = units / unit_count
+        unit_weight = unit_count if outputs.unit_weights is None else (found.valid.reshape(len(outputs.unit_weights), -1) * outputs.unit_weights[:, None]).sum()
+        unit_mean = units / unit_weight
         mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
         count = correct.new_tensor
         parts = {
-            "units": (units.detach(), unit_count),
+            "units": (units.detach(), unit_weight),
             "denoising": (cosine.detach(), count(cosine_count)),
             "text": (text.detach(), count(text_count)),
             "accuracy": (correct, unit_count),
@@ -104,12 +106,9 @@ class EchoCriterion(EchoTerms):
 @CRITERIA.register("echo_capped", CappedEchoConfig)
 class CappedEchoCriterion(EchoTerms):
     """The same with an adaptive weight: the cosine term, summed over an answer's positions and averaged over answers, counts as it is
-    up to a share of the unit loss, and is scaled down to that share beyond; no gradient flows through the scale.
-
-    Source: github.com/FreedomIntelligence/EchoX, its unit translator in training; the paper has a lambda here.
+    up to a share of the unit loss, and is scaled down to that share beyond; see `capped_weight`.
     """
 
     def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
         term = cosine / rows
-        cap = self.config.denoising_share * units.detach()
-        return term * torch.where(term.detach() > cap, cap / term.detach(), torch.ones_like(cap))
+        return term * capped_weight(units, term, self.config.denoising_share)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from echox.criteria.alignment import ctc_losses
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, JointOutputs, VoicedOutputs
+from echox.criteria.denoising import capped_weight
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
-COSINE_SHARE = 0.2  # of the unit loss, at which the release caps the cosine term
 LEARNED = 1.0  # an S2T loss below which the release lets units count ten times as much
 
 Part = tuple[Tensor, Tensor]
@@ -100,12 +100,6 @@ def mean(total: Tensor, count: int | Tensor) -> tuple[Tensor, Part]:
     """A sum over its count, 0 where there is nothing; and both, detached."""
     count = torch.as_tensor(count, device=total.device)
     return total / count.clamp(min=1), (total.detach(), count)
-
-
-def capped_weight(units: Tensor, cosine: Tensor) -> Tensor:
-    """Holds the cosine term at a fifth of the unit loss: what the release has in place of the paper's lambda."""
-    cap, cosine = COSINE_SHARE * units.detach(), cosine.detach()
-    return torch.where(cosine > cap, cap / cosine, torch.ones_like(cap))
 
 
 def joint(text: Tensor, voice: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, View
 from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
+from echox.tasks.recorded_answers import RecordedAnswers, RecordedAnswersConfig
 from echox.tasks.speech_text import (
     ANSWER_SHARE,
     ASSUMED,
@@ -64,6 +65,8 @@ class EchoTaskConfig(TaskConfig):
     """Cut answers and speak each segment by itself, in training and afterwards, as streaming does; null speaks them whole."""
     online: OnlineLabelsConfig | None = None
     """Make pseudo-labels at every step from the states as they are then; null makes them once, before training."""
+    recorded: RecordedAnswersConfig | None = None
+    """Learn some training answers as they were recorded, from their own text (their manifests need 'units'); null learns pseudo-labels alone."""
     labels: str | None = None
     """Folder of pseudo-labels that `echox-prepare labels` wrote, refused where they are stale; null keeps them in `cache_dir`."""
     label_batch: int = 16
@@ -82,6 +85,8 @@ class EchoTaskConfig(TaskConfig):
     def __post_init__(self) -> None:
         if self.online is not None and self.labels is not None:
             raise ConfigError(f"online labels are made at every step, and labels={self.labels} names cached ones; set one of the two to null")
+        if self.online is not None and self.recorded is not None:
+            raise ConfigError("recorded answers stand beside cached pseudo-labels, and online makes them at every step; set one of the two to null")
 
 
 def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoint, config: EchoTaskConfig, codec: Codec) -> EchoModel:
@@ -119,6 +124,7 @@ class EchoTask(Task):
     def __init__(self, config: EchoTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)
         self.speech_text = SpeechTextTask(SpeechTextTaskConfig(data=config.data), context)
+        self.recorded: RecordedAnswers | None = None
 
     def build(self) -> EchoModel:
         self.codec = CODECS.build(self.context.parts.codec)
@@ -191,6 +197,21 @@ class EchoTask(Task):
         self.read(model)
         model.eval()
         self.labels.prepare(model, self.conversations.values())
+        if self.config.recorded is not None:
+            self.recorded = self._recorded(model)
+
+    def _recorded(self, model: EchoModel) -> RecordedAnswers:
+        text_units = checkpoint.load(self.context.parents["t2c"]).meta["recipe"]["t2c"]["task"]
+        return RecordedAnswers(
+            self.config.recorded,
+            self.config.data,
+            TASKS.parse(text_units),
+            self.context,
+            model.voice,
+            model.speech_llm.backbone,
+            self.codec,
+            in_segments=self.config.segments is not None,
+        )
 
     def read(self, model: EchoModel) -> None:
         """Conversations with the features of their clips, without labels."""
@@ -221,7 +242,8 @@ class EchoTask(Task):
         return label
 
     def examples(self, split: str) -> Examples:
-        return self.labels.examples(self.conversations[split])
+        labelled = self.labels.examples(self.conversations[split])
+        return self.recorded.among(labelled) if self.recorded is not None and split == "train" else labelled
 
     def collate(self, examples: Sequence) -> EchoBatch:
         return self.labels.batch(examples, self.speech_text.collate)
@@ -247,6 +269,7 @@ class EchoTask(Task):
             text_vectors=model.voice.rows(taught.text[:, : denoised.shape[1]])[real].detach(),
             text_logits=text_logits,
             text_labels=conversation.labels[labels],
+            unit_weights=None if taught.weights is None else model.voice.decoder.labelled(taught.weights[:, None, None].expand(*states.shape[:2], 1), taught.targets)[0][:, 0],
         )
 
     def score(self, model: EchoModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
@@ -277,8 +300,15 @@ class EchoTask(Task):
             padding=padding_of(conversation),
             unit_count=self.codec.vocab_size,
             codecs=self.codecs | self.labels.codecs(),
-            notes=[] if spoken else ["units are made at every step from what the model then says, so they are not shown; those that are cached are"],
+            notes=[*self._notes(spoken=bool(spoken))],
         )
+
+    def _notes(self, *, spoken: bool) -> Iterator[str]:
+        if not spoken:
+            yield "units are made at every step from what the model then says, so they are not shown; those that are cached are"
+        if self.recorded is not None:
+            weight = self.config.recorded.weight
+            yield f"{len(self.recorded.spoken)} of {len(self.conversations['train'])} training answers are learned as they were recorded, a unit with weight {weight:g}"
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.speech_text.data_fingerprints() | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}

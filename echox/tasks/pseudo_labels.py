@@ -52,6 +52,7 @@ class PseudoLabels:
     text: Tensor  # [B, S] greedy text X', one token per answer position, right-padded
     spans: Spans  # G segments of the answers
     targets: Tensor  # [G, U * K] units Y' of each segment, as the decoder's output ids, IGNORE-padded
+    weights: Tensor | None = None  # [G] of the units of each segment in the loss; None weighs all alike
 
 
 @torch.no_grad()
@@ -86,6 +87,7 @@ class LabelledBatch(EchoBatch):
     text: Tensor
     spans: Spans
     targets: Tensor
+    weights: Tensor | None
 
     def said(self) -> list[tuple[int, Tensor]]:
         return list(zip(self.spans.rows.tolist(), self.targets))
@@ -99,6 +101,7 @@ class Labelled:
     text: tuple[int, ...]
     ends: tuple[int, ...]  # of the segments, in text tokens
     targets: tuple[tuple[int, ...], ...]  # of each segment
+    weight: float = 1.0  # of its units in the loss
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -230,6 +233,7 @@ class CachedLabels(LabelSource):
     def batch(self, examples: Sequence[Labelled], collate: Callable[[Sequence[Conversation]], SpeechTextBatch]) -> LabelledBatch:
         conversation = collate([row.conversation for row in examples])
         targets = [target for row in examples for target in row.targets]
+        weights = [row.weight for row in examples for _ in row.targets]
         return LabelledBatch(
             row_ids=conversation.row_ids,
             count=sum(map(len, targets)),
@@ -237,10 +241,11 @@ class CachedLabels(LabelSource):
             text=padded([row.text for row in examples], 0),
             spans=spans_of([(number, *span) for number, row in enumerate(examples) for span in row.spans]),
             targets=padded(targets, IGNORE),
+            weights=None if set(weights) <= {1.0} else torch.tensor(weights),
         )
 
     def labels(self, model: EchoModel, batch: LabelledBatch, hidden: Tensor, lengths: Tensor) -> PseudoLabels:
-        return PseudoLabels(batch.text, batch.spans, batch.targets)
+        return PseudoLabels(batch.text, batch.spans, batch.targets, batch.weights)
 
 
 class LabelledConversations(Examples):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,59 +16,26 @@ from echox import checkpoint
 from echox.criteria.base import VoicedOutputs
 from echox.data.cache import ArrayCache
 from echox.data.text import edit_distance
-from echox.encoders.base import ENCODERS
-from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
 from echox.models.published.causal import decode
 from echox.models.published.model import PublishedEchoX
-from echox.models.published.student import HearingStudent, starting_model
+from echox.models.published.student import HearingStudent
 from echox.models.published.teaching import TaughtText, answer_segments, predicted, segment_outputs
 from echox.models.published.translator import UnitTranslator
 from echox.models.segmenting import RELEASE_RULE, SegmentRule, segments
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, Track, View, named_parts
-from echox.tasks.published import (
-    DENOISER,
-    HEARD_WHOLE,
-    HEARING,
-    SPEAKING,
-    HeardBatch,
-    Lesson,
-    Lessons,
-    checkpoint_fingerprint,
-    missing_of,
-    released_padding,
-    released_text,
-    unit_count_of,
-    unit_rows,
-    units_said,
-)
-from echox.tasks.published_s2t import (
-    lengths_of,
-    ReleaseTextConfig,
-    hearing_activations,
-    hearing_groups,
-    hearing_parts,
-    lessons_of,
-    longest_lesson,
-    ready,
-    student_outline,
-    taught,
-)
-from echox.tasks.published_t2c import TRANSLATOR_PARTS
-from echox.tasks.speech_text import ANSWER_SHARE, ASSUMED
+from echox.tasks.base import TASKS, Examples, Track, View
+from echox.tasks.published import HEARD_WHOLE, HeardBatch, Lesson, Lessons, released_padding, released_text, unit_count_of, unit_rows, units_said
+from echox.tasks.published_s2t import lengths_of, taught
+from echox.tasks.published_speaking import SpeakingConfig, SpeakingTask
 from echox.tasks.spoken import padded
 from echox.tasks.views import spoken_length
 
-WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
-
 
 @dataclass(kw_only=True, slots=True)
-class ReleaseEchoTaskConfig(ReleaseTextConfig):
+class ReleaseEchoTaskConfig(SpeakingConfig):
     """Echo training of a published model on spoken conversations; the last answer is spoken, and no recorded one is needed."""
 
-    modules: list[str] = field(default_factory=lambda: [*HEARING, *SPEAKING, DENOISER])
-    """Modules that learn beside LoRA, by the release's names."""
     rule: SegmentRule = field(default_factory=lambda: SegmentRule(**asdict(RELEASE_RULE)))
     """Where answers are cut into segments, as in streaming."""
     max_words: int = 2048
@@ -120,7 +86,7 @@ class LabelledLessons(Examples):
 
 
 @TASKS.register("published_echo", ReleaseEchoTaskConfig)
-class ReleaseEchoTask(Task):
+class ReleaseEchoTask(SpeakingTask):
     """Stage III from a published folder.
 
     The states that predict the reference answer are cut as in streaming; each segment X' of their greedy reading is said by the frozen
@@ -128,32 +94,8 @@ class ReleaseEchoTask(Task):
     Source: EchoX (arXiv:2509.09174), Echo training; the branch finetune_kd of its release.
     """
 
-    continues = ("s2t", "t2c")
-    needs = ("encoder",)
-
-    def __init__(self, config: ReleaseEchoTaskConfig, context: StageContext) -> None:
-        super().__init__(config, context)
-
-    def build(self) -> HearingStudent:
-        student, self.inherited = speaking_student(self.config, self.context)
-        self.lessons = lessons_of(student, self.config)
-        self.splits = {split: self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split)) for split in ("train", "valid")}
-        return student
-
-    def manifests(self) -> list[str]:
-        return [*self.config.data.train, *self.config.data.valid]
-
-    def missing(self) -> list[str]:
-        return missing_of(self.config.checkpoint)
-
-    def outline(self, parents: Mapping[str, Outline]) -> Outline:
-        return speaking_outline(self.config, self.context)
-
-    def learned(self, model: HearingStudent) -> dict[str, Tensor]:
-        return learned_here_and_before(model, self.inherited)
-
-    def parameter_groups(self, model: HearingStudent) -> list[dict[str, Any]]:
-        return hearing_groups(model)
+    def read(self, split: str) -> Sequence[Lesson]:
+        return self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split))
 
     def prepare(self, model: HearingStudent) -> None:
         lessons = {label_key(lesson): lesson for split in self.splits.values() for lesson in split}
@@ -255,54 +197,10 @@ class ReleaseEchoTask(Task):
             units=units_said(tokens, words.tolist()),
         )
 
-    def data_fingerprints(self) -> dict[str, str]:
-        return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}
-
 
 def label_key(lesson: Lesson) -> str:
     """What a conversation's labels are cached under: published rows have no ids of their own."""
     return hashlib.sha256(json.dumps([lesson.ids, list(map(str, lesson.clips))]).encode()).hexdigest()[:24]
-
-
-def speaking_student(config: ReleaseTextConfig, context: StageContext) -> tuple[HearingStudent, list[str]]:
-    """The whole model, ready, with what the stages before have learned; and the names of that.
-
-    Raises:
-        CheckpointError: a stage before belongs to another recipe.
-    """
-    encoder = ENCODERS.build(context.parts.encoder)
-    student = ready(HearingStudent(encoder, starting_model(config.checkpoint, config.form(), encoder.dim)), config, context)
-    names: list[str] = []
-    for stage, module, prefix in (("s2t", student, ""), ("t2c", student.release, "release.")):
-        if stage in context.parents:
-            found = checkpoint.load(context.parents[stage])
-            checkpoint.fill(module, found, set(found.tensors))
-            names += [f"{prefix}{name}" for name in found.tensors]
-    return student, names
-
-
-def learned_here_and_before(model: HearingStudent, inherited: Sequence[str]) -> dict[str, Tensor]:
-    """What a checkpoint holds that is to be exported by itself."""
-    state = model.state_dict()
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return {name: state[name] for name in dict.fromkeys([*trained, *inherited])}
-
-
-def speaking_outline(config: ReleaseTextConfig, context: StageContext) -> Outline:
-    """The whole model before anything is read."""
-    student = student_outline(config, context)
-    release = student.release
-    body = release.translator.body
-    spoken = ANSWER_SHARE * (1 + WORDS_PER_TOKEN) * layer_bytes(body, body.config.hidden_size)
-    denoised = ANSWER_SHARE * BYTES_PER_CHANNEL * release.adapter.shape.width
-    return Outline(
-        model=student,
-        parts={**hearing_parts(), **named_parts("unit translator", "release.translator", TRANSLATOR_PARTS)},
-        cost_unit="tokens",
-        longest_cost=longest_lesson(config.data),
-        activations={**hearing_activations(release), "denoising adapter": denoised, "unit translator": spoken},
-        notes=[ASSUMED, f"activations: {WORDS_PER_TOKEN} unit words to a text token"],
-    )
 
 
 def speak_texts(model: PublishedEchoX, texts: Sequence[Sequence[int]], max_words: int) -> list[list[int]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -15,33 +14,17 @@ from echox.models.published.student import HearingStudent
 from echox.models.published.teaching import joint_outputs
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View
-from echox.tasks.published import (
-    DENOISER,
-    HEARD_WHOLE,
-    HEARING,
-    SPEAKING,
-    HeardBatch,
-    Lesson,
-    Lessons,
-    checkpoint_fingerprint,
-    missing_of,
-    released_padding,
-    spoken_tracks,
-    unit_count_of,
-)
-from echox.tasks.published_echo import learned_here_and_before, speaking_outline, speaking_student
-from echox.tasks.published_s2t import ReleaseTextConfig, hearing_groups, lengths_of, lessons_of, taught
+from echox.tasks.base import TASKS, Examples, View
+from echox.tasks.published import HEARD_WHOLE, HeardBatch, Lesson, Lessons, released_padding, spoken_tracks, unit_count_of
+from echox.tasks.published_s2t import lengths_of, taught
+from echox.tasks.published_speaking import SpeakingConfig, SpeakingTask
 from echox.tasks.published_t2c import spoken_words
 from echox.tasks.spoken import padded
 
 
 @dataclass(kw_only=True, slots=True)
-class ReleaseJointTaskConfig(ReleaseTextConfig):
+class ReleaseJointTaskConfig(SpeakingConfig):
     """Training of a published model on spoken conversations whose last answers have units."""
-
-    modules: list[str] = field(default_factory=lambda: [*HEARING, *SPEAKING, DENOISER])
-    """Modules that learn beside LoRA, by the release's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +37,10 @@ class JointBatch(Batch):
 
 
 @TASKS.register("published_joint", ReleaseJointTaskConfig)
-class ReleaseJointTask(Task):
+class ReleaseJointTask(SpeakingTask):
     """The release's branch finetune: units of the recorded answer from the states at its own tokens, beside S2T."""
 
-    continues = ("s2t", "t2c")
-    needs = ("encoder",)
-
-    def __init__(self, config: ReleaseJointTaskConfig, context: StageContext) -> None:
-        super().__init__(config, context)
-
-    def build(self) -> HearingStudent:
-        student, self.inherited = speaking_student(self.config, self.context)
-        self.lessons = lessons_of(student, self.config)
-        self.splits = {split: self._spoken(split) for split in ("train", "valid")}
-        return student
-
-    def _spoken(self, split: str) -> Sequence[Lesson]:
+    def read(self, split: str) -> Sequence[Lesson]:
         lessons = self.lessons.read(
             split,
             last_only=True,
@@ -81,21 +52,6 @@ class ReleaseJointTask(Task):
                 f"no last answer of {', '.join(self.config.data.train)} has units that the checkpoint's unit words say; give them 'units', or use task published_echo"
             )
         return lessons
-
-    def manifests(self) -> list[str]:
-        return [*self.config.data.train, *self.config.data.valid]
-
-    def missing(self) -> list[str]:
-        return missing_of(self.config.checkpoint)
-
-    def outline(self, parents: Mapping[str, Outline]) -> Outline:
-        return speaking_outline(self.config, self.context)
-
-    def learned(self, model: HearingStudent) -> dict[str, Tensor]:
-        return learned_here_and_before(model, self.inherited)
-
-    def parameter_groups(self, model: HearingStudent) -> list[dict[str, Any]]:
-        return hearing_groups(model)
 
     def examples(self, split: str) -> Examples:
         return Lessons(self.splits[split], self.lessons.rows)
@@ -130,6 +86,3 @@ class ReleaseJointTask(Task):
             unit_count=unit_count_of(self.config.checkpoint),
             notes=[HEARD_WHOLE],
         )
-
-    def data_fingerprints(self) -> dict[str, str]:
-        return {**self.lessons.rows.fingerprints(), "checkpoint": checkpoint_fingerprint(self.config.checkpoint)}

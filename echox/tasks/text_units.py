@@ -126,9 +126,12 @@ class TextUnitsTask(Task):
         super().__init__(config, context)
 
     def build(self) -> TextVoice:
-        self.codec = CODECS.build(self.context.parts.codec)
-        self.backbone = BACKBONES.build(self.context.parts.backbone)
+        self.use(BACKBONES.build(self.context.parts.backbone), CODECS.build(self.context.parts.codec))
         return build_voice(self.config, self.backbone, self.codec)
+
+    def use(self, backbone: Backbone, codec: Codec) -> None:
+        """Read and speak with these."""
+        self.backbone, self.codec = backbone, codec
 
     def manifests(self) -> list[str]:
         return [*self.config.train, *self.config.valid]

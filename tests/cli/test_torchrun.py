@@ -1,4 +1,5 @@
-"""Two processes under torchrun: every stage, a vocoder against its discriminators among them, Echo with labels made online, and a resumption that ends with the same bits."""
+"""Two processes under torchrun: every stage, a vocoder against its discriminators among them, Echo with labels made online and cached,
+and resumptions that end with the same bits."""
 
 import os
 import shutil
@@ -61,3 +62,27 @@ def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
     code, said = torchrun(told)
     assert code == 0 and "echo: resuming after step 1" in said, said
     assert {stage: checkpoint.fingerprint(run / stage / "final") for stage in ALL_STAGES} == prints
+
+
+def test_cached_labels_are_made_once_and_read_by_both(words):
+    run, told = words
+    assert (run / "t2c" / "final").exists(), "the stages before are those of the test above"
+    folder = run.with_name("cached")
+    folder.mkdir()
+    for stage in ("s2t", "t2c"):
+        (folder / stage).symlink_to(run / stage)
+    own = [word for word in told if word != "echo.task.online={}"] + [f"run_dir={folder}", "stage=echo", f"cache_dir={folder / 'cache'}"]
+    code, said = torchrun(own)
+    assert code == 0, said
+    assert said.count("label audit") + said.count("a batch of 2 rows as the loss sees it") == 1, "the main rank alone audits"
+    labels = folder / "cache" / "pseudo_labels"
+    kept = {path.name: path.stat().st_mtime_ns for path in labels.rglob("*") if path.is_file()}
+    assert kept, "labels are kept"
+    final = checkpoint.fingerprint(folder / "echo" / "final")
+    for gone in (folder / "echo" / "final", checkpoint.step_folder(folder / "echo" / "checkpoints", 2)):
+        shutil.rmtree(gone)
+    code, said = torchrun(own)
+    assert code == 0 and "echo: resuming after step 1" in said, said
+    assert checkpoint.fingerprint(folder / "echo" / "final") == final
+    arrays = {name: when for name, when in kept.items() if not name.endswith(".json")}
+    assert {path.name: path.stat().st_mtime_ns for path in labels.rglob("*") if path.name in arrays} == arrays, "nothing was labelled again"
