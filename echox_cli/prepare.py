@@ -16,6 +16,7 @@ from echox.data.manifest_index import IndexConfig, index_manifests
 from echox.data.manifest_making import MakeManifestConfig, make_manifest
 from echox.data.manifest_split import SplitConfig, split_manifest
 from echox.data.manifest_stats import StatsConfig, print_stats
+from echox.data.windows import WindowsConfig, write_windows
 from echox.errors import ConfigError
 from echox.evaluation.manifest_validation import ValidateConfig, validate
 from echox.preparation import (
@@ -80,6 +81,7 @@ COMMANDS = {
     "codec": Command(FitCodecConfig, fit_codec, "manifests"),
     "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
     "compression": Command(CompressionConfig, report_compression, "manifests"),
+    "window": Command(WindowsConfig, write_windows, "manifest"),
     "labels": RecipeCommand(write_labels),
     "audit": RecipeCommand(audit_stages),
     "assets": Command(AssetsConfig, fetch_assets, "names"),

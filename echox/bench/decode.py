@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from echox.bench.answer import ANSWER_TOKENS, PROMPT_TOKENS, AnswerBench, Answer
 from echox.bench.decode_contenders import SamplerTime, SamplingProblem, sampler_table, sampler_times
 from echox.bench.decode_loops import Contest, LoopProblem
 from echox.bench.loss import NOT_MEASURED, Dtype
-from echox.bench.measure import machine, medians_ms
+from echox.bench.measure import machine, medians
 from echox.data.writing import appearing
-from echox.device import device_named
+from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
 
 SHAPES = ["4x256", "6x512"]  # the demo's unit decoder, and the one of EchoX
@@ -41,7 +42,7 @@ class DecodeBenchConfig:
     threads: list[int] = field(default_factory=list)
     """CPU threads, each measured in turn; none takes PyTorch's present number."""
     dtype: Dtype = Dtype.auto
-    """Precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of the weights; auto is bfloat16 on a GPU, and float32 on a CPU, and bfloat16 too where it multiplies that fast."""
     repeats: int = 3
     """Timed runs of each contender, whose median is taken; they take turns."""
     sampler: bool = True
@@ -78,6 +79,8 @@ class LoopTime:
     step_us: float | None = None
     tokens_per_s: float | None = None
     of_echox: float | None = None  # its time over echox's
+    cpu_us: float | None = None  # of a step, all the process's threads together
+    cpu_of_echox: float | None = None
     note: str = ""
 
 
@@ -100,9 +103,8 @@ def bench_decode(config: DecodeBenchConfig) -> None:
 def _loop_times(config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
     shapes = config.shapes or SHAPES
     on_gpu = device.type == "cuda"
-    cases = [
-        (shape, batch, threads) for shape in shapes for batch in config.batches for threads in (config.threads or [torch.get_num_threads()])
-    ]
+    threads = config.threads or [torch.get_num_threads()]
+    cases = list(itertools.product(_dtypes(config, device), shapes, config.batches, threads))
     lines = [line for case in tqdm(cases, unit="case") for line in _measured(*case, config, device)]
     if not on_gpu and not config.shapes:
         lines += [
@@ -111,22 +113,28 @@ def _loop_times(config: DecodeBenchConfig, device: torch.device) -> list[LoopTim
     return lines
 
 
-def _measured(shape: str, batch: int, threads: int, config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(config.dtype.value) or getattr(
-        torch, config.dtype.value
-    )
+def _dtypes(config: DecodeBenchConfig, device: torch.device) -> list[torch.dtype]:
+    if config.dtype is not Dtype.auto:
+        return [getattr(torch, config.dtype.value)]
+    if device.type == "cuda":
+        return [torch.bfloat16]
+    return [torch.float32, *([torch.bfloat16] if multiplies_bf16_fast(device) else [])]
+
+
+def _measured(dtype: torch.dtype, shape: str, batch: int, threads: int, config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
     problem = LoopProblem(*LoopProblem.size_of(shape), batch, config.words, config.tokens, config.seed)
     where = (shape, batch, device.type, threads, str(dtype).removeprefix("torch."))
     with _on_threads(threads):
         calls = Contest(problem, device, dtype).calls()
         said = {name: call() for name, call in calls.items()}  # the first run is not timed
-        times = medians_ms(calls, device, config.repeats)
+        times = medians(calls, device, config.repeats)
     lines = []
-    for name, time_ms in times.items():
+    for name, spent in times.items():
         equal = float((said[name] == said["echox"]).float().mean())
         note = "" if equal == 1 else f"{1 - equal:.1%} of its words are others"
-        per_step = 1e3 * time_ms / config.tokens
-        lines.append(LoopTime(*where, name, per_step, 1e6 * batch / per_step, time_ms / times["echox"], note))
+        per_step = 1e3 * spent.wall_ms / config.tokens
+        on_cpu = (None, None) if spent.cpu_ms is None else (1e3 * spent.cpu_ms / config.tokens, spent.cpu_ms / times["echox"].cpu_ms)
+        lines.append(LoopTime(*where, name, per_step, 1e6 * batch / per_step, spent.wall_ms / times["echox"].wall_ms, *on_cpu, note))
     return lines
 
 
@@ -157,7 +165,9 @@ def _page(
     """All tables as a Markdown page."""
     page = ["# Unit decoding", "", _table(LOOP_HEAD, [_loop_row(line) for line in loops])]
     page += [
-        f"Layers x channels, {config.words} words, {config.tokens} greedy words a row, prompt included; medians of runs taken in turns.",
+        f"Layers x channels, {config.words} words, {config.tokens} greedy words a row, prompt included; medians of runs taken in turns. CPU time",
+        "is this process's, all threads together: where others use the machine too, its ratios are those to trust. In bfloat16 words may differ:",
+        "untrained, scores are close to each other, and roundings decide between them.",
         "",
     ]
     if samplers:
@@ -173,12 +183,13 @@ def _page(
     return "\n".join([*page, "; ".join(f"{name} {value}" for name, value in facts.items()) + "."]) + "\n"
 
 
-LOOP_HEAD = ["decoder", "batch", "device", "threads", "weights", "who", "us per step", "tokens/s", "time over echox's", "note"]
+LOOP_HEAD = ["decoder", "batch", "device", "threads", "weights", "who", "us per step", "tokens/s", "time over echox's", "CPU us per step", "over echox's", "note"]
 ANSWER_HEAD = ["batch", "LLM", "LLM by transformers", "units", "assembly", "vocoder", "speech"]
 
 
 def _loop_row(line: LoopTime) -> list[str]:
     numbers = [_number(line.step_us, ".0f"), _number(line.tokens_per_s, ".0f"), _number(line.of_echox, ".2f")]
+    numbers += [_number(line.cpu_us, ".0f"), _number(line.cpu_of_echox, ".2f")]
     return [line.shape, str(line.batch), line.device, str(line.threads or ""), line.dtype, line.contender, *numbers, line.note]
 
 

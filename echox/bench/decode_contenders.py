@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.bench.measure import medians_ms
+from echox.bench.measure import Spent, medians
 from echox.kernels.unit_decode import Impl, UnitHead, UnitParams, UnitRequest, UnitState, reference, sample_units
 
 Step = Callable[[], Tensor]  # tokens [B]
@@ -57,6 +57,7 @@ class SamplerTime:
     problem: SamplingProblem
     sampler: str
     eager_us: float | None = None  # a step, called from Python
+    cpu_us: float | None = None  # the same, of the CPU's time
     graph_us: float | None = None  # a step inside a CUDA graph
     note: str = ""
 
@@ -85,16 +86,18 @@ def sampler_times(problem: SamplingProblem, device: torch.device, dtype: torch.d
         if device.type == "cuda":
             graphs[sampler.name], reason = captured(eager[sampler.name])
             lines[sampler.name] = SamplerTime(problem, sampler.name, note=lines[sampler.name].note or reason)
-    of_eager = medians_ms(eager, device, repeats)
-    of_graph = medians_ms({name: call for name, call in graphs.items() if call is not None}, device, repeats)
-    us = 1e3 / steps
-    return [
-        SamplerTime(problem, name, _scaled(of_eager.get(name), us), _scaled(of_graph.get(name), us), line.note) for name, line in lines.items()
-    ]
+    of_eager = medians(eager, device, repeats)
+    of_graph = medians({name: call for name, call in graphs.items() if call is not None}, device, repeats)
+    found = []
+    for name, line in lines.items():
+        times = [_us(of_eager.get(name), "wall_ms", steps), _us(of_eager.get(name), "cpu_ms", steps), _us(of_graph.get(name), "wall_ms", steps)]
+        found.append(SamplerTime(problem, name, *times, line.note))
+    return found
 
 
-def _scaled(time: float | None, factor: float) -> float | None:
-    return None if time is None else time * factor
+def _us(spent: Spent | None, which: str, steps: int) -> float | None:
+    milliseconds = None if spent is None else getattr(spent, which)
+    return None if milliseconds is None else 1e3 * milliseconds / steps
 
 
 def _many(step: Step, steps: int) -> Callable[[], None]:
@@ -189,10 +192,10 @@ def _flashinfer(device: torch.device) -> Sampler:
 
 def sampler_table(lines: Sequence[SamplerTime]) -> str:
     """The lines as a Markdown table."""
-    head = ["rows x channels x entries", "who", "us, eager", "us, in a graph", "note"]
+    head = ["rows x channels x entries", "who", "us, eager", "CPU us", "us, in a graph", "note"]
     rows = [head, ["---"] * len(head)]
     for line in lines:
         p = line.problem
-        numbers = ["" if time is None else f"{time:.1f}" for time in (line.eager_us, line.graph_us)]
+        numbers = ["" if time is None else f"{time:.1f}" for time in (line.eager_us, line.cpu_us, line.graph_us)]
         rows.append([f"{p.rows}x{p.channels}x{p.entries}", line.sampler, *numbers, line.note])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from echox.bench.loss_contenders import EAGER, Contender, contenders
-from echox.bench.measure import machine, medians_ms, peak_bytes
+from echox.bench.measure import Spent, machine, medians, peak_bytes
 from echox.data.writing import appearing
 from echox.device import device_named
 from echox.errors import ConfigError
@@ -105,6 +105,8 @@ class Line:
     contender: str
     time_ms: float | None = None
     of_eager: float | None = None  # its time over PyTorch eager's
+    cpu_ms: float | None = None  # of all the process's threads
+    cpu_of_eager: float | None = None
     peak_mib: float | None = None
     roofline_share: float | None = None  # time of the three matrix products over the contender's
     loss_error: float | None = None  # relative, against float64
@@ -157,13 +159,19 @@ def _measured(shape: str, config: LossBenchConfig, device: torch.device) -> list
         if call is not None:
             calls[contender.name] = call
     floor = "the three products"
-    times = medians_ms(calls | {floor: _products(hidden, weight)}, device, config.repeats)
-    floor_ms = times[floor] if config.peak_tflops is None else problem.flops / config.peak_tflops / 1e9
+    times = medians(calls | {floor: _products(hidden, weight)}, device, config.repeats)
+    floor_ms = times[floor].wall_ms if config.peak_tflops is None else problem.flops / config.peak_tflops / 1e9
     for name, call in calls.items():
-        of_eager = times[name] / times[EAGER] if EAGER in times else None
-        measured = {"time_ms": times[name], "of_eager": of_eager, "peak_mib": peak_bytes(call, device) / 2**20, "roofline_share": floor_ms / times[name]}
-        lines[name] = Line(**{**asdict(lines[name]), **measured})
+        share = {"peak_mib": peak_bytes(call, device) / 2**20, "roofline_share": floor_ms / times[name].wall_ms}
+        lines[name] = Line(**{**asdict(lines[name]), **_times(times[name], times.get(EAGER)), **share})
     return list(lines.values())
+
+
+def _times(spent: Spent, eager: Spent | None) -> dict[str, float | None]:
+    found = {"time_ms": spent.wall_ms, "cpu_ms": spent.cpu_ms}
+    if eager is not None:
+        found |= {"of_eager": spent.wall_ms / eager.wall_ms, "cpu_of_eager": spent.cpu_ms and spent.cpu_ms / eager.cpu_ms}
+    return found
 
 
 def _truth(hidden: Tensor, weight: Tensor, targets: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,17 +221,19 @@ def _products(hidden: Tensor, weight: Tensor) -> Callable[[], object]:
 
 def table(lines: Sequence[Line], facts: dict[str, str]) -> str:
     """The lines as a Markdown page."""
-    head = ["shape", "device", "inputs", "who", "ms", "of eager", "peak MiB", "of roofline", "loss error", "gradient error", "note"]
+    head = ["shape", "device", "inputs", "who", "ms", "of eager", "CPU ms", "of eager's", "peak MiB", "of roofline", "loss error", "gradient error", "note"]
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        numbers = [_number(line.time_ms, ".2f"), _number(line.of_eager, ".2f"), _number(line.peak_mib, ".1f"), _number(line.roofline_share, ".0%")]
+        numbers = [_number(value, ".2f") for value in (line.time_ms, line.of_eager, line.cpu_ms, line.cpu_of_eager)]
+        numbers += [_number(line.peak_mib, ".1f"), _number(line.roofline_share, ".0%")]
         errors = [_number(line.loss_error, ".0e"), _number(line.gradient_error, ".0e")]
         rows.append([line.shape, line.device, line.dtype, line.contender, *numbers, *errors, line.note])
     page = ["# Codec-head loss, forward and backward", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
     page += ["; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
     page += [
         "Shapes are rows x channels x entries, K*V for K codebooks. Times are medians, taken in turns in one process: where others",
-        "use the machine too, trust the ratios (\"of eager\": time over PyTorch eager's) more than the milliseconds; memory is the allocator's",
+        "use the machine too, trust the ratios (\"of eager\": time over PyTorch eager's) more than the milliseconds, and of them those of the",
+        "time this process had on the CPU (\"CPU ms\", all its threads together), which does not count the others'; memory is the allocator's",
         "peak beyond the inputs, gradients included; the roofline is the time of the three bare matrix products; errors are against float64.",
     ]
     return "\n".join(page) + "\n"

@@ -9,7 +9,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,32 +22,46 @@ PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 ROUNDS_S, MOST_ROUNDS = 2.0, 101
 
 
-def medians_ms(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, of `repeats` rounds or of more if they are short.
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Median time of a call."""
 
-    The calls take turns, so that a slow spell of the machine meets them all.
+    wall_ms: float
+    cpu_ms: float | None  # of all the process's threads; None where a GPU computes
+
+
+def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, Spent]:
+    """Median times of each call, of `repeats` rounds or of more if they are short.
+
+    The calls take turns, so that a slow spell of the machine meets them all. Time on the CPU does not count what other processes do
+    meanwhile, only what they take from the caches.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[Spent]] = {name: [] for name in calls}
     start, rounds = time.perf_counter(), 0
     while rounds < repeats or (rounds < MOST_ROUNDS and time.perf_counter() - start < ROUNDS_S):
         for name, call in calls.items():
-            times[name].append(_once_ms(call, device))
+            times[name].append(_once(call, device))
         rounds += 1
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: _median(found) for name, found in times.items()}
 
 
-def _once_ms(call: Callable[[], object], device: torch.device) -> float:
+def _median(found: Sequence[Spent]) -> Spent:
+    on_cpu = [spent.cpu_ms for spent in found if spent.cpu_ms is not None]
+    return Spent(statistics.median(spent.wall_ms for spent in found), statistics.median(on_cpu) if on_cpu else None)
+
+
+def _once(call: Callable[[], object], device: torch.device) -> Spent:
     if device.type != "cuda":
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        return 1e3 * (time.perf_counter() - start)
+        return Spent(1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu))
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     before.record()
     call()
     after.record()
     after.synchronize()
-    return before.elapsed_time(after)
+    return Spent(before.elapsed_time(after), None)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

@@ -38,6 +38,21 @@ class Criterion(nn.Module, ABC):
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
 
 
+def codebook_weights(head: CodecHead, first_codebook: float) -> list[float] | None:
+    """Weights of a head's K codebooks, the first `first_codebook` times the others', 1 on average; None where all are 1.
+
+    Raises:
+        ConfigError: the weight is below 0.
+    """
+    if first_codebook < 0:
+        raise ConfigError(f"first_codebook is a weight, 0 or more, and is {first_codebook}")
+    K = len(head.segments) - 1
+    if K == 1 or first_codebook == 1:
+        return None
+    others = K / (first_codebook + K - 1)
+    return [first_codebook * others, *[others] * (K - 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class AlignmentOutputs(Outputs):
     """Clips scored against the words spoken in them."""

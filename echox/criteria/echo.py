@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs
+from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights
 from echox.criteria.denoising import CAPPED_SHARE, capped_weight
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
@@ -23,6 +23,8 @@ class EchoTermsConfig(CriterionConfig):
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
+    first_codebook: float = 1.0
+    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
     impl: Impl = Impl.auto
     """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
@@ -68,6 +70,7 @@ class EchoTerms(Criterion):
             outputs.unit_labels,
             token_weight=outputs.unit_weights,
             label_smoothing=self.config.label_smoothing,
+            codebook_weight=codebook_weights(outputs.unit_head, self.config.first_codebook),
             reduction=Reduction.sum,
             impl=self.config.impl,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs
+from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs, codebook_weights
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
@@ -15,6 +15,8 @@ class UnitsConfig(CriterionConfig):
 
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
+    first_codebook: float = 1.0
+    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
     impl: Impl = Impl.auto
     """How the loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
@@ -29,7 +31,12 @@ class UnitsCriterion(Criterion):
 
     def forward(self, outputs: UnitOutputs, batch: Batch) -> Loss:
         found = outputs.unit_head(
-            outputs.unit_states, outputs.unit_labels, label_smoothing=self.config.label_smoothing, reduction=Reduction.sum, impl=self.config.impl
+            outputs.unit_states,
+            outputs.unit_labels,
+            label_smoothing=self.config.label_smoothing,
+            codebook_weight=codebook_weights(outputs.unit_head, self.config.first_codebook),
+            reduction=Reduction.sum,
+            impl=self.config.impl,
         )
         loss, correct = found.loss, found.correct.sum()
         labels = found.valid.sum()

@@ -69,6 +69,22 @@ def load_audio(audio: str | Audio, rate_hz: int) -> Tensor:
     return resampled(samples, header.rate_hz, rate_hz).clamp_(-1.0, 1.0)
 
 
+def audio_blocks(audio: str | Audio, block_s: float) -> Iterator[Tensor]:
+    """The samples of a clip of any length, so many seconds at a time: [T] float32 mono at the file's own rate.
+
+    Raises:
+        SignalError: as `load_audio`, but for NaN, which is left in.
+    """
+    ref, found = audio_ref(audio), 0
+    with _opened(ref) as (file, header):
+        file.seek(round(ref.start_s * file.samplerate))
+        size = max(1, round(block_s * header.rate_hz))
+        while found < header.samples and len(frames := file.read(min(size, header.samples - found), dtype="float32", always_2d=True)):
+            found += len(frames)
+            yield torch.from_numpy(frames).mean(dim=1)
+    _refuse_cut(ref, header, header.samples, found)
+
+
 def resampled(samples: Tensor, source_hz: int, rate_hz: int) -> Tensor:
     """Change the rate: samples [..., T] at `source_hz` -> [..., ceil(T * rate_hz / source_hz)] at `rate_hz`."""
     if source_hz == rate_hz:

@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -174,7 +175,7 @@ def in_order(function: Callable[[A], R], items: Iterable[A], processes: int = 1)
     """The results of a function of a module over a stream, in order, by so many processes; the stream is never read far ahead.
 
     Raises:
-        ConfigError: `processes` is below 1.
+        ConfigError: `processes` is below 1. ManifestError: one of them was killed.
     """
     if processes < 1:
         raise ConfigError(f"processes is {processes}; use 1 or more")
@@ -182,14 +183,17 @@ def in_order(function: Callable[[A], R], items: Iterable[A], processes: int = 1)
         yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
-    # Not by fork, which copies locks that PyTorch's threads may hold.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= AHEAD * processes:
+    try:
+        # Not by fork, which copies locks that PyTorch's threads may hold.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ManifestError(f"one of {processes} processes was killed, perhaps for its memory; use fewer processes") from error
 
 
 def _use_one_thread() -> None:

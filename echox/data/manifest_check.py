@@ -55,7 +55,7 @@ class ManifestCheckConfig(RowLimits):
     allow_outside: bool = False
     """Accept audio outside the manifest's folder."""
     hash_audio: bool = False
-    """Find clips that are there twice, by their bytes."""
+    """Find rows whose first clip is there twice, by its bytes."""
     ratio_deviations: float = 6.0
     """How far units per letter may lie from the median, in standard deviations of their logarithm."""
     filtered: str | None = None

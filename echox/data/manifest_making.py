@@ -29,7 +29,7 @@ from echox.data.row_reader import Broken, Headers, RowReader, row_record
 from echox.data.rows import Row
 from echox.data.shards import ShardWriter, unpack
 from echox.data.sources.base import Content, Fault, Found, SourceConfig
-from echox.data.sources.opening import open_source, packed, paths_of, prefixes_of
+from echox.data.sources.opening import COPIES, open_source, packed, paths_of, prefixes_of
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
 
@@ -129,7 +129,7 @@ class _Maker:
         hidden = output.with_name(f".{output.stem}")
         self.rows_path, self.faults_path, self.note_path = (Path(f"{hidden}{ending}") for ending in (".rows.part", ".faults.part", ".note.json"))
         # Under their last name, so that rows need not be written twice; the folder is hidden until all is done.
-        self.shards, self.hidden_shards = _beside(output, ".shards"), Path(f"{hidden}.shards.part")
+        self.shards, self.hidden_shards = _beside(output, COPIES), Path(f"{hidden}.shards.part")
         self.reader = RowReader(output, config.allow_outside, Headers.ALL if config.check_audio else Headers.UNSTATED)
 
     def make(self) -> Progress:
@@ -223,8 +223,11 @@ class _Maker:
             return entry
         try:
             read = self.reader.read(0, {"id": entry.name, **entry.record})
+            json.dumps(entry.record, ensure_ascii=False).encode()
         except Broken as broken:
             return Fault(entry.name, str(broken))
+        except UnicodeEncodeError:
+            return Fault(entry.name, "a name or a text in it is not UTF-8; rename or mend it")
         turns = [
             dataclasses.replace(item, extra={"duration_s": round(seconds, 3), **item.extra}) if item.audio is not None and not math.isnan(seconds) else item
             for item, seconds in zip(read.row.turns, read.seconds)
@@ -236,14 +239,14 @@ class _Maker:
         for item in record["conversations"]:
             if "audio" in item:
                 item["audio"] = item["audio"].replace(f"{self.hidden_shards.name}/", f"{self.shards.name}/", 1)
-        self.rows.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        self.rows.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self.progress.rows += 1
         self.progress.seconds += seconds
 
     def _write_fault(self, name: str, reason: str) -> None:
         if self.progress.faults < SHOWN_FAULTS:
-            self.bar.write(f"left out: {name}: {reason}")
-        self.faults.write(json.dumps({"entry": name, "reason": reason}, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self.bar.write(f"left out: {name}: {reason}".encode(errors="replace").decode())
+        self.faults.write(json.dumps({"entry": name, "reason": reason}).encode() + b"\n")
         self.progress.faults += 1
 
     def _save(self) -> None:

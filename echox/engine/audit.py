@@ -202,10 +202,11 @@ class _Trial:
                 return ["the loss is not finite, so nothing could be tried on it"]
             self._counted_are_the_batchs(outputs.scored())
             self._all_are_learned(outputs, loss)
-        before = {name: counted(found, found.values.detach()) for name, found in outputs.scored().items()}
         with torch.no_grad():
+            # Once more, for without gradients other kernels may run, which round otherwise.
+            outputs, loss = self._passed(self.batch)
             self._padding_changes_nothing(loss)
-            self._reading_changes_what_follows(before)
+            self._reading_changes_what_follows({name: counted(found, found.values) for name, found in outputs.scored().items()})
         return self.notes
 
     def _passed(self, batch: Batch) -> tuple[Outputs, Loss]:

@@ -7,6 +7,7 @@ The order of batches is a pure function of the costs, the seed and the epoch, an
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,28 @@ class Position:
     index: int = 0
 
 
+class Batches(Sequence[list[int]]):
+    """Batches of example indices, in arrays: 8 bytes an example, where lists would take 40.
+
+    Args:
+        order: all examples [N], batch after batch.
+        ends: where in `order` each batch ends [B].
+        turns: the batches [B] in the order in which they are taken.
+    """
+
+    def __init__(self, order: np.ndarray, ends: np.ndarray, turns: np.ndarray) -> None:
+        self.order, self.ends, self.turns = order, ends, turns
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def __getitem__(self, index: int | slice) -> list[int] | Batches:
+        if isinstance(index, slice):
+            return Batches(self.order, self.ends, self.turns[index])
+        batch = int(self.turns[index])
+        return self.order[self.ends[batch - 1] if batch else 0 : self.ends[batch]].tolist()
+
+
 class BatchOrder:
     """The batches of every epoch; each holds every example exactly once.
 
@@ -47,7 +70,7 @@ class BatchOrder:
         # Two, because a loader that reads ahead enters an epoch before the loop leaves the one before it.
         self._cached_plan = functools.lru_cache(maxsize=2)(self._plan)
 
-    def epoch(self, epoch: int) -> list[list[int]]:
+    def epoch(self, epoch: int) -> Sequence[list[int]]:
         """Epoch number `epoch` as lists of example indices."""
         return self._cached_plan(epoch)
 
@@ -73,13 +96,17 @@ class BatchOrder:
             yield [(index, position.epoch) for index in self.epoch(position.epoch)[position.index]]
             position = self.advance(position, world)
 
-    def _plan(self, epoch: int) -> list[list[int]]:
+    def _plan(self, epoch: int) -> Batches:
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.costs))
         size = self._pool_size()
-        pools = [order[start : start + size] for start in range(0, len(order), size)]
-        batches = [batch for pool in pools for batch in self._cut(pool)]
-        return [batches[i] for i in random.permutation(len(batches))]
+        ends = array("q")
+        for start in range(0, len(order), size):
+            pool = order[start : start + size]
+            # Shortest first: the example at hand is the longest so far, so it alone decides the padding.
+            pool[:] = pool[np.argsort(self.costs[pool], kind="stable")]
+            ends.extend(start + end for end in self._cut(self.costs[pool].tolist()))
+        return Batches(order, np.array(ends, dtype=np.int64), random.permutation(len(ends)))
 
     def _pool_size(self) -> int:
         sizes = [len(self.costs)] if self.batch_size is None else [self.batch_size]
@@ -87,16 +114,15 @@ class BatchOrder:
             sizes.append(int(self.batch_cost / max(1.0, float(self.costs.mean()))))
         return POOL_BATCHES * max(1, min(sizes))
 
-    def _cut(self, pool: np.ndarray) -> Iterator[list[int]]:
-        batch: list[int] = []
-        # Shortest first: the example at hand is the longest so far, so it alone decides the padding.
-        for index in pool[np.argsort(self.costs[pool], kind="stable")].tolist():
-            if batch and self._overflows(len(batch) + 1, int(self.costs[index])):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+    def _cut(self, costs: list[int]) -> Iterator[int]:
+        """Where the batches of a pool end, its costs in order."""
+        first = 0
+        for number, longest in enumerate(costs):
+            if number > first and self._overflows(number + 1 - first, longest):
+                yield number
+                first = number
+        if costs:
+            yield len(costs)
 
     def _overflows(self, examples: int, longest: int) -> bool:
         too_many = self.batch_size is not None and examples > self.batch_size
@@ -105,7 +131,7 @@ class BatchOrder:
 
 def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int | None, seed: int) -> BatchOrder:
     """The batch order of a split, by each example's own cost."""
-    return BatchOrder([examples.cost(i) for i in range(len(examples))], batch_cost=batch_cost, batch_size=batch_size, seed=seed)
+    return BatchOrder(examples.costs(), batch_cost=batch_cost, batch_size=batch_size, seed=seed)
 
 
 class InEpochs(Sequence[Any]):

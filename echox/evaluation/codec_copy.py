@@ -96,7 +96,8 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
     judge = _Judge(config, device, texts)
     label = config.label or CODECS.name_of(config.codec)
     folder = Path(config.out_dir)
-    _keep(folder, RECORDINGS, judge.scores(recordings, maker.rate_hz), config)
+    if not _is_judged(folder, config):
+        _keep(folder, RECORDINGS, judge.scores(recordings, maker.rate_hz), config)
     beside = {key: resampled(clip, maker.rate_hz, speaker.rate_hz) for key, clip in recordings.items()}
     scores = judge.scores(copies.samples, speaker.rate_hz, beside)
     _keep(folder, label, scores | _costs(copies), config)
@@ -206,6 +207,7 @@ def _keep(folder: Path, label: str, scores: Mapping[str, Score], config: CodecCo
         "manifests": config.manifests,
         "rows": config.rows,
         "seed": config.seed,
+        "asr": config.asr,
         "codec": None if label == RECORDINGS else CODECS.describe(config.codec),
         "units": None if label == RECORDINGS or config.units is None else CODECS.describe(config.units),
         "scores": {name: asdict(score) for name, score in scores.items()},
@@ -214,12 +216,23 @@ def _keep(folder: Path, label: str, scores: Mapping[str, Score], config: CodecCo
         unfinished.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _is_judged(folder: Path, config: CodecCopyConfig) -> bool:
+    """Whether these recordings have their scores from the codec before."""
+    path = folder / f"{RECORDINGS}.json"
+    return path.is_file() and _drawn_by(json.loads(path.read_text("utf-8"))) == [config.manifests, config.rows, config.seed, config.asr]
+
+
+def _drawn_by(document: Mapping[str, Any]) -> list[Any]:
+    """What must be the same for two codecs to stand in one table."""
+    return [document[name] for name in ("manifests", "rows", "seed", "asr")]
+
+
 def _write_page(folder: Path) -> Path:
     """One table of all that was measured on the same rows as what was measured last."""
     documents = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     documents.sort(key=lambda found: found["label"] != RECORDINGS)
-    drawn = next((found["manifests"], found["rows"], found["seed"]) for found in documents if found["label"] == RECORDINGS)
-    same = [found for found in documents if (found["manifests"], found["rows"], found["seed"]) == drawn]
+    drawn = next(_drawn_by(found) for found in documents if found["label"] == RECORDINGS)
+    same = [found for found in documents if _drawn_by(found) == drawn]
     scores = {found["label"]: found["scores"] for found in same}
     lines = [
         "# Copy synthesis",

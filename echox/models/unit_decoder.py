@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,7 @@ class UnitDecoder(nn.Module):
         sizes = [word_count + 3, *[word_count + 1] * (codebooks - 1)]
         self.words = nn.Embedding(sum(sizes), config.width)
         nn.init.normal_(self.words.weight, std=0.5 * codebooks**-0.5)  # those of a step are added
+        self.words.register_buffer("first_rows", torch.tensor([0, *accumulate(sizes)][:-1]), persistent=False)  # [K] of each codebook
         self.drop = nn.Dropout(config.dropout)
         self.body = LlamaModel(
             LlamaConfig(
@@ -112,7 +114,6 @@ class UnitDecoder(nn.Module):
         )
         self.body.embed_tokens = None
         self.head = CodecHead(config.width, sizes)
-        self.register_buffer("first_rows", torch.tensor(self.head.segments[:-1]), persistent=False)  # [K] of each codebook, in `words`
 
     def read_text(self, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Text vectors [B, S, H] -> prefix [B, S, C] and, per token, what the decoder sees while speaking it [B, S+1, C]."""
@@ -153,7 +154,7 @@ class UnitDecoder(nn.Module):
 
     def embedded(self, steps: Tensor) -> Tensor:
         """Output ids [..., K] -> the sum of their vectors [..., C]."""
-        return self.words(steps + self.first_rows).sum(-2)
+        return self.words(steps + self.words.first_rows).sum(-2)
 
     def _steps(self, inputs: Tensor, spoken: Tensor) -> Tensor:
         """Step inputs [B, U, K] -> embeddings [B, U, C]."""

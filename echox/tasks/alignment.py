@@ -163,8 +163,7 @@ class AlignmentTask(Task):
         self.index = token_index(model.adapter.token_ids, self.backbone.vocab_size)
 
     def examples(self, split: str) -> Examples:
-        longest = self.config.data.max_audio_s * self.data.rate_hz
-        return Clips([clip for clip in self.splits[split] if self.data.frames(clip.path) <= longest], self.data)
+        return Clips([clip for clip in self.splits[split] if self.data.usable(clip.path)], self.data)
 
     def collate(self, examples: Sequence[_Clip]) -> AlignmentBatch:
         targets = [known_indices(self.index, clip.token_ids) for clip in examples]

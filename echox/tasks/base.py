@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,6 +123,10 @@ class Examples(Sequence[Any], ABC):
     @abstractmethod
     def cost(self, index: int) -> int:
         """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
+
+    def costs(self) -> np.ndarray:
+        """The costs of all examples [N]; one that knows them without making examples says so here."""
+        return np.fromiter(map(self.cost, range(len(self))), dtype=np.int64, count=len(self))
 
     def at(self, index: int, epoch: int) -> Any:
         """Example `index` as training meets it in an epoch: where it is augmented, by draws that follow from these two alone."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import Tensor
@@ -16,6 +17,7 @@ from echox.assets.hub import missing_files
 from echox.backbones.base import LoraConfig, Turn
 from echox.data.audio import audio_header
 from echox.data.manifest import Role, Row
+from echox.data.rows import stated_seconds
 from echox.errors import ConfigError, ManifestError
 from echox.models.published.compatibility import PAPER, Compatibility, form_of
 from echox.models.published.folder import weights_fingerprint
@@ -25,6 +27,7 @@ from echox.models.published.tokens import PROMPT_TOKENS, UNIT_COUNT, ReleaseToke
 from echox.models.published.translator import UnitTranslator
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch, Waveform
+from echox.tasks.at_access import cost_of, costs_of, made_of
 from echox.tasks.base import Examples, Hearing, TaskConfig, Track
 from echox.tasks.spoken import Clip, RowsConfig, SpokenRows, padded
 from echox.tasks.views import readable, real_length, released_tracks
@@ -136,7 +139,15 @@ class Lessons(Examples):
         return replace(lesson, clips=self.rows.drawn(lesson.row_id, lesson.clips, epoch))
 
     def cost(self, index: int) -> int:
-        return self.lessons[index].cost
+        return cost_of(self.lessons, index, lesson_cost)
+
+    def costs(self) -> np.ndarray:
+        return costs_of(self.lessons, lesson_cost)
+
+
+def lesson_cost(lesson: Lesson) -> int:
+    """What a conversation counts in a batch."""
+    return lesson.cost
 
 
 class SpokenLessons:
@@ -149,20 +160,30 @@ class SpokenLessons:
         self.compatibility = compatibility
         self.rate_hz = rate_hz
 
-    def read(self, split: str, *, last_only: bool = False) -> list[Lesson]:
+    def read(
+        self, split: str, *, last_only: bool = False, wanted: Callable[[Lesson], bool] | None = None, lengths: Callable[[], Path]
+    ) -> Sequence[Lesson]:
         """The conversations of a split; those without audio or answer, and those that are too long, are left out and counted.
 
+        Args:
+            wanted: which of the others are meant; that one is left is then for the caller to see.
+            lengths: names the file of lengths that `made_of` keeps.
         Raises:
             ManifestError: a manifest is broken, or no conversation remains to train on.
         """
         rows = self.rows.rows(split)
-        lessons = [lesson for row in rows if (lesson := self._lesson(row, last_only)) is not None]
+
+        def make(row: Row) -> list[Lesson]:
+            lesson = self._lesson(row, last_only)
+            return [lesson] if lesson is not None and (wanted is None or wanted(lesson)) else []
+
+        lessons = made_of(rows, make, lesson_cost, on_broken=self.config.on_broken, lengths=lengths)
         if len(lessons) < len(rows):
             log.warning(
-                "%d of %d rows of the %s split are left out: without audio or answer, or longer than %g s or %d tokens",
+                "%d of %d rows of the %s split are left out: without audio, answer or what else is learned, or longer than %g s or %d tokens",
                 len(rows) - len(lessons), len(rows), split, self.config.max_audio_s, self.config.max_tokens,
             )  # fmt: skip
-        if split == "train" and not lessons:
+        if split == "train" and wanted is None and not lessons:
             raise ManifestError(
                 f"no row of {', '.join(self.config.train)} has a question with audio, an answer, at most {self.config.max_tokens} tokens and "
                 f"clips of at most {self.config.max_audio_s:g} s; look at the rows, or raise max_tokens or max_audio_s"
@@ -181,11 +202,11 @@ class SpokenLessons:
         if self.compatibility.forget_answers_before_audio:
             first = ids.index(self.tokens.audio_id)
             labels = [IGNORE] * first + labels[first:]
-        headers = [audio_header(item.audio) for item in heard]
-        too_long = len(ids) > self.config.max_tokens or any(header.duration_s > self.config.max_audio_s for header in headers)
+        lengths_s = [stated_seconds(item) or audio_header(item.audio).duration_s for item in heard]
+        too_long = len(ids) > self.config.max_tokens or any(length_s > self.config.max_audio_s for length_s in lengths_s)
         if too_long or all(label == IGNORE for label in labels):
             return None
-        seen = sum(windows(round(header.duration_s * self.rate_hz), self.rate_hz) for header in headers)
+        seen = sum(windows(round(length_s * self.rate_hz), self.rate_hz) for length_s in lengths_s)
         words = turns[-1].words or (turns[-1].units and [(unit,) for unit in turns[-1].units])
         return Lesson(
             row_id=row.id,

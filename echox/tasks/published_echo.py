@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Track, View
 from echox.tasks.published import HEARD_WHOLE, HeardBatch, Lesson, Lessons, released_padding, released_text, unit_count_of, unit_rows, units_said
-from echox.tasks.published_s2t import taught
+from echox.tasks.published_s2t import lengths_of, taught
 from echox.tasks.published_speaking import SpeakingConfig, SpeakingTask
 from echox.tasks.spoken import padded
 from echox.tasks.views import spoken_length
@@ -93,8 +94,9 @@ class ReleaseEchoTask(SpeakingTask):
     Source: EchoX (arXiv:2509.09174), Echo training; the branch finetune_kd of its release.
     """
 
-    def read(self, split: str) -> list[Lesson]:
-        return self.lessons.read(split, last_only=True)
+    def read(self, split: str) -> Sequence[Lesson]:
+        return self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split))
+
 
     def prepare(self, model: HearingStudent) -> None:
         lessons = {label_key(lesson): lesson for split in self.splits.values() for lesson in split}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, View
 from echox.tasks.published import HEARD_WHOLE, HeardBatch, Lesson, Lessons, released_padding, spoken_tracks, unit_count_of
-from echox.tasks.published_s2t import taught
+from echox.tasks.published_s2t import lengths_of, taught
 from echox.tasks.published_speaking import SpeakingConfig, SpeakingTask
 from echox.tasks.published_t2c import spoken_words
 from echox.tasks.spoken import padded
@@ -39,8 +40,13 @@ class JointBatch(Batch):
 class ReleaseJointTask(SpeakingTask):
     """The release's branch finetune: units of the recorded answer from the states at its own tokens, beside S2T."""
 
-    def read(self, split: str) -> list[Lesson]:
-        lessons = [lesson for lesson in self.lessons.read(split, last_only=True) if spoken_words(self.lessons.tokens, lesson.units)]
+    def read(self, split: str) -> Sequence[Lesson]:
+        lessons = self.lessons.read(
+            split,
+            last_only=True,
+            wanted=lambda lesson: bool(spoken_words(self.lessons.tokens, lesson.units)),
+            lengths=partial(lengths_of, self, split),
+        )
         if split == "train" and not lessons:
             raise ManifestError(
                 f"no last answer of {', '.join(self.config.data.train)} has units that the checkpoint's unit words say; give them 'units', or use task published_echo"

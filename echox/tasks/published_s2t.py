@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from echox.models.published.hearing import WINDOW_S, check_encoder
 from echox.models.published.model import PublishedEchoX
 from echox.models.published.student import HearingStudent, choose_trained, learned_tensors, outline_of, round_frozen, starting_model
 from echox.models.published.teaching import TaughtText, teach_text, text_outputs
+from echox.tasks.at_access import lengths_file
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View, named_parts
 from echox.tasks.published import (
     HEARD_WHOLE,
@@ -62,7 +65,7 @@ class ReleaseTextTask(Task):
     def build(self) -> HearingStudent:
         student = ready(self._student(), self.config, self.context)
         self.lessons = lessons_of(student, self.config)
-        self.splits = {split: self.lessons.read(split) for split in ("train", "valid")}
+        self.splits = {split: self.lessons.read(split, lengths=partial(lengths_of, self, split)) for split in ("train", "valid")}
         return student
 
     def _student(self) -> HearingStudent:
@@ -126,6 +129,11 @@ def ready(student: HearingStudent, config: ReleaseTextConfig, context: StageCont
     choose_trained(student.release, config.modules, config.lora)
     round_frozen(student.release, half=context.bf16)
     return student
+
+
+def lengths_of(task: Task, split: str) -> Path:
+    """Where the lengths of a split's conversations are kept."""
+    return lengths_file(task.context, split, task.config, task.data_fingerprints())
 
 
 def lessons_of(student: HearingStudent, config: ReleaseTextConfig) -> SpokenLessons:

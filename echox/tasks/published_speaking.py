@@ -40,7 +40,7 @@ class SpeakingTask(Task):
         super().__init__(config, context)
 
     @abstractmethod
-    def read(self, split: str) -> list[Lesson]:
+    def read(self, split: str) -> Sequence[Lesson]:
         """The conversations of a split that can be learned from."""
 
     def build(self) -> HearingStudent:

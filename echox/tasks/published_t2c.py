@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from echox.criteria.base import UnitOutputs
-from echox.data.manifest import Item, Role
+from echox.data.manifest import Item, Role, Row
 from echox.data.text import edit_distance
 from echox.errors import ManifestError
 from echox.models.footprint import layer_bytes
@@ -19,6 +20,7 @@ from echox.models.published.teaching import pretrain_outputs
 from echox.models.published.tokens import ReleaseTokens
 from echox.models.speech_llm import IGNORE
 from echox.signals import Batch
+from echox.tasks.at_access import cost_of, costs_of, lengths_file, made_of
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, View, named_parts
 from echox.tasks.published import (
     SPEAKING,
@@ -90,7 +92,15 @@ class Readings(Examples):
         return self.readings[index]
 
     def cost(self, index: int) -> int:
-        return len(self.readings[index].ids)
+        return cost_of(self.readings, index, reading_cost)
+
+    def costs(self) -> np.ndarray:
+        return costs_of(self.readings, reading_cost)
+
+
+def reading_cost(reading: Reading) -> int:
+    """What a reading counts in a batch."""
+    return len(reading.ids)
 
 
 @TASKS.register("published_t2c", ReleaseUnitsConfig)
@@ -133,19 +143,24 @@ class ReleaseUnitsTask(Task):
             activations={"unit translator": layer_bytes(body, body.config.hidden_size)},
         )
 
-    def _readings(self, split: str) -> list[Reading]:
+    def _readings(self, split: str) -> Sequence[Reading]:
         rows = self.rows.rows(split)
-        found = [
-            reading
-            for row in rows
-            for item in row.turns
-            if (reading := self._reading(row.id, item)) is not None and len(reading.ids) <= self.config.max_tokens
-        ]
+        found = made_of(
+            rows,
+            self._readings_of,
+            reading_cost,
+            on_broken=self.config.data.on_broken,
+            lengths=lambda: lengths_file(self.context, split, self.config, self.data_fingerprints()),
+        )
         if split == "train" and not found:
             raise ManifestError(
                 f"no turn of {', '.join(self.config.data.train)} has a text and units that the checkpoint's unit words say; give the assistant's turns 'units'"
             )
         return found
+
+    def _readings_of(self, row: Row) -> list[Reading]:
+        readings = (self._reading(row.id, item) for item in row.turns)
+        return [reading for reading in readings if reading is not None and len(reading.ids) <= self.config.max_tokens]
 
     def _reading(self, row_id: str, item: Item) -> Reading | None:
         words = spoken_words(self.tokens, item.words or item.units and [(unit,) for unit in item.units])

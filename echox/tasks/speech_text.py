@@ -189,9 +189,7 @@ class SpeechTextTask(Task):
         self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding questions")
 
     def examples(self, split: str) -> Examples:
-        longest = self.config.data.max_audio_s * self.data.rate_hz
-        rows = [row for row in self.splits[split] if all(self.data.frames(clip) <= longest for clip in row.clips)]
-        return Conversations(rows, self.data)
+        return Conversations([row for row in self.splits[split] if all(map(self.data.usable, row.clips))], self.data)
 
     def collate(self, examples: Sequence[Conversation]) -> SpeechTextBatch:
         return collate_conversations(examples, self.data, self.index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +21,11 @@ from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
 from echox.data.cache import ArrayCache
+from echox.data.indexed_rows import ChosenRows, JoinedRows
 from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
-from echox.errors import ConfigError
+from echox.errors import ConfigError, SignalError
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
 
@@ -82,13 +85,19 @@ class SpokenRows:
         """Manifests of a split."""
         return {"train": self.config.train, "valid": self.config.valid}[split]
 
-    def rows(self, split: str) -> list[Row]:
-        """Rows of a split; none where no manifest is named for "valid"."""
+    def rows(self, split: str) -> Sequence[Row]:
+        """Rows of a split, none where no manifest is named for "valid"; a list, unless a manifest is large and its rows are read at access."""
         if split == "valid" and not self.config.valid:
             return []
         rows = read_manifests(self.paths(split), on_broken=self.config.on_broken, allow_outside=self.config.allow_outside)
-        left_out = self._left_out() if split == "train" else set()
-        return [row for row in rows if row.id not in left_out]
+        if isinstance(rows, tuple):
+            left_out = self._left_out() if split == "train" else set()
+            return [row for row in rows if row.id not in left_out]
+        parts = rows.parts if isinstance(rows, JoinedRows) else [rows]
+        sample = self.config.sample if split == "train" else {}
+        names = [Path(path).name for path in self.paths(split)]
+        parts = [drawn_rows(part, sample[name], name) if name in sample else part for name, part in zip(names, parts)]
+        return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
     def _left_out(self) -> set[str]:
         """Ids of the rows that `sample` does not draw; rows without an answer are the first to go."""
@@ -105,6 +114,18 @@ class SpokenRows:
     def fingerprints(self) -> dict[str, str]:
         """Name -> fingerprint of every manifest."""
         return {f"manifest:{Path(path).name}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+
+
+def drawn_rows(rows: Sequence[Row], wanted: int, seed: str) -> ChosenRows:
+    """So many rows at most of a large manifest, in its order; rows without an answer only where too few have one."""
+    answered: list[int] = []
+    others: list[int] = []
+    for number in np.random.default_rng(list(seed.encode())).permutation(len(rows)):
+        if len(answered) == wanted:
+            break
+        answer = rows[int(number)].answer
+        (others if answer is None or not answer.text else answered).append(int(number))
+    return ChosenRows(rows, np.sort(np.array([*answered, *others][:wanted], dtype=np.int64)))
 
 
 class SpokenData(SpokenRows):
@@ -128,15 +149,35 @@ class SpokenData(SpokenRows):
         if online:
             log.warning("augmentation changes how clips sound, so training encodes them at every step instead of once; caches hold the others")
         headers = {clip_key(clip): (clip, audio_header(clip)) for split in clips.values() for clip in split}
-        self._frames = {key: round(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
+        self._frames = {key: math.ceil(header.duration_s * self.rate_hz) for key, (_, header) in headers.items()}
         kept = dict.fromkeys(clip_key(clip) for split, found in clips.items() if not (online and split == "train") for clip in found)
         costs = [round(headers[key][1].duration_s * 100) for key in kept]
 
         def compute(keys: list[str]) -> list[Tensor]:
-            features = self._encode([load_audio(headers[key][0], encoder.rate_hz) for key in keys])
-            return [values[:length] for values, length in zip(features.values, features.lengths.tolist())]
+            heard = {key: samples for key in keys if (samples := self._decoded(headers[key][0], encoder.rate_hz)) is not None}
+            features = self._encode(list(heard.values())) if heard else Features(torch.empty(0, 0, encoder.dim), torch.empty(0), self.rate_hz)
+            rows = dict(zip(heard, (values[:length] for values, length in zip(features.values, features.lengths.tolist()))))
+            # A clip of no frames stands for one that cannot be decoded, until its file changes.
+            return [rows.get(key, torch.empty(0, encoder.dim, dtype=torch.bfloat16)) for key in keys]
 
         self.cache.fill(list(kept), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
+        broken = [headers[key][0] for key in kept if not self.cache.length(key)]
+        if broken:
+            log.warning("%d clips cannot be decoded and are left out, such as %s; 'echox-prepare validate' says why", len(broken), broken[0])
+
+    def _decoded(self, clip: Audio, rate_hz: int) -> Tensor | None:
+        """Samples of a clip; None where it is broken and the config skips what is."""
+        try:
+            return load_audio(clip, rate_hz)
+        except SignalError as error:
+            if self.config.on_broken is OnBroken.refuse:
+                raise
+            log.warning("%s; left out", error)
+            return None
+
+    def usable(self, clip: Audio) -> bool:
+        """Whether a clip could be decoded and is not too long."""
+        return 0 < self.frames(clip) <= self.config.max_audio_s * self.rate_hz
 
     def features(self, clips: Sequence[Clip]) -> Features:
         """Features of clips, padded to one batch [A, F, D] float32 on the CPU: cached ones, or those of clips as training meets them.

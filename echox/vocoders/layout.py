@@ -28,7 +28,6 @@ RATE_HZ = 16_000  # where a config does not say
 # What is built by the config alone, for all others would need an input that units do not give.
 UNSUPPORTED = {
     "f0": "pitch",
-    "f0_quant_num_bin": "quantised pitch",
     "embedder_params": "speaker vectors",
     "f0_vq_params": "a pitch codebook",
     "code_vq_params": "a codebook of its own",

@@ -66,6 +66,8 @@ class DurationPredictor(nn.Module):
     def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
         """[B, U, C], keep bool [B, U] -> log(1 + frames) [B, U]; what lies past a row's end is to a row as if it were not there."""
         shown = (lambda values: values) if keep is None else (lambda values: values * keep[:, :, None])
-        states = self.norm1(F.relu(self.conv1(shown(states).transpose(1, 2))).transpose(1, 2))
-        states = self.norm2(F.relu(self.conv2(shown(self.dropout(states)).transpose(1, 2))).transpose(1, 2))
-        return self.out(self.dropout(states))[..., 0]
+        # Rounded to bfloat16, a long unit's frames would be off by one.
+        with torch.autocast(states.device.type, enabled=False):
+            states = self.norm1(F.relu(self.conv1(shown(states.float()).transpose(1, 2))).transpose(1, 2))
+            states = self.norm2(F.relu(self.conv2(shown(self.dropout(states)).transpose(1, 2))).transpose(1, 2))
+            return self.out(self.dropout(states))[..., 0]

@@ -22,18 +22,22 @@ def small(monkeypatch, house):
     return house
 
 
-def test_loops_samplers_and_answers_are_measured(small, capsys):
+def test_loops_samplers_and_answers_are_measured(small, monkeypatch, capsys):
     before = torch.get_num_threads()
     asked = ["1x64", "batches=[1,2]", "words=30", "tokens=6", "repeats=1", "device=cpu", "threads=[1]", "output=out/decode"]
+    monkeypatch.setattr(decode, "multiplies_bf16_fast", lambda device: True)
     assert main(["decode", *asked]) == 0
     found = json.loads((small / "out/decode.json").read_text())
+    assert [line["dtype"] for line in found["loops"]] == ["float32"] * 6 + ["bfloat16"] * 6
+    found["loops"] = found["loops"][:6]
     lines = {(line["batch"], line["contender"]): line for line in found["loops"]}
     names = {name for _, name in lines}
     assert names == {"echox", "HF generate, dynamic cache", "HF generate, static cache"} and len(lines) == 6
     for (batch, _), line in lines.items():
         assert line["note"] == "" and line["threads"] == 1
         assert line["tokens_per_s"] == pytest.approx(1e6 * batch / line["step_us"])
-    assert lines[2, "echox"]["of_echox"] == 1
+        assert line["cpu_us"] > 0 and line["cpu_of_echox"] > 0
+    assert lines[2, "echox"]["of_echox"] == lines[2, "echox"]["cpu_of_echox"] == 1
     assert any(line["sampler"] == "echox" and line["eager_us"] > 0 for line in found["samplers"])
     assert all(
         line[part] > 0

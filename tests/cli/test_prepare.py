@@ -1,12 +1,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from echox_cli import prepare
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
@@ -94,12 +97,14 @@ def test_a_folder_becomes_a_manifest_that_is_checked_counted_and_split(house, ca
         for number in range(2):
             soundfile.write(house / f"clips/s{speaker}/{number}.flac", tones, 16_000)
             (house / f"clips/s{speaker}/{number}.txt").write_text(f"these are words {speaker} {number}")
-    assert prepare.main(["manifest", "clips", "speaker_level=1"]) == 0
-    assert "clips/manifest.jsonl: 16 rows, 0.00 h; 0 entries left out" in capsys.readouterr().out
-    assert prepare.main(["validate", "clips/manifest.jsonl"]) == 0
-    assert "16 good rows, 0 broken" in capsys.readouterr().out and (house / "clips/manifest.report.html").is_file()
-    assert prepare.main(["stats", "clips/manifest.jsonl"]) == 0
-    assert "80 words" in capsys.readouterr().out
-    assert prepare.main(["index", "clips/manifest.jsonl"]) == 0
-    assert prepare.main(["split", "clips/manifest.jsonl", "valid=0.2", "test=0.2"]) == 0
-    assert "in two parts: 0 speakers, 0 texts" in capsys.readouterr().out
+    page = (ROOT / "echox/data/README.md").read_text(encoding="utf-8")
+    lines = [line.split() for line in page.partition("```bash\n")[2].partition("```")[0].splitlines()]
+    printed = []
+    for door, *words in lines:
+        assert door == "echox-prepare" and prepare.main(words) == 0
+        printed.append(capsys.readouterr().out)
+    assert [words[1] for words in lines] == ["manifest", "validate", "stats", "split", "index"]
+    assert "clips/manifest.jsonl: 16 rows, 0.00 h; 0 entries left out" in printed[0]
+    assert "16 good rows, 0 broken" in printed[1] and (house / "clips/manifest.report.html").is_file()
+    assert "80 words" in printed[2] and "in two parts: 0 speakers, 0 texts" in printed[3]
+    assert "clips/kept.train.jsonl.idx" in printed[4]

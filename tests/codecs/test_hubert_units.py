@@ -1,7 +1,9 @@
 """HuBERT units, fitted on tones with a random HuBERT in a second, or read from published centres, and heard through a random vocoder."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from echox.codecs import quantization
 from echox.codecs.base import CODECS
 from echox.codecs.hubert_units import HubertUnits, HubertUnitsConfig, UnitFitConfig
 from echox.codecs.hubert_units import fit as fitting
@@ -212,3 +215,12 @@ def test_the_preset_of_the_release_s_units(house, capsys):
     assert prepare.main(["codec", "codec=mhubert_units", "codec.fit.centres=km.bin", "--cfg"]) == 0
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("name: hubert_units", "weights: voidful/mhubert-base", "layer: 11", "units: 1000", "centres: km.bin"))
+
+
+def test_the_commands_of_the_room_s_page_compose(house, capsys):
+    page = (Path(quantization.__file__).parent / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    for line in lines:
+        door, *words = line.split()
+        assert door == "echox-prepare" and prepare.main([*words, "--cfg"]) == 0, capsys.readouterr().err
+    assert len(lines) == 4

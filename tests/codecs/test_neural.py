@@ -8,20 +8,19 @@ from safetensors.torch import load_file, save_file
 from transformers import EncodecConfig, EncodecModel
 
 from echox.codecs.base import CODECS
-from echox.codecs.neural import DacCodecConfig, EncodecCodecConfig, MimiCodecConfig, XcodecCodecConfig
+from echox.codecs.neural import DacCodecConfig, EncodecCodecConfig, HiggsCodecConfig, MimiCodecConfig, WavTokenizerCodecConfig, XcodecCodecConfig
 from echox.codecs.neural.codec import Shape
-from echox.codecs.neural.xcodec import HiggsCodecConfig
 from echox.errors import AssetError, ConfigError, SignalError
 from echox.plugins import discover
 from echox.signals import Units, Waveform
 
 discover()
-CONFIGS = {"mimi": MimiCodecConfig, "encodec": EncodecCodecConfig, "dac": DacCodecConfig, "xcodec": XcodecCodecConfig, "higgs_audio": HiggsCodecConfig}
+CONFIGS = {"wavtokenizer": WavTokenizerCodecConfig, "mimi": MimiCodecConfig, "encodec": EncodecCodecConfig, "dac": DacCodecConfig, "xcodec": XcodecCodecConfig, "higgs_audio": HiggsCodecConfig}
 K = 3
 
 
 def built(name, **settings):
-    return CODECS.build(CONFIGS[name](**{"weights": "random", "codebooks": K} | settings))
+    return CODECS.build(CONFIGS[name](**{"weights": "random", "codebooks": 1 if name == "wavtokenizer" else K} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,8 @@ def noise(codec, frames, seed=0):
     return Waveform(samples, torch.tensor([samples.shape[1]]), codec.rate_hz)
 
 
-def some_codes(codec, frames, rows=1):
-    return torch.randint(codec.vocab_size, (rows, K, frames), generator=torch.Generator().manual_seed(1))
+def some_codes(codec, frames):
+    return torch.randint(codec.vocab_size, (1, codec.codebooks, frames), generator=torch.Generator().manual_seed(1))
 
 
 LIBRARY = {
@@ -44,6 +43,7 @@ LIBRARY = {
         lambda net, wave: net.encode(wave, bandwidth=net.config.target_bandwidths[0]).audio_codes[0],
         lambda net, codes: net.decode(codes[None], [None]).audio_values[:, 0],
     ),
+    "wavtokenizer": (lambda net, wave: net.encode(wave).audio_codes, lambda net, codes: net.decode(codes).audio_values.flatten(1)),
     "dac": (lambda net, wave: net.encode(wave, n_quantizers=K).audio_codes, lambda net, codes: net.decode(audio_codes=codes).audio_values),
     "xcodec": (lambda net, wave: net.encode(wave, bandwidth=0.75).audio_codes, lambda net, codes: net.decode(codes).audio_values[:, 0]),
     "higgs_audio": (lambda net, wave: net.encode(wave, bandwidth=0.375).audio_codes, lambda net, codes: net.decode(codes).audio_values[:, 0]),
@@ -56,9 +56,9 @@ def test_codes_and_sound_are_the_library_s_own(codecs, name):
     codec, (encode, decode) = codecs[name], LIBRARY[name]
     wave = noise(codec, 12)
     units = codec.encode(wave)
-    assert units.ids.shape == (1, K, 12) and units.rate_hz == codec.rate_hz / codec.hop_samples
-    assert torch.equal(units.ids, encode(codec.net, wave.samples[:, None])[..., :12])
-    assert len(units.ids.unique()) > 5
+    assert units.ids.shape == ((1, 12) if codec.codebooks == 1 else (1, K, 12)) and units.rate_hz == codec.rate_hz / codec.hop_samples
+    assert torch.equal(units.ids.view(1, -1, 12), encode(codec.net, wave.samples[:, None])[..., :12])
+    assert len(units.ids.unique()) > (1 if codec.codebooks == 1 else 3)
     codes = some_codes(codec, 12)
     said = codec.decode(Units(codes, torch.tensor([12]), None))
     own = decode(codec.net, codes).clamp(-1, 1)
@@ -99,7 +99,7 @@ def test_a_stream_sounds_like_the_whole(codecs, name, sizes):
     joined = torch.cat(pieces, dim=1)
     assert joined.shape == whole.shape
     assert float((joined - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
-    if len(sizes) == 40:
+    if len(sizes) == 40 and name != "wavtokenizer":
         assert sum(piece.shape[1] for piece in pieces[:25]) >= 10 * codec.hop_samples  # it does not wait for the end
 
 

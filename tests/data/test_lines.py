@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 
 import pytest
 
@@ -41,6 +42,11 @@ def test_chunks_know_their_places(tmp_path):
     found = [place for chunk in chunks_of(tmp_path / "m", 4) for place in chunk.places()]
     assert [(line, raw.strip()) for line, _, raw in found] == [(1, b"one"), (4, b"four"), (5, b"five")]
     assert all(content[offset : offset + len(raw)] == raw for _, offset, raw in found)
+
+
+def test_a_process_that_is_killed_is_said():
+    with pytest.raises(ManifestError, match="was killed, perhaps for its memory; use fewer processes"):
+        list(in_order(os._exit, [1], 2))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_a_folder_of_clips_with_words_beside_them(speech):
     }
     assert "not readable" in faults(speech / "manifest.left_out.jsonl")["cut"]
     assert [path.name for path in speech.glob(".*")] == []
+
+
+def test_links_in_a_circle_and_names_that_are_no_text(speech):
+    (speech / "a.txt").write_text("ay")
+    (speech / "loop").symlink_to(speech, target_is_directory=True)
+    odd = os.fsencode(speech) + b"/b\xff"
+    os.rename(speech / "b.wav", odd + b".wav")
+    open(odd + b".txt", "w").write("bee")
+    assert [row.id for row in made(speech)] == ["a"]
+    assert [reason for name, reason in faults(speech / "manifest.left_out.jsonl").items() if "\udcff" in name] == ["a name or a text in it is not UTF-8; rename or mend it"]
 
 
 def test_speech_to_be_learned_and_clips_without_words(speech):
@@ -159,6 +170,8 @@ def test_clips_of_parquet_are_copied_into_shards(speech):
         assert len(archive.getmembers()) == 4
     named = faults(speech / "train.left_out.jsonl")
     assert "not readable" in named["train-4"] and "gone.wav does not exist" in named["train-5"]
+    # What was copied is not read again beside what it was copied from.
+    assert len(made(speech, output=str(speech / "all.jsonl"))) == 3
     with pyarrow.OSFile(str(speech / "d.arrow"), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as stream:
         stream.write_table(table)
     assert [row.turns[0].extra["duration_s"] for row in made(speech / "d.arrow")] == [0.1, 0.2, 0.3]

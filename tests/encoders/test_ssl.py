@@ -151,3 +151,12 @@ def test_outline_has_the_true_shapes_without_weights():
     outline = SslEncoder.outline(SslConfig(weights="facebook/hubert-base-ls960", layer=9))
     assert outline.dim == 768 and len(outline.model.encoder.layers) == 9
     assert {parameter.device.type for parameter in outline.model.encoder.parameters()} == {"meta"}
+
+
+def test_half_precision_stays_near():
+    encoder, wave = SslEncoder(SslConfig(weights="random")), speech(9_000, 16_000)
+    exact = encoder(wave)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(wave)
+    assert half.lengths.tolist() == exact.lengths.tolist()
+    assert (half.values - exact.values).abs().max() < 0.03 * exact.values.abs().max()

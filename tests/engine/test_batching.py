@@ -3,6 +3,7 @@
 import random
 from itertools import islice
 
+import numpy as np
 import pytest
 
 from echox.engine.batching import BatchOrder, Position, load_batches
@@ -33,7 +34,7 @@ def test_buckets_waste_little_padding():
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        return BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=seed).epoch(epoch)
+        return list(BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=seed).epoch(epoch))
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1) != order(2, 1)
@@ -57,3 +58,20 @@ def test_loaded_batches_come_in_order(workers):
     task = toy_task()
     batches = load_batches(task.examples("train"), task.collate, [[3, 1], [2]], workers)
     assert [batch.row_ids for batch in batches] == [("row-3", "row-1"), ("row-2",)]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_batches_in_arrays_are_those_that_lists_would_hold(limits):
+    """Runs that began before batches were kept in arrays go on with the same batches."""
+    order = BatchOrder(COSTS, seed=1, **limits)
+    random_ = np.random.default_rng([1, 3])
+    shuffled, size, batches = random_.permutation(len(COSTS)), order._pool_size(), []
+    for start in range(0, len(shuffled), size):
+        batch = []
+        for index in sorted(shuffled[start : start + size].tolist(), key=COSTS.__getitem__):
+            if batch and order._overflows(len(batch) + 1, COSTS[index]):
+                batches.append(batch)
+                batch = []
+            batch.append(index)
+        batches.append(batch)
+    assert list(order.epoch(3)) == [batches[turn] for turn in random_.permutation(len(batches))]

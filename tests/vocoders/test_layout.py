@@ -79,7 +79,7 @@ def test_without_a_duration_predictor_a_unit_is_a_frame(tmp_path):
 
 REFUSED = [
     ({"f0": True}, "pitch as input"),
-    ({"f0": True, "f0_quant_num_bin": 32}, "pitch and quantised pitch as input"),
+    ({"f0": True, "embedder_params": {"n": 1}}, "pitch and speaker vectors as input"),
     ({"embedder_params": {"n": 1}}, "speaker vectors as input"),
     ({"code_hop_size": 640}, "make 320 samples of a unit, code_hop_size says 640"),
     ({"model_in_dim": 9}, "model_in_dim is 9, but units of 4 channels make 4"),

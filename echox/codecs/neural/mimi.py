@@ -63,10 +63,14 @@ class MimiCodec(NeuralCodec):
     @classmethod
     @torch.no_grad()
     def spread(cls, net: MimiModel) -> None:
+        """And such a loudness that little of them is clipped."""
         noise = torch.randn(1, 1, net.config.codebook_size * net.config.frame_size)
         latents = net.encoder(0.2 * noise).latents
         for quantizer in (net.quantizer.semantic_residual_vector_quantizer, net.quantizer.acoustic_residual_vector_quantizer):
             spread_entries(quantizer.layers, quantizer.input_proj(latents))
+        loudness = net.decode(net.encode(0.2 * noise).audio_codes).audio_values.std()
+        for tensor in net.decoder.decoder_seanet.layers[-1].conv.parameters():
+            tensor.mul_(0.1 / loudness)
 
     def codes(self, samples: Tensor) -> Tensor:
         return self.net.encode(samples, num_quantizers=self.codebooks).audio_codes

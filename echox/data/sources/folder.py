@@ -18,8 +18,15 @@ class FolderSource(Source):
     """Clips below a folder; words in NAME.normalized.txt, NAME.txt or NAME.lab beside them, or in LibriSpeech's *.trans.txt."""
 
     def entries(self) -> Iterator[Found | Fault]:
+        seen: set[tuple[int, int]] = set()
         for folder, below, names in os.walk(self.path, followlinks=True):
-            below.sort()
+            # A link to a folder above would otherwise be walked for ever.
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            below[:] = sorted(name for name in below if not name.startswith("."))
             yield from self._folder(Path(folder), sorted(names))
 
     def _folder(self, folder: Path, names: list[str]) -> Iterator[Found | Fault]:

@@ -25,6 +25,8 @@ SOURCES: dict[str, type[Source]] = {
     ".tar": TarSource,
 }
 PACKED = (".tar.gz", ".tgz")
+# Ending of a folder that clips were copied to.
+COPIES = ".shards"
 # Files of which a folder is a data set, rather than a folder of clips: themselves, or one folder down.
 _SHARDS = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow", "*.tar", "*/*.tar", "*.tar.gz", "*/*.tar.gz", "*.tgz", "*/*.tgz")
 
@@ -53,7 +55,9 @@ def _matching(text: str) -> Iterator[Path]:
 
 
 def _shards_in(path: Path) -> list[Path]:
-    shards = sorted(shard for pattern in _SHARDS for shard in path.glob(pattern)) if path.is_dir() else []
+    found = (shard for pattern in _SHARDS for shard in path.glob(pattern)) if path.is_dir() else ()
+    # Those that an earlier manifest's clips were copied to hold what its sources hold.
+    shards = sorted(shard for shard in found if shard.parent.suffix != COPIES)
     return shards or [path]
 
 

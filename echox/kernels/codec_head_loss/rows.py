@@ -10,6 +10,8 @@ from torch import Tensor
 
 from echox.kernels.codec_head_loss.terms import Terms
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True, slots=True)
 class RowResults:
@@ -105,7 +107,7 @@ def _codebooks(z: Tensor, bias: Tensor | None, terms: Terms) -> Iterator[tuple[s
     if bias is not None:
         z.add_(bias)
     if len(set(terms.sizes)) == 1:
-        yield slice(None), z.view(len(z), terms.codebooks, terms.sizes[0])
+        yield ALL, z.view(len(z), terms.codebooks, terms.sizes[0])
         return
     for k, columns in enumerate(z.split(terms.sizes, dim=1)):
         block = columns.contiguous()  # row kernels are several times slower on strided rows
@@ -114,6 +116,8 @@ def _codebooks(z: Tensor, bias: Tensor | None, terms: Terms) -> Iterator[tuple[s
 
 
 def _in(results: RowResults, k: slice) -> RowResults:
+    if k == ALL:
+        return results
     return RowResults(results.losses[:, k], results.lse[:, k], results.correct[:, k])
 
 

@@ -63,7 +63,7 @@ class UnitDecoderSteps(Steps):
     def ask(self, prefix: Tensor, spoken: Tensor, request: UnitRequest) -> Ask:
         """One text's prefix [S, C] and what is seen while each token is spoken [S + 1, C], as `UnitDecoder.read_text` makes them."""
         decoder = self.decoder
-        begin = decoder.embedded(torch.full_like(decoder.first_rows, decoder.begin_id)).detach()
+        begin = decoder.embedded(torch.full_like(decoder.words.first_rows, decoder.begin_id)).detach()
         mark = decoder.next_id if decoder.config.monotonic else decoder.end_id
         codes = [(first, first + decoder.word_count) for first in self.head.cuts[:-1]]
         said = replace(request, allowed=[*codes, (mark, mark + 1)])
@@ -78,9 +78,9 @@ class CodebookDecoderSteps(UnitDecoderSteps):
 
     def __init__(self, decoder: UnitDecoder) -> None:
         super().__init__(decoder)
-        self.delays = decoder.first_rows.new_tensor(decoder.delays)
+        self.delays = decoder.words.first_rows.new_tensor(decoder.delays)
         self.longest = max(decoder.delays)
-        self.beside = (self.delays == 0) & (decoder.first_rows > 0)  # [K] codebooks that speak in the step of their row's mark
+        self.beside = (self.delays == 0) & (decoder.words.first_rows > 0)  # [K] codebooks that speak in the step of their row's mark
 
     def seats(self, slots: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         return super().seats(slots, capacity, device) | {"ended": torch.full((slots,), NEVER, device=device)}
