@@ -97,7 +97,6 @@ class ReleaseEchoTask(SpeakingTask):
     def read(self, split: str) -> Sequence[Lesson]:
         return self.lessons.read(split, last_only=True, lengths=partial(lengths_of, self, split))
 
-
     def prepare(self, model: HearingStudent) -> None:
         lessons = {label_key(lesson): lesson for split in self.splits.values() for lesson in split}
         self.labels = ArrayCache(self.context.cache_dir / "pseudo_labels", self._label_fingerprint())
