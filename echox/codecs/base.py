@@ -125,6 +125,11 @@ class Codec(nn.Module, ABC):
         return []
 
     @classmethod
+    def why_mute(cls, config: Any) -> str | None:
+        """Why the codec that a config describes cannot decode, and the way out; None where it can. Nothing is built."""
+        return None if cls.decodes else f"{cls.__name__} turns speech into units alone; name a codec that speaks"
+
+    @classmethod
     def is_ready(cls, config: CodecConfig) -> bool:
         """Whether the codec can be built; a codec that is fitted to a voice first says here whether that is done."""
         return True

@@ -136,7 +136,7 @@ class VocoderOutputs(Outputs):
 
     real: Tensor  # [B, T]
     made: Tensor  # [B, T]
-    log_frames: Tensor  # [B, U] log(1 + frames) of each unit, as predicted
+    log_frames: Tensor | None  # [B, U] log(1 + frames) of each unit, as predicted; None where nothing predicts
     frames: Tensor  # [B, U] frames of each unit, 0 on padding
     judges: Discriminators | None  # None where nothing judges
     rate_hz: int

@@ -48,8 +48,11 @@ class VocoderCriterion(Criterion):
     def forward(self, outputs: VocoderOutputs, batch: Batch) -> Loss:
         if len(outputs.made) == 0:
             return Loss(outputs.made.float().sum(), batch.count)
-        parts = {"mel": self._mel(outputs), "duration": _duration(outputs)}
-        total = self.config.mel_weight * parts["mel"] + self.config.duration_weight * parts["duration"]
+        parts = {"mel": self._mel(outputs)}
+        total = self.config.mel_weight * parts["mel"]
+        if outputs.log_frames is not None:
+            parts["duration"] = _duration(outputs.log_frames, outputs.frames)
+            total = total + self.config.duration_weight * parts["duration"]
         if outputs.judges is not None:
             # Apart, because no gradient is wanted of the real ones.
             with torch.no_grad():
@@ -98,7 +101,8 @@ def _features(real: Sequence[Verdict], made: Sequence[Verdict]) -> Tensor:
     return sum(_per_row((heard.detach().float() - copied.float()).abs()) for heard, copied in pairs)
 
 
-def _duration(outputs: VocoderOutputs) -> Tensor:
-    keep = outputs.frames > 0
-    error = (outputs.log_frames.float() - torch.log1p(outputs.frames.float())).square() * keep
+def _duration(log_frames: Tensor, frames: Tensor) -> Tensor:
+    """[B, U] each."""
+    keep = frames > 0
+    error = (log_frames.float() - torch.log1p(frames.float())).square() * keep
     return (error.sum(1) / keep.sum(1).clamp(min=1)).sum()

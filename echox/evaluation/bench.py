@@ -22,10 +22,12 @@ from echox.evaluation.quality import Quality, load_quality
 from echox.evaluation.transcriber import Transcriber
 from echox.generation.answering import Answer, Answerer, Voice, load_answerer, load_voice
 from echox.generation.manifest_run import answer_rows, file_name
+from echox.generation.restoring import refuse_mute
 
 T = TypeVar("T")
 RECORDINGS_HZ = 16_000  # the rate at which recordings are judged; recognisers hear no more
 HEARING = ("echo", "s2t")  # stages whose models answer, the last first
+SPEAKING = ("echo", "t2c")  # stages with a codec, the one that is heard first
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Bench:
         self.device = device_named(config.device)
         self.judges: dict[str, str | None] = {"asr": None, "mos": None}  # who has transcribed and judged so far, as reports name them
         self._said: dict[str, dict[str, Any]] = {}
+        self._can_be_heard = False  # until that was looked at
 
     @cached_property
     def answerer(self) -> Answerer:
@@ -60,6 +63,15 @@ class Bench:
         """The run's T2C model, with the language model and the codec of the one that hears, where there is one."""
         beside = self.answerer if any(self.final(stage).exists() for stage in HEARING) else None
         return load_voice(self.final("t2c"), device=str(self.device), codec_folder=self.config.codec_folder, beside=beside)
+
+    def refuse_mute(self) -> None:
+        """
+        Raises:
+            ConfigError: what the run says could not be heard, which is told before hours are spent on reading it.
+        """
+        if not self._can_be_heard and (speaking := next((self.final(stage) for stage in SPEAKING if self.final(stage).exists()), None)):
+            refuse_mute(speaking, self.config.codec_folder)
+        self._can_be_heard = True
 
     @cached_property
     def transcriber(self) -> Transcriber:

@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         what `report.json` holds.
     Raises:
         CheckpointError: the run has no finished checkpoint that hears or speaks.
-        ConfigError: the corpus is not there.
+        ConfigError: the corpus is not there, or the run's codec has nothing to speak with.
         AssetError: the recogniser cannot be had.
     """
     began_s = time.monotonic()
@@ -118,6 +118,7 @@ def _section(section: Section, bench: Bench, before: dict[str, list[dict[str, An
     stored = None if bench.config.overwrite else _stored(path, key)
     if stored is not None:
         return stored
+    bench.refuse_mute()
     began_s = time.monotonic()
     records = section.make(bench, bench.rows(section.manifest), before)
     made = {"key": key, "judges": bench.judges, "seconds": round(time.monotonic() - began_s, 1), "records": records}

@@ -331,6 +331,7 @@ def load_answerer(
         bf16: run the models under bfloat16 autocast; None does so where it is faster.
     Raises:
         CheckpointError: it is missing, damaged, of another stage, or its codec is not the one it was trained with.
+        ConfigError: its codec has nothing to speak with.
         PluginError, AssetError: a part it was trained with is not there.
     """
     found = load_stage(folder, ("echo", "s2t"))
@@ -351,6 +352,7 @@ def load_voice(
         beside: an answerer of the same run, whose language model and codec are shared and whose device is taken.
     Raises:
         CheckpointError: as `load_answerer`; or `beside` speaks with another codec.
+        ConfigError: as `load_answerer`.
     """
     found = load_stage(folder, ("t2c",))
     place = device_named(device) if beside is None else beside.device

@@ -10,7 +10,7 @@ from typing import Any
 from echox import checkpoint
 from echox.backbones.base import BACKBONES, Backbone
 from echox.checkpoint import Checkpoint
-from echox.codecs.base import CODECS, Codec
+from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.encoders.base import ENCODERS
 from echox.errors import CheckpointError, ConfigError
 from echox.models.denoising import DenoisingAdapter, TextVoice, join_voice
@@ -78,17 +78,33 @@ def codec_of(found: Checkpoint, folder: str | None = None) -> Codec:
         folder: where the codec lies now; None takes the folder that the recipe names.
     Raises:
         CheckpointError: it is not the codec of the checkpoint's lineage.
-        ConfigError: a folder is given, and this codec has none.
+        ConfigError: a folder is given, and this codec has none; or it has nothing to speak with.
     """
+    codec = CODECS.build(_speaking(found, folder)).eval()
+    check_codec(found, codec)
+    return codec
+
+
+def refuse_mute(stage: Path, folder: str | None = None) -> None:
+    """See, before anything is loaded, that what a finished checkpoint says can be heard; `folder` as in `codec_of`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged. ConfigError: as `codec_of`.
+    """
+    _speaking(Checkpoint(stage, checkpoint.verify(stage), {}, None), folder)
+
+
+def _speaking(found: Checkpoint, folder: str | None) -> CodecConfig:
+    """The config of a checkpoint's codec, as it lies now."""
     config = _part(found, "codec", CODECS)
     if folder is not None:
         place = next((field.name for field in dataclasses.fields(config) if field.name in ("folder", "weights")), None)
         if place is None:
             raise ConfigError(f"codec_folder is {folder!r}, but the {CODECS.name_of(config)} codec of {found.folder} is not kept in a folder; leave it out")
         config = dataclasses.replace(config, **{place: folder})
-    codec = CODECS.build(config).eval()
-    check_codec(found, codec)
-    return codec
+    if reason := CODECS.entry_of(config).implementation.why_mute(config):
+        raise ConfigError(f"{found.folder} cannot be heard: {reason}")
+    return config
 
 
 def check_codec(found: Checkpoint, codec: Codec) -> None:

@@ -311,7 +311,7 @@ class EchoTask(Task):
             yield f"{len(self.recorded.spoken)} of {len(self.conversations['train'])} training answers are learned as they were recorded, a unit with weight {weight:g}"
 
     def data_fingerprints(self) -> dict[str, str]:
-        return self.speech_text.data_fingerprints() | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}
+        return self.speech_text.data_fingerprints() | {"codec": self.codec.fingerprint()}
 
 
 def answer_states(states: Tensor, batch: SpeechTextBatch) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -267,6 +268,9 @@ class LabelledConversations(Examples):
 
     def cost(self, index: int) -> int:
         return self.conversations.cost(index)
+
+    def costs(self) -> np.ndarray:
+        return self.conversations.costs()
 
 
 def label_key(row: Conversation) -> str:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.errors import ConfigError, ManifestError
@@ -102,6 +104,9 @@ class WithRecordings(Examples):
 
     def cost(self, index: int) -> int:
         return self.labelled.cost(index)
+
+    def costs(self) -> np.ndarray:
+        return self.labelled.costs()
 
 
 def pieces_of(target: Sequence[int], ends: Sequence[int], decoder: UnitDecoder) -> list[list[int]]:

@@ -208,7 +208,10 @@ class TextUnitsTask(Task):
         """Units per text token of every utterance, from the cache or from an aligner trained now."""
         content = json.dumps([[u.row_id, u.ids, self._sounds(u)] for u in utterances] + [self.config.aligner_steps, self.context.seed])
         cache = ArrayCache(self.context.cache_dir / "alignments", hashlib.sha256(content.encode()).hexdigest()[:16])
-        by_id = {utterance.row_id: utterance for utterance in utterances}
+        by_id: dict[str, Utterance] = {}
+        for utterance in utterances:
+            if by_id.setdefault(utterance.row_id, utterance) != utterance:
+                raise ManifestError(f"row {utterance.row_id!r} is in a manifest of train and, with another text or other units, in one of valid; ids must differ")
         missing = [row_id for row_id in by_id if row_id not in cache]
         if missing:
             aligner = self._trained_aligner(utterances[:trained_on])
@@ -305,4 +308,4 @@ class TextUnitsTask(Task):
 
     def data_fingerprints(self) -> dict[str, str]:
         manifests = {f"manifest:{path}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
-        return manifests | {"codec": CODECS.build(self.context.parts.codec).fingerprint()}
+        return manifests | {"codec": self.codec.fingerprint()}

@@ -325,8 +325,8 @@ class VocoderTask(Task):
             if recording.frames and not 0 <= min(recording.frames) <= max(recording.frames) < count:
                 largest = max(recording.frames)
                 raise ManifestError(f"row {recording.row_id!r} has unit {largest}, but there are {count}; set vocoder.task.units")
-        # One more frame than a segment, for a clip may end within its last one.
-        kept = [recording for recording in recordings if len(recording.frames) > self.config.segment_frames]
+        # A clip may end before its last frames do, which are then left out.
+        kept = [recording for recording in recordings if len(recording.frames) >= self.config.segment_frames + LOOSE_FRAMES]
         if len(kept) < len(recordings):
             log.warning("%d clips of %s are shorter than a segment and left out", len(recordings) - len(kept), split)
         return kept
@@ -359,7 +359,7 @@ class VocoderTask(Task):
         return VocoderOutputs(
             real=real.flatten(1),
             made=model.generator(batch.frames.gather(1, index), batch.speakers),
-            log_frames=model.generator.log_frames(batch.units, batch.durations > 0),
+            log_frames=None if model.generator.predictor is None else model.generator.log_frames(batch.units, batch.durations > 0),
             frames=batch.durations,
             judges=model.discriminators,
             rate_hz=self.config.generator.rate_hz,

@@ -28,6 +28,7 @@ def attributes_are_stated(config: CodecConfig) -> None:
 
 def sizes_are_known_before_it_is_built(config: CodecConfig) -> None:
     codec, implementation = _build(config), CODECS.entry_of(config).implementation
+    assert (implementation.why_mute(config) is None) == codec.decodes, f"decodes is {codec.decodes}, and why_mute says {implementation.why_mute(config)!r}"
     known = (implementation.expected_word_count(config), implementation.expected_codebooks(config))
     assert known == (codec.word_count, codec.codebooks), f"{known} words and codebooks were expected, and there are {(codec.word_count, codec.codebooks)}"
 

@@ -199,16 +199,16 @@ def fill(net: UnitGenerator, path: Path) -> UnitGenerator:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)["generator"]
+        found = torch.load(path, map_location="cpu", weights_only=True)["generator"]
+        return {name: tensor.float() for name, tensor in found.items()}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"the vocoder's weights {path} do not exist; copy {WEIGHTS} and {CONFIG} from the published folder"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} holds no vocoder weights that can be read without running code ({type(error).__name__}); copy it again"
         ) from error
-    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _unweighted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -135,6 +135,10 @@ def test_what_stands_in_cannot_be_changed(named):
         (pickle.dumps(np.array([[{}]], dtype=object)), "no numbers"),
         (pickle.dumps(POINTS * np.nan), "not finite"),
         (pickle.dumps(POINTS)[:-200], "no centres that can be read"),
+        # Within the four bytes of a number that says how much follows.
+        (pickle.dumps(POINTS, 2)[:2] + b"X\x01\x00", "no centres that can be read"),
+        # A size of 2^40 is not believed before so much is there.
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"x", "no centres that can be read"),
     ],
 )
 def test_what_holds_no_centres_is_one_sentence(content, message, tmp_path):

@@ -93,7 +93,7 @@ def test_without_a_vocoder_units_cannot_be_heard(folder, vocoder, tmp_path):
     units = Units(torch.tensor([[1, 2, 3]]), torch.tensor([3]), None)
     mute = HubertUnits(HubertUnitsConfig(folder=str(folder)))
     assert mute.encodes and not mute.decodes
-    with pytest.raises(ConfigError, match="no vocoder.*12 units.*codec.vocoder.folder"):
+    with pytest.raises(ConfigError, match="no vocoder.*codec.vocoder.folder"):
         mute.decode(units)
     voiced = HubertUnits(HubertUnitsConfig(folder=str(folder), vocoder=UnitHifiGanConfig(folder=str(vocoder))))
     assert voiced.decodes and voiced.decode(units).lengths[0] >= 3 * 320

@@ -145,6 +145,20 @@ def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):
     assert report["skipped"]["questions"] == "the run has no echo or s2t checkpoint"
 
 
+def test_a_run_that_cannot_be_heard_is_refused_before_the_first_section(config, run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "mute")
+    for stage in ("echo", "t2c"):
+        path = tmp_path / "mute" / stage / "final" / "meta.json"
+        meta = json.loads(path.read_text())
+        meta["recipe"]["codec"] = {"name": "hubert_units", "folder": str(tmp_path / "units")}
+        path.write_text(json.dumps(meta))
+    shutil.rmtree(tmp_path / "mute" / "echo")
+    config.run = str(tmp_path / "mute")
+    monkeypatch.setattr(bench.Bench, "rows", lambda *_: pytest.fail("rows were read"))
+    with pytest.raises(ConfigError, match="t2c.*cannot be heard.*no vocoder"):
+        evaluate(config)
+
+
 def test_without_a_listener_there_is_no_opinion(config, monkeypatch):
     config.mos_rows = 0
     report = evaluate(config)

@@ -141,6 +141,13 @@ def test_another_codec_is_refused(run, tmp_path):
         load_answerer(run / "echo" / "final", device="cpu", codec_folder=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(("stage", "load"), [("echo", load_answerer), ("t2c", load_voice)])
+def test_a_codec_that_cannot_speak_is_refused_before_anything_is_built(run, stage, load, tmp_path):
+    recipe = checkpoint.verify(run / stage / "final")["recipe"] | {"codec": {"name": "hubert_units", "folder": str(tmp_path / "units")}}
+    with pytest.raises(ConfigError, match="cannot be heard.*no vocoder.*codec.vocoder.folder"):
+        load(copied(run, stage, tmp_path, recipe=recipe), device="cpu")
+
+
 def test_a_damaged_checkpoint_is_one_sentence(run, tmp_path):
     shutil.copytree(run / "s2t" / "final", tmp_path / "final")
     with (tmp_path / "final" / "model.safetensors").open("r+b") as file:

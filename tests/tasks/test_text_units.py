@@ -6,11 +6,13 @@ import torch
 from echox import plugins
 from echox.codecs.base import CODECS
 from echox.data.manifest import Item, Role, Row, write_manifest
-from echox.errors import ConfigError
+from echox.errors import ConfigError, ManifestError
 from echox.models.unit_decoder import UnitDecoderConfig
 from echox.tasks.base import Parts, StageContext
 from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig
 from tiny_run import TinyRecipe
+
+SMALL = {"layers": 1, "width": 32, "heads": 2, "feed_forward": 32}
 
 
 @pytest.fixture
@@ -26,13 +28,8 @@ def prepared(tmp_path):
     write_manifest(tmp_path / "m.jsonl", rows)
 
     def prepare(seed, **settings):
-        config = TextUnitsTaskConfig(
-            train=[str(tmp_path / "m.jsonl")],
-            valid=[str(tmp_path / "m.jsonl")],
-            spelling_channels=0,
-            decoder=UnitDecoderConfig(layers=1, width=32, heads=2, feed_forward=32, monotonic=False),
-            **settings,
-        )
+        defaults = {"valid": [str(tmp_path / "m.jsonl")], "decoder": UnitDecoderConfig(**SMALL, monotonic=False)}
+        config = TextUnitsTaskConfig(train=[str(tmp_path / "m.jsonl")], spelling_channels=0, **{**defaults, **settings})
         task = TextUnitsTask(config, StageContext(Parts(recipe.encoder, recipe.backbone, recipe.codec), seed, tmp_path / "cache"))
         with torch.random.fork_rng():
             task.prepare(task.build())
@@ -59,3 +56,9 @@ def test_rows_are_drawn_by_the_seed_and_validation_stays_whole(prepared):
     assert len(set(drawn)) == 5 and valid == 12
     assert drawn == learned(1, 5)[0] != learned(2, 5)[0]
     assert learned(1, None) == ([f"r{n}" for n in range(12)], 12) == learned(1, 40)
+
+
+def test_two_utterances_of_one_id_are_not_aligned_as_one(prepared, tmp_path):
+    (tmp_path / "valid.jsonl").write_text((tmp_path / "m.jsonl").read_text().replace("Yes.", "No."))
+    with pytest.raises(ManifestError, match="row 'r0' is in a manifest of train and.*ids must differ"):
+        prepared(1, valid=[str(tmp_path / "valid.jsonl")], decoder=UnitDecoderConfig(**SMALL))

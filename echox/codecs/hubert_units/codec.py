@@ -98,6 +98,15 @@ class HubertUnits(Codec):
         return UnitLanguage(len(found.tensors["centres"]), language).word_count
 
     @classmethod
+    def why_mute(cls, config: HubertUnitsConfig) -> str | None:
+        if _vocoder_config(config) is not None:
+            return None
+        return (
+            f"the codec in {config.folder} has no vocoder, so its units cannot be heard; put a unit vocoder of these very units "
+            f"there ({WEIGHTS} and {VOCODER_CONFIG}), or set codec.vocoder.folder to its folder"
+        )
+
+    @classmethod
     def missing(cls, config: HubertUnitsConfig) -> list[str]:
         if config.folder == RANDOM:
             return []
@@ -132,10 +141,7 @@ class HubertUnits(Codec):
 
     def _speaking(self) -> UnitHifiGan:
         if self.vocoder is None:
-            raise ConfigError(
-                f"the codec in {self.config.folder} has no vocoder, so its units cannot be heard; put a unit vocoder of these {self.vocab_size} units "
-                f"there ({WEIGHTS} and {VOCODER_CONFIG}), or set codec.vocoder.folder to its folder"
-            )
+            raise ConfigError(self.why_mute(self.config))
         return self.vocoder
 
     def words(self, units: list[int]) -> list[int]:

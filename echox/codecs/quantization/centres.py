@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import pickle
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_centres(path: str | Path) -> Tensor:
     except FileNotFoundError as error:
         raise CheckpointError(f"the file of centres {path} does not exist; {_WAY_OUT}") from error
     # A damaged pickle fails in whatever step its bytes happen to name.
-    except (OSError, EOFError, pickle.UnpicklingError, zlib.error, lzma.LZMAError, *_DAMAGES) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, struct.error, zlib.error, lzma.LZMAError, *_DAMAGES) as error:
         raise CheckpointError(f"{path} holds no centres that can be read ({type(error).__name__}: {error}); {_WAY_OUT}") from error
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not found.size:
         raise CheckpointError(f"{path} holds {_named(found)} and no centres; {_WAY_OUT}")

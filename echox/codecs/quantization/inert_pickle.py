@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -140,7 +141,16 @@ class _Reader(pickle._Unpickler):
             raise CheckpointError(f"it gives a state to a {type(self.stack[-1]).__name__}, which has none")
         self.stack[-1].fill(state, self.file)
 
+    def load_bytearray8(self) -> None:
+        # Python's own makes room for as much as the file says before it reads.
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(size)
+        if len(content) < size:
+            raise EOFError(f"{size} bytes are announced and {len(content)} are there")
+        self.append(bytearray(content))
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def read_inert(content: bytes) -> Any:
