@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +13,15 @@ from torch import Tensor, nn
 
 from echox.codecs.base import CODECS, Codec
 from echox.criteria.base import VocoderOutputs
-from echox.data.audio import audio_header, load_audio, pad_waveforms, save_audio
-from echox.data.cache import ArrayCache
-from echox.data.manifest import Row
-from echox.errors import ConfigError, ManifestError
+from echox.data.audio import save_audio
+from echox.errors import ConfigError
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, Role, StageContext, Task, TaskConfig, View
-from echox.tasks.spoken import RowsConfig, SpokenRows, clip_key, padded
+from echox.tasks.spoken import RowsConfig
+from echox.tasks.vocoder_rows import FrameUnits, Recording, Recordings, Utterance, VocoderBatch, VocoderRows, collated
 from echox.vocoders import layout
 from echox.vocoders.discriminators import Discriminators, DiscriminatorSizes
 from echox.vocoders.unit_generator import UnitGenerator
-
-log = logging.getLogger(__name__)
-
-ENCODED_AT_ONCE_S = 120.0  # audio in a batch of the codec, seconds with padding
-LOOSE_FRAMES = 2  # by which the frames of a clip may be more or fewer than its samples make: encoders differ at the edges
 
 
 @dataclass(kw_only=True, slots=True)
@@ -82,57 +74,6 @@ class VocoderTaskConfig(TaskConfig):
             raise ConfigError(f"vocoder.task.segment_frames is {self.segment_frames}; use at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class VocoderBatch(Batch):
-    """Whole utterances; the segments are cut from them where the model runs."""
-
-    frames: Tensor  # [B, F] a unit per frame
-    lengths: Tensor  # [B] frames
-    samples: Tensor  # [B, F * hop]
-    units: Tensor  # [B, U] without repeats
-    durations: Tensor  # [B, U] frames of each, 0 on padding
-    speakers: Tensor  # [B]
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """An utterance as it is kept: its audio stays on the disk."""
-
-    row_id: str
-    audio: Any  # what `load_audio` takes
-    frames: tuple[int, ...]
-    speaker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """An utterance as it is trained on."""
-
-    recording: Recording
-    samples: Tensor  # [F * hop]
-
-
-class Recordings(Examples):
-    """Utterances, read when asked for; the cost is in frames."""
-
-    def __init__(self, rows: Sequence[Recording], rate_hz: int, hop_samples: int) -> None:
-        self.rows = rows
-        self.rate_hz = rate_hz
-        self.hop_samples = hop_samples
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Utterance:
-        row = self.rows[index]
-        samples = load_audio(row.audio, self.rate_hz)
-        frames = min(len(row.frames), len(samples) // self.hop_samples)
-        return Utterance(dataclasses.replace(row, frames=row.frames[:frames]), samples[: frames * self.hop_samples])
-
-    def cost(self, index: int) -> int:
-        return len(self.rows[index].frames)
-
-
 class TrainedVocoder(nn.Module):
     """The generator, and the discriminators it is trained against."""
 
@@ -150,14 +91,14 @@ class VocoderTask(Task):
 
     def __init__(self, config: VocoderTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)
-        self.rows = SpokenRows(config.data)
         sizes = config.generator
         self.hop_samples = layout.hop_samples({"upsample_rates": sizes.upsample_rates})
+        self.rows = VocoderRows(config.data, config.speaker_key, sizes.rate_hz, self.hop_samples, config.segment_frames)
         self.splits: dict[str, list[Recording]] = {}
 
     def build(self) -> TrainedVocoder:
         self.codec = self._codec()
-        self.speakers = self._speaker_names()
+        self.speakers = self.rows.speakers()
         self.settings = self._settings(self._unit_count())
         generator = layout.build_generator(self.settings, Path("vocoder.task.generator"))
         if self.config.start is None:
@@ -189,18 +130,6 @@ class VocoderTask(Task):
         if self.config.units is None and self.codec is None:
             raise ConfigError("vocoder.task.units is null and there is no codec to ask; set it to the number of different units")
         return self.config.units if self.config.units is not None else self.codec.vocab_size
-
-    def _speaker_names(self) -> list[str]:
-        if self.config.speaker_key is None:
-            return []
-        return sorted({self._speaker(row) for row in self.rows.rows("train")})
-
-    def _speaker(self, row: Row) -> str:
-        name = row.extra.get(self.config.speaker_key)
-        if not isinstance(name, str):
-            key = self.config.speaker_key
-            raise ManifestError(f"row {row.id!r} has no {key!r} that names its speaker; write it, or set speaker_key=null")
-        return name
 
     def _settings(self, units: int) -> dict[str, Any]:
         """What `vocoder_config.json` says, in the words of the published ones."""
@@ -269,84 +198,15 @@ class VocoderTask(Task):
         return groups
 
     def prepare(self, model: TrainedVocoder) -> None:
-        for split in ("train", "valid"):
-            rows = [row for row in self.rows.rows(split) if row.answer is not None and row.answer.audio is not None]
-            frames = self._frames(rows, split)
-            self.splits[split] = self._kept([self._recording(row, frames[row.id]) for row in rows if row.id in frames], split)
-
-    def _frames(self, rows: Sequence[Row], split: str) -> dict[str, tuple[int, ...]]:
-        """Row id -> a unit per frame, of rows whose audio is not too long."""
-        headers = {row.id: audio_header(row.answer.audio) for row in rows}
-        short = [row for row in rows if headers[row.id].duration_s <= self.config.data.max_audio_s]
-        if len(short) < len(rows):
-            log.warning("%d clips of %s are longer than %g s and left out", len(rows) - len(short), split, self.config.data.max_audio_s)
-        if self.codec is None:
-            return {row.id: self._written_frames(row, headers[row.id].duration_s) for row in short}
-        cache = self._encoded(short, [round(headers[row.id].duration_s * 100) for row in short], split)
-        return {row.id: tuple(cache[clip_key(row.answer.audio)].tolist()) for row in short}
-
-    def _written_frames(self, row: Row, duration_s: float) -> tuple[int, ...]:
-        units, wanted = row.answer.units or (), duration_s * self.config.generator.rate_hz / self.hop_samples
-        if abs(len(units) - wanted) > LOOSE_FRAMES:
-            raise ManifestError(
-                f"row {row.id!r} has {len(units)} units for {duration_s:.2f} s of audio, but a vocoder learns from a unit per frame, "
-                f"{wanted:.0f} here, repeats and all; write them so, or name the codec that makes them (codec=NAME)"
-            )
-        return units
-
-    def _encoded(self, rows: Sequence[Row], costs: Sequence[int], split: str) -> ArrayCache:
-        codec, device = self.codec.to(self.context.device), self.context.device
-        clips = {clip_key(row.answer.audio): row.answer.audio for row in rows}
-        cache = ArrayCache(self.context.cache_dir / "frame_units", codec.fingerprint())
-
-        def compute(keys: list[str]) -> list[Tensor]:
-            wave = pad_waveforms([load_audio(clips[key], codec.rate_hz) for key in keys], codec.rate_hz).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.context.bf16):
-                units = codec.encode_frames(wave)
-            return [ids[:length].int() for ids, length in zip(units.ids, units.lengths.tolist())]
-
-        paid = {clip_key(row.answer.audio): cost for row, cost in zip(rows, costs)}
-        cache.fill(list(paid), compute, costs=list(paid.values()), batch_cost=round(ENCODED_AT_ONCE_S * 100), label=f"units of {split}")
-        return cache
-
-    def _recording(self, row: Row, frames: tuple[int, ...]) -> Recording:
-        speaker = self._known_speaker(row) if self.speakers else 0
-        return Recording(row.id, row.answer.audio, frames, speaker)
-
-    def _known_speaker(self, row: Row) -> int:
-        name = self._speaker(row)
-        if name not in self.speakers:
-            raise ManifestError(f"row {row.id!r} is spoken by {name!r}, whom no training row has; leave it out of the validation manifests")
-        return self.speakers.index(name)
-
-    def _kept(self, recordings: list[Recording], split: str) -> list[Recording]:
-        count = self.settings["num_embeddings"]
-        for recording in recordings:
-            if recording.frames and not 0 <= min(recording.frames) <= max(recording.frames) < count:
-                largest = max(recording.frames)
-                raise ManifestError(f"row {recording.row_id!r} has unit {largest}, but there are {count}; set vocoder.task.units")
-        # A clip may end before its last frames do, which are then left out.
-        kept = [recording for recording in recordings if len(recording.frames) >= self.config.segment_frames + LOOSE_FRAMES]
-        if len(kept) < len(recordings):
-            log.warning("%d clips of %s are shorter than a segment and left out", len(recordings) - len(kept), split)
-        return kept
+        encoder = None if self.codec is None else FrameUnits(self.codec, self.context)
+        units = self.settings["num_embeddings"]
+        self.splits = {split: self.rows.recordings(split, encoder, units, self.speakers) for split in ("train", "valid")}
 
     def examples(self, split: str) -> Examples:
         return Recordings(self.splits[split], self.config.generator.rate_hz, self.hop_samples)
 
     def collate(self, examples: Sequence[Utterance]) -> VocoderBatch:
-        rows = [example.recording for example in examples]
-        runs = [torch.unique_consecutive(torch.tensor(row.frames), return_counts=True) for row in rows]
-        return VocoderBatch(
-            row_ids=tuple(row.row_id for row in rows),
-            count=len(rows),
-            frames=padded([row.frames for row in rows], 0),
-            lengths=torch.tensor([len(row.frames) for row in rows]),
-            samples=nn.utils.rnn.pad_sequence([example.samples for example in examples], batch_first=True),
-            units=nn.utils.rnn.pad_sequence([units for units, _ in runs], batch_first=True),
-            durations=nn.utils.rnn.pad_sequence([counts for _, counts in runs], batch_first=True),
-            speakers=torch.tensor([row.speaker for row in rows]),
-        )
+        return collated(examples)
 
     def forward(self, model: TrainedVocoder, batch: VocoderBatch) -> VocoderOutputs:
         B, F = batch.frames.shape

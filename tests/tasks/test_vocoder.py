@@ -206,3 +206,11 @@ def test_wrong_data_is_refused_in_a_sentence(corpus, tmp_path):
     (merged / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ManifestError, match="row 'train/2' has 3 units .* learns from a unit per frame"):
         prepared(task_of(merged))
+
+
+def test_without_a_duration_predictor_no_duration_is_scored(corpus):
+    task = task_of(corpus, generator=dataclasses.replace(SMALL, duration_channels=None), discriminators=None)
+    model = prepared(task)
+    batch = task.collate([task.examples("train")[0]])
+    found = VocoderCriterion(VocoderCriterionConfig())(task.forward(model, batch), batch)
+    assert found.parts.keys() == {"mel"} and found.total > 0 and task.score(model, lambda: iter([batch])) == {}
