@@ -10,24 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from echox.criteria.base import Criterion
 from echox import checkpoint
-from echox.engine import lineage as ancestry, randomness
-from echox.engine.audit import Audit, audit
-from echox.engine.batching import InEpochs, Position, load_batches, order_batches
 from echox.checkpoint import Checkpoint
+from echox.criteria.base import Criterion
+from echox.engine import lineage as ancestry, randomness
+from echox.engine.audit import Audit
+from echox.engine.batching import InEpochs, Position, load_batches
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World, join
 from echox.engine.interruption import Interrupted, StopRequest, listening
 from echox.engine.metrics import MetricsLog, finite
-from echox.engine.optimisation import build_optimizer, load_state_by_name, state_by_name
+from echox.engine.optimisation import load_state_by_name, state_by_name
 from echox.engine.progress import Progress, say
-from echox.engine.step import Objective, Stepper, Window
-from echox.engine.validation import Validation
-from echox.errors import TrainingError
-from echox.tasks.base import Examples, Task
+from echox.engine.setup import Setup
+from echox.engine.step import Window
+from echox.tasks.base import Task
 
 
 def train(
@@ -66,7 +64,7 @@ def train(
         if world.is_main:
             _say_finished(final, origin)
         return final
-    setup = _Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
+    setup = Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
     origin["lineage"] = ancestry.trace(task, lineage)
     run = _Run(setup, run_dir=run_dir, origin=origin)
     try:
@@ -81,7 +79,7 @@ def train(
 
 def audit_first(task: Task, criterion: Criterion, config: TrainConfig, *, stage: str, seed: int, device: torch.device) -> Audit:
     """Audit the batch that training would begin with, without training."""
-    setup = _Setup(task, criterion, config, seed=seed, device=device, world=World())
+    setup = Setup(task, criterion, config, seed=seed, device=device, world=World())
     return setup.audited(Position(), stage)
 
 
@@ -91,61 +89,10 @@ def _say_finished(final: Path, origin: Mapping[str, Any]) -> None:
     say(f"{origin['stage']}: finished already in {final}{note}; delete that folder to train it again")
 
 
-class _Setup:
-    """All that training needs and a checkpoint does not hold, made the same way at every start."""
-
-    def __init__(self, task: Task, criterion: Criterion, config: TrainConfig, *, seed: int, device: torch.device, world: World) -> None:
-        self.task = task
-        self.config = config
-        self.device = device
-        self.world = world
-        self.criterion = criterion.to(device)
-        self.model = self._build(seed)
-        # Again, because how much building and preparing drew depends on what was cached.
-        randomness.seed_all(seed, world.rank)
-        self.examples = _examples(task)
-        self.order = order_batches(self.examples, batch_cost=config.batch_cost, batch_size=config.batch_size, seed=seed)
-        self.optimizer = build_optimizer(task.parameter_groups(self.model), config)
-        self.stepper = Stepper(self._objective(self.criterion), self.optimizer, config, world, device)
-        self.validation = self._validation(self.criterion)
-
-    def _build(self, seed: int) -> nn.Module:
-        with self.world.main_first():
-            randomness.seed_all(seed)
-            model = self.task.build().to(self.device)
-            self.task.prepare(model)
-        return model.train()
-
-    def audited(self, position: Position, stage: str) -> Audit:
-        """The audit of the batch at a place in the data."""
-        rows = self.order.epoch(position.epoch)[position.index]
-        return audit(self.task, self.model, self.criterion, rows, stage=stage, device=self.device, number_format=self.config.precision)
-
-    def _objective(self, criterion: Criterion) -> nn.Module:
-        objective = Objective(self.task, self.model, criterion)
-        if self.config.compile:
-            objective.compile()
-        return self.world.replicate(objective)
-
-    def _validation(self, criterion: Criterion) -> Validation | None:
-        # On the main rank alone: a task's scores cannot be added up over ranks.
-        if self.config.validate_every is None or not self.world.is_main:
-            return None
-        examples = self.task.examples("valid")
-        return Validation(self.task, criterion, self.config, examples, self.device) if len(examples) else None
-
-
-def _examples(task: Task) -> Examples:
-    examples = task.examples("train")
-    if len(examples) == 0:
-        raise TrainingError("the task has no training examples; check its manifest and its filters")
-    return examples
-
-
 class _Run:
     """A run from where its folder says it stands: the loop, and what it writes."""
 
-    def __init__(self, setup: _Setup, *, run_dir: Path, origin: Mapping[str, Any]) -> None:
+    def __init__(self, setup: Setup, *, run_dir: Path, origin: Mapping[str, Any]) -> None:
         self.setup = setup
         self.config = setup.config
         self.world = setup.world
