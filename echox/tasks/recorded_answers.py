@@ -17,7 +17,8 @@ from echox.models.unit_decoder import UnitDecoder
 from echox.tasks.base import Examples, StageContext
 from echox.tasks.pseudo_labels import Labelled
 from echox.tasks.spoken import SpokenDataConfig
-from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig, Utterance
+from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig
+from echox.tasks.unit_alignment import Utterance
 
 
 @dataclass(kw_only=True, slots=True)

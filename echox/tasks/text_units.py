@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
 from echox.criteria.base import UnitOutputs
-from echox.data.cache import ArrayCache
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
 from echox.errors import ConfigError, ManifestError
 from echox.models.denoising import TextVoice, join_voice
 from echox.models.footprint import layer_bytes
-from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import padded, unit_distance
+from echox.tasks.unit_alignment import UnitAlignment, Utterance
 from echox.tasks.views import past, text_of, word_track
-
-# The rate of HuBERT's units, at which every letter has one of its own; frames that come more slowly are read several times each.
-ALIGNED_RATE_HZ = 50
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,17 +66,6 @@ class TextUnitsBatch(Batch):
     units: tuple[tuple[int, ...], ...]  # reference units per row, frame after frame with K codebooks
 
 
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """A text and the units of its speech."""
-
-    row_id: str
-    ids: tuple[int, ...]
-    units: tuple[int, ...]
-    kind: str = ""
-    target: tuple[int, ...] = ()
-
-
 class Utterances(Examples):
     """Texts with targets, of K ids a step."""
 
@@ -100,12 +81,6 @@ class Utterances(Examples):
 
     def cost(self, index: int) -> int:
         return len(self.rows[index].ids) + len(self.rows[index].target) // self.codebooks
-
-
-def frames_of_counts(counts: Tensor, repeats: int) -> Tensor:
-    """How often each token was given a frame's readings [S], `repeats` of each frame -> frames of each token [S], the nearest that add up."""
-    ends = (counts.cumsum(0) + repeats // 2) // repeats
-    return ends.diff(prepend=ends.new_zeros(1))
 
 
 def build_voice(config: TextUnitsTaskConfig, backbone: Backbone, codec: Codec) -> TextVoice:
@@ -132,6 +107,7 @@ class TextUnitsTask(Task):
     def use(self, backbone: Backbone, codec: Codec) -> None:
         """Read and speak with these."""
         self.backbone, self.codec = backbone, codec
+        self.alignment = UnitAlignment(backbone, codec, self.context, self.config.aligner_steps)
 
     def manifests(self) -> list[str]:
         return [*self.config.train, *self.config.valid]
@@ -157,7 +133,7 @@ class TextUnitsTask(Task):
     def prepare(self, model: TextVoice) -> None:
         splits = {split: self._utterances(split) for split in ("train", "valid")}
         if model.decoder.config.monotonic:
-            counts = self._alignments([*splits["train"], *splits["valid"]], len(splits["train"]))
+            counts = self.alignment.counts([*splits["train"], *splits["valid"]], len(splits["train"]))
         else:
             counts = {utterance.row_id: None for rows in splits.values() for utterance in rows}
         self.splits = {split: [self._with_target(row, counts[row.row_id], model.decoder) for row in rows] for split, rows in splits.items()}
@@ -187,77 +163,8 @@ class TextUnitsTask(Task):
             )
         ids = tuple(self.backbone.tokenize(answer.text))
         self.written_by = written_by
-        letters = sum(len(states_of(self._text_of(token))) for token in ids)
         found = Utterance(row.id, ids, answer.units, str(row.extra.get("kind", "")))
-        return found if ids and len(self._sounds(found)) >= letters else None
-
-    def _sounds(self, utterance: Utterance) -> list[int]:
-        """What the aligner reads: units, or each frame's first code, as often as makes frames of a low rate as many as letters need."""
-        return [unit for unit in utterance.units[:: self.codec.codebooks] for _ in range(self._repeats)]
-
-    @property
-    def _repeats(self) -> int:
-        return 1 if self.codec.merges else math.ceil(ALIGNED_RATE_HZ / self.codec.unit_rate_hz)
-
-    def _text_of(self, token: int) -> str:
-        if not hasattr(self, "_texts"):
-            self._texts = self.backbone.token_texts()
-        return self._texts[token]
-
-    def _alignments(self, utterances: Sequence[Utterance], trained_on: int) -> dict[str, list[int]]:
-        """Units per text token of every utterance, from the cache or from an aligner trained now."""
-        content = json.dumps([[u.row_id, u.ids, self._sounds(u)] for u in utterances] + [self.config.aligner_steps, self.context.seed])
-        cache = ArrayCache(self.context.cache_dir / "alignments", hashlib.sha256(content.encode()).hexdigest()[:16])
-        by_id: dict[str, Utterance] = {}
-        for utterance in utterances:
-            if by_id.setdefault(utterance.row_id, utterance) != utterance:
-                raise ManifestError(f"row {utterance.row_id!r} is in a manifest of train and, with another text or other units, in one of valid; ids must differ")
-        missing = [row_id for row_id in by_id if row_id not in cache]
-        if missing:
-            aligner = self._trained_aligner(utterances[:trained_on])
-            cache.fill(list(by_id), lambda keys: self._aligned(aligner, [by_id[key] for key in keys]), costs=[len(self._sounds(u)) for u in by_id.values()], batch_size=64, label="aligning")
-        return {row_id: cache[row_id].tolist() for row_id in by_id}
-
-    def _letters(self, utterance: Utterance) -> list[list[int]]:
-        return [states_of(self._text_of(token)) for token in utterance.ids]
-
-    def _aligner_inputs(self, rows: Sequence[Utterance]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        letters = [sum(self._letters(row), []) for row in rows]
-        units = [self._sounds(row) for row in rows]
-        lengths = [torch.tensor(list(map(len, ragged)), device=self.context.device) for ragged in (letters, units)]
-        return padded(letters, 0).to(self.context.device), lengths[0], padded(units, 0).to(self.context.device), lengths[1]
-
-    def _trained_aligner(self, rows: Sequence[Utterance], batch_size: int = 32, lr: float = 3e-3) -> UnitAligner:
-        aligner = UnitAligner(self.codec.vocab_size).to(self.context.device)
-        optimizer = torch.optim.Adam(aligner.parameters(), lr=lr)
-        shuffle = torch.Generator().manual_seed(self.context.seed)
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].units))
-        batches = [by_length[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        steps = self.config.aligner_steps
-        with tqdm(total=steps, desc="training the aligner", unit="step") as bar:
-            for step in range(steps):
-                chosen = batches[int(torch.randint(len(batches), (1,), generator=shuffle))]
-                letters, letter_lengths, units, unit_lengths = self._aligner_inputs([rows[i] for i in chosen])
-                loss = alignment_loss(aligner(letters, letter_lengths, units), letter_lengths, unit_lengths)
-                optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
-                optimizer.step()
-                bar.update()
-                bar.set_postfix(nats_per_unit=f"{loss.item():.2f}")
-        return aligner
-
-    @torch.no_grad()
-    def _aligned(self, aligner: UnitAligner, rows: Sequence[Utterance]) -> list[Tensor]:
-        letters, letter_lengths, units, unit_lengths = self._aligner_inputs(rows)
-        counts = best_alignment(aligner(letters, letter_lengths, units), letter_lengths, unit_lengths).cpu()
-        results = []
-        for row, per_letter in zip(rows, counts):
-            sizes = [len(states) for states in self._letters(row)]
-            counts_of_tokens = torch.stack([piece.sum() for piece in per_letter[: sum(sizes)].split(sizes)])
-            results.append(frames_of_counts(counts_of_tokens, self._repeats).int())
-        return results
+        return found if self.alignment.fits(found) else None
 
     def _with_target(self, row: Utterance, counts: list[int] | None, decoder: UnitDecoder) -> Utterance:
         if counts is None:

@@ -15,7 +15,7 @@ from echox.generation.answering import load_answerer, load_voice
 from echox.plugins import discover
 from echox.recipe import load_recipe
 from echox.chain import stage_task
-from echox.tasks.text_units import frames_of_counts
+from echox.tasks.unit_alignment import frames_of_counts
 from echox_cli import train
 
 TEXTS = ("Yes.", "No. It is.", "A dog.", "So it goes.", "At ten.", "Two or three.")
