@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from echox import checkpoint
-from echox.checkpoint import Checkpoint
-from echox.codecs.base import CODECS, Codec
+from echox.codecs.base import CODECS
 from echox.config import to_plain
 from echox.criteria.base import EchoOutputs
-from echox.errors import CheckpointError, ConfigError
+from echox.errors import ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel, teacher_of
 from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
@@ -26,8 +25,10 @@ from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
 from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Batch
-from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig, View
-from echox.tasks.pseudo_labels import CachedLabels, EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
+from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View
+from echox.tasks.cached_labels import CachedLabels
+from echox.tasks.echo_start import joined_stages
+from echox.tasks.pseudo_labels import EchoBatch, LabelSource, OnlineLabels, OnlineLabelsConfig, PseudoLabels, make_labels
 from echox.tasks.recorded_answers import RecordedAnswers, RecordedAnswersConfig
 from echox.tasks.speech_text import (
     ANSWER_SHARE,
@@ -36,8 +37,6 @@ from echox.tasks.speech_text import (
     SpeechTextBatch,
     SpeechTextTask,
     SpeechTextTaskConfig,
-    adapter_token_ids,
-    build_speech_llm,
     clips_of,
     learned_speech_llm,
     longest_conversation,
@@ -47,7 +46,7 @@ from echox.tasks.speech_text import (
     teacher_forced,
 )
 from echox.tasks.spoken import SpokenDataConfig, unit_distance
-from echox.tasks.text_units import build_voice, voice_parts
+from echox.tasks.text_units import voice_parts
 from echox.tasks.views import text_tracks, word_track
 
 WORDS_PER_TOKEN = 4.57  # of EchoX's unit language (its table 5)
@@ -89,24 +88,6 @@ class EchoTaskConfig(TaskConfig):
             raise ConfigError("recorded answers stand beside cached pseudo-labels, and online makes them at every step; set one of the two to null")
 
 
-def load_echo_model(parts: Parts, speech_text: Checkpoint, text_units: Checkpoint, config: EchoTaskConfig, codec: Codec) -> EchoModel:
-    """S2T and T2C, as their checkpoints left them, joined by a fresh denoising adapter; with a teacher where labels are made online.
-
-    Raises:
-        CheckpointError: a checkpoint does not fit, or T2C was trained with another codec.
-    """
-    trained_with = text_units.meta["lineage"]["data"].get("codec")
-    if trained_with != codec.fingerprint():
-        raise CheckpointError(f"T2C checkpoint {text_units.folder} was trained with codec {trained_with}, but codec {codec.fingerprint()} is in use; set codec.folder to the former")
-    adapter = TASKS.parse(speech_text.meta["recipe"]["s2t"]["task"]).adapter
-    speech_llm = build_speech_llm(parts, adapter, adapter_token_ids(speech_text))
-    checkpoint.fill(speech_llm, speech_text, set(speech_text.tensors))
-    voice = build_voice(TASKS.parse(text_units.meta["recipe"]["t2c"]["task"]), speech_llm.backbone, codec)
-    checkpoint.fill(voice, text_units, set(text_units.tensors))
-    denoiser = DenoisingAdapter(config.denoiser, speech_llm.backbone.hidden_size)
-    return EchoModel(speech_llm, denoiser, voice, config.segments, teacher_of(voice) if config.online else None)
-
-
 @TASKS.register("echo", EchoTaskConfig)
 class EchoTask(Task):
     """Stage III: the unit decoder, begun as T2C, learns to speak hidden states; LoRA goes on learning text.
@@ -129,7 +110,9 @@ class EchoTask(Task):
     def build(self) -> EchoModel:
         self.codec = CODECS.build(self.context.parts.codec)
         speech_text, text_units = (checkpoint.load(self.context.parents[stage]) for stage in self.parents)
-        model = load_echo_model(self.context.parts, speech_text, text_units, self.config, self.codec)
+        model = joined_stages(
+            self.context.parts, speech_text, text_units, self.codec, self.config.denoiser, self.config.segments, with_teacher=self.config.online is not None
+        )
         self.codecs = {"in use": self.codec.fingerprint(), "of the T2C checkpoint": text_units.meta["lineage"]["data"]["codec"]}
         if self.context.bf16:
             halve_frozen(model.speech_llm.backbone)

@@ -15,7 +15,7 @@ from echox.models.codebook_pattern import aligned, frames_of
 from echox.models.denoising import TextVoice
 from echox.models.unit_decoder import UnitDecoder
 from echox.tasks.base import Examples, StageContext
-from echox.tasks.pseudo_labels import Labelled
+from echox.tasks.cached_labels import Labelled
 from echox.tasks.spoken import SpokenDataConfig
 from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig
 from echox.tasks.unit_alignment import Utterance

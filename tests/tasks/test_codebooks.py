@@ -124,4 +124,4 @@ def test_slow_frames_are_read_often_enough_for_letters(tmp_path):
     task = stage_task(load_recipe("echo_tiny", words), "t2c", torch.device("cpu"))
     task.build()
     assert len(task._utterances("train")) == 1
-    assert task._sounds(task._utterances("train")[0])[:8] == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert task.alignment._sounds(task._utterances("train")[0])[:8] == [0, 0, 0, 0, 2, 2, 2, 2]
