@@ -15,16 +15,28 @@ from echox.tasks.text_units import build_voice
 
 
 def joined_stages(
-    parts: Parts, speech_text: Checkpoint, text_units: Checkpoint, codec: Codec, denoiser: DenoisingConfig, segments: SegmentsConfig | None, *, with_teacher: bool
+    parts: Parts,
+    speech_text: Checkpoint,
+    text_units: Checkpoint,
+    codec: Codec,
+    denoiser: DenoisingConfig,
+    segments: SegmentsConfig | None,
+    *,
+    with_teacher: bool,
 ) -> EchoModel:
-    """S2T and T2C, as their checkpoints left them, joined by a fresh denoising adapter; with a frozen copy of T2C as a teacher where labels are made online.
+    """S2T and T2C, as their checkpoints left them, joined by a fresh denoising adapter.
 
+    Args:
+        with_teacher: keep a frozen copy of T2C beside it, which makes labels at every step.
     Raises:
         CheckpointError: a checkpoint does not fit, or T2C was trained with another codec.
     """
     trained_with = text_units.meta["lineage"]["data"].get("codec")
     if trained_with != codec.fingerprint():
-        raise CheckpointError(f"T2C checkpoint {text_units.folder} was trained with codec {trained_with}, but codec {codec.fingerprint()} is in use; set codec.folder to the former")
+        raise CheckpointError(
+            f"T2C checkpoint {text_units.folder} was trained with codec {trained_with}, but codec {codec.fingerprint()} is in use; "
+            "set codec.folder to the former"
+        )
     shape = TASKS.parse(speech_text.meta["recipe"]["s2t"]["task"]).adapter
     speech_llm = build_speech_llm(parts, shape, adapter_token_ids(speech_text))
     checkpoint.fill(speech_llm, speech_text, set(speech_text.tensors))

@@ -141,6 +141,18 @@ def test_other_models_and_rates_are_refused(tmp_path):
             SslConfig(**wrong)
 
 
+def test_the_fingerprint_is_of_values_and_not_of_their_sums(folders):
+    encoder = SslEncoder(SslConfig(weights=str(folders["hubert_batch_norm"])))
+    prints = [encoder.fingerprint()]
+    with torch.no_grad():
+        # Sums stay, which a GPU would round otherwise.
+        weight = encoder.model.feature_projection.projection.weight
+        weight[0, :2] = weight[0, :2].flip(0).clone()
+        prints.append(encoder.fingerprint())
+        encoder.model.encoder.pos_conv_embed.batch_norm.norm.running_mean.add_(1)
+    assert len({*prints, encoder.fingerprint()}) == 3
+
+
 def test_the_fingerprint_knows_weights_and_settings(folders):
     settings = [("hubert_base", {}), ("hubert_base", {"layer": 2}), ("hubert_base", {"normalize": True}), ("wavlm_base", {})]
     prints = {SslEncoder(SslConfig(weights=str(folders[name]), **fields)).fingerprint() for name, fields in settings}
