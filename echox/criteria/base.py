@@ -38,14 +38,17 @@ class Criterion(nn.Module, ABC):
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
 
 
-def codebook_weights(head: CodecHead, first_codebook: float) -> list[float] | None:
-    """Weights of a head's K codebooks, the first `first_codebook` times the others', 1 on average; None where all are 1.
-
-    Raises:
-        ConfigError: the weight is below 0.
+def refuse_negative(first_codebook: float) -> None:
     """
-    if first_codebook < 0:
-        raise ConfigError(f"first_codebook is a weight, 0 or more, and is {first_codebook}")
+    Raises:
+        ConfigError: the weight of the first codebook is below 0.
+    """
+    if not first_codebook >= 0:
+        raise ConfigError(f"first_codebook is a weight, 0 or more, and is {first_codebook}; 1 weighs all codebooks alike")
+
+
+def codebook_weights(head: CodecHead, first_codebook: float) -> list[float] | None:
+    """Weights of a head's K codebooks, the first `first_codebook` times the others', 1 on average; None where all are 1."""
     K = len(head.segments) - 1
     if K == 1 or first_codebook == 1:
         return None

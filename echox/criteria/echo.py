@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights
+from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights, refuse_negative
 from echox.criteria.denoising import CAPPED_SHARE, capped_weight
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, Reduction
@@ -28,6 +28,9 @@ class EchoTermsConfig(CriterionConfig):
     impl: Impl = Impl.auto
     """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
 
+    def __post_init__(self) -> None:
+        refuse_negative(self.first_codebook)
+
 
 @dataclass(kw_only=True, slots=True)
 class EchoConfig(EchoTermsConfig):
@@ -45,6 +48,7 @@ class CappedEchoConfig(EchoTermsConfig):
     """Share of the unit loss, above 0, that the cosine term may reach; 0.2 in the release."""
 
     def __post_init__(self) -> None:
+        EchoTermsConfig.__post_init__(self)
         if not self.denoising_share > 0:
             raise ConfigError(f"denoising_share must be above 0, and is {self.denoising_share}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs, codebook_weights
+from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs, codebook_weights, refuse_negative
 from echox.kernels.codec_head_loss import Impl, Reduction
 from echox.signals import Batch, Loss
 
@@ -19,6 +19,9 @@ class UnitsConfig(CriterionConfig):
     """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
     impl: Impl = Impl.auto
     """How the loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
+
+    def __post_init__(self) -> None:
+        refuse_negative(self.first_codebook)
 
 
 @CRITERIA.register("t2c", UnitsConfig)

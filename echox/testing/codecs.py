@@ -28,7 +28,8 @@ def attributes_are_stated(config: CodecConfig) -> None:
 
 def sizes_are_known_before_it_is_built(config: CodecConfig) -> None:
     codec, implementation = _build(config), CODECS.entry_of(config).implementation
-    assert (implementation.why_mute(config) is None) == codec.decodes, f"decodes is {codec.decodes}, and why_mute says {implementation.why_mute(config)!r}"
+    reason = implementation.why_mute(config)
+    assert (reason is None) is codec.decodes, f"decodes is {codec.decodes}, and why_mute says {reason!r}"
     known = (implementation.expected_word_count(config), implementation.expected_codebooks(config))
     assert known == (codec.word_count, codec.codebooks), f"{known} words and codebooks were expected, and there are {(codec.word_count, codec.codebooks)}"
 
@@ -138,6 +139,15 @@ def chunks_sound_like_the_whole(config: CodecConfig) -> None:
         assert torch.equal(again.samples, wave.samples), "a chunk decoded again from the same state sounds otherwise: the state was changed"
 
 
+def a_codec_that_streams_speaks_before_the_last_chunk(config: CodecConfig) -> None:
+    codec = _build(config)
+    if not codec.decodes:
+        return
+    wave, _ = _decode_chunk(codec, _units(codec, [codec.rate_hz]), None, last=False)
+    heard = int(wave.lengths.max())
+    assert (heard > 0) is codec.streams, f"streams is {codec.streams}, but a second of units gave {heard} samples before the last chunk"
+
+
 def nothing_is_taken(config: CodecConfig) -> None:
     codec = _build(config)
     if codec.encodes:
@@ -182,6 +192,7 @@ CHECKS = (
     padding_and_neighbours_do_not_matter_to_speech,
     the_same_units_sound_the_same,
     chunks_sound_like_the_whole,
+    a_codec_that_streams_speaks_before_the_last_chunk,
     nothing_is_taken,
     words_are_another_spelling_of_units,
     config_survives_a_checkpoint,

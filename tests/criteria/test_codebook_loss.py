@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from echox.criteria.base import EchoOutputs, UnitOutputs, codebook_weights
-from echox.criteria.echo import EchoConfig, EchoCriterion
+from echox.criteria.echo import CappedEchoConfig, EchoConfig, EchoCriterion
 from echox.criteria.units import UnitsConfig, UnitsCriterion
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
@@ -47,5 +47,9 @@ def test_echo_takes_the_mean_over_what_is_said(first, weights):
 
 def test_a_single_codebook_has_no_weights():
     assert codebook_weights(CodecHead(8, 5), 4.0) is None
+
+
+@pytest.mark.parametrize("config", [UnitsConfig, EchoConfig, CappedEchoConfig])
+def test_a_weight_below_zero_is_refused_with_the_recipe(config):
     with pytest.raises(ConfigError, match="first_codebook is a weight"):
-        codebook_weights(CodecHead(8, SIZES), -1.0)
+        config(first_codebook=-1.0)
