@@ -163,6 +163,13 @@ def test_reading_names_what_records_and_headers_show(corpus, caplog):
     assert "end in .mp3 and are FLAC" in caplog.text
 
 
+def test_validate_names_what_decoding_shows_too(corpus, tmp_path, capsys):
+    assert main(["validate", str(corpus), f"report={tmp_path / 'report'}"]) == 1
+    said = capsys.readouterr().out
+    for line, _, reason in expected(corpus, READ | DECODED):
+        assert re.search(rf"line {line}\b.*(?:{reason})", said), (line, reason, said)
+
+
 def units_of(corpus: Path, cache: Path, *words: str) -> int:
     return main(["units", str(corpus), "codec=kmeans", "codec.folder=random", "device=cpu", "rows_per_shard=5", f"cache_dir={cache}", *words])
 

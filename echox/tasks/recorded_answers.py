@@ -97,6 +97,9 @@ class WithRecordings(Examples):
     def __getitem__(self, index: int) -> Labelled:
         return self.recorded.label(self.labelled[index])
 
+    def at(self, index: int, epoch: int) -> Labelled:
+        return self.recorded.label(self.labelled.at(index, epoch))
+
     def cost(self, index: int) -> int:
         return self.labelled.cost(index)
 
