@@ -12,7 +12,9 @@ from transformers import (
 )  # fmt: skip
 
 TEXTS = ("What is the capital of France? It is Paris.", "You are a helpful assistant.", "Answer in one short sentence.", "user system assistant")
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
 ROPE_3 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
 
 # Each writes the system message, the turns and the opening of an answer as its family does.
@@ -66,14 +68,14 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def write_llm(folder: Path, name: str, **more) -> Path:
-    """A family's folder. Its vocabulary has spare rows, as Qwen's has; more: fields of the model's config."""
+def write_llm(folder: Path, name: str, *, spare_rows: int = 7, **more) -> Path:
+    """A family's folder, its weights in bfloat16. Qwen has spare rows behind its vocabulary; more: fields of the model's config."""
     family = FAMILIES[name]
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = family.model(family.config(vocab_size=len(tokenizer) + 7, max_position_embeddings=512, **{**SIZES, **family.more, **more}))
+        model = family.model(family.config(vocab_size=len(tokenizer) + spare_rows, **{**SIZES, **family.more, **more}))
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter_name.endswith("bias"):
@@ -82,7 +84,7 @@ def write_llm(folder: Path, name: str, **more) -> Path:
                     parameter.normal_(std=0.2)
     ids = tokenizer.convert_tokens_to_ids(list(family.ends))
     model.generation_config = GenerationConfig(eos_token_id=ids if len(ids) > 1 else ids[0])
-    model.save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     return folder
 
 
