@@ -27,12 +27,18 @@ def load_stage(folder: str | Path, stages: tuple[str, ...]) -> Checkpoint:
         CheckpointError: it is missing, damaged, or of another stage.
     """
     found = checkpoint.load(Path(folder))
+    _refuse_other(found, stages)
+    return found
+
+
+def _refuse_other(found: Checkpoint, stages: tuple[str, ...]) -> None:
     stage = found.meta.get("stage")
     if stage not in stages:
-        raise CheckpointError(f"{folder} is a checkpoint of stage {stage!r}; this needs one of {' or '.join(stages)}")
+        raise CheckpointError(f"{found.folder} is a checkpoint of stage {stage!r}; this needs one of {' or '.join(stages)}")
     if _begins_from_folder(found.meta.get("recipe"), stage):
-        raise CheckpointError(f"{folder} was trained in the published form; write 'echox-prepare export {folder} output=FOLDER', and name that folder")
-    return found
+        raise CheckpointError(
+            f"{found.folder} was trained in the published form; write 'echox-prepare export {found.folder} output=FOLDER', and name that folder"
+        )
 
 
 def _begins_from_folder(recipe: Any, stage: str) -> bool:
@@ -85,13 +91,17 @@ def codec_of(found: Checkpoint, folder: str | None = None) -> Codec:
     return codec
 
 
-def refuse_mute(stage: Path, folder: str | None = None) -> None:
-    """See, before anything is loaded, that what a finished checkpoint says can be heard; `folder` as in `codec_of`.
+def refuse_mute(folder: Path, codec_folder: str | None = None) -> None:
+    """See, before anything is loaded, that what a finished checkpoint of echo or t2c says can be heard.
 
+    Args:
+        codec_folder: as in `codec_of`.
     Raises:
-        CheckpointError: the checkpoint is missing or damaged. ConfigError: as `codec_of`.
+        CheckpointError: as `load_stage`. ConfigError: as `codec_of`.
     """
-    _speaking(Checkpoint(stage, checkpoint.verify(stage), {}, None), folder)
+    found = Checkpoint(folder, checkpoint.verify(folder), {}, None)
+    _refuse_other(found, ("echo", "t2c"))
+    _speaking(found, codec_folder)
 
 
 def _speaking(found: Checkpoint, folder: str | None) -> CodecConfig:
