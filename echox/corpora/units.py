@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".units.jsonl"
 BATCH_CLIPS = 32
+# Share of a batch that may be padding. A CPU gains nothing from batches that would pay for more of it, and in a shard of hundreds of clips
+# there are enough of like length for a GPU.
+PADDING = 0.1
 # Batches whose audio is read while the codec is busy with one.
 READ_AHEAD = 2
 SHOWN_EVERY_S = 1.0
@@ -166,7 +169,7 @@ class _Encoding:
         problems = [row for _, row in found if isinstance(row, Problem)]
         spoken = {row.id: (line, row) for line, row in found if isinstance(row, Row) and row.answer is not None and row.answer.audio is not None}
         costs = {row_id: _cost(row) for row_id, (_, row) in spoken.items()}
-        batches = cost_batches(sorted((costs[row_id], row_id) for row_id in spoken), round(self.config.batch_s * 100), BATCH_CLIPS)
+        batches = cost_batches(sorted((costs[row_id], row_id) for row_id in spoken), round(self.config.batch_s * 100), BATCH_CLIPS, PADDING)
         units: dict[str, list[int]] = {}
         audio_s = 0.0
         for ids, clips in self._read(batches, spoken):
