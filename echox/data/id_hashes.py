@@ -6,6 +6,9 @@ import hashlib
 
 import numpy as np
 
+# Looked up at once, so that what that takes does not grow with the number of rows.
+BLOCK_ROWS = 1 << 18
+
 
 def hash_of(row_id: str) -> int:
     """64 bits of an id; two of ten million differing ids share theirs with a probability of 3e-6, so equal ones are read to be sure."""
@@ -13,7 +16,16 @@ def hash_of(row_id: str) -> int:
 
 
 def repeated(hashes: np.ndarray) -> np.ndarray:
-    """Places, in order, of the hashes [N] uint64 that occur more than once."""
+    """Places, in order, of the hashes [N] uint64 that occur more than once; takes a sorted copy beside what is found."""
     ordered = np.sort(hashes)
-    values = ordered[1:][ordered[1:] == ordered[:-1]]
-    return np.flatnonzero(np.isin(hashes, values)) if len(values) else np.empty(0, dtype=np.int64)
+    values = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if not len(values):
+        return np.empty(0, dtype=np.int64)
+    return np.concatenate([start + _places(hashes[start : start + BLOCK_ROWS], values) for start in range(0, len(hashes), BLOCK_ROWS)])
+
+
+def _places(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Places of hashes that are among the sorted values."""
+    nearest = values[np.searchsorted(values, hashes).clip(max=len(values) - 1)]
+    return np.flatnonzero(nearest == hashes)
