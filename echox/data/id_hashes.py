@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -29,3 +32,18 @@ def _places(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Places of hashes that are among the sorted values."""
     nearest = values[np.searchsorted(values, hashes).clip(max=len(values) - 1)]
     return np.flatnonzero(nearest == hashes)
+
+
+def repeated_ids(rows: Path) -> Iterator[int]:
+    """Numbers of the rows of a .jsonl file, each with an id, whose id an earlier row has."""
+    with rows.open("rb") as file:
+        hashes = np.fromiter((hash_of(json.loads(line)["id"]) for line in file), dtype="<u8")
+    suspects = set(repeated(hashes).tolist())
+    seen: set[str] = set()
+    with rows.open("rb") as file:
+        for number, line in enumerate(file if suspects else ()):
+            if number in suspects:
+                row_id = json.loads(line)["id"]
+                if row_id in seen:
+                    yield number
+                seen.add(row_id)
