@@ -87,9 +87,9 @@ def units_path(manifest: str | Path) -> Path:
 
 
 def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str) -> UnitShards:
-    """The shards of one manifest; finished ones are found by the manifest's content, the codec and the size of shards."""
+    """The shards of one manifest; finished ones are found by the manifest's content, which audio is accepted, the codec and the size of shards."""
     source = LineShards(path, config.rows_per_shard, allow_outside=config.allow_outside)
-    name = f"{codec_fingerprint}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+    name = f"{codec_fingerprint}-{manifest_fingerprint(path)}-{config.rows_per_shard}" + ("-outside" if config.allow_outside else "")
     return UnitShards(source, Path(config.cache_dir) / "units" / name, units_path(path))
 
 
@@ -116,7 +116,7 @@ def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, 
         log.warning("%s: %d of %d shards are finished; the others are other jobs' parts", shards.target, len(shards.done()), len(shards))
         return None
     if shows and shards.broken_path.exists():
-        log.warning("%s: rows without units are named in %s", shards.target, shards.broken_path)
+        log.warning("%s: rows without units are named in %s; once they are mended, delete %s to try them again", shards.target, shards.broken_path, shards.folder)
     return shards.target
 
 

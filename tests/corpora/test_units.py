@@ -113,6 +113,17 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_costs_only_its_row(corpus, c
         encoded(corpus, codec, on_broken=OnBroken.refuse, cache_dir=str(corpus.parent / "other"))
 
 
+def test_clips_outside_the_folder_are_tried_again_once_they_are_allowed(corpus, codec):
+    inner = corpus.parent / "inner"
+    inner.mkdir()
+    (inner / "m.jsonl").write_text(corpus.read_text().replace('"audio": "', '"audio": "../').splitlines()[0] + "\n")
+    cache = {"cache_dir": str(corpus.parent / "cache")}
+    with pytest.raises(ManifestError, match="no row of .* has an answer with usable audio: 1 are broken"):
+        encoded(inner / "m.jsonl", codec, **cache)
+    (written,) = encoded(inner / "m.jsonl", codec, allow_outside=True, **cache)
+    assert written.count(b"\n") == 1
+
+
 def test_parts_are_made_by_several_jobs_and_the_last_writes_the_manifest(corpus, codec):
     counting = Counting(codec)
     assert encoded(corpus, counting, rows_per_shard=2, part="1/2") == []
