@@ -57,6 +57,7 @@ class MakeManifestConfig(SourceConfig):
     """Make the manifest anew if it is there already."""
 
     def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
         if self.shard_megabytes < 1 or self.threads < 1:
             raise ConfigError(f"shard_megabytes is {self.shard_megabytes} and threads {self.threads}; use 1 or more")
 

@@ -82,6 +82,8 @@ def test_speech_to_be_learned_and_clips_without_words(speech):
     (row,) = made(speech, speaker=Speaker.assistant)
     assert row.question is None and row.answer.text == "Ay." and row.answer.audio.name == "a.wav"
     assert len(made(speech, untranscribed=True, overwrite=True)) == 3
+    with pytest.raises(ConfigError, match="speaker_level is 0; folders are counted from 1"):
+        made(speech, speaker_level=0)
 
 
 def test_a_table_with_a_header(speech):
@@ -92,6 +94,10 @@ def test_a_table_with_a_header(speech):
     assert "fewer fields" in named["t-2"] and "does not exist" in named["t-3"] and len(named) == 2
     (speech / "u.csv").write_text('utt,clip,said\n1,a.wav,"ay, ay"\n')
     assert made(speech / "u.csv", columns={"audio": "clip", "text": "said"})[0].turns[1].transcription == "ay, ay"
+    with pytest.raises(ManifestError, match=r"columns utt, clip, said, and not sayd \(columns.text\)"):
+        made(speech / "u.csv", columns={"audio": "clip", "text": "sayd"}, overwrite=True)
+    with pytest.raises(ConfigError, match="columns.txt is unknown; did you mean 'text'"):
+        made(speech / "u.csv", columns={"txt": "said"})
     with pytest.raises(ManifestError, match=r"columns utt, clip, said.*set columns.audio=NAME"):
         made(speech / "u.csv", overwrite=True)
 

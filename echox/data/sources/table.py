@@ -35,6 +35,8 @@ class TableSource(Source):
             raise ManifestError(
                 f"{self.path} has the columns {', '.join(reader.fieldnames or []) or 'none'}, none of which is known to name audio; set columns.audio=NAME"
             )
+        if missing := [f"{name} (columns.{what})" for what, name in self.config.columns.items() if name not in reader.fieldnames]:
+            raise ManifestError(f"{self.path} has the columns {', '.join(reader.fieldnames)}, and not {', '.join(missing)}")
         for number, row in enumerate(self._lines_of(reader), start=1):
             name = f"{self.prefix}-{number}"
             if None in row or None in row.values():
