@@ -57,6 +57,7 @@ class Backbone(nn.Module, ABC):
     hidden_size: int
     vocab_size: int
     end_id: int  # ends an assistant turn
+    other_end_ids: tuple[int, ...] = ()  # end an answer too, where a model says one of them instead
     pad_id: int
     max_positions: int | None = None  # of a conversation with its answer; None where there is no limit
 

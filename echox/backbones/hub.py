@@ -19,6 +19,7 @@ from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder, untrained
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, LoraConfig, Turn, add_lora
+from echox.backbones.chat import other_ends, special_ids, turn_end, written
 
 AUDIO_MARK = "\ufffc"  # stands where an audio goes while the template is rendered; never reaches the model
 BYTE_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -52,7 +53,8 @@ class HubBackbone(Backbone):
         self.model.requires_grad_(False)
         self.hidden_size = self.model.config.hidden_size
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
-        self.end_id = self.tokenizer.eos_token_id
+        self.end_id = turn_end(self.tokenizer)
+        self.other_end_ids = other_ends(self.tokenizer, self.model.generation_config.eos_token_id, self.end_id)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
         self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
         self._origin = _probe(self.model)
@@ -71,7 +73,7 @@ class HubBackbone(Backbone):
 
     def forward(self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False) -> BackboneState:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        output = self.model.model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
+        output = self.model.base_model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
         return BackboneState(output.last_hidden_state, output.past_key_values if use_cache else None)
 
     def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
@@ -90,7 +92,8 @@ class HubBackbone(Backbone):
         return self.model.get_output_embeddings().weight
 
     def llama(self) -> LlamaModel | None:
-        return self.model.model if type(self.model) is LlamaForCausalLM else None
+        plain = type(self.model) is LlamaForCausalLM and not (self.model.config.attention_bias or self.model.config.mlp_bias)
+        return self.model.model if plain else None
 
     def weight_of(self, projection: nn.Linear) -> Tensor:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -103,12 +106,12 @@ class HubBackbone(Backbone):
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def detokenize(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def token_texts(self) -> list[str]:
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         known = len(self.tokenizer)
-        return ["" if i in special or i >= known else self.tokenizer.decode([i]) for i in range(self.vocab_size)]
+        return ["" if i in special or i >= known else self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in range(self.vocab_size)]
 
     def prompt(self, turns: list[Turn]) -> list[list[int]]:
         if self.config.system and all(turn.role != "system" for turn in turns):
@@ -116,8 +119,7 @@ class HubBackbone(Backbone):
         # A text may hold the mark itself, and must not be split there.
         contents = [(AUDIO_MARK if turn.has_audio else "") + turn.text.replace(AUDIO_MARK, "") for turn in turns]
         messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [self.tokenize(piece) for piece in text.split(AUDIO_MARK)]
+        return [self.tokenize(piece) for piece in written(self.tokenizer, messages, opened=True).split(AUDIO_MARK)]
 
     @contextmanager
     def as_pretrained(self) -> Iterator[None]:

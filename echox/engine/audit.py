@@ -261,7 +261,8 @@ class _Trial:
         batch = copy.deepcopy(self.batch)
         padding = self.task.view(self.model, batch).padding
         for values in padding:
-            values.copy_(torch.full_like(values, GARBAGE) if values.is_floating_point() else values + 1)
+            # One less is an id too; one more may be none, or the audio placeholder that stands behind the last of a small vocabulary.
+            values.copy_(torch.full_like(values, GARBAGE) if values.is_floating_point() else values + torch.where(values > 0, -1, 1))
         if not any(values.numel() for values in padding):
             return
         before, after = float(loss.total), float(self._passed(batch)[1].total)

@@ -51,7 +51,7 @@ def _steps(answerer: Answerer, question: Question) -> Iterator[tuple[int, Tensor
         # No context is left open over a yield: it would hold for whoever takes the token.
         with torch.autocast(answerer.device.type, torch.bfloat16, enabled=answerer.bf16):
             token = backbone.logits(last).float().argmax(-1)
-        if int(token) == backbone.end_id:
+        if int(token) in (backbone.end_id, *backbone.other_end_ids):
             return
         yield int(token), last[0, 0]
         mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)

@@ -48,10 +48,11 @@ def greedy_text(
     state = backbone(embeddings, mask, use_cache=True)
     last = state.hidden[torch.arange(B, device=mask.device), mask.sum(1) - 1][:, None]
     done = torch.zeros(B, dtype=torch.bool, device=mask.device)
+    others = torch.tensor(backbone.other_end_ids, dtype=torch.int64, device=mask.device)
     ids, hidden = [], []
     for _ in range(max_tokens):
         token = _choose(backbone.logits(last)[:, 0].float(), temperature, generator)
-        token = torch.where(done, backbone.end_id, token)
+        token = torch.where(done | torch.isin(token, others), backbone.end_id, token)
         done = done | (token == backbone.end_id)
         ids.append(token)
         hidden.append(last[:, 0])
@@ -73,7 +74,8 @@ def _of_loop(spoken: list[Spoken], backbone: Backbone) -> SpokenText:
     device = backbone.head_rows().device
     ids = torch.nn.utils.rnn.pad_sequence([found.tokens[:, 0] for found in spoken], batch_first=True, padding_value=backbone.end_id)
     hidden = torch.nn.utils.rnn.pad_sequence([found.states for found in spoken], batch_first=True)
-    done = torch.tensor([int(found.tokens[-1]) == backbone.end_id for found in spoken])
+    ids = torch.where(torch.isin(ids, torch.tensor(backbone.other_end_ids, dtype=torch.int64)), backbone.end_id, ids)
+    done = torch.tensor([int(row[len(found.tokens) - 1]) == backbone.end_id for row, found in zip(ids, spoken)])
     return _cut(ids.to(device), hidden.to(device), done.to(device), backbone)
 
 

@@ -22,13 +22,14 @@ class BackboneSteps(Steps):
     def __init__(self, backbone: Backbone, body: LlamaModel) -> None:
         super().__init__(body, UnitHead.of(backbone.head_rows(), pad_id=backbone.end_id, embedding=body.embed_tokens.weight.detach()))
         self.backbone = backbone
+        self.stop_ids = [backbone.end_id, *backbone.other_end_ids]
 
     def weight_of(self, projection: nn.Linear) -> Tensor:
         return self.backbone.weight_of(projection)
 
 
 def text_loop(backbone: Backbone) -> UnitLoop | None:
-    """A loop that answers with a backbone's present weights; None where it is no Llama, or on a GPU, whose memory would hold it twice."""
+    """A loop that answers with a backbone's present weights; None where `Backbone.llama` has none, or on a GPU, whose memory would hold it twice."""
     body = backbone.llama()
     if body is None or body.norm.weight.is_cuda:
         return None
@@ -42,10 +43,8 @@ def said_in(loop: UnitLoop, embeddings: Tensor, lengths: list[int], max_tokens: 
     Raises:
         SignalError: scores are no numbers.
     """
-    end_id = loop.steps.head.pad_id
-
     def request(row: int) -> UnitRequest:
-        return UnitRequest(stop_ids=[end_id], max_length=max_tokens, temperature=temperature, seed=seed * SEEDS + row)
+        return UnitRequest(stop_ids=loop.steps.stop_ids, max_length=max_tokens, temperature=temperature, seed=seed * SEEDS + row)
 
     spoken = loop.run(Ask(prompt[:length], request(row)) for row, (prompt, length) in enumerate(zip(embeddings, lengths)))
     for row, found in enumerate(spoken):

@@ -6,10 +6,11 @@ import json
 import pytest
 import tiny_release
 import torch
+from tiny_llm import write_llm
 from tiny_run import RATE_HZ, noise
 
 from echox.criteria.base import CRITERIA
-from echox.data.audio import save_audio
+from echox.data.audio import load_audio, save_audio
 from echox.encoders.whisper import WhisperConfig
 from echox.errors import ManifestError, SignalError
 from echox.models.published.compatibility import FORM
@@ -247,34 +248,24 @@ def test_rows_without_units_teach_no_voice(folder, tmp_path):
         task_of("published_t2c", folder, tmp_path / "rows.json", tmp_path)
 
 
-def write_llama(folder):
-    """A Llama 3 of the smallest size: bytes and its marks, embeddings and head tied."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    marks = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-    core = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.add_special_tokens(marks)
-    core.post_processor = processors.TemplateProcessing(single=f"{marks[0]} $A", special_tokens=[(marks[0], 256)])
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token=marks[1], pad_token=marks[1]).save_pretrained(folder)
-    shape = LlamaConfig(
-        vocab_size=260, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
-    )
-    LlamaForCausalLM(shape).half().save_pretrained(folder)
-
-
 def test_a_fresh_start_is_a_folder_too(house, folder, rows, capsys):
-    write_llama(house / "llama")
+    write_llm(house / "llama", "llama3", spare_rows=0, hidden_size=16, num_hidden_layers=1, max_position_embeddings=4096, tie_word_embeddings=True)
     (house / "words.txt").write_text("\n".join([*map(str, range(12)), "0_1", "3_4"]))
     begun = ["begin", "llama", "words=words.txt", f"vocoder={folder}", f"encoder={folder}/whisper", "unit_model=large", "output=fresh"]
     assert prepare.main(begun) == 0
     fresh = read_release(house / "fresh")
-    assert not fresh.compatibility.attend_over_turns and fresh.config["vocab_size"] == 261
+    assert not fresh.compatibility.attend_over_turns and fresh.config["rope_parameters"]["rope_type"] == "llama3"
     embedding, head = fresh.tensors["model.embed_tokens.weight"], fresh.tensors["unit_translator.model.embed_tokens.weight"]
-    assert embedding.shape == (261, 16) and torch.equal(embedding, head) and torch.equal(fresh.tensors["lm_head.weight"], head)
-    assert run(house, house / "fresh", rows, "stages=[t2c,echo]", f"encoder.weights={folder}/whisper") == 0
+    V = json.loads((house / "llama/config.json").read_text())["vocab_size"]
+    assert embedding.shape == (V + 1, 16) == (fresh.config["vocab_size"], 16) and torch.equal(embedding, head) and torch.equal(fresh.tensors["lm_head.weight"], head)
+    # The voice has to learn that it says unit words before anything is heard.
+    learning = ("t2c.train.steps=30", "t2c.train.lr=0.02")
+    assert run(house, house / "fresh", rows, f"encoder.weights={folder}/whisper", *learning) == 0
     assert prepare.main(["export", "runs/release_finetune/echo/final", "output=mine"]) == 0
+    save_audio(house / "question.wav", noise(5, 0.7), RATE_HZ)
+    asked = ["input=question.wav", "output=answer.wav", "max_tokens=12", "device=cpu", f"encoder_folder={folder}/whisper"]
+    assert generate.main(["checkpoint=mine", *asked]) == 0
+    assert len(load_audio(house / "answer.wav", RATE_HZ)) > 0
     capsys.readouterr()
     (house / "words.txt").write_text("0 x")
     assert prepare.main([*begun[:-1], "output=other"]) == 2
