@@ -20,7 +20,7 @@ from echox.bench.measure import machine
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.corpora.units import UnitsConfig, units_path, write_units
 from echox.data.audio import load_audio, pad_waveforms, save_audio
-from echox.data.manifest import Item, Role, Row, read_manifest, with_answer, write_manifest
+from echox.data.manifest import Item, Role, Row, read_manifest, with_units, write_manifest
 from echox.data.writing import appearing
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
@@ -147,7 +147,7 @@ def _one_by_one(manifest: Path, *, codec: Codec, device: torch.device, bf16: boo
         wave = pad_waveforms([load_audio(row.answer.audio, codec.rate_hz)], codec.rate_hz).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             units = codec.encode(wave)
-        rows.append(with_answer(row, units=tuple(units.ids[0].tolist())))
+        rows.append(with_units(row, units.rows()[0], codec.codebooks))
     write_manifest(units_path(manifest), rows)
 
 

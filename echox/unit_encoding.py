@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,8 @@ from echox.device import device_named, multiplies_bf16_fast
 from echox.engine.distribution import World
 from echox.errors import ConfigError, EchoxError
 from echox.plugins import discover
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +99,8 @@ def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[list[BaseProce
     finally:
         for process in processes:
             process.join()
+    if killed := sum((process.exitcode or 0) < 0 for process in processes):
+        log.warning("%d of %d processes were killed, perhaps for their memory; what they left is made by one. Use fewer workers", killed, workers)
 
 
 def _work(settings: Mapping[str, Any], number: int, workers: int) -> None:

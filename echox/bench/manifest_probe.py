@@ -41,7 +41,8 @@ def open_and_access(manifest: Path, accesses: int) -> dict[str, Any]:
         row = rows[number]
         times_s.append(time.perf_counter() - began_s)
         # The generator's ids are numbers, so a wrong row would show.
-        assert int(row.id.removeprefix("row-")) == number
+        if int(row.id.removeprefix("row-")) != number:
+            raise RuntimeError(f"row {number} is {row.id}")
     return {"open_s": open_s, "open_bytes": open_bytes, "access_us": 1e6 * statistics.median(times_s), "rows": len(rows)}
 
 

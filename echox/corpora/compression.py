@@ -30,6 +30,8 @@ class CompressionConfig:
     """Folder, catalogue name or hub id of the language model whose text tokens are counted."""
     on_broken: OnBroken = OnBroken.skip
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
+    allow_outside: bool = False
+    """Allow audio outside a manifest's folder."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,8 @@ def report_compression(config: CompressionConfig) -> None:
     folder = asset_folder(config.tokenizer)
     with loading("a tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = measure_compression(read_manifests(config.manifests, on_broken=config.on_broken), CODECS.build(config.codec), tokenizer)
+    rows = read_manifests(config.manifests, on_broken=config.on_broken, allow_outside=config.allow_outside)
+    found = measure_compression(rows, CODECS.build(config.codec), tokenizer)
     print("\n".join(found.lines()))
 
 

@@ -68,13 +68,21 @@ class UnitShards:
     def done(self) -> dict[int, Finished]:
         """The finished shards, whoever finished them."""
         for path in self.folder.glob("[0-9]*.json"):
-            number = int(path.stem)
-            if number not in self._done and self._rows_file(number).is_file():
+            self._is_done(int(path.stem))
+        return self._done
+
+    def _is_done(self, number: int) -> bool:
+        """Whether one shard is finished, without a look at the others, of which there may be thousands."""
+        if number not in self._done:
+            try:
                 about = self._marker(number)
                 finished = Finished(len(about["lines"]), len(about["problems"]), about["audio_s"], about["size_bytes"])
                 if self._rows_file(number).stat().st_size == finished.size_bytes:
                     self._done[number] = finished
-        return self._done
+            except (FileNotFoundError, ValueError, KeyError):
+                # Not there yet, or cut off with the machine's power: it is made again.
+                return False
+        return number in self._done
 
     def make(self, numbers: Sequence[int], make: Callable[[int], Made]) -> None:
         """Work until all of `numbers` are finished, here or by another process; a shard that another process is at is left to it.
@@ -85,7 +93,7 @@ class UnitShards:
         with self._writable():
             self.folder.mkdir(parents=True, exist_ok=True)
             waiting, patience_s = list(numbers), 0.0
-            while waiting := [number for number in waiting if number not in self.done()]:
+            while waiting := [number for number in waiting if not self._is_done(number)]:
                 held = [number for number in waiting if not self._make_one(number, make, patience_s)]
                 # Then it waits for the others, and takes over where one has died.
                 patience_s = POLL_S if len(held) == len(waiting) else 0.0
@@ -116,7 +124,7 @@ class UnitShards:
         """Make a shard unless another process holds it; returns whether it is finished."""
         try:
             with FileLock(self.folder / f"{number:06d}.lock", timeout=patience_s):
-                if number not in self.done():
+                if not self._is_done(number):
                     self._write(number, make(number))
         except Timeout:
             return False

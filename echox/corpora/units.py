@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".units.jsonl"
 BATCH_CLIPS = 32
+# Share of a batch that may be padding. A CPU gains nothing from batches that would pay for more of it, and in a shard of hundreds of clips
+# there are enough of like length for a GPU.
+PADDING = 0.1
 # Batches whose audio is read while the codec is busy with one.
 READ_AHEAD = 2
 SHOWN_EVERY_S = 1.0
@@ -84,9 +87,9 @@ def units_path(manifest: str | Path) -> Path:
 
 
 def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str) -> UnitShards:
-    """The shards of one manifest; finished ones are found by the manifest's content, the codec and the size of shards."""
+    """The shards of one manifest; finished ones are found by the manifest's content, which audio is accepted, the codec and the size of shards."""
     source = LineShards(path, config.rows_per_shard, allow_outside=config.allow_outside)
-    name = f"{codec_fingerprint}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+    name = f"{codec_fingerprint}-{manifest_fingerprint(path)}-{config.rows_per_shard}" + ("-outside" if config.allow_outside else "")
     return UnitShards(source, Path(config.cache_dir) / "units" / name, units_path(path))
 
 
@@ -113,7 +116,7 @@ def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, 
         log.warning("%s: %d of %d shards are finished; the others are other jobs' parts", shards.target, len(shards.done()), len(shards))
         return None
     if shows and shards.broken_path.exists():
-        log.warning("%s: rows without units are named in %s", shards.target, shards.broken_path)
+        log.warning("%s: rows without units are named in %s; once they are mended, delete %s to try them again", shards.target, shards.broken_path, shards.folder)
     return shards.target
 
 
@@ -166,7 +169,7 @@ class _Encoding:
         problems = [row for _, row in found if isinstance(row, Problem)]
         spoken = {row.id: (line, row) for line, row in found if isinstance(row, Row) and row.answer is not None and row.answer.audio is not None}
         costs = {row_id: _cost(row) for row_id, (_, row) in spoken.items()}
-        batches = cost_batches(sorted((costs[row_id], row_id) for row_id in spoken), round(self.config.batch_s * 100), BATCH_CLIPS)
+        batches = cost_batches(sorted((costs[row_id], row_id) for row_id in spoken), round(self.config.batch_s * 100), BATCH_CLIPS, PADDING)
         units: dict[str, list[int]] = {}
         audio_s = 0.0
         for ids, clips in self._read(batches, spoken):

@@ -81,6 +81,8 @@ class AudioRef:
             raise SignalError(f"audio {self} does not exist") from error
         except OSError as error:
             raise SignalError(f"audio {self} cannot be opened: {error.strerror or error}") from error
+        except ValueError as error:  # a zero byte in its name
+            raise SignalError(f"audio {str(self)!r} is no usable path ({error})") from error
 
 
 Audio = Path | AudioRef

@@ -161,15 +161,24 @@ class ArrayCache:
         return self.__dict__ | {"_maps": {}}
 
 
-def cost_batches(order: Iterable[tuple[int, str]], batch_cost: int | None, batch_size: int) -> Iterator[list[str]]:
-    """Cut (cost, key) pairs, cheapest first, into batches: the last one added is the longest and decides the padding."""
+def cost_batches(order: Iterable[tuple[int, str]], batch_cost: int | None, batch_size: int, padding: float = 1.0) -> Iterator[list[str]]:
+    """Cut (cost, key) pairs, cheapest first, into batches: the last one added is the longest and decides the padding.
+
+    Args:
+        batch_cost: longest cost times keys, at most, in a batch of more than one.
+        batch_size: keys at most in a batch.
+        padding: share of a batch, at most, that may be padding.
+    """
     batch: list[str] = []
+    filled = 0
     for cost, key in order:
-        too_dear = batch_cost is not None and cost * (len(batch) + 1) > batch_cost
-        if batch and (too_dear or len(batch) == batch_size):
+        whole = cost * (len(batch) + 1)
+        too_dear = batch_cost is not None and whole > batch_cost
+        if batch and (too_dear or len(batch) == batch_size or whole - filled - cost > padding * whole):
             yield batch
-            batch = []
+            batch, filled = [], 0
         batch.append(key)
+        filled += cost
     if batch:
         yield batch
 

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from echox.data.row_reader import json_type, parsed
+from echox.data.row_reader import json_type, parsed, writable
 from echox.errors import ConfigError, ManifestError
 
 A, R = TypeVar("A"), TypeVar("R")
@@ -64,7 +64,7 @@ def records_of(path: Path) -> Iterator[tuple[int, Any]]:
         ManifestError: the file cannot be read, or is a .json file that holds no list.
     """
     if path.suffix == ".json":
-        yield from enumerate(list_items(path), start=1)
+        yield from enumerate(map(writable, list_items(path)), start=1)
         return
     with reading(path) as file:
         for line, raw in enumerate(file, start=1):
@@ -106,8 +106,8 @@ def list_items_in(file: BinaryIO, path: Path | str) -> Iterator[Any]:
         yield from _ListReader(file, path).items()
     except UnicodeDecodeError as error:
         raise ManifestError(f"the manifest {path} cannot be read: not UTF-8 text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ManifestError(f"the manifest {path} cannot be read: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"the manifest {path} cannot be read: not JSON ({error}); where each row has a line of its own, name it .jsonl") from error
 
 
 class _ListReader:

@@ -24,11 +24,17 @@ from echox.data.id_hashes import repeated
 from echox.data.lines import in_order, reading
 from echox.data.manifest_report import BROKEN, RATIO, REPEATED_AUDIO, REPEATED_ID, ManifestReport, count_row
 from echox.data.row_measures import (
-    Finding, MeasureSettings, RowLimits, RowMeasure, batches_of, measure_rows, too_wrong,
+    Finding,
+    MeasureSettings,
+    RowLimits,
+    RowMeasure,
+    batches_of,
+    measure_rows,
+    too_wrong,
 )  # fmt: skip
 from echox.data.row_reader import Headers, RowReader, parsed
 from echox.data.rows import Problem
-from echox.data.text import edit_distance, words_of
+from echox.data.text import error_rates
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError, SignalError
 
@@ -196,11 +202,10 @@ class _Check:
 
     def _repeated_ids(self, notes: np.ndarray) -> Iterator[tuple[int, Finding]]:
         lines = notes["line"][repeated(notes["id"])].tolist()
-        records = _records_at(self.path, set(lines)) if lines else {}
-        reader = RowReader(self.path, True, Headers.NONE)
+        ids = _ids_at(self.path, set(lines))
         first: dict[str, int] = {}
         for line in lines:
-            row_id = reader.row(line, records[line]).id
+            row_id = ids[line]
             if row_id in first:
                 yield line, Finding(REPEATED_ID, f"id {row_id!r} was already used in line {first[row_id]}")
             else:
@@ -222,12 +227,12 @@ class _Check:
         if not later:
             return
         self.found.seek(0)
-        earlier = {line: row_id for line, row_id, _ in map(json.loads, self.found) if line in later}
+        earlier = sum(line in later for line, _, _ in map(json.loads, self.found))
         self.found.seek(0, 2)
-        ids = {line: record.get("id") for line, record in _records_at(self.path, set(later)).items()}
+        ids = _ids_at(self.path, set(later))
         for line, findings in sorted(later.items()):
-            self._note(line, ids.get(line), findings)
-        self.report.left_out -= len(earlier)
+            self._note(line, ids[line], findings)
+        self.report.left_out -= earlier
         again = self.report.findings[REPEATED_ID]
         self.report.rows, self.report.broken = self.report.rows - again, self.report.broken + again
         self.report.problems = sorted([*self.report.problems, *self.report.examples.get(REPEATED_ID, [])], key=lambda problem: problem.line)
@@ -255,25 +260,14 @@ def _samples(audio: Any) -> Tensor:
         return Tensor()
 
 
-def error_rates(said: str, heard: str) -> list[tuple[str, float]]:
-    """Word and character error rate of what was heard, against what was said; numbers spelled out, without case and punctuation."""
-    words, found = words_of(said), words_of(heard)
-    if not words:
-        return []
-    letters = " ".join(words)
-    return [
-        ("wer", edit_distance(words, found) / len(words)),
-        ("cer", edit_distance(letters, " ".join(found)) / len(letters)),
-    ]
-
-
-def _records_at(path: Path, lines: set[int]) -> dict[int, Any]:
-    """Rows of a file as JSON, by line."""
+def _ids_at(path: Path, lines: set[int]) -> dict[int, str]:
+    """Ids of good rows by line, read once more."""
+    reader = RowReader(path, True, Headers.NONE)
+    found: dict[int, str] = {}
     if not lines:
-        return {}
-    found = {}
+        return found
     for batch, _ in batches_of(path):
-        found |= {line: parsed(raw) if isinstance(raw, bytes) else raw for line, raw in batch if line in lines}
+        found |= {line: reader.row(line, parsed(raw) if isinstance(raw, bytes) else raw).id for line, raw in batch if line in lines}
         if len(found) == len(lines):
             break
     return found

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from echox.data.id_hashes import hash_of, repeated
+from echox.data.id_hashes import BLOCK_ROWS, hash_of, repeated
 from echox.data.lines import Chunk, chunks_of, in_order
 from echox.data.row_reader import Broken, Headers, ReadRow, RowReader, id_of, parsed
 from echox.data.rows import Problem, Role
@@ -33,8 +33,8 @@ SUFFIX = ".idx"
 HEAD_BYTES = 4096
 # Larger manifests are indexed, smaller ones are read whole; at 250 bytes a row, a quarter of a million rows.
 INDEXED_FROM_BYTES = 64 << 20
-# How much of either end of a manifest is compared, and rows handled at once when columns are laid out.
-END_BYTES, BLOCK_ROWS = 1 << 16, 1 << 18
+# How much of either end of a manifest is compared.
+END_BYTES = 1 << 16
 _FORMAT = 1
 _LARGEST_LINE = (1 << 32) - 1
 _ENTRY = np.dtype(
@@ -119,9 +119,10 @@ def open_index(manifest: Path, *, allow_outside: bool = False) -> Index | None:
     try:
         with index_path(manifest).open("rb") as file:
             header = json.loads(file.read(HEAD_BYTES))
-    except (OSError, ValueError):
+            is_whole = file.seek(0, 2) == sum(header["problems"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Index(manifest, header) if header.get("of") == _state(manifest, allow_outside) else None
+    return Index(manifest, header) if is_whole and header.get("of") == _state(manifest, allow_outside) else None
 
 
 def build_index(manifest: Path, *, allow_outside: bool = False, processes: int = 1, progress: bool = True) -> Index:
@@ -133,6 +134,9 @@ def build_index(manifest: Path, *, allow_outside: bool = False, processes: int =
     Raises:
         ManifestError: the manifest is missing, unreadable or empty, or the index cannot be written.
     """
+    # Without the lock, which a folder that cannot be written does not give: an index appears whole.
+    if (found := open_index(manifest, allow_outside=allow_outside)) is not None:
+        return found
     target = index_path(manifest)
     try:
         # Ranks that are started together wait here for the first one's work.
@@ -222,7 +226,10 @@ def _about(read: ReadRow) -> tuple[int, float, float, int, int]:
 
 def _without_repeats(manifest: Path, entries: BinaryIO) -> tuple[np.ndarray, list[Problem]]:
     """Whether each row keeps its place [rows] bool, and the rows whose id an earlier one has."""
-    hashes = np.concatenate([np.empty(0, dtype="<u8"), *(block["id"] for block in _blocks(entries))])
+    # Block by block, for a column of a block keeps all of it.
+    hashes = np.empty(entries.seek(0, 2) // _ENTRY.itemsize, dtype="<u8")
+    for number, block in enumerate(_blocks(entries)):
+        hashes[number * BLOCK_ROWS :][: len(block)] = block["id"]
     kept = np.ones(len(hashes), dtype=bool)
     first_lines: dict[str, int] = {}
     problems = []

@@ -13,17 +13,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from tqdm import tqdm
 
 from echox.config import to_plain
-from echox.data.id_hashes import hash_of, repeated
+from echox.data.id_hashes import repeated_ids
 from echox.data.manifest_index import index_path
 from echox.data.row_reader import Broken, Headers, RowReader, row_record
 from echox.data.rows import Row
@@ -59,6 +57,7 @@ class MakeManifestConfig(SourceConfig):
     """Make the manifest anew if it is there already."""
 
     def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
         if self.shard_megabytes < 1 or self.threads < 1:
             raise ConfigError(f"shard_megabytes is {self.shard_megabytes} and threads {self.threads}; use 1 or more")
 
@@ -90,6 +89,8 @@ def make_manifest(config: MakeManifestConfig) -> Path:
     output = _output_of(config, paths)
     if output.exists() and not config.overwrite:
         raise ConfigError(f"{output} is there already; set overwrite=true to make it anew, or another output")
+    if any(path.is_relative_to(_beside(output, COPIES)) for path in paths):
+        raise ConfigError(f"{_beside(output, COPIES)} holds a source, and is where clips are copied to, which replaces it; set another output")
     try:
         done = _Maker(config, paths, output).make()
     except OSError as error:
@@ -170,9 +171,12 @@ class _Maker:
 
     def _is_good(self, note: Progress) -> bool:
         """Whether what the note tells of is there, and the source at hand still has the entry that was last."""
-        for path, size in ((self.rows_path, note.rows_bytes), (self.faults_path, note.faults_bytes)):
-            if not path.exists() or path.stat().st_size < size:
-                return False
+        number, shard_bytes = note.shard
+        shards = self.hidden_shards if self.hidden_shards.exists() else self.shards
+        sizes = [(self.rows_path, note.rows_bytes), (self.faults_path, note.faults_bytes)]
+        sizes += [(shards / f"{number:05d}.tar", shard_bytes)] if shard_bytes else []
+        if not all(path.exists() and path.stat().st_size >= size for path, size in sizes):
+            return False
         if not note.entries or packed(self.paths[note.source]):
             return True
         source = open_source(self.paths[note.source], prefixes_of(self.paths)[note.source], self.config)
@@ -189,8 +193,9 @@ class _Maker:
 
     def _read_source(self, path: Path, prefix: str) -> None:
         if packed(path):
-            path = unpack(path, self.hidden_shards / "unpacked" / f"{prefix.replace('/', '-')}.tar")
-        entries = open_source(path, prefix, self.config).after(self.progress.entries)
+            path = unpack(path, self.hidden_shards / "unpacked" / f"{prefix}.tar")
+        # Each is copied before the next is read, so that no more than one clip's bytes are held.
+        entries = map(self._copied, open_source(path, prefix, self.config).after(self.progress.entries))
         while batch := list(itertools.islice(entries, SAVED_ENTRIES)):
             self._take(batch)
             self.progress.entries, self.progress.last = self.progress.entries + len(batch), batch[-1].name
@@ -199,8 +204,7 @@ class _Maker:
         self._save()
 
     def _take(self, batch: list[Found | Fault]) -> None:
-        copied = (self._copied(entry) for entry in batch)
-        for entry, outcome in zip(batch, self.pool.map(self._checked, copied)):
+        for entry, outcome in zip(batch, self.pool.map(self._checked, batch)):
             if isinstance(outcome, Fault):
                 self._write_fault(entry.name, outcome.reason)
             else:
@@ -229,7 +233,7 @@ class _Maker:
         except UnicodeEncodeError:
             return Fault(entry.name, "a name or a text in it is not UTF-8; rename or mend it")
         turns = [
-            dataclasses.replace(item, extra={"duration_s": round(seconds, 3), **item.extra}) if item.audio is not None and not math.isnan(seconds) else item
+            dataclasses.replace(item, extra={**item.extra, "duration_s": round(seconds, 3)}) if item.audio is not None and not math.isnan(seconds) else item
             for item, seconds in zip(read.row.turns, read.seconds)
         ]
         return dataclasses.replace(read.row, turns=tuple(turns)), math.fsum(read.seconds)
@@ -261,7 +265,7 @@ class _Maker:
 
     def _drop_repeats(self) -> None:
         """Rows whose id an earlier row has are left out, and named."""
-        again = set(_repeats(self.rows_path))
+        again = set(repeated_ids(self.rows_path))
         if not again:
             return
         with appearing(self.rows_path) as unfinished, unfinished.open("wb") as out, self.faults_path.open("ab") as faults, self.rows_path.open("rb") as rows:
@@ -285,18 +289,3 @@ class _Maker:
         index_path(self.output).unlink(missing_ok=True)
         self.rows_path.replace(self.output)
         self.note_path.unlink(missing_ok=True)
-
-
-def _repeats(rows: Path) -> Iterator[int]:
-    """Numbers of the rows whose id an earlier row has."""
-    with rows.open("rb") as file:
-        hashes = np.fromiter((hash_of(json.loads(line)["id"]) for line in file), dtype="<u8")
-    suspects = set(repeated(hashes).tolist())
-    seen: set[str] = set()
-    with rows.open("rb") as file:
-        for number, line in enumerate(file if suspects else ()):
-            if number in suspects:
-                row_id = json.loads(line)["id"]
-                if row_id in seen:
-                    yield number
-                seen.add(row_id)

@@ -71,7 +71,8 @@ class ManifestReport:
 
     def lines(self) -> list[str]:
         """The report for people."""
-        clips = ", ".join(f"{count} clips at {rate_hz} Hz" for rate_hz, count in sorted(self.rates_hz.items())) or "no audio"
+        unread = "no header read" if any(self.seconds.values()) else "no audio"
+        clips = ", ".join(f"{count} clips at {rate_hz} Hz" for rate_hz, count in sorted(self.rates_hz.items())) or unread
         return [
             f"{self.path}: {self.rows} good rows, {self.broken} broken, {self.left_out - self.broken} with something against them",
             f"audio: {self.question_s / 3600:.2f} h of questions, {self.answer_s / 3600:.2f} h of answers; {clips}",
@@ -104,8 +105,9 @@ def count_row(measure: RowMeasure, report: ManifestReport) -> None:
         report.speakers.add(measure.speaker)
     for clip in measure.clips:
         report.seconds[clip.role] += clip.seconds
-        report.rates_hz[clip.rate_hz] += 1
-        report.channels[clip.channels] += 1
+        if clip.rate_hz:
+            report.rates_hz[clip.rate_hz] += 1
+            report.channels[clip.channels] += 1
         histograms["questions, s" if clip.role is Role.USER else "answers, s"].add(clip.seconds)
         if clip.letters:
             histograms["letters a second"].add(clip.letters / max(clip.seconds, 1e-3))
@@ -118,6 +120,8 @@ def count_row(measure: RowMeasure, report: ManifestReport) -> None:
     for count in measure.answer_words:
         histograms["words of an answer"].add(count)
     for name, value in measure.errors:
+        if not math.isfinite(value):
+            continue
         histograms["word error rate" if name == "wer" else "character error rate"].add(value)
     _count_units(measure, report)
 

@@ -134,7 +134,7 @@ def split_rows(config: SplitConfig, *, progress: bool = True) -> Split:
     if empty:
         raise ManifestError(
             f"no row of {path} is left for {' and '.join(empty)}: {split.left_out} rows say a text of a part more held out; "
-            "set by=[speaker] or by=[text], or smaller shares"
+            "set by=[speaker] or by=[text], or smaller shares for valid and test"
         )
     _write(path, rows.lines, parts, split)
     return split
@@ -204,8 +204,9 @@ def _fill(part_of: np.ndarray, part: int, wanted: float, order: list[int], sizes
         if part_of[number] == 0 and taken < wanted and taken + sizes[number] <= 1.5 * wanted:
             part_of[number] = part
             taken += int(sizes[number])
-    if not taken:
-        part_of[min((number for number in order if part_of[number] == 0), key=lambda number: sizes[number])] = part
+    left = [number for number in order if part_of[number] == 0]
+    if not taken and left:
+        part_of[min(left, key=lambda number: sizes[number])] = part
 
 
 def _without_shared_texts(parts: np.ndarray, texts: np.ndarray, text_rows: np.ndarray) -> np.ndarray:
@@ -254,6 +255,9 @@ def _write(path: Path, lines: array, parts: np.ndarray, split: Split) -> None:
                             content = raw.rstrip(b"\r\n") if isinstance(raw, bytes) else json.dumps(raw, ensure_ascii=False).encode()
                             files[parts[number]].write(content + b"\n")
                         number += 1
+            # Before the first of them appears, for this is where a disk is full.
+            for file in files:
+                file.flush()
         about = {"manifest": path.name, **{name: getattr(split, name) for name in ("rows", "seconds", "speakers", "texts", "left_out", "broken", "shared")}}
         with appearing(path.with_name(f"{path.name.removesuffix(path.suffix)}.split.json")) as unfinished:
             unfinished.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.data.audio_ref import Audio, AudioRef, audio_ref, byte_range
-from echox.data.rows import Item, Role, Row, stated_seconds
+from echox.data.rows import LONGEST_S, Item, Role, Row, stated_seconds
 from echox.errors import SignalError
 
 _ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
@@ -48,12 +48,24 @@ def _audio_record(audio: Audio, root: Path) -> dict[str, Any]:
 
 
 def parsed(raw: bytes) -> Any:
+    """A line's JSON, or the `Broken` that says what it is instead."""
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return Broken("not UTF-8 text")
-    except (json.JSONDecodeError, RecursionError) as error:
+    # A number of thousands of digits is a ValueError too.
+    except (ValueError, RecursionError) as error:
         return Broken(f"not JSON ({error})")
+    return writable(value) if b"\\u" in raw else value
+
+
+def writable(value: Any) -> Any:
+    """The value, or a `Broken` where it holds half of a character, as `\\ud83d` without what follows, which no file can take."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Broken("half of a character is in it (\\ud800 to \\udfff without its other half); write the whole one")
+    return value
 
 
 def json_type(value: Any) -> str:
@@ -186,9 +198,13 @@ class RowReader:
             raise Broken(f"{where}: audio {named!r} is no usable path ({error})") from error
 
 
+# A unit has so many digits at most; more are units without spaces between them.
+UNIT_DIGITS = 9
+
+
 def _seconds(record: dict[str, Any], key: str, where: str) -> float | None:
     value = record.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LONGEST_S):
         raise Broken(f"{where}: {key!r} is {value!r}; it must be seconds, 0 or more")
     return value
 
@@ -217,6 +233,8 @@ def _word(part: Any, where: str) -> tuple[int, ...]:
     units = plain.split("_")
     if isinstance(part, bool) or not isinstance(part, (int, str)) or not all(unit.isascii() and unit.isdigit() for unit in units):
         raise Broken(f"{where}: units are integers from 0 up, joined by _ in words of a unit language, but one is {part!r}")
+    if max(map(len, units)) > UNIT_DIGITS:
+        raise Broken(f"{where}: a unit has more than {UNIT_DIGITS} digits, {plain[:UNIT_DIGITS]}...; write spaces between units")
     return tuple(map(int, units))
 
 

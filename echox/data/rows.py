@@ -12,6 +12,8 @@ from echox.data.audio_ref import Audio, AudioRef
 
 # What an item may say of its clip, so that nobody need open it; NeMo's manifests say `duration`.
 STATED_SECONDS = ("duration_s", "duration")
+# No recording is longer than thirty years; JSON's integers may be larger than any float.
+LONGEST_S = 1e9
 
 
 class Role(str, Enum):
@@ -111,6 +113,6 @@ def stated_seconds(item: Item) -> float | None:
         return item.audio.end_s - item.audio.start_s
     for key in STATED_SECONDS:
         value = item.extra.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf"):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST_S:
             return float(value)
     return None

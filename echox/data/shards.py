@@ -61,6 +61,8 @@ class ShardWriter:
         """End the shard at hand as a tar ends."""
         if self._file is not None:
             self._file.write(bytes(2 * _BLOCK))
+            self._file.flush()
+            self.sync()
             self._file.close()
             self._file = None
 

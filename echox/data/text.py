@@ -45,3 +45,15 @@ def edit_distance(left: Sequence, right: Sequence) -> int:
         for j, other in enumerate(right, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (item != other))
     return row[-1]
+
+
+def error_rates(said: str, heard: str) -> list[tuple[str, float]]:
+    """Word and character error rate of what was heard, against what was said; numbers spelled out, without case and punctuation."""
+    words, found = words_of(said), words_of(heard)
+    if not words:
+        return []
+    letters = " ".join(words)
+    return [
+        ("wer", edit_distance(words, found) / len(words)),
+        ("cer", edit_distance(letters, " ".join(found)) / len(letters)),
+    ]

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from echox.data.audio import audio_blocks, audio_header
+from echox.data.audio import AudioHeader, audio_blocks, audio_header
 from echox.data.audio_ref import Audio, audio_ref
 from echox.data.manifest import OnBroken, Row, read_manifest, write_manifest
+from echox.data.rows import STATED_SECONDS
 from echox.errors import ConfigError, ManifestError, SignalError
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,12 @@ def _pieces(row: Row, config: WindowsConfig, counts: dict[str, int]) -> Iterator
         counts["broken"] += 1
         return
     offset_s = audio_ref(item.audio).start_s
+    # The seconds of the whole are not those of its windows.
+    extra = {key: value for key, value in item.extra.items() if key not in STATED_SECONDS}
     for number, (start_s, end_s) in enumerate(spans):
         counts["windows"] += 1
         part = audio_ref(item.audio).between(round(offset_s + start_s, 3), round(offset_s + end_s, 3))
-        yield Row(f"{row.id}-{number:04d}", (dataclasses.replace(item, audio=part),), {**row.extra, "recording": row.id})
+        yield Row(f"{row.id}-{number:04d}", (dataclasses.replace(item, audio=part, extra=extra),), {**row.extra, "recording": row.id})
 
 
 def windows_of(audio: Audio, config: WindowsConfig) -> list[tuple[float, float]]:
@@ -95,7 +98,8 @@ def windows_of(audio: Audio, config: WindowsConfig) -> list[tuple[float, float]]
         SignalError: the recording cannot be read to its end.
     """
     if config.overlap_s is None:
-        return _at_pauses(loudness(audio), config)
+        header = audio_header(audio)
+        return _at_pauses(loudness(audio), _frame_samples(header) / header.rate_hz, header.duration_s, config)
     whole_s = audio_header(audio).duration_s
     step_s = config.longest_s - config.overlap_s
     # What is left after the last whole window and would hardly be a sound goes with it.
@@ -104,8 +108,8 @@ def windows_of(audio: Audio, config: WindowsConfig) -> list[tuple[float, float]]
 
 
 def loudness(audio: Audio) -> np.ndarray:
-    """Mean power [N] of each 20 ms of a recording of any length, over the 0.2 s around them."""
-    size = max(1, round(FRAME_S * audio_header(audio).rate_hz))
+    """Mean power [N] of each 20 ms, or the nearest whole samples, of a recording of any length, over the 0.2 s around them."""
+    size = _frame_samples(audio_header(audio))
     powers, rest = [], np.empty(0, dtype=np.float32)
     for block in audio_blocks(audio, BLOCK_S):
         samples = np.concatenate([rest, block.numpy()])
@@ -120,12 +124,17 @@ def loudness(audio: Audio) -> np.ndarray:
     return np.convolve(power, kernel, "same") / np.convolve(np.ones_like(power), kernel, "same")
 
 
-def _at_pauses(power: np.ndarray, config: WindowsConfig) -> list[tuple[float, float]]:
-    longest, shortest = int(config.longest_s / FRAME_S), int(config.shortest_s / FRAME_S)
+def _frame_samples(header: AudioHeader) -> int:
+    return max(1, round(FRAME_S * header.rate_hz))
+
+
+def _at_pauses(power: np.ndarray, frame_s: float, whole_s: float, config: WindowsConfig) -> list[tuple[float, float]]:
+    # At 11,025 Hz a frame is no 20 ms, which an hour would make 8 s.
+    longest, shortest = int(config.longest_s / frame_s), int(config.shortest_s / frame_s)
     cuts = [0]
     while len(power) - cuts[-1] > longest:
         # The last of the equally quiet places, so that silence makes windows long; and no rest shorter than a window should be.
         last = min(cuts[-1] + longest, max(len(power) - shortest, cuts[-1] + shortest + 1))
         quiet = power[cuts[-1] + shortest : last + 1]
         cuts.append(cuts[-1] + shortest + len(quiet) - 1 - int(np.argmin(quiet[::-1])))
-    return [(start * FRAME_S, end * FRAME_S) for start, end in zip(cuts, [*cuts[1:], len(power)])]
+    return [(start * frame_s, min(end * frame_s, whole_s)) for start, end in zip(cuts, [*cuts[1:], len(power)])]

@@ -40,6 +40,8 @@ class CodecCopyConfig:
 
     manifests: list[str] = field(default_factory=list)
     """Manifests whose assistant turns have audio and text."""
+    allow_outside: bool = False
+    """Allow audio outside a manifest's folder."""
     codec: CodecConfig = MISSING
     """The codec that speaks, and that makes the units where `units` is null."""
     units: CodecConfig | None = None
@@ -83,7 +85,7 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
     """Copy, measure, and write the table; prints it too.
 
     Raises:
-        ConfigError: no manifest is named, or nothing makes units. ManifestError: no row has audio and text.
+        ConfigError: nothing makes units. ManifestError: no manifest is named, one is missing, or no row has audio and text.
     """
     rows = _drawn(config)
     device = device_named(config.device)
@@ -110,7 +112,7 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
 
 
 def _drawn(config: CodecCopyConfig) -> list[Row]:
-    found = read_manifests(config.manifests, on_broken=OnBroken.skip)
+    found = read_manifests(config.manifests, on_broken=OnBroken.skip, allow_outside=config.allow_outside)
     rows = [row for row in found if row.answer is not None and row.answer.audio is not None and row.answer.text]
     if not rows:
         raise ManifestError(f"no row of {', '.join(config.manifests)} has an answer with audio and text, which copies are compared with")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from echox.config import to_plain
 from echox.data.manifest import OnBroken, Row
 from echox.data.writing import appearing
-from echox.errors import ManifestError, SignalError
+from echox.errors import AssetError, ManifestError, SignalError
 from echox.tasks.base import StageContext
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def made_of(
         make: the examples of one row, none where it has none.
         cost: an example's length, as `Examples.cost` has it.
         lengths: names the file that keeps places and lengths of the examples, so that only the first start reads all rows.
+    Raises:
+        AssetError: that file cannot be written.
     """
     if isinstance(rows, (list, tuple)):
         return [example for row in rows for example in make(row)]
@@ -75,8 +77,11 @@ def made_of(
     places = _kept(file)
     if places is None:
         places = _measured(rows, make, cost)
-        with appearing(file) as unfinished, unfinished.open("wb") as out:
-            np.savez(out, **places)
+        try:
+            with appearing(file) as unfinished, unfinished.open("wb") as out:
+                np.savez(out, **places)
+        except OSError as error:
+            raise AssetError(f"the lengths {file} could not be kept: {error.strerror or error}; free space or choose another cache_dir") from error
     return MadeAtAccess(rows, make, places, on_broken)
 
 

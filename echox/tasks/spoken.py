@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,8 +113,10 @@ class SpokenRows:
         return left_out
 
     def fingerprints(self) -> dict[str, str]:
-        """Name -> fingerprint of every manifest."""
-        return {f"manifest:{Path(path).name}": manifest_fingerprint(path) for path in [*self.config.train, *self.config.valid]}
+        """Name -> fingerprint of every manifest; those that share a name, as `manifest.jsonl` of two corpora, are told apart by their paths."""
+        names = {path: Path(path).name for path in [*self.config.train, *self.config.valid]}
+        shared = Counter(names.values())
+        return {f"manifest:{name if shared[name] == 1 else path}": manifest_fingerprint(path) for path, name in names.items()}
 
 
 def drawn_rows(rows: Sequence[Row], wanted: int, seed: str) -> ChosenRows:

@@ -147,7 +147,17 @@ def test_a_shard_whose_rows_were_cut_off_is_made_again(tmp_path):
     shards.make(range(len(shards)), Maker(shards))
     with (shards.folder / "000003.jsonl").open("r+b") as rows:
         rows.truncate(10)
-    assert sorted(shards_of(tmp_path).done()) == [0, 1, 2, 4, 5, 6, 7]
+    (shards.folder / "000005.json").write_bytes(b"")
+    assert sorted(shards_of(tmp_path).done()) == [0, 1, 2, 4, 6, 7]
+
+
+def test_the_work_on_a_shard_does_not_grow_with_their_number(tmp_path, monkeypatch):
+    written(tmp_path)
+    shards, looks = shards_of(tmp_path), []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: looks.append(path) or glob(path, pattern))
+    shards.make(range(len(shards)), maker := Maker(shards))
+    assert maker.made() == list(range(8)) and looks == []
 
 
 def test_what_is_broken_is_named_in_a_side_file_and_an_id_used_twice_in_another_shard_too(tmp_path):

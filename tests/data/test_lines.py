@@ -21,7 +21,7 @@ def test_a_list_is_read_in_any_pieces(value, piece, monkeypatch):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"[1, 2", "not JSON"), (b"[1 2]", "not JSON"), (b"[1] 2", "not JSON"), (b"", "not JSON"), (b"[1,]", "not JSON"), (b'["\xff"]', "not UTF-8"),
+    (b"[1, 2", "not JSON"), (b"[1 2]", "not JSON"), (b"[1] 2", "not JSON"), (b"[" + b"9" * 5000 + b"]", "not JSON"), (b'{"a": 1}\n{"a": 2}', "name it .jsonl"), (b"", "not JSON"), (b"[1,]", "not JSON"), (b'["\xff"]', "not UTF-8"),
     (b'{"a": 1}', "holds a JSON object"), (b" 3", "holds a JSON number"),
 ])  # fmt: skip
 def test_what_is_no_list_is_named(content, reason):

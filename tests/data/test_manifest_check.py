@@ -11,8 +11,9 @@ import torch
 
 from echox.data import histogram
 from echox.data.histogram import Tally, even, geometric
-from echox.data.manifest_check import ManifestCheckConfig, check_rows, error_rates
+from echox.data.manifest_check import ManifestCheckConfig, check_rows
 from echox.data.row_measures import loudness
+from echox.data.text import error_rates
 from echox.errors import ConfigError, ManifestError
 
 TONE = 0.3 * np.sin(np.arange(16_000) / 9)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from echox.data import manifest_index
+from echox.data import id_hashes, manifest_index
 from echox.data.indexed_rows import ChosenRows, IndexedRows, JoinedRows
 from echox.data.manifest import OnBroken, examine_manifest, manifest_fingerprint, read_manifest, read_manifests
 from echox.data.manifest_index import build_index, index_path, open_index
@@ -100,6 +100,32 @@ def test_an_old_index_is_not_used(manifest, indexed):
     assert read_manifest(manifest, on_broken=OnBroken.skip).rows[0].answer.text == "Non, Bogotá."
     index_path(manifest).write_bytes(b"half an ind")
     assert len(read_manifest(manifest, on_broken=OnBroken.skip).rows) == 4
+
+
+def test_an_index_that_is_there_needs_no_folder_that_can_be_written(manifest, monkeypatch):
+    build_index(manifest, progress=False)
+    monkeypatch.setattr(manifest_index, "FileLock", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert len(build_index(manifest, progress=False)) == 4
+    index_path(manifest).unlink()
+    with pytest.raises(ManifestError, match="Read-only file system.*copy the manifest to a folder that can be written"):
+        build_index(manifest, progress=False)
+
+
+@pytest.mark.parametrize("kept", [-1, manifest_index.HEAD_BYTES + 8])
+def test_an_index_that_was_cut_off_is_made_again(manifest, kept):
+    build_index(manifest, progress=False)
+    whole = index_path(manifest).read_bytes()
+    index_path(manifest).write_bytes(whole[:kept])
+    assert open_index(manifest) is None
+    assert build_index(manifest, progress=False).column("line").tolist() == [1, 4, 8, 9] and index_path(manifest).read_bytes() == whole
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_hashes_that_are_there_twice_are_found_block_by_block(block, monkeypatch):
+    monkeypatch.setattr(id_hashes, "BLOCK_ROWS", block)
+    hashes = np.array([5, 2**64 - 1, 7, 5, 0, 9, 2**64 - 1, 5], dtype="<u8")
+    assert id_hashes.repeated(hashes).tolist() == [0, 1, 3, 6, 7] and hashes[0] == 5
+    assert id_hashes.repeated(hashes[[0, 1, 2]]).tolist() == id_hashes.repeated(hashes[:0]).tolist() == []
 
 
 def test_the_index_appears_only_when_complete(manifest, indexed, monkeypatch):

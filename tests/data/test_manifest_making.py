@@ -82,6 +82,8 @@ def test_speech_to_be_learned_and_clips_without_words(speech):
     (row,) = made(speech, speaker=Speaker.assistant)
     assert row.question is None and row.answer.text == "Ay." and row.answer.audio.name == "a.wav"
     assert len(made(speech, untranscribed=True, overwrite=True)) == 3
+    with pytest.raises(ConfigError, match="speaker_level is 0; folders are counted from 1"):
+        made(speech, speaker_level=0)
 
 
 def test_a_table_with_a_header(speech):
@@ -92,6 +94,10 @@ def test_a_table_with_a_header(speech):
     assert "fewer fields" in named["t-2"] and "does not exist" in named["t-3"] and len(named) == 2
     (speech / "u.csv").write_text('utt,clip,said\n1,a.wav,"ay, ay"\n')
     assert made(speech / "u.csv", columns={"audio": "clip", "text": "said"})[0].turns[1].transcription == "ay, ay"
+    with pytest.raises(ManifestError, match=r"columns utt, clip, said, and not sayd \(columns.text\)"):
+        made(speech / "u.csv", columns={"audio": "clip", "text": "sayd"}, overwrite=True)
+    with pytest.raises(ConfigError, match="columns.txt is unknown; did you mean 'text'"):
+        made(speech / "u.csv", columns={"txt": "said"})
     with pytest.raises(ManifestError, match=r"columns utt, clip, said.*set columns.audio=NAME"):
         made(speech / "u.csv", overwrite=True)
 
@@ -105,6 +111,41 @@ def test_fairseq_tables_and_the_words_beside_them(speech):
     (speech / "train.wrd").write_text("ay\nbee\ncee\n")
     assert [row.answer.text for row in made(speech / "train.tsv", speaker=Speaker.assistant, overwrite=True)] == ["ay", "bee"]
     assert "no clip" in faults(speech / "train.left_out.jsonl")["train-3"]
+
+
+def test_fairseq_words_stay_with_their_clips_under_another_folder(speech):
+    (speech / "lists").mkdir()
+    (speech / "lists" / "t.tsv").write_text("/where/it/was\r\na.wav\t1600\r\nb.wav\t3200\r\nc.wav\t4800\r\n")
+    (speech / "lists" / "t.wrd").write_bytes(b"\xef\xbb\xbfay\nbee\n\xff\n")
+    rows = made(speech / "lists" / "t.tsv", audio_root=os.path.relpath(speech), output=str(speech / "m.jsonl"))
+    assert [(row.turns[0].audio.name, row.turns[1].transcription) for row in rows] == [("a.wav", "ay"), ("b.wav", "bee")]
+    assert {name: reason[:12] for name, reason in faults(speech / "m.left_out.jsonl").items()} == {"t-3": "is not UTF-8"}
+
+
+def test_a_quotation_mark_that_nothing_closes_is_named(speech):
+    (speech / "t.csv").write_text('audio,text\na.wav,ay\nb.wav,"' + "bee\n" * 50_000)
+    with pytest.raises(ManifestError, match="t.csv, line .*field larger than.*quotation mark"):
+        made(speech / "t.csv")
+
+
+def test_a_folder_that_cannot_be_read_is_named(speech, monkeypatch):
+    (speech / "a.txt").write_text("ay")
+    (speech / "shut").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [row.id for row in made(speech)] == ["a"]
+    assert faults(speech / "manifest.left_out.jsonl")[str(speech / "shut")] == "the folder cannot be read (Permission denied)"
+
+
+def test_what_the_header_says_goes_before_what_the_row_says(speech):
+    (speech / "n.jsonl").write_text('{"audio": "b.wav", "duration_s": 12.0, "text": "bee"}\n')
+    assert made(speech / "n.jsonl")[0].turns[0].extra == {"duration_s": 0.2}
 
 
 def test_published_conversations_and_flat_rows(speech):
@@ -189,6 +230,13 @@ def test_several_sources_tell_their_rows_apart(speech):
         tar_of(speech / part / "00.tar", [("k.wav", clip()), ("k.txt", part.encode())]) if (speech / part).mkdir() is None else None
     rows = made(speech / "*" / "00.tar", output=str(speech / "all.jsonl"))
     assert [row.id for row in rows] == ["one/00/k", "two/00/k"]
+    for name in ("k-l.tar.gz", "k/l.tar.gz", "k/l.tgz"):
+        (speech / name).parent.mkdir(exist_ok=True)
+        tar_of(speech / name, [("x.wav", clip()), ("x.txt", name.encode())], "w:gz")
+    rows = made(speech / "k-l.tar.gz", speech / "k", output=str(speech / "packed.jsonl"))
+    assert {row.id: row.turns[1].transcription for row in rows} == {
+        "k-l/x": "k-l.tar.gz", "k/l.tar.gz/x": "k/l.tar.gz", "k/l.tgz/x": "k/l.tgz"
+    }  # fmt: skip
     (speech / "t.csv").write_text("id,audio,text\nsame,a.wav,ay\nother,b.wav,bee\nsame,c.wav,cee\n")
     assert [row.id for row in made(speech / "t.csv")] == ["same", "other"]
     assert faults(speech / "t.left_out.jsonl") == {"same": "its id was used before"}
@@ -269,6 +317,10 @@ def test_what_cannot_be_made_is_said(speech, tmp_path):
     with pytest.raises(ManifestError, match="lies outside the manifest's folder"):
         made(speech, output=str(speech / "lists" / "m.jsonl"))
     assert len(made(speech, output=str(speech / "m.jsonl"))) == 1
+    (speech / "mine.shards").mkdir()
+    (speech / "mine.shards" / "t.csv").write_text("audio,text\n../a.wav,ay\n")
+    with pytest.raises(ConfigError, match="mine.shards holds a source.*set another output"):
+        made(speech / "mine.shards" / "t.csv", output=str(speech / "mine.jsonl"))
     with pytest.raises(ConfigError, match="several sources need one place"):
         made(speech, speech / "lists")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -82,13 +83,25 @@ def test_a_large_speaker_does_not_fill_the_test(tmp_path):
     assert found.rows == {"train": 180, "valid": 10, "test": 10}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_of_parts_on_a_full_disk_none_appears(corpus, monkeypatch):
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: open("/dev/full", "wb") if path.name.startswith(".m.train") else opened(path, *mode))
+    with pytest.raises(ManifestError, match="could not be written: No space left on device"):
+        split(corpus)
+    assert [path.name for path in corpus.parent.iterdir()] == ["m.jsonl"]
+
+
 def test_what_cannot_be_split_is_said(tmp_path):
     path = write(tmp_path / "m.jsonl", [row(number, f"s{number % 5}", "the same") for number in range(50)])
     with pytest.raises(ManifestError, match="no row of .* is left for train and valid: .*by=.speaker."):
         split(path)
     with pytest.raises(ManifestError, match="1 groups of rows that must stay together"):
         split(path, by=[By.text])
-    assert not list(tmp_path.glob("m.t*.jsonl"))
+    own = write(tmp_path / "o.jsonl", [row(number, f"s{number % 3}", f"t{number}") for number in range(30)])
+    with pytest.raises(ManifestError, match="is left for train and valid.*smaller shares"):
+        split(own, test=0.9, valid=0.05)
+    assert not list(tmp_path.glob("?.t*.jsonl"))
     with pytest.raises(ConfigError, match="below 1"):
         split(path, test=0.99, valid=0.5)
     with pytest.raises(ConfigError, match="by is empty"):

@@ -46,6 +46,14 @@ def test_without_pauses_no_window_is_too_long_nor_too_short(folder):
     assert sum(lengths) == pytest.approx(31.0) and all(4.0 - 1e-6 <= length <= 10.0 + 1e-6 for length in lengths)
 
 
+def test_pauses_are_where_they_are_at_rates_whose_frames_are_no_20_ms(folder):
+    samples = np.full(200 * 11_025, 0.1)
+    samples[round(189.8 * 11_025) : round(190.2 * 11_025)] = 0.0
+    soundfile.write(folder / "odd.wav", samples, 11_025)
+    spans = windows_of(folder / "odd.wav", WindowsConfig(longest_s=10.0, shortest_s=4.0))
+    assert any(abs(end - 190.0) < 0.12 for _, end in spans) and spans[-1][1] == pytest.approx(200.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("overlap_s, starts", [(0.0, [0, 10, 20, 30]), (2.0, [0, 8, 16, 24, 32])])
 def test_windows_of_one_length_share_what_they_should(folder, overlap_s, starts):
     spans = windows_of(folder / "long.wav", WindowsConfig(longest_s=10.0, shortest_s=4.0, overlap_s=overlap_s))

@@ -31,6 +31,18 @@ def folder(tmp_path_factory):
     return tiny_release.write_tiny_release(tmp_path_factory.mktemp("published") / "EchoX-tiny")
 
 
+def test_manifests_of_one_name_have_a_fingerprint_each(tmp_path):
+    paths = [tmp_path / name for name in ("a/manifest.jsonl", "b/manifest.jsonl", "b/other.jsonl")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{path}\n")
+    rows = SpokenRows(RowsConfig(train=[str(paths[0]), str(paths[2])], valid=[str(paths[1]), str(paths[2])]))
+    before = rows.fingerprints()
+    assert set(before) == {f"manifest:{paths[0]}", f"manifest:{paths[1]}", "manifest:other.jsonl"}
+    paths[0].write_text("changed\n")
+    assert [name for name, found in rows.fingerprints().items() if found != before[name]] == [f"manifest:{paths[0]}"]
+
+
 @pytest.fixture
 def manifest(tmp_path):
     """Six rows: two of them learn nothing, one has two answers."""

@@ -10,6 +10,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from echox.config import near
+from echox.errors import ConfigError
+
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 # What tables and JSON files call the same things; the first that is there is taken.
 KNOWN_COLUMNS = {
@@ -43,6 +46,12 @@ class SourceConfig:
     """Which folder names the speaker of a clip, below the source, counted from 1; 1 in LibriSpeech's train-clean-100."""
     untranscribed: bool = False
     """Keep clips without words too."""
+
+    def __post_init__(self) -> None:
+        if unknown := [what for what in self.columns if what not in KNOWN_COLUMNS]:
+            raise ConfigError(f"columns.{unknown[0]} is unknown{near(unknown[0], KNOWN_COLUMNS)}; columns are {', '.join(KNOWN_COLUMNS)}")
+        if self.speaker_level is not None and self.speaker_level < 1:
+            raise ConfigError(f"speaker_level is {self.speaker_level}; folders are counted from 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ class FolderSource(Source):
 
     def entries(self) -> Iterator[Found | Fault]:
         seen: set[tuple[int, int]] = set()
-        for folder, below, names in os.walk(self.path, followlinks=True):
+        unread: list[OSError] = []
+        for folder, below, names in os.walk(self.path, followlinks=True, onerror=unread.append):
             # A link to a folder above would otherwise be walked for ever.
             about = os.stat(folder)
             if (about.st_dev, about.st_ino) in seen:
@@ -28,6 +29,7 @@ class FolderSource(Source):
             seen.add((about.st_dev, about.st_ino))
             below[:] = sorted(name for name in below if not name.startswith("."))
             yield from self._folder(Path(folder), sorted(names))
+        yield from (Fault(str(error.filename), f"the folder cannot be read ({error.strerror})") for error in unread)
 
     def _folder(self, folder: Path, names: list[str]) -> Iterator[Found | Fault]:
         clips = [name for name in names if name.lower().endswith(AUDIO_ENDINGS) and not name.startswith(".")]

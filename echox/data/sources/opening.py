@@ -76,11 +76,14 @@ def open_source(path: Path, prefix: str, config: SourceConfig) -> Source:
 
 
 def prefixes_of(paths: Sequence[Path]) -> list[str]:
-    """What tells the rows of each source from the others': its path below the folder they have in common, without ending."""
+    """What tells the rows of each source from the others': its path below the folder they have in common, without an ending that tells none apart."""
     if len(paths) == 1:
         return ["" if paths[0].is_dir() else _bare(paths[0].name)]
     common = Path(os.path.commonpath([path.parent for path in paths]))
-    return [_bare(path.relative_to(common).as_posix()) if path.is_file() else path.relative_to(common).as_posix() for path in paths]
+    names = [path.relative_to(common).as_posix() for path in paths]
+    bare = [_bare(name) if path.is_file() else name for path, name in zip(paths, names)]
+    # train.tsv and train.csv keep their endings, or one's rows would have the other's ids.
+    return [name if bare.count(short) > 1 else short for name, short in zip(names, bare)]
 
 
 def _bare(name: str) -> str:

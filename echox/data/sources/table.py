@@ -35,7 +35,9 @@ class TableSource(Source):
             raise ManifestError(
                 f"{self.path} has the columns {', '.join(reader.fieldnames or []) or 'none'}, none of which is known to name audio; set columns.audio=NAME"
             )
-        for number, row in enumerate(reader, start=1):
+        if missing := [f"{name} (columns.{what})" for what, name in self.config.columns.items() if name not in reader.fieldnames]:
+            raise ManifestError(f"{self.path} has the columns {', '.join(reader.fieldnames)}, and not {', '.join(missing)}")
+        for number, row in enumerate(self._lines_of(reader), start=1):
             name = f"{self.prefix}-{number}"
             if None in row or None in row.values():
                 yield Fault(name, f"line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header")
@@ -44,6 +46,12 @@ class TableSource(Source):
                 yield Fault(name, f"line {reader.line_num} is not UTF-8 text")
                 continue
             yield self._row(name, row, columns)
+
+    def _lines_of(self, reader: csv.DictReader) -> Iterator[dict[str, str]]:
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise ManifestError(f"{self.path}, line {reader.line_num}: {error}; a quotation mark that nothing closes takes in all that follows") from error
 
     def _row(self, name: str, row: dict[str, str], columns: Columns) -> Found | Fault:
         audio = columns.get(row, "audio")
@@ -64,7 +72,9 @@ class TableSource(Source):
         return Path(self.config.audio_root).absolute() if self.config.audio_root else self.path.parent
 
     def _fairseq(self, file) -> Iterator[Found | Fault]:
-        root = Path(self.config.audio_root or file.readline().strip())
+        # The first line is no clip, whichever folder it names.
+        named = file.readline().strip()
+        root = self.root if self.config.audio_root else Path(named)
         beside = [self._lines(ending) for ending in (_WORDS, _LETTERS, _UNITS)]
         # One line too many of any of the files would shift all words after it, and is named where it shows: at the end.
         for number, (line, words, letters, units) in enumerate(zip_longest(file, *beside), start=1):
@@ -72,12 +82,15 @@ class TableSource(Source):
             if line is None:
                 yield Fault(name, "has words or units, but no clip; the files beside the table have more lines than it")
                 return
-            clip, _, samples = line.rstrip("\n").partition("\t")
+            clip, _, samples = line.rstrip("\r\n").partition("\t")
             text = words or (letters or "").replace(" ", "").replace("|", " ")
+            if "\ufffd" in f"{clip}{text}{units}":
+                yield Fault(name, "is not UTF-8 text, or its words or units are not")
+                continue
             yield self.spoken(name, str(root / clip), text, units=(units or "").strip()) if samples else Fault(name, "has no clip and its samples")
 
     def _lines(self, ending: str) -> Iterator[str]:
         path = self.path.with_suffix(ending)
         if path.is_file():
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
                 yield from file
