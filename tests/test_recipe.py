@@ -71,7 +71,7 @@ def test_overrides(overrides, read, expected):
         ("encoder.bins=3", "no field 'bins' in encoder; its fields are width, mood"),
         ("hydra.run.dir=x", "no field 'hydra' in Recipe"),
         ("seed.x=3", "seed takes an integer, not {}"),
-        ("encoder=other_eer", "no encoder named 'other_eer'; did you mean 'other_ear'?; known: mel, other_ear, toy_ear, whisper, wide_ear"),
+        ("encoder=other_eer", "no encoder named 'other_eer'; did you mean 'other_ear'?; known: mel, other_ear, ssl, toy_ear, whisper, wide_ear"),
         ("encoder=", "no encoder named ''; known:"),
         ("encoder=3", "encoder takes the name of an encoder or null, not 3"),
         ("encoder=[mel]", "encoder takes the name of an encoder"),

@@ -141,6 +141,8 @@ class SpokenData(SpokenRows):
 
         Args:
             clips: by split. Where augmentation changes how training clips sound, theirs are encoded at each step instead, and not here.
+        Raises:
+            SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
         """
         self.cache = ArrayCache(self.folder, encoder.fingerprint())
         self._encode = partial(_encoded, encoder, bf16)
@@ -162,6 +164,8 @@ class SpokenData(SpokenRows):
 
         self.cache.fill(list(kept), compute, costs=costs, batch_cost=round(self.config.batch_s * 100), label=label)
         broken = [headers[key][0] for key in kept if not self.cache.length(key)]
+        if broken and len(broken) == len(kept):
+            load_audio(broken[0], encoder.rate_hz)  # says why
         if broken:
             log.warning("%d clips cannot be decoded and are left out, such as %s; 'echox-prepare validate' says why", len(broken), broken[0])
 

@@ -75,7 +75,8 @@ WRONG = [
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
     (info, ["enkoder"], "no topic 'enkoder'; did you mean 'encoder'?"),
     (info, ["recipe", "echo_tyni"], "no recipe named 'echo_tyni'; did you mean 'echo_tiny'?"),
-    (prepare, ["manifest", "run"], "the manifest run is a folder; name the .jsonl file in it"),
+    (prepare, ["validate", "run"], "the manifest run is a folder; name the .jsonl file in it"),
+    (prepare, ["manifest", "run"], "can be used: no clips are in it"),
     (prepare, ["units", "codec=kmeans", "codec.folder=random"], "no manifest was named; give manifests=[FILE.jsonl,...]"),
     (prepare, ["units", "questions.jsonl", "codec=kmeans", "codec.folder=gone"], "there is no codec in gone"),
     (prepare, ["codec", "codec=kmeans", "codec.folder=gone"], "manifests=[...] in echox-prepare"),
@@ -165,14 +166,14 @@ def test_a_full_disk_is_said_when_a_cache_is_filled(bench, capsys, monkeypatch):
 
 
 def test_a_file_that_may_not_be_read_is_said(bench, capsys, monkeypatch):
-    real = Path.read_bytes
+    real = Path.open
 
-    def forbidden(self):
+    def forbidden(self, *how, **more):
         if self.name == "questions.jsonl":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return real(self)
+        return real(self, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     assert generate.main(["manifest=questions.jsonl", *PLAIN]) == 2
     assert "the manifest questions.jsonl could not be read: Permission denied" in capsys.readouterr().err
 
