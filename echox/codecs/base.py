@@ -93,21 +93,18 @@ class Codec(nn.Module, ABC):
         nothing = torch.zeros(len(rows), 0, device=units.ids.device)
         return Waveform(nothing, torch.zeros_like(lengths), self.rate_hz), WaitingUnits(rows)
 
-    @abstractmethod
     def words(self, units: list[int]) -> list[int]:
-        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U.
+        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U; here a word is a unit, or a code of K codebooks, frame after frame [U * K]."""
+        return list(units)
 
-        Codes of K codebooks, frame after frame [U * K], are their own words.
-        """
-
-    @abstractmethod
     def units_of(self, words: list[int]) -> list[int]:
         """Unit-language words -> units; the inverse of `words`."""
+        return list(words)
 
     @property
-    @abstractmethod
     def word_count(self) -> int:
-        """Size of the unit language; equal to `vocab_size` where a word is a unit, as it is with several codebooks."""
+        """Size of the unit language; `vocab_size` where a word is a unit."""
+        return self.vocab_size
 
     @classmethod
     def expected_word_count(cls, config: Any) -> int:

@@ -181,16 +181,6 @@ class UnitHifiGan(Codec):
         cut = max(0, settled - self.reach_units)
         return RowStream(row.units[cut:], settled - cut, torch.cat([row.frames, frames]), row.spoken)
 
-    def words(self, units: list[int]) -> list[int]:
-        return list(units)
-
-    def units_of(self, words: list[int]) -> list[int]:
-        return list(words)
-
-    @property
-    def word_count(self) -> int:
-        return self.vocab_size
-
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.config.folder if self.is_random else ''}{self.config.speaker}".encode())
         for path in reversed(self.files()):

@@ -27,7 +27,7 @@ from echox.config import near, to_plain
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
-from echox.corpora.splits import Ask, Splits, split_questions, spread
+from echox.corpora.splits import Ask, Splits, evenly, split_questions, spread
 from echox.corpora.studio import REVISION, Studio, cast, digest, is_program, voices_of
 from echox.corpora.synthesis import Report
 from echox.corpora.templates import KINDS, Fact, all_facts
@@ -352,11 +352,6 @@ class _Planner:
 def origin(voice: str) -> dict[str, str]:
     """The labels of a row that say who speaks, and whether pip alone brings that voice."""
     return {"voice": voice, "voice_source": "program" if is_program(voice) else "pip"}
-
-
-def evenly(asks: list[Ask], share: float) -> list[Ask]:
-    """A share of the questions, every so many of them, so that a fact keeps its share of phrasings."""
-    return [ask for number, ask in enumerate(asks) if int((number + 1) * share) > int(number * share)]
 
 
 def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:

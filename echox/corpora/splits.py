@@ -73,3 +73,8 @@ def spread(facts: Iterable[Fact], count: int, rng: random.Random) -> list[Fact]:
         by_kind.setdefault(fact.kind, []).append(fact)
     in_turn = chain.from_iterable(zip_longest(*(by_kind[kind] for kind in sorted(by_kind))))
     return [fact for fact in in_turn if fact is not None][:count]
+
+
+def evenly(asks: list[Ask], share: float) -> list[Ask]:
+    """A share of the questions, every so many of them, so that a fact keeps its share of phrasings."""
+    return [ask for number, ask in enumerate(asks) if int((number + 1) * share) > int(number * share)]

@@ -218,16 +218,6 @@ class NeuralCodec(Codec):
             raise SignalError(f"codes from {int(codes.min())} to {int(codes.max())} do not fit the codec's 0..{self.vocab_size - 1}")
         return codes
 
-    def words(self, units: list[int]) -> list[int]:
-        return list(units)
-
-    def units_of(self, words: list[int]) -> list[int]:
-        return list(words)
-
-    @property
-    def word_count(self) -> int:
-        return self.vocab_size
-
     def fingerprint(self) -> str:
         if not self._fingerprint:
             digest = hashlib.sha256(json.dumps([self.codebooks, _settings(self.net.config)], sort_keys=True, default=str).encode())
