@@ -150,11 +150,16 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
         return
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     try:
         inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)), model)
     except ValueError as error:
         raise ConfigError(f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use names such as q_proj") from error
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            # Autocast brings inputs to the adapter's format; to float32 and back first is thousands of copies a step.
+            layer.cast_input_dtype_enabled = False
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", BackboneConfig)

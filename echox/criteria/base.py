@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -79,6 +79,7 @@ class SpeechTextOutputs(AlignmentOutputs):
 
     text_logits: Tensor  # [N, V]
     text_labels: Tensor  # [N]
+    counts_ctc: bool = field(default=True, kw_only=True)  # False where the alignment is frozen and its loss would teach nothing
 
     def scored(self) -> dict[str, Scored]:
         return {"text": Scored(self.text_labels, self.text_logits)}

@@ -30,11 +30,13 @@ class SpeechTextCriterion(Criterion):
         self.config = config
 
     def forward(self, outputs: SpeechTextOutputs, batch: Batch) -> Loss:
-        text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum", label_smoothing=self.config.label_smoothing)
-        clips = (outputs.target_lengths > 0).sum()
-        ctc = (ctc_losses(outputs) / outputs.target_lengths.clamp(min=1)).sum()
+        total = text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum", label_smoothing=self.config.label_smoothing)
         correct = (outputs.text_logits.argmax(-1) == outputs.text_labels).sum()
         labels = correct.new_tensor(outputs.text_labels.numel())
-        total = text + self.config.ctc_weight * batch.count * ctc / clips.clamp(min=1)
-        parts = {"text": (text.detach(), labels), "ctc": (ctc.detach(), clips), "accuracy": (correct, labels)}
+        parts = {"text": (text.detach(), labels), "accuracy": (correct, labels)}
+        if outputs.counts_ctc:
+            clips = (outputs.target_lengths > 0).sum()
+            ctc = (ctc_losses(outputs) / outputs.target_lengths.clamp(min=1)).sum()
+            total = text + self.config.ctc_weight * batch.count * ctc / clips.clamp(min=1)
+            parts["ctc"] = (ctc.detach(), clips)
         return Loss(total, batch.count, parts)

@@ -107,6 +107,16 @@ class SpeechAdapter(nn.Module):
             self.look_back.out_proj.weight.zero_()
             self.look_back.out_proj.bias.zero_()
 
+    def freeze_alignment(self) -> None:
+        """Leave what tells the tokens as it is: only the look-back goes on learning."""
+        for module in (self.projector, self.position, self.layers, self.out_norm, self.ctc_head):
+            module.requires_grad_(False)
+
+    @property
+    def learns_alignment(self) -> bool:
+        """Whether it is as it was made, and `freeze_alignment` was not called."""
+        return self.ctc_head.weight.requires_grad
+
     def forward(self, features: Features) -> AdaptedSpeech:
         """Adapt features [B, F, D]; a row's result depends on its own frames only."""
         frames, lengths = self.align(features)

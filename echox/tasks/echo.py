@@ -74,6 +74,8 @@ class EchoTaskConfig(TaskConfig):
     """Training conversations drawn from the manifests; null takes all."""
     train_speech_llm: bool = True
     """Train LoRA and the speech adapter too, as the paper does; off, the S2T model stays as it is and only its voice is trained."""
+    train_alignment: bool = True
+    """Let the adapter's alignment encoder and CTC head learn too, where the speech adapter is trained."""
     speech_llm_lr_scale: float = 0.1
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
     voice_lr_scale: float = 0.2
@@ -118,6 +120,8 @@ class EchoTask(Task):
             halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
             model.speech_llm.requires_grad_(False)
+        if not self.config.train_alignment:
+            model.speech_llm.adapter.freeze_alignment()
         self.speech_text.read(model.speech_llm)
         self._draw_rows()
         self.labels = self._label_source(model)

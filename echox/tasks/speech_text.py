@@ -43,6 +43,9 @@ class SpeechTextTaskConfig(TaskConfig):
     """Shape of the adapter; that of the align stage."""
     adapter_lr_scale: float = 0.3
     """Learning rate of the adapter as a multiple of the stage's; it comes aligned, LoRA starts from nothing."""
+    train_alignment: bool = True
+    """Let the adapter's alignment encoder and CTC head learn too, as the papers do; off, it hears as the align stage taught it, and only
+    the look-back learns. What it learns from few clips it may forget of many."""
     max_answer_tokens: int = 48
     """Tokens generated at most per answer in validation."""
 
@@ -133,6 +136,8 @@ class SpeechTextTask(Task):
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
         checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
+        if not self.config.train_alignment:
+            model.adapter.freeze_alignment()
         if self.context.bf16:
             halve_frozen(model.backbone)
         self.read(model)
@@ -204,6 +209,7 @@ class SpeechTextTask(Task):
             target_lengths=batch.ctc_lengths,
             text_logits=model.backbone.logits(hidden[labels]),
             text_labels=batch.labels[labels],
+            counts_ctc=model.adapter.learns_alignment or not model.training,
         )
 
     def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The criteria of S2T, T2C and Echo against their formulas."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ def test_speech_text_is_mean_ce_plus_weighted_mean_ctc():
     loss = SpeechTextCriterion(SpeechTextConfig(ctc_weight=0.3))(outputs, Batch(("a", "b"), 5))
     per_clip = F.ctc_loss(ctc.log_softmax(-1).transpose(0, 1), targets, torch.tensor([8, 8]), lengths, blank=5, reduction="mean")
     assert torch.allclose(loss.total / loss.count, F.cross_entropy(logits, labels) + 0.3 * per_clip, atol=1e-5)
+    frozen = SpeechTextCriterion(SpeechTextConfig())(dataclasses.replace(outputs, counts_ctc=False), Batch(("a", "b"), 5))
+    assert torch.allclose(frozen.total / frozen.count, F.cross_entropy(logits, labels)) and "ctc" not in frozen.parts
 
 
 def test_units_sum_over_targets():

@@ -1,5 +1,6 @@
 """What S2T trains on is what generation does: the same states, the same tokens."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_batch_equals_its_rows(model):
         _, alone = teacher_forced(model, batch)
         labels = batch.labels[0] != IGNORE
         assert torch.allclose(together[row, : batch.ids.shape[1]][labels], alone[0][labels], atol=1e-4)
+
+
+def test_of_a_frozen_alignment_only_the_look_back_learns(model):
+    torch.manual_seed(4)
+    model = copy.deepcopy(model).train()
+    model.adapter.freeze_alignment()
+    batch = batch_of(model, [[1, AUDIO, 2]], [[3, 4]], Features(torch.randn(1, 40, 32), torch.tensor([40]), 50.0), [0])
+    speech, hidden = teacher_forced(model, batch)
+    assert speech.lengths.item() > 0
+    hidden.sum().backward()
+    assert {name.split(".")[0] for name, parameter in model.adapter.named_parameters() if parameter.grad is not None} == {"look_back", "look_back_norm"}
 
 
 def test_paths_of_answers_do_not_enter_prompts(tmp_path: Path):
