@@ -20,7 +20,8 @@ from echox.errors import ManifestError
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.quality import Quality, load_quality
 from echox.evaluation.transcriber import Transcriber
-from echox.generation.answering import Answer, Answerer, Voice, load_answerer, load_voice
+from echox.generation.answering import Answer, Answerer, Voice
+from echox.generation.loading import load_answerer, load_voice
 from echox.generation.manifest_run import answer_rows, file_name
 from echox.generation.restoring import refuse_mute
 

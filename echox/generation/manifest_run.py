@@ -17,8 +17,9 @@ from echox.backbones.base import Turn
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
 from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint, spelled_units
 from echox.errors import ConfigError, EchoxError, SignalError
-from echox.generation.answering import Answer, Answerer, Question, load_answerer
+from echox.generation.answering import Answer, Answerer, Question
 from echox.generation.live_run import PIPE, answer_live, refuse_output
+from echox.generation.loading import load_answerer
 from echox.generation.published import PublishedAnswerer, load_published_answerer
 from echox.generation.records import ANSWERS, Records
 from echox.models.segmenting import SegmentsConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,10 +134,10 @@ class TextUnitsTask(Task):
     def prepare(self, model: TextVoice) -> None:
         splits = {split: self._utterances(split) for split in ("train", "valid")}
         if model.decoder.config.monotonic:
-            counts = self.alignment.counts([*splits["train"], *splits["valid"]], len(splits["train"]))
+            counts = iter(self.alignment.counts([*splits["train"], *splits["valid"]], len(splits["train"])))
         else:
-            counts = {utterance.row_id: None for rows in splits.values() for utterance in rows}
-        self.splits = {split: [self._with_target(row, counts[row.row_id], model.decoder) for row in rows] for split, rows in splits.items()}
+            counts = itertools.repeat(None)
+        self.splits = {split: [self._with_target(row, next(counts), model.decoder) for row in rows] for split, rows in splits.items()}
 
     def _utterances(self, split: str) -> list[Utterance]:
         paths = {"train": self.config.train, "valid": self.config.valid}[split]

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.data.cache import ArrayCache
-from echox.errors import ManifestError
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.tasks.base import StageContext
 from echox.tasks.spoken import padded
@@ -66,19 +65,24 @@ class UnitAlignment:
     def _texts(self) -> list[str]:
         return self.backbone.token_texts()
 
-    def counts(self, utterances: Sequence[Utterance], trained_on: int) -> dict[str, list[int]]:
-        """Units per text token of every utterance, from the cache or from an aligner trained now."""
-        content = json.dumps([[u.row_id, u.ids, self._sounds(u)] for u in utterances] + [self.steps, self.context.seed])
+    def counts(self, utterances: Sequence[Utterance], trained_on: int) -> list[list[int]]:
+        """Units per text token of every utterance, in their order, from the cache or from an aligner trained on the first `trained_on`.
+
+        Utterances are told apart by what they hold: a clip that is in two manifests can have slightly other units in each, for a product
+        in bfloat16 depends on the batch.
+        """
+        keys = [self._key(utterance) for utterance in utterances]
+        content = json.dumps([keys, self.steps, self.context.seed])
         cache = ArrayCache(self.context.cache_dir / "alignments", hashlib.sha256(content.encode()).hexdigest()[:16])
-        by_id: dict[str, Utterance] = {}
-        for utterance in utterances:
-            if by_id.setdefault(utterance.row_id, utterance) != utterance:
-                raise ManifestError(f"row {utterance.row_id!r} is in a manifest of train and, with another text or other units, in one of valid; ids must differ")
-        missing = [row_id for row_id in by_id if row_id not in cache]
-        if missing:
+        by_key = dict(zip(keys, utterances, strict=True))
+        if not all(key in cache for key in by_key):
             aligner = self._trained_aligner(utterances[:trained_on])
-            cache.fill(list(by_id), lambda keys: self._aligned(aligner, [by_id[key] for key in keys]), costs=[len(self._sounds(u)) for u in by_id.values()], batch_size=64, label="aligning")
-        return {row_id: cache[row_id].tolist() for row_id in by_id}
+            costs = [len(self._sounds(utterance)) for utterance in by_key.values()]
+            cache.fill(list(by_key), lambda found: self._aligned(aligner, [by_key[key] for key in found]), costs=costs, batch_size=64, label="aligning")
+        return [cache[key].tolist() for key in keys]
+
+    def _key(self, utterance: Utterance) -> str:
+        return hashlib.sha256(json.dumps([utterance.ids, self._sounds(utterance)]).encode()).hexdigest()[:24]
 
     def _letters(self, utterance: Utterance) -> list[list[int]]:
         return [states_of(self._texts[token]) for token in utterance.ids]

@@ -9,7 +9,8 @@ from tiny_run import RATE_HZ, noise, write_run
 from echox import checkpoint
 from echox.backbones.base import Turn
 from echox.errors import CheckpointError, ConfigError, SignalError
-from echox.generation.answering import USER, Question, load_answerer, load_voice
+from echox.generation.answering import USER, Question
+from echox.generation.loading import load_answerer, load_voice
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import torch
 from tiny_run import RATE_HZ, noise, write_run
 
 from echox.data.audio import save_audio
-from echox.generation.answering import USER, Question, load_answerer
+from echox.generation.answering import USER, Question
+from echox.generation.loading import load_answerer
 from echox.generation.live_run import GrowingWav, Shown, pcm, pieces_of, play
 from echox.generation.published import Piece
 from echox.models.segmenting import SegmentRule, SegmentsConfig

@@ -6,7 +6,8 @@ from tiny_run import noise, write_run
 
 from echox.backbones.base import Turn
 from echox.errors import SignalError
-from echox.generation.answering import USER, Question, load_answerer
+from echox.generation.answering import USER, Question
+from echox.generation.loading import load_answerer
 from echox.generation.streaming import stream
 from echox.models.segmenting import Cutter, SegmentRule, SegmentsConfig
 

@@ -11,7 +11,7 @@ from echox.codecs.base import CODECS
 from echox.codecs.neural import MimiCodecConfig
 from echox.data.audio import save_audio
 from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
-from echox.generation.answering import load_answerer, load_voice
+from echox.generation.loading import load_answerer, load_voice
 from echox.plugins import discover
 from echox.recipe import load_recipe
 from echox.chain import stage_task

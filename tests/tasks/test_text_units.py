@@ -6,7 +6,7 @@ import torch
 from echox import plugins
 from echox.codecs.base import CODECS
 from echox.data.manifest import Item, Role, Row, write_manifest
-from echox.errors import ConfigError, ManifestError
+from echox.errors import ConfigError
 from echox.models.unit_decoder import UnitDecoderConfig
 from echox.tasks.base import Parts, StageContext
 from echox.tasks.text_units import TextUnitsTask, TextUnitsTaskConfig
@@ -58,7 +58,13 @@ def test_rows_are_drawn_by_the_seed_and_validation_stays_whole(prepared):
     assert learned(1, None) == ([f"r{n}" for n in range(12)], 12) == learned(1, 40)
 
 
-def test_two_utterances_of_one_id_are_not_aligned_as_one(prepared, tmp_path):
+def test_two_utterances_of_one_id_are_aligned_each_by_itself(prepared, tmp_path):
     (tmp_path / "valid.jsonl").write_text((tmp_path / "m.jsonl").read_text().replace("Yes.", "No."))
-    with pytest.raises(ManifestError, match="row 'r0' is in a manifest of train and.*ids must differ"):
-        prepared(1, valid=[str(tmp_path / "valid.jsonl")], decoder=UnitDecoderConfig(**SMALL))
+    splits = prepared(1, valid=[str(tmp_path / "valid.jsonl")], decoder=UnitDecoderConfig(**SMALL)).splits
+    told = [{row.row_id: row for row in splits[split]} for split in ("train", "valid")]
+    assert told[0].keys() == told[1].keys()
+    for row_id in told[0]:
+        yes, no = told[0][row_id], told[1][row_id]
+        assert yes.units == no.units and len(yes.ids) == 4 and len(no.ids) == 3
+        assert len(yes.target) == len(no.target) + 1  # a mark ends each token
+
