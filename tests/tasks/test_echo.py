@@ -211,6 +211,22 @@ def test_the_unit_decoder_has_a_rate_of_its_own(home):
     assert scales == {"denoiser": 1.0, "voice": 0.25, "speech_llm": 0.1} and "echo" in TASKS
 
 
+@pytest.mark.parametrize("stage_name", ["s2t", "echo"])
+def test_a_recipe_leaves_the_alignment_as_it_was_learned(stage_name, tmp_path):
+    write_home(tmp_path)
+    shutil.copytree(tmp_path / "run" / "s2t", tmp_path / "run" / "align")  # it holds an adapter, as an align checkpoint does
+
+    def trained(setting):
+        task = stage_task(recipe_at(tmp_path, f"{stage_name}.task.train_alignment={setting}"), stage_name, CPU)
+        model = task.build()
+        adapter = model.adapter if stage_name == "s2t" else model.speech_llm.adapter
+        learning = {id(parameter) for group in task.parameter_groups(model) for parameter in group["params"] if parameter.requires_grad}
+        return {name.split(".")[0] for name, parameter in adapter.named_parameters() if id(parameter) in learning}
+
+    look_back = {"look_back", "look_back_norm"}
+    assert trained("false") == look_back and trained("true") == look_back | {"projector", "position", "layers", "out_norm", "ctc_head"}
+
+
 def test_the_first_batch_is_audited_by_a_command(home, tmp_path, capsys):
     words = ["recipe=echo_tiny", *words_at(home, f"cache_dir={tmp_path / 'cache'}")]
     assert prepare.main(["audit", *words, *CUTS]) == 0
