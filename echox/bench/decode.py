@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,7 @@ from echox.bench.answer import ANSWER_TOKENS, PROMPT_TOKENS, AnswerBench, Answer
 from echox.bench.decode_contenders import SamplerTime, SamplingProblem, sampler_table, sampler_times
 from echox.bench.decode_loops import Contest, LoopProblem
 from echox.bench.loss import NOT_MEASURED, Dtype
-from echox.bench.measure import machine, medians
-from echox.data.writing import appearing
+from echox.bench.measure import machine, medians, write_tables
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
 
@@ -85,32 +83,27 @@ class LoopTime:
 
 
 def bench_decode(config: DecodeBenchConfig) -> None:
-    """Measure, print and write the tables."""
+    """Measure, print and write the tables; what was measured is written after every part."""
     device = device_named(config.device)
-    loops = _loop_times(config, device)
+    facts = machine(device) | {"repeats": str(config.repeats)}
     samplers = _sampler_times(config, device) if config.sampler else []
     answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 16)] if config.answer else []
-    facts = machine(device) | {"repeats": str(config.repeats)}
-    page = _page(config, loops, samplers, answers, facts)
+    loops: list[LoopTime] = []
+    for some in _loop_times(config, device):
+        loops += some
+        page = _page(config, loops, samplers, answers, facts)
+        found = {"loops": loops, "samplers": samplers, "answers": answers}
+        write_tables(config.output, page, {"machine": facts} | {name: [asdict(line) for line in lines] for name, lines in found.items()})
     print(page)
-    found = {"machine": facts, "loops": loops, "samplers": samplers, "answers": answers}
-    plain = {name: [asdict(line) for line in lines] if isinstance(lines, list) else lines for name, lines in found.items()}
-    for ending, text in ((".md", page), (".json", json.dumps(plain, indent=1) + "\n")):
-        with appearing(Path(f"{config.output}{ending}")) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
 
 
-def _loop_times(config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
+def _loop_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[LoopTime]]:
     shapes = config.shapes or SHAPES
-    on_gpu = device.type == "cuda"
     threads = config.threads or [torch.get_num_threads()]
     cases = list(itertools.product(_dtypes(config, device), shapes, config.batches, threads))
-    lines = [line for case in tqdm(cases, unit="case") for line in _measured(*case, config, device)]
-    if not on_gpu and not config.shapes:
-        lines += [
-            LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches
-        ]
-    return lines
+    yield from (_measured(*case, config, device) for case in tqdm(cases, unit="case"))
+    if device.type != "cuda" and not config.shapes:
+        yield [LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches]
 
 
 def _dtypes(config: DecodeBenchConfig, device: torch.device) -> list[torch.dtype]:
@@ -133,7 +126,7 @@ def _measured(dtype: torch.dtype, shape: str, batch: int, threads: int, config: 
         equal = float((said[name] == said["echox"]).float().mean())
         note = "" if equal == 1 else f"{1 - equal:.1%} of its words are others"
         per_step = 1e3 * spent.wall_ms / config.tokens
-        on_cpu = (None, None) if spent.cpu_ms is None else (1e3 * spent.cpu_ms / config.tokens, spent.cpu_ms / times["echox"].cpu_ms)
+        on_cpu = 1e3 * spent.cpu_ms / config.tokens, spent.cpu_ms / times["echox"].cpu_ms
         lines.append(LoopTime(*where, name, per_step, 1e6 * batch / per_step, spent.wall_ms / times["echox"].wall_ms, *on_cpu, note))
     return lines
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from echox.bench.loss_contenders import EAGER, Contender, contenders
-from echox.bench.measure import Spent, machine, medians, peak_bytes
-from echox.data.writing import appearing
+from echox.bench.measure import Spent, machine, medians, peak_bytes, write_tables
 from echox.device import device_named
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, codec_head_loss
@@ -105,7 +103,7 @@ class Line:
     contender: str
     time_ms: float | None = None
     of_eager: float | None = None  # its time over PyTorch eager's
-    cpu_ms: float | None = None  # of all the process's threads
+    cpu_ms: float | None = None  # of all the process's threads; on a GPU, to give it its work
     cpu_of_eager: float | None = None
     peak_mib: float | None = None
     roofline_share: float | None = None  # time of the three matrix products over the contender's
@@ -115,17 +113,21 @@ class Line:
 
 
 def bench_loss(config: LossBenchConfig) -> None:
-    """Measure, print and write the table."""
+    """Measure, print and write the table; what was measured is written after every shape."""
     device = device_named(config.device)
-    lines = [line for shape in tqdm(_shapes(config, device), unit="shape") for line in _measured(shape, config, device)]
+    facts = machine(device) | {"repeats": str(config.repeats)}
+    lines: list[Line] = []
+    for shape in tqdm(_shapes(config, device), unit="shape"):
+        lines += _measured(shape, config, device)
+        _write(config, lines, facts)
     if device.type != "cuda" and not config.shapes:
         lines += [Line(shape, "a GPU", "bfloat16", "echox", note=NOT_MEASURED) for shape in GPU_SHAPES]
-    facts = machine(device) | {"repeats": str(config.repeats)}
-    page = table(lines, facts)
-    print(page)
-    for ending, text in ((".md", page), (".json", json.dumps({"machine": facts, "lines": [asdict(line) for line in lines]}, indent=1) + "\n")):
-        with appearing(Path(f"{config.output}{ending}")) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        _write(config, lines, facts)
+    print(table(lines, facts))
+
+
+def _write(config: LossBenchConfig, lines: Sequence[Line], facts: dict[str, str]) -> None:
+    write_tables(config.output, table(lines, facts), {"machine": facts, "lines": [asdict(line) for line in lines]})
 
 
 def _shapes(config: LossBenchConfig, device: torch.device) -> Sequence[str]:
@@ -170,7 +172,7 @@ def _measured(shape: str, config: LossBenchConfig, device: torch.device) -> list
 def _times(spent: Spent, eager: Spent | None) -> dict[str, float | None]:
     found = {"time_ms": spent.wall_ms, "cpu_ms": spent.cpu_ms}
     if eager is not None:
-        found |= {"of_eager": spent.wall_ms / eager.wall_ms, "cpu_of_eager": spent.cpu_ms and spent.cpu_ms / eager.cpu_ms}
+        found |= {"of_eager": spent.wall_ms / eager.wall_ms, "cpu_of_eager": spent.cpu_ms / eager.cpu_ms}
     return found
 
 
@@ -231,7 +233,8 @@ def table(lines: Sequence[Line], facts: dict[str, str]) -> str:
     page = ["# Codec-head loss, forward and backward", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
     page += ["; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
     page += [
-        "Shapes are rows x channels x entries, K*V for K codebooks. Times are medians, taken in turns in one process: where others",
+        "Shapes are rows x channels x entries, K*V for K codebooks. On a GPU short calls are queued, up to 20, as in training; its CPU time",
+        "is what it takes to give it its work. Times are medians, taken in turns in one process: where others",
         "use the machine too, trust the ratios (\"of eager\": time over PyTorch eager's) more than the milliseconds, and of them those of the",
         "time this process had on the CPU (\"CPU ms\", all its threads together), which does not count the others'; memory is the allocator's",
         "peak beyond the inputs, gradients included; the roofline is the time of the three bare matrix products; errors are against float64.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
+from echox.data.writing import appearing
 
+PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "flashinfer-python")
 
 # Rounds of short calls go on for this long, up to this many: a median of a few is worth little below ten milliseconds.
 ROUNDS_S, MOST_ROUNDS = 2.0, 101
+# Short calls of a GPU are timed so many at once, or for so long: it then has its next call in the queue, as in training.
+MOST_QUEUED, QUEUE_MS = 20, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Spent:
     """Median time of a call."""
 
     wall_ms: float
-    cpu_ms: float | None  # of all the process's threads; None where a GPU computes
+    cpu_ms: float  # of all the process's threads; where a GPU computes, what it takes to give it its work
 
 
 def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, Spent]:
@@ -36,32 +40,44 @@ def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, rep
     The calls take turns, so that a slow spell of the machine meets them all. Time on the CPU does not count what other processes do
     meanwhile, only what they take from the caches.
     """
+    queued = {name: _queued(call, device) for name, call in calls.items()}
     times: dict[str, list[Spent]] = {name: [] for name in calls}
     start, rounds = time.perf_counter(), 0
     while rounds < repeats or (rounds < MOST_ROUNDS and time.perf_counter() - start < ROUNDS_S):
         for name, call in calls.items():
-            times[name].append(_once(call, device))
+            times[name].append(_spent(call, device, queued[name]))
         rounds += 1
     return {name: _median(found) for name, found in times.items()}
 
 
 def _median(found: Sequence[Spent]) -> Spent:
-    on_cpu = [spent.cpu_ms for spent in found if spent.cpu_ms is not None]
-    return Spent(statistics.median(spent.wall_ms for spent in found), statistics.median(on_cpu) if on_cpu else None)
+    return Spent(statistics.median(spent.wall_ms for spent in found), statistics.median(spent.cpu_ms for spent in found))
 
 
-def _once(call: Callable[[], object], device: torch.device) -> Spent:
+def _queued(call: Callable[[], object], device: torch.device) -> int:
+    """How many calls are timed at once."""
+    if device.type != "cuda":
+        return 1
+    return max(1, min(MOST_QUEUED, int(QUEUE_MS / _spent(call, device, 1).wall_ms)))
+
+
+def _spent(call: Callable[[], object], device: torch.device, count: int) -> Spent:
+    """Time of one of `count` calls, one after the other."""
     if device.type != "cuda":
         wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        return Spent(1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu))
+        for _ in range(count):
+            call()
+        return Spent(1e3 * (time.perf_counter() - wall) / count, 1e3 * (time.process_time() - cpu) / count)
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     before.record()
-    call()
+    cpu = time.process_time()
+    for _ in range(count):
+        call()
+    cpu = time.process_time() - cpu
     after.record()
     after.synchronize()
-    return Spent(before.elapsed_time(after), None)
+    return Spent(before.elapsed_time(after) / count, 1e3 * cpu / count)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
@@ -82,6 +98,13 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         held += nbytes
         peak = max(peak, held)
     return peak
+
+
+def write_tables(output: Path, page: str, found: Mapping[str, object]) -> None:
+    """Put a page and the same numbers for programs under one name, with .md and .json."""
+    for ending, text in ((".md", page), (".json", json.dumps(found, indent=1) + "\n")):
+        with appearing(Path(f"{output}{ending}")) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
 
 
 def machine(device: torch.device) -> dict[str, str]:

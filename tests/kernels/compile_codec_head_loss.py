@@ -6,6 +6,7 @@ usage: python compile_codec_head_loss.py 90
 """
 
 import json
+import sys
 
 import torch
 from compiling import resources, stand_in
@@ -40,12 +41,14 @@ def cases():
 
 
 launch.processors = lambda device: 132
-found = stand_in(kernel, ("row_kernel", "tile_statistics_kernel", "combine_kernel", "tile_gradient_kernel"))
+launch.is_hopper = lambda device: int(sys.argv[1]) >= 90
+found = stand_in(kernel, ("row_kernel", "tile_statistics_kernel", "combine_kernel", "tile_gradient_kernel", "scale_kernel"))
 report = []
 with FakeTensorMode():
     for case, made, paths in cases():
         for path in paths:
             found.clear()
             path(made).gradients(slice(0, 4096), None)
+            launch.scaled(torch.empty(4096, 2048, device="cuda"), torch.empty((), device="cuda"), torch.empty((), dtype=torch.int64, device="cuda"), made.dtype)
             report += [{"case": case, **resources(name, compiled)} for name, compiled in found]
 print(json.dumps(report))

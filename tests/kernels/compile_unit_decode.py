@@ -1,4 +1,4 @@
-"""Compiles the kernels of unit decoding for an NVIDIA architecture, with no GPU, and prints what each needs as JSON.
+"""Compiles the kernels of unit decoding and of a decoder's step for an NVIDIA architecture, with no GPU, and prints what each needs as JSON.
 
 The launches are the real ones: calls with fake CUDA tensors walk through the shipped code, and every launch is compiled instead of run.
 
@@ -11,6 +11,8 @@ import torch
 from compiling import resources, stand_in
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from echox.kernels import decoder_step
+from echox.kernels.decoder_step import added_norm, gated, turned
 from echox.kernels.unit_decode import (
     Codebooks,
     OpenRun,
@@ -28,6 +30,8 @@ from echox.kernels.unit_decode import (
 )
 
 CUDA = {"device": "cuda"}
+torch.Tensor.pin_memory = lambda tensor: tensor  # there is no driver to pin memory with
+STEP_NAMES = ("norm_kernel", "turn_kernel", "gate_kernel")
 NAMES = ("head_kernel", "sample_kernel", "advance_kernel", "dedup_kernel", "expand_kernel", "codebook_kernel")
 
 
@@ -49,19 +53,31 @@ def assembly():
     rvq_dequantize(torch.empty(8, 9, 250, dtype=torch.int64, **CUDA), lengths, books, channels_first=True)
 
 
+def layer(A, C, heads, groups, d, inside, dtype):
+    more, norm = torch.empty(A, C, dtype=dtype, **CUDA), torch.empty(C, **CUDA)
+    added_norm(torch.empty(A, C, **CUDA), more, norm, 1e-5, dtype)
+    table = torch.empty(2048, d, dtype=dtype, **CUDA)
+    qkv, cache = torch.empty(A, (heads + 2 * groups) * d, dtype=dtype, **CUDA), torch.empty(2, 64, groups, 2048, d, dtype=dtype, **CUDA)
+    turned(qkv, torch.empty(A, dtype=torch.int64, **CUDA), table, table, cache, heads)
+    gated(torch.empty(A, 2 * inside, dtype=dtype, **CUDA))
+
+
 CASES = {
     "B=8 V=4096 bf16": lambda: step(8, 2048, [4096], torch.bfloat16),
     "B=64 V=16384 fp16, plain": lambda: step(64, 2048, [16384], torch.float16, plain=True),
     "B=8 K=8 unequal bf16": lambda: step(8, 1000, [1024, 1000, 777] + [512] * 5, torch.bfloat16),
     "B=8 V=500 fp32, plain": lambda: step(8, 1024, [500], torch.float32, plain=True),
     "assembly": assembly,
+    "layer of 512 channels bf16": lambda: layer(8, 512, 8, 8, 64, 2048, torch.bfloat16),
+    "layer of 3072 channels fp32": lambda: layer(8, 3072, 24, 8, 96, 8192, torch.float32),
     "durations": lambda: expand_durations(*(torch.empty(8, 1000, dtype=torch.int64, **CUDA) for _ in range(2)), torch.empty(8, dtype=torch.int64, **CUDA), 4000),
 }
 
-found, report = stand_in(kernel, NAMES), []
+kinds, report = (stand_in(kernel, NAMES), stand_in(decoder_step.kernel, STEP_NAMES)), []
 with FakeTensorMode():
     for case, walk in CASES.items():
-        found.clear()
+        for found in kinds:
+            found.clear()
         walk()
-        report += [{"case": case, **resources(name, compiled)} for name, compiled in found]
+        report += [{"case": case, **resources(name, compiled)} for found in kinds for name, compiled in found]
 print(json.dumps(report))

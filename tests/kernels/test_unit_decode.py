@@ -166,8 +166,8 @@ def test_rows_are_seated_anew():
     said = []
     for step, states in enumerate(hidden):
         if step == 2:
-            params.put(1, new, head)
-            state.put(1, new)
+            params.put(1, [new], head)
+            state.put(1, [new])
         said.append(sample_units(states, head, params, state).tokens)
     alone, *_ = walk(hidden[2:, 1:], head, [new])
     assert torch.equal(torch.stack(said)[2:, 1:], alone)
@@ -182,9 +182,9 @@ def test_a_cpu_skips_what_nobody_asks_for(monkeypatch):
         monkeypatch.setattr(sampling, name, None)
     walk(case.hidden(2, 3), head, requests(3))
     params = UnitParams.of(requests(2), head)
-    params.put(0, UnitRequest(temperature=1.0), head)
+    params.put(0, [UnitRequest(temperature=1.0)], head)
     assert params.needs.draws
-    params.put(0, GREEDY, head)
+    params.put(0, [GREEDY], head)
     assert not params.needs.draws
 
 

@@ -138,8 +138,8 @@ def test_one_graph_serves_mixed_requests_and_waits_for_nothing(impl):
     assert replay is not None, reason
     made = said[0]
     for row, request in enumerate(after):
-        params.put(row, request, head)
-        state.put(row, request)
+        params.put(row, [request], head)
+        state.put(row, [request])
     states = case.hidden(5, 8, seed=1, device="cuda")
     tokens = []
     for now in states:

@@ -87,7 +87,8 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
     done = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)
-    assert {found["kernel"] for found in kernels} == {"head_kernel", "sample_kernel", "advance_kernel", "dedup_kernel", "expand_kernel", "codebook_kernel"}
+    decoding = {"head_kernel", "sample_kernel", "advance_kernel", "dedup_kernel", "expand_kernel", "codebook_kernel"}
+    assert {found["kernel"] for found in kernels} == decoding | {"norm_kernel", "turn_kernel", "gate_kernel"}
     for found in kernels:
         assert found["spilled_bytes"] == 0, found
         assert found["registers"] <= 128 or found["kernel"] in ("head_kernel", "dedup_kernel"), found

@@ -38,6 +38,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, problem, impl, count):
         results, made = passes.gradients(problem, impl, ctx.needs_input_grad[:3])
+        ctx.impl = impl
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden, weight, bias)]
         ctx.save_for_backward(made.hidden, made.weight, made.bias)
         return _outputs(ctx, problem, results, count)
@@ -45,8 +46,9 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, *_):
-        gradients = (None,) * 3 if upstream is None else passes.scaled(upstream / ctx.count, ctx.saved_tensors, ctx.dtypes)
-        return *gradients, None, None, None
+        if upstream is None:
+            return (None,) * 6
+        return *passes.scaled(upstream, ctx.saved_tensors, ctx.dtypes, ctx.impl, ctx.count), None, None, None
 
 
 class _OneChunk(torch.autograd.Function):

@@ -182,6 +182,29 @@ def row_kernel(
 
 
 @triton.jit
+def scale_kernel(
+    gradient_ptr,  # [size] float32
+    upstream_ptr,  # []
+    count,  # a number, or [] on the device
+    out_ptr,  # [size]
+    size,
+    BLOCK: tl.constexpr,
+    COUNT_ON_DEVICE: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """A gradient times the upstream one over the count."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    scale = tl.load(upstream_ptr).to(tl.float32)
+    if COUNT_ON_DEVICE:
+        scale /= tl.load(count).to(tl.float32)
+    else:
+        scale /= count
+    scaled = tl.load(gradient_ptr + at, mask=inside, other=0.0) * scale
+    tl.store(out_ptr + at, narrow(scaled, out_ptr.dtype.element_ty, INTERPRET), mask=inside)
+
+
+@triton.jit
 def _tile(
     x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, columns_mask, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN_DEPTH: tl.constexpr, INTERPRET: tl.constexpr
 ):

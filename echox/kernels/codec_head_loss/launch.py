@@ -15,7 +15,18 @@ from echox.kernels.codec_head_loss import kernel
 from echox.kernels.codec_head_loss.passes import GRADIENT_BYTES, SCRATCH_BYTES, Path, Problem, rows_that_fit
 from echox.kernels.codec_head_loss.products import product
 from echox.kernels.codec_head_loss.rows import Partial, RowResults, row_statistics
-from echox.kernels.codec_head_loss.tiles import INTERPRET, alignment, cut_table, processors, row_shape, split_table, tile_shape
+from echox.kernels.codec_head_loss.tiles import INTERPRET, SCALED, alignment, cut_table, is_hopper, processors, row_shape, split_table, tile_shape
+
+
+def scaled(gradient: Tensor, upstream: Tensor, count: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """A float32 gradient times upstream [] over the count, rounded once: one pass where PyTorch takes two, the first of them slow."""
+    made = torch.empty_like(gradient, dtype=dtype)
+    size = gradient.numel()
+    on_device = isinstance(count, Tensor)
+    kernel.scale_kernel[(triton.cdiv(size, SCALED),)](
+        gradient, upstream, count, made, size, BLOCK=SCALED, COUNT_ON_DEVICE=on_device, INTERPRET=INTERPRET, num_warps=8
+    )
+    return made
 
 
 class TritonPath(Path):
@@ -137,7 +148,7 @@ class FusedPath(TritonPath):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.shape = tile_shape(problem.dtype, self.x.shape[1], alignment(problem.terms.cuts))
+        self.shape = tile_shape(problem.dtype, self.x.shape[1], alignment(problem.terms.cuts), is_hopper(self.x.device))
 
     def losses(self, rows: slice) -> None:
         p, terms, shape = self.problem, self.problem.terms, self.shape

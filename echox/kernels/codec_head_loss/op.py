@@ -102,16 +102,17 @@ def codec_head_loss(
     valid = flat != ignore_index
     divisor = 1
     if reduction is Reduction.mean:
-        divisor = nonzero(_weight_sum(problem, valid) if count is None else count)
+        divisor = _weight_sum(problem, valid) if count is None else nonzero(count)
     total, results = _computed(problem, chosen(impl, hidden), reduction, traced, divisor)
     shaped = (tensor.detach().view(targets.shape) for tensor in (results.losses, results.lse, results.correct, valid))
     return HeadLoss(total.reshape(targets.shape) if reduction is Reduction.none else total, *shaped, with_codebooks)
 
 
 def _weight_sum(problem: Problem, valid: Tensor) -> Tensor | int:
+    """What a mean divides by; 1 where all is ignored."""
     if problem.weights is None:
-        return problem.targets.numel() if problem.certain else valid.sum()
-    return problem.weights.where(valid, 0).sum()
+        return problem.targets.numel() if problem.certain else valid.sum().clamp(min=1)
+    return nonzero(problem.weights.where(valid, 0).sum())
 
 
 def _computed(problem: Problem, impl: Impl, reduction: Reduction, traced: bool, divisor: Tensor | float) -> tuple[Tensor, RowResults]:

@@ -90,7 +90,8 @@ def _keep_gradients(ctx, inputs, output) -> None:
     hidden, weight, bias = inputs[:3]
     total, *results = output
     ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-    ctx.wanted = inputs[-1]
+    *_, impl, _, ctx.wanted = inputs
+    ctx.impl = Impl(impl)
     ctx.mark_non_differentiable(*results)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*results[3:])
@@ -100,7 +101,7 @@ def _scaled(ctx, upstream, *_):
     gradients = [None] * 3
     if upstream is not None:
         saved = [gradient if want else None for gradient, want in zip(ctx.saved_tensors, ctx.wanted)]
-        gradients = passes.scaled(upstream, saved, ctx.dtypes)
+        gradients = passes.scaled(upstream, saved, ctx.dtypes, ctx.impl)
     return (*gradients, *[None] * 8)
 
 

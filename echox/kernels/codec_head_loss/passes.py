@@ -1,7 +1,7 @@
 """Walks over the rows of a batch: losses, statistics and gradients in bounded memory.
 
-There are two sizes of chunk. An inner chunk of rows has its float32 scores in a scratch that a cache can hold; an outer chunk has its
-score gradients in memory at once, so that the weight's gradient is few matrix products, or one.
+There are two sizes of chunk. An inner chunk of rows has its float32 scores in a scratch; an outer chunk has its score gradients in memory
+at once, so that the weight's gradient is few matrix products, or one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from echox.kernels.codec_head_loss.products import add_product, cpu_products, pr
 from echox.kernels.codec_head_loss.rows import Partial, RowResults, row_gradients, row_losses, row_statistics
 from echox.kernels.codec_head_loss.terms import Impl, Terms
 
-# Scores of one inner chunk. On a GPU it shares the second-level cache (50 to 60 MB on Hopper) with the weight; on a CPU products of
-# fewer rows than MIN_ROWS spend their time reading the weight.
-SCRATCH_BYTES = {"cuda": 24 << 20, "cpu": 16 << 20}
+# Scores of one inner chunk. A GPU's second-level cache is not worth aiming at: few long products beat many short ones (see the README).
+# On a CPU products of fewer rows than MIN_ROWS spend their time reading the weight.
+SCRATCH_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 MIN_ROWS = 256
 # Score gradients of one outer chunk on a GPU: all of 65,536 rows at V = 4,096 in 16 bits.
 GRADIENT_BYTES = 512 << 20
@@ -193,6 +193,13 @@ def total(problem: Problem, results: RowResults) -> Tensor:
     return (results.losses if problem.weights is None else results.losses * problem.weights).sum()
 
 
-def scaled(upstream: Tensor, gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
-    """Gradients times the upstream one; out of place, since a graph may be walked twice, and rounded once, at the very end."""
-    return [None if gradient is None else (gradient * upstream).to(dtype) for gradient, dtype in zip(gradients, dtypes)]
+def scaled(
+    upstream: Tensor, gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None], impl: Impl, count: Tensor | float = 1.0
+) -> list[Tensor | None]:
+    """Gradients times the upstream one over the count; out of place, since a graph may be walked twice, and rounded once, at the very end."""
+    if impl in (Impl.chunked, Impl.fused):
+        from echox.kernels.codec_head_loss import launch
+
+        return [None if gradient is None else launch.scaled(gradient, upstream, count, dtype) for gradient, dtype in zip(gradients, dtypes)]
+    scale = upstream / count
+    return [None if gradient is None else (gradient * scale).to(dtype) for gradient, dtype in zip(gradients, dtypes)]

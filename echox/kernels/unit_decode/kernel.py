@@ -92,8 +92,14 @@ def _order(y):
 
 
 @triton.jit
-def _kth(keys, k, low, high):
-    """The largest key that at least k of the keys reach, between low and high: a search by two bits a round."""
+def _kth(keys, k, GROUPS: tl.constexpr):
+    """A key that the k largest of the keys reach and, but for equals of the k-th, no other: a search by two bits a round.
+
+    The k-th largest is no less than the least of the largest keys of k groups, however the keys are dealt out to them.
+    """
+    largest = tl.max(tl.reshape(keys, (GROUPS, keys.shape[0] // GROUPS), can_reorder=True), axis=1)
+    high = tl.max(largest, axis=0)
+    low = tl.where(k <= GROUPS, tl.min(largest, axis=0), LOWEST)
     while low < high:
         # The mean rounded up, of numbers whose sum does not fit.
         middle = (low | high) - ((low ^ high) >> 1)
@@ -105,6 +111,10 @@ def _kth(keys, k, low, high):
         of_lower, of_middle, of_upper = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
         high = tl.where(of_upper >= k, high, tl.where(of_middle >= k, upper - 1, tl.where(of_lower >= k, middle - 1, lower - 1)))
         low = tl.where(of_upper >= k, upper, tl.where(of_middle >= k, middle, tl.where(of_lower >= k, lower, low)))
+        # What exactly k of them reach is found long before the last bit.
+        if (of_upper == k) | (of_middle == k) | (of_lower == k):
+            low = tl.where(of_upper == k, upper, tl.where(of_middle == k, middle, lower))
+            high = low
     return low
 
 
@@ -121,20 +131,21 @@ def _draw(y, ids, top, size, seed, position, first, temperature, k, p, least):
     No threshold of top-p is looked for. The winner of all entries is asked whether it passes; if not, nothing below passes either,
     and the winner of those above is asked: it takes one or two rounds. The winner that passes is that of all entries that do.
     """
+    GROUPS: tl.constexpr = min(64, y.shape[0])
     noisy = tl.where((y > NEVER) & (_mass(y, top, temperature) >= least), y + temperature * _gumbel(seed, position, first + ids), NEVER)
-    kept = float("inf")
+    limit = k.to(tl.float32)  # of what is above a winner: entries, or mass where top-p is asked for
     if p < 1.0:
         if k < size:  # top-p is a share of what top-k leaves, so that must be known
             keys = _order(y)
-            y = tl.where(keys >= _kth(keys, k, tl.full((), LOWEST, tl.int32), tl.max(keys, axis=0)), y, NEVER)
+            y = tl.where(keys >= _kth(keys, k, GROUPS), y, NEVER)
             noisy = tl.where(y > NEVER, noisy, NEVER)
-        kept = p * tl.sum(_mass(y, top, temperature), axis=0)
+        limit = p * tl.sum(_mass(y, top, temperature), axis=0)
     token = tl.argmax(noisy, axis=0)
     asking = (k < size) | (p < 1.0)
     while asking:
         above = y > tl.sum(tl.where(ids == token, y, 0.0), axis=0)
-        mass = tl.sum(tl.where(above, _mass(y, top, temperature), 0.0), axis=0)
-        asking = (tl.sum(above.to(tl.int32), axis=0) >= k) | (mass >= kept)
+        share = tl.where(p < 1.0, _mass(y, top, temperature), 1.0)
+        asking = tl.sum(tl.where(above, share, 0.0), axis=0) >= limit
         if asking:
             noisy = tl.where(above, noisy, NEVER)
             token = tl.argmax(noisy, axis=0)

@@ -39,12 +39,14 @@ def head_shape(B: int, V: int, D: int, dtype: torch.dtype) -> Shape:
         return Shape(rows, min(4096, triton.next_power_of_2(V)), max(16, min(1024, triton.next_power_of_2(D))), 1, 1)
     if dtype.itemsize == 4:
         return Shape(16, 16, 64, 4, 3)
-    return Shape(rows, 16 if V <= 4096 else 32, 256 if rows == 16 else 128, 4, 4 if rows == 16 else 3)
+    if rows == 64:
+        return Shape(64, 16, 128, 2, 4) if V <= 4096 else Shape(64, 32, 128, 4, 3)
+    return Shape(16, 16, 512, 2, 4) if D >= 2048 else Shape(16, 16, 128, 4, 3)
 
 
 def row_warps(block: int) -> int:
-    """For `sample_kernel`: about 16 scores per thread."""
-    return min(16, max(1, block // 512))
+    """For `sample_kernel`: 16 scores per thread, but not fewer than four warps."""
+    return min(16, max(4, block // 512))
 
 
 def sample(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None) -> tuple[Tensor, Tensor | None]:

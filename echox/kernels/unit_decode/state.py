@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -221,45 +222,77 @@ class UnitParams:
         floats, ints = [numbers(torch.float32) for _ in range(5)], [numbers(torch.int64) for _ in range(3)]
         masks = [torch.zeros(B, V, dtype=torch.bool, device=device) for _ in range(2)]
         made = cls(floats[0], floats[1], *masks, ints[0], ints[1], floats[2], ints[2], floats[3], floats[4], list(requests))
-        for row, request in enumerate(requests):
-            made._write(row, request, head)
+        made.put(0, requests, head)
         return made
 
-    def put(self, row: int, request: UnitRequest, head: UnitHead) -> None:
-        """Give a row to another request. Nothing is read from the device.
+    def put(self, first: int, requests: Sequence[UnitRequest], head: UnitHead) -> None:
+        """Give the rows from `first` on to other requests, in as many copies to the device for many of them as for one; nothing is read.
 
         Raises:
             ConfigError: as `of`.
         """
-        self._write(row, request, head)
-        self.requests[row] = request
+        rows, device = slice(first, first + len(requests)), self.stops.device
+        barred = _masks([_barred(request, head) for request in requests], device)
+        stops = _masks([_stops(request, head) for request in requests], device)
+        for mask, written in ((self.barred, barred), (self.stops, stops)):
+            mask[rows] = written
+        values = {name: [getattr(request, name) for request in requests] for name in _NUMBERS}
+        values["top_k"] = [k or len(head.weight) for k in values["top_k"]]
+        for dtype in (torch.float32, torch.int64):
+            names = [name for name in _NUMBERS if getattr(self, name).dtype is dtype]
+            for name, column in zip(names, on_device([values[name] for name in names], dtype, device)):
+                getattr(self, name)[rows] = column
+        self.requests[rows] = requests
         self.needs = Needs.of(self.requests)
 
-    def _write(self, row: int, request: UnitRequest, head: UnitHead) -> None:
-        allowed = _allowed(request, head)
-        for name in ("repetition_penalty", "presence_penalty", "min_length", "max_length", "temperature", "top_p", "min_p"):
-            getattr(self, name)[row] = getattr(request, name)
-        self.top_k[row] = request.top_k or len(head.weight)
-        self.barred[row] = allowed is not None
-        self.stops[row] = False
-        for first, past in allowed or ():
-            self.barred[row, first:past] = False
-        for stop in request.stop_ids:
-            self.stops[row, stop] = True
+
+# Settings that are one number each.
+_NUMBERS = ("repetition_penalty", "presence_penalty", "min_length", "max_length", "temperature", "top_k", "top_p", "min_p")
 
 
-def _allowed(request: UnitRequest, head: UnitHead) -> Sequence[tuple[int, int]] | None:
+def on_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor on a device, which is not waited for."""
+    return _sent(torch.tensor(values, dtype=dtype), device)
+
+
+def _sent(made: Tensor, device: torch.device) -> Tensor:
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+def _masks(rows: Sequence[np.ndarray | None], device: torch.device) -> Tensor | bool:
+    """bool [N, V] of the rows' masks; False where none has any."""
+    if all(row is None for row in rows):
+        return False
+    width = next(len(row) for row in rows if row is not None)
+    return _sent(torch.from_numpy(np.stack([np.zeros(width, bool) if row is None else row for row in rows])), device)
+
+
+def _stops(request: UnitRequest, head: UnitHead) -> np.ndarray | None:
+    """[V] rows of the head that end the request; None where none does."""
     V = len(head.weight)
     if any(not 0 <= stop < V for stop in request.stop_ids):
         raise ConfigError(f"stop_ids {list(request.stop_ids)} must be rows of the head, 0 .. {V - 1}")
+    if not request.stop_ids:
+        return None
+    mask = np.zeros(V, bool)
+    mask[list(request.stop_ids)] = True
+    return mask
+
+
+def _barred(request: UnitRequest, head: UnitHead) -> np.ndarray | None:
+    """[V] rows of the head that may not be said; None where all may."""
     if request.allowed is None:
         return None
+    V = len(head.weight)
     if any(not 0 <= first < past <= V for first, past in request.allowed):
         raise ConfigError(f"allowed {list(request.allowed)} must be ranges (first, past the last) of the head's rows, 0 .. {V}")
     for k, (start, stop) in enumerate(zip(head.cuts, head.cuts[1:])):
         if not any(first < stop and past > start for first, past in request.allowed):
             raise ConfigError(f"allowed {list(request.allowed)} leaves nothing to say in codebook {k}, rows {start} .. {stop - 1}; add a range there")
-    return request.allowed
+    mask = np.ones(V, bool)
+    for first, past in request.allowed:
+        mask[first:past] = False
+    return mask
 
 
 @dataclass(slots=True)
@@ -285,14 +318,13 @@ class UnitState:
     def of(cls, requests: Sequence[UnitRequest], head: UnitHead) -> UnitState:
         """One request for each row, at its beginning."""
         made = cls.empty(len(requests), head)
-        for row, request in enumerate(requests):
-            made.put(row, request)
+        made.put(0, requests)
         return made
 
-    def put(self, row: int, request: UnitRequest) -> None:
-        """Seat a request at its beginning. Nothing is read from the device."""
-        self.seed[row] = mixed_seed(request.seed)
-        self.length[row] = 0
-        self.finished[row] = False
-        self.failed[row] = False
-        self.seen[row] = False
+    def put(self, first: int, requests: Sequence[UnitRequest]) -> None:
+        """Seat requests at their beginning, in the rows from `first` on. Nothing is read from the device."""
+        rows = slice(first, first + len(requests))
+        self.seed[rows] = on_device([mixed_seed(request.seed) for request in requests], torch.int64, self.seed.device)
+        self.length[rows] = 0
+        for mask in (self.finished, self.failed, self.seen):
+            mask[rows] = False

@@ -80,7 +80,7 @@ class CachedBody:
         """
         A = at.shape[0]
         cells = (self.first_cells[:A] + at[:, None]).view(-1)
-        mask = None if level else torch.where(self.positions[:filled] <= at[:, None], 0.0, float("-inf")).to(self.dtype)[:, None, None]
+        mask = None if level else self._mask(at, filled)
         return Places(cells, self.cosine[at][:, None], self.sine[at][:, None], filled, mask)
 
     def step(self, x: Tensor, places: Places) -> Tensor:
@@ -98,6 +98,10 @@ class CachedBody:
             mixed = F.scaled_dot_product_attention(queries, past[0], past[1], attn_mask=places.mask)
             x = self._fed(x + layer.out.times(mixed.reshape(A, -1)), layer)
         return F.rms_norm(x, (self.width,), self.norm, self.eps)
+
+    def _mask(self, at: Tensor, filled: int) -> Tensor:
+        """[A, 1, 1, filled] that hides what lies behind each row's position."""
+        return torch.where(self.positions[:filled] <= at[:, None], 0.0, float("-inf")).to(self.dtype)[:, None, None]
 
     def prefill(self, x: Tensor, first: int) -> None:
         """Fill positions 0 .. P-1 of slots first .. first+N-1: inputs [N, P, C] right-padded.

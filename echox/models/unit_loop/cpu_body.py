@@ -72,8 +72,7 @@ class CpuBody(CachedBody):
         keys_values = self.cache[:, :, :A, :, :filled].flatten(0, 1).unbind(0)
         if level:
             return CpuPlaces(turns, keys_values, self.cache[:, :, :A, :, filled - 1].unbind(0), None, None)
-        mask = torch.where(self.positions[:filled] <= at[:, None], 0.0, float("-inf")).to(self.dtype)[:, None, None]
-        return CpuPlaces(turns, keys_values, None, (self.first_cells[:, :A] + at[:, None]).view(-1), mask)
+        return CpuPlaces(turns, keys_values, None, (self.first_cells[:, :A] + at[:, None]).view(-1), self._mask(at, filled))
 
     def step(self, x: Tensor, places: CpuPlaces) -> Tensor:
         room = self._room(len(x))

@@ -127,8 +127,11 @@ class UnitLoop:
             if not self._seated:
                 return False
             self._step()
-            for end in self._watch.look(self._current().state, self._seated):
-                self._leave(end)
+            slots = {ticket: slot for slot, ticket in enumerate(self._seated)}
+            ends = {slots[end.ticket]: end for end in self._watch.look(self._current().state, self._seated) if end.ticket in slots}
+            # The last ones first: rows that end together then leave without moving into each other's places.
+            for slot in sorted(ends, reverse=True):
+                self._leave(slot, ends[slot])
             return True
 
     def _taken(self, ticket: int) -> Spoken:
@@ -159,11 +162,9 @@ class UnitLoop:
             self._seats.step(self._current(), filled, level=min(self._fills) + 1 == filled)
         self._fills = [at + 1 for at in self._fills]
 
-    def _leave(self, end: End) -> None:
+    def _leave(self, slot: int, end: End) -> None:
         """Take a row's result and put the last row into its place."""
-        if end.ticket not in self._seated:
-            return  # told before
-        slot, last = self._seated.index(end.ticket), len(self._seated) - 1
+        last = len(self._seated) - 1
         found = [self._seats.said[slot, : end.length]] + ([] if self._seats.states is None else [self._seats.states[slot, : end.length]])
         self._left[end.ticket] = end, self._watch.fetch(*found)
         if end.failed:

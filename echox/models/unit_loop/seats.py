@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from echox.kernels.unit_decode import GREEDY, UnitParams, UnitState, sample_units
+from echox.kernels.unit_decode.state import on_device
 from echox.models.unit_loop.body import CachedBody, untouched
 from echox.models.unit_loop.cpu_body import CpuBody
 from echox.models.unit_loop.steps import Ask, Rows, Steps
@@ -19,8 +20,7 @@ class Seats:
 
     def __init__(self, steps: Steps, slots: int, capacity: int, dtype: torch.dtype, keep_states: bool) -> None:
         self.steps = steps
-        make = CachedBody if steps.head.weight.is_cuda else CpuBody
-        self.body = make(steps.body, slots, capacity, dtype, steps.weight_of)
+        self.body = _body_for(steps, dtype)(steps.body, slots, capacity, dtype, steps.weight_of)
         device = self.body.norm.device
         self.params = UnitParams.of([GREEDY] * slots, steps.head)
         self.state = UnitState.empty(slots, steps.head)
@@ -44,16 +44,19 @@ class Seats:
         if (longest := max(len(ask.inputs) for ask in asks)) > 1:
             prompts = torch.nn.utils.rnn.pad_sequence([ask.inputs[: longest - 1] for ask in asks], batch_first=True)
             self.body.prefill(prompts[:, : longest - 1], first)
-        for row, ask in enumerate(asks, first):
-            self.params.put(row, ask.request, self.steps.head)
-            self.state.put(row, ask.request)
-            self.at[row] = len(ask.inputs) - 1
-            self.inputs[row] = ask.inputs[-1]
-            for name, value in ask.rules.items():
-                if isinstance(value, Tensor):
-                    self.rules[name][row, : len(value)] = value
-                else:
-                    self.rules[name][row] = value
+        requests = [ask.request for ask in asks]
+        self.params.put(first, requests, self.steps.head)
+        self.state.put(first, requests)
+        rows = slice(first, first + len(asks))
+        self.at[rows] = on_device([len(ask.inputs) - 1 for ask in asks], torch.int64, self.at.device)
+        self.inputs[rows] = torch.stack([ask.inputs[-1] for ask in asks])
+        for name, rule in self.rules.items():
+            values = [ask.rules[name] for ask in asks]
+            if isinstance(values[0], Tensor):
+                padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+                rule[rows, : padded.shape[1]] = padded
+            else:
+                rule[rows] = on_device(values, rule.dtype, rule.device)
 
     def move(self, source: int, target: int, filled: int) -> None:
         """Put a row into another's place; `filled` positions of it matter. The row it leaves is one that has ended."""
@@ -74,6 +77,17 @@ class Seats:
             rows.states.scatter_(1, column.expand(-1, 1, hidden.shape[1]), hidden[:, None])
         rows.inputs.copy_(self.steps.inputs(step, rows))
         rows.at.add_(~rows.state.finished)
+
+
+def _body_for(steps: Steps, dtype: torch.dtype) -> type[CachedBody]:
+    """The body that is fastest where the head's weight lies."""
+    if not steps.head.weight.is_cuda:
+        return CpuBody
+    if dtype is torch.float64 or steps.body.config.hidden_act != "silu":
+        return CachedBody
+    from echox.models.unit_loop.gpu_body import GpuBody  # Triton is needed by it alone
+
+    return GpuBody
 
 
 def _names(values: UnitParams | UnitState) -> list[str]:

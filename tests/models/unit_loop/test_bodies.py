@@ -1,4 +1,4 @@
-"""The body of a CPU computes what the general one computes, in few calls and into its own memory."""
+"""The bodies of a CPU and of a GPU (its kernels interpreted) compute what the general one computes; the first into its own memory."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from echox.models.unit_loop import matrices
 from echox.models.unit_loop.body import CachedBody
 from echox.models.unit_loop.cpu_body import CpuBody
+from echox.models.unit_loop.gpu_body import GpuBody
 from echox.models.unit_loop.matrices import Matrix, NarrowMatrix, PackedMatrix, matrix_of
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
@@ -26,9 +27,10 @@ def llama():
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("at", [[5, 5, 5], [5, 2, 0], [3]], ids=["level", "ragged", "one row"])
+@pytest.mark.parametrize("kind", [CpuBody, GpuBody])
 @torch.inference_mode()
-def test_steps_after_prompts_are_those_of_the_general_body(llama, at, dtype):
-    bodies = [kind(llama, 4, 12, dtype, lambda projection: projection.weight) for kind in (CachedBody, CpuBody)]
+def test_steps_after_prompts_are_those_of_the_general_body(llama, kind, at, dtype):
+    bodies = [kind(llama, 4, 12, dtype, lambda projection: projection.weight) for kind in (CachedBody, kind)]
     rows, draw = len(at), torch.Generator().manual_seed(1)
     prompts = torch.randn(rows, 5, 48, generator=draw)
     for body in bodies:

@@ -1,0 +1,5 @@
+"""What stands between the matrix products of one decoding step of a Llama layer, each as one launch."""
+
+from echox.kernels.decoder_step.op import added_norm, gated, turned
+
+__all__ = ["added_norm", "gated", "turned"]
