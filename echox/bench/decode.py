@@ -86,14 +86,20 @@ def bench_decode(config: DecodeBenchConfig) -> None:
     """Measure, print and write the tables; what was measured is written after every part."""
     device = device_named(config.device)
     facts = machine(device) | {"repeats": str(config.repeats)}
-    samplers = _sampler_times(config, device) if config.sampler else []
-    answers = [AnswerBench(device, config.seed).measured(batch) for batch in (1, 16)] if config.answer else []
     loops: list[LoopTime] = []
-    for some in _loop_times(config, device):
-        loops += some
-        page = _page(config, loops, samplers, answers, facts)
-        found = {"loops": loops, "samplers": samplers, "answers": answers}
-        write_tables(config.output, page, {"machine": facts} | {name: [asdict(line) for line in lines] for name, lines in found.items()})
+    samplers: list[SamplerTime] = []
+    answers: list[AnswerTime] = []
+    parts = [(loops, _loop_times(config, device))]
+    if config.sampler:
+        parts.append((samplers, _sampler_times(config, device)))
+    if config.answer:
+        parts.append((answers, _answer_times(config, device)))
+    for lines, measured in parts:
+        for some in measured:
+            lines += some
+            page = _page(config, loops, samplers, answers, facts)
+            found = {"loops": loops, "samplers": samplers, "answers": answers}
+            write_tables(config.output, page, {"machine": facts} | {name: [asdict(line) for line in lines] for name, lines in found.items()})
     print(page)
 
 
@@ -141,11 +147,17 @@ def _on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> list[SamplerTime]:
+def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[SamplerTime]]:
     if device.type == "cuda":
-        return [line for problem in GPU_SAMPLERS for line in sampler_times(problem, device, torch.bfloat16, config.repeats)]
-    measured = [line for problem in CPU_SAMPLERS for line in sampler_times(problem, device, torch.float32, config.repeats)]
-    return measured + [SamplerTime(problem, "echox", note=f"on a GPU: {NOT_MEASURED}") for problem in GPU_SAMPLERS]
+        yield from (sampler_times(problem, device, torch.bfloat16, config.repeats) for problem in GPU_SAMPLERS)
+        return
+    yield from (sampler_times(problem, device, torch.float32, config.repeats) for problem in CPU_SAMPLERS)
+    yield [SamplerTime(problem, "echox", note=f"on a GPU: {NOT_MEASURED}") for problem in GPU_SAMPLERS]
+
+
+def _answer_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[AnswerTime]]:
+    bench = AnswerBench(device, config.seed)
+    yield from ([bench.measured(batch)] for batch in (1, 16))
 
 
 def _page(

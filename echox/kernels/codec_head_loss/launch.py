@@ -7,15 +7,14 @@ Nothing here waits for the GPU, and all memory comes from PyTorch's allocator, s
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import kernel
-from echox.kernels.codec_head_loss.passes import GRADIENT_BYTES, SCRATCH_BYTES, Path, Problem, rows_that_fit
+from echox.kernels.codec_head_loss.passes import GRADIENT_BYTES, SCRATCH_BYTES, Path, Problem, part, rows_that_fit
 from echox.kernels.codec_head_loss.products import product
 from echox.kernels.codec_head_loss.rows import Partial, RowResults, row_statistics
-from echox.kernels.codec_head_loss.tiles import INTERPRET, SCALED, alignment, cut_table, is_hopper, processors, row_shape, split_table, tile_shape
+from echox.kernels.codec_head_loss.tiles import INTERPRET, SCALED, alignment, ceil_div, cut_table, is_hopper, processors, row_shape, split_table, tile_shape
 
 
 def scaled(gradient: Tensor, upstream: Tensor, count: Tensor | float, dtype: torch.dtype) -> Tensor:
@@ -23,7 +22,7 @@ def scaled(gradient: Tensor, upstream: Tensor, count: Tensor | float, dtype: tor
     made = torch.empty_like(gradient, dtype=dtype)
     size = gradient.numel()
     on_device = isinstance(count, Tensor)
-    kernel.scale_kernel[(triton.cdiv(size, SCALED),)](
+    kernel.scale_kernel[(ceil_div(size, SCALED),)](
         gradient, upstream, count, made, size, BLOCK=SCALED, COUNT_ON_DEVICE=on_device, INTERPRET=INTERPRET, num_warps=8
     )
     return made
@@ -61,18 +60,18 @@ class TritonPath(Path):
         if self._scores is None:
             most = rows.stop - rows.start
             self._scores = self._room(most, torch.float32)
-        x = self.x[rows]
-        return product(x, self.w.T, out=self._scores[: len(x)])
+        return product(part(self.x, rows), self.w.T, out=part(self._scores, slice(0, rows.stop - rows.start)))
 
     def _gradient_room(self, rows: slice) -> Tensor:
         if self._gradients is None:
             self._gradients = self._room(rows.stop - rows.start, self.problem.dtype)
-        return self._gradients[: rows.stop - rows.start]
+        return part(self._gradients, slice(0, rows.stop - rows.start))
 
     def _room(self, rows: int, dtype: torch.dtype) -> Tensor:
         """[R, V] whose rows start at multiples of 16 elements, as wide loads and tensor cores want."""
         V = self.problem.terms.width
-        return self.x.new_empty(rows, -(-V // 16) * 16, dtype=dtype)[:, :V]
+        room = self.x.new_empty(rows, ceil_div(V, 16) * 16, dtype=dtype)
+        return room if V % 16 == 0 else room[:, :V]
 
     def _flags(self) -> dict[str, bool]:
         p = self.problem
@@ -101,27 +100,28 @@ class ChunkedPath(TritonPath):
     def gradients(self, rows: slice, lse: Tensor | None) -> Tensor:
         made = self._gradient_room(rows)
         for inner in self._inner(rows):
-            here = made[inner.start - rows.start : inner.stop - rows.start]
+            here = part(made, slice(inner.start - rows.start, inner.stop - rows.start))
             self._launch(self._products(inner), inner, self.results[inner], None if lse is None else lse[inner], here)
         return made
 
     def _launch(self, z: Tensor, rows: slice, results: RowResults, lse: Tensor | None, made: Tensor | None) -> None:
         p, terms = self.problem, self.problem.terms
         largest = max(terms.sizes)
-        shape = row_shape(largest, len(z))
-        kernel.row_kernel[(triton.cdiv(len(z), shape.rows), terms.codebooks)](
+        N = z.shape[0]
+        shape = row_shape(largest, N)
+        kernel.row_kernel[(ceil_div(N, shape.rows), terms.codebooks)](
             z,
             z.stride(0),
             p.bias,
-            p.targets[rows],
-            None if p.weights is None else p.weights[rows],
+            part(p.targets, rows),
+            None if p.weights is None else part(p.weights, rows),
             self.cuts,
             results.losses,
             results.lse if lse is None else lse,
             results.correct.view(torch.int8),
             z if made is None else made,
             z.stride(0) if made is None else made.stride(0),
-            len(z),
+            N,
             terms.ignore_index,
             terms.label_smoothing,
             terms.z_loss,
@@ -158,7 +158,7 @@ class FusedPath(TritonPath):
         S = len(splits.table)
         statistics = x.new_empty(4, S, N, dtype=torch.float32)
         best = x.new_empty(S, N, dtype=torch.int32)
-        kernel.tile_statistics_kernel[(triton.cdiv(N, shape.rows), S)](
+        kernel.tile_statistics_kernel[(ceil_div(N, shape.rows), S)](
             x,
             x.stride(0),
             self.w,
@@ -177,7 +177,7 @@ class FusedPath(TritonPath):
             K=terms.codebooks,
             **self._tile(),
         )
-        kernel.combine_kernel[(triton.cdiv(N, 128), terms.codebooks)](
+        kernel.combine_kernel[(ceil_div(N, 128), terms.codebooks)](
             statistics,
             best,
             targets,
@@ -204,7 +204,7 @@ class FusedPath(TritonPath):
         p, terms, shape = self.problem, self.problem.terms, self.shape
         x, made = self.x[rows], self._gradient_room(rows)
         tiles = split_table(terms.cuts, shape.columns, x.device).table
-        kernel.tile_gradient_kernel[(triton.cdiv(len(x), shape.rows), len(tiles))](
+        kernel.tile_gradient_kernel[(ceil_div(len(x), shape.rows), len(tiles))](
             x,
             x.stride(0),
             self.w,
@@ -235,9 +235,9 @@ class FusedPath(TritonPath):
 
     def _split_columns(self, N: int) -> int:
         """Columns of a split: as many as leave every multiprocessor two programs."""
-        row_blocks = triton.cdiv(N, self.shape.rows)
+        row_blocks = ceil_div(N, self.shape.rows)
         wanted = max(1, 2 * processors(self.x.device) // row_blocks)
-        return triton.cdiv(triton.cdiv(self.problem.terms.width, wanted), self.shape.columns) * self.shape.columns
+        return ceil_div(ceil_div(self.problem.terms.width, wanted), self.shape.columns) * self.shape.columns
 
     def _tile(self) -> dict[str, object]:
         shape = self.shape

@@ -104,7 +104,8 @@ def codec_head_loss(
     if reduction is Reduction.mean:
         divisor = _weight_sum(problem, valid) if count is None else nonzero(count)
     total, results = _computed(problem, chosen(impl, hidden), reduction, traced, divisor)
-    shaped = (tensor.detach().view(targets.shape) for tensor in (results.losses, results.lse, results.correct, valid))
+    found = (results.losses, results.lse, results.correct, valid)
+    shaped = ((tensor.detach() if tensor.requires_grad else tensor).view(targets.shape) for tensor in found)
     return HeadLoss(total.reshape(targets.shape) if reduction is Reduction.none else total, *shaped, with_codebooks)
 
 

@@ -85,7 +85,7 @@ class Path(ABC):
 
     def chunks(self) -> Iterator[slice]:
         """The outer chunks."""
-        N = len(self.x)
+        N = self.x.shape[0]
         return (slice(start, min(start + self.step, N)) for start in range(0, N, self.step))
 
 
@@ -121,6 +121,11 @@ class TorchPath(Path):
     def _products(self, rows: slice) -> Tensor:
         x = self.x[rows]
         return product(x, self.w.T, out=self._scratch[: len(x)])
+
+
+def part(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows of a tensor; all of them are the tensor itself, for every view is some microseconds of Python."""
+    return tensor if rows.start == 0 and rows.stop == tensor.shape[0] else tensor[rows]
 
 
 def rows_that_fit(budget_bytes: int, problem: Problem) -> int:
@@ -178,9 +183,9 @@ def gradients(problem: Problem, impl: Impl, wanted: tuple[bool, bool, bool], lse
         for rows in path.chunks():
             d_scores = path.gradients(rows, lse)
             if of_hidden:
-                product(d_scores, path.w, out=d_hidden[rows])
+                product(d_scores, path.w, out=part(d_hidden, rows))
             if of_weight and rows.start == 0:
-                product(d_scores.T, path.x[rows], out=d_weight)
+                product(d_scores.T, part(path.x, rows), out=d_weight)
             elif of_weight:
                 add_product(d_weight, d_scores.T, path.x[rows])
             if of_bias:

@@ -31,6 +31,12 @@ class Shape:
     stages: int = 1
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up (Triton's own is ten times as long)."""
+    return -(-a // b)
+
+
+@lru_cache(maxsize=64)
 def row_shape(largest: int, rows: int) -> Shape:
     """For `row_kernel`, by the entries of the largest codebook: 16 scores per thread, or 32 of a very long row."""
     block = triton.next_power_of_2(largest) if largest <= REGISTER_ROW else 4096 if largest <= 16384 else 16384
