@@ -110,7 +110,7 @@ def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda hidden, weight, targets: module(weight, hidden, targets)
 
 
-def _cut_cross_entropy(impl: str = "cce_exact") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _cut_cross_entropy(impl: str = "cce") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    # "cce_exact" skips no gradient; where a version lacks the name its default filters small ones, and its error says so.
-    return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl)
+    exact = {"filter_eps": None} if impl == "cce" else {}  # by default it leaves small gradients out
+    return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl, **exact)
