@@ -14,7 +14,7 @@ from tqdm import tqdm
 from echox.bench.answer import ANSWER_TOKENS, PROMPT_TOKENS, AnswerBench, AnswerTime
 from echox.bench.decode_contenders import SamplerTime, SamplingProblem, sampler_table, sampler_times
 from echox.bench.decode_loops import Contest, LoopProblem
-from echox.bench.loss import NOT_MEASURED, Dtype
+from echox.bench.loss import Dtype
 from echox.bench.measure import machine, medians, write_tables
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
@@ -108,8 +108,6 @@ def _loop_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[lis
     threads = config.threads or [torch.get_num_threads()]
     cases = list(itertools.product(_dtypes(config, device), shapes, config.batches, threads))
     yield from (_measured(*case, config, device) for case in tqdm(cases, unit="case"))
-    if device.type != "cuda" and not config.shapes:
-        yield [LoopTime(shape, batch, "a GPU", 0, "bfloat16", "echox", note=NOT_MEASURED) for shape in shapes for batch in config.batches]
 
 
 def _dtypes(config: DecodeBenchConfig, device: torch.device) -> list[torch.dtype]:
@@ -148,11 +146,8 @@ def _on_threads(count: int) -> Iterator[None]:
 
 
 def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[SamplerTime]]:
-    if device.type == "cuda":
-        yield from (sampler_times(problem, device, torch.bfloat16, config.repeats) for problem in GPU_SAMPLERS)
-        return
-    yield from (sampler_times(problem, device, torch.float32, config.repeats) for problem in CPU_SAMPLERS)
-    yield [SamplerTime(problem, "echox", note=f"on a GPU: {NOT_MEASURED}") for problem in GPU_SAMPLERS]
+    problems, dtype = (GPU_SAMPLERS, torch.bfloat16) if device.type == "cuda" else (CPU_SAMPLERS, torch.float32)
+    yield from (sampler_times(problem, device, dtype, config.repeats) for problem in problems)
 
 
 def _answer_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[AnswerTime]]:

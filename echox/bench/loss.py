@@ -119,15 +119,9 @@ def bench_loss(config: LossBenchConfig) -> None:
     lines: list[Line] = []
     for shape in tqdm(_shapes(config, device), unit="shape"):
         lines += _measured(shape, config, device)
-        _write(config, lines, facts)
-    if device.type != "cuda" and not config.shapes:
-        lines += [Line(shape, "a GPU", "bfloat16", "echox", note=NOT_MEASURED) for shape in GPU_SHAPES]
-        _write(config, lines, facts)
-    print(table(lines, facts))
-
-
-def _write(config: LossBenchConfig, lines: Sequence[Line], facts: dict[str, str]) -> None:
-    write_tables(config.output, table(lines, facts), {"machine": facts, "lines": [asdict(line) for line in lines]})
+        page = table(lines, facts)
+        write_tables(config.output, page, {"machine": facts, "lines": [asdict(line) for line in lines]})
+    print(page)
 
 
 def _shapes(config: LossBenchConfig, device: torch.device) -> Sequence[str]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from echox.bench import answer, decode
-from echox.bench.decode import NOT_MEASURED
 from echox.bench.decode_contenders import SamplingProblem
 from echox.bench.decode_loops import Contest, LoopProblem
 from echox_cli.bench import main
@@ -48,26 +47,15 @@ def test_loops_samplers_and_answers_are_measured(small, monkeypatch, capsys):
     assert torch.get_num_threads() == before
 
 
-def test_what_needs_a_gpu_is_marked(small, monkeypatch):
-    monkeypatch.setattr(decode, "SHAPES", ["1x64"])
-    assert (
-        main(
-            [
-                "decode",
-                "batches=[1]",
-                "words=20",
-                "tokens=2",
-                "repeats=1",
-                "device=cpu",
-                "sampler=false",
-                "answer=false",
-                "output=out/decode",
-            ]
-        )
-        == 0
-    )
-    marked = [line for line in json.loads((small / "out/decode.json").read_text())["loops"] if line["device"] == "a GPU"]
-    assert [line["note"] for line in marked] == [NOT_MEASURED]
+def test_what_was_measured_outlives_an_interruption(small, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode, "sampler_times", stopped)
+    shape = ["shapes=[1x64]", "batches=[1]", "words=20", "tokens=2", "repeats=1"]
+    main(["decode", *shape, "dtype=float32", "device=cpu", "output=out/decode"])
+    found = json.loads((small / "out/decode.json").read_text())
+    assert {line["batch"] for line in found["loops"]} == {1} and not found["samplers"]
 
 
 def test_a_contender_that_says_other_words_is_found_out(small, monkeypatch):
