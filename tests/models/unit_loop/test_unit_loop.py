@@ -7,7 +7,8 @@ from plain_loop import plain_targets
 from echox.errors import ConfigError, SignalError
 from echox.kernels.unit_decode import UnitRequest
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
-from echox.models.unit_loop import Ask, Impl, Steps, UnitLoop
+from echox.models.unit_loop import Ask, Impl, Steps, UnitLoop, seats
+from echox.models.unit_loop.gpu_body import GpuBody
 from echox.models.unit_loop.graphs import buckets
 from echox.models.unit_loop.text_speech import UnitDecoderSteps, decoder_loop, speak_targets
 from echox.models.unit_loop.watching import Parcel, PinnedWatch
@@ -47,6 +48,16 @@ def test_it_says_what_the_plain_loop_says(monotonic, manner):
     expected = plain_targets(model, texts(), LENGTHS, 40, sampling)
     assert speak_targets(model, texts(), LENGTHS, 40, sampling=sampling) == expected
     assert len(set(map(tuple, expected))) > 3 and any(len(row) > 20 for row in expected) or (not monotonic and manner == "greedy")
+
+
+def test_a_gpus_body_says_the_same(monkeypatch):
+    """Its kernels are interpreted; rows move to other slots and come into used ones."""
+    model = decoder()
+    expected = speak_targets(model, texts(), LENGTHS, 12)
+    monkeypatch.setattr(seats, "_body_for", lambda steps, dtype: GpuBody)
+    loop = decoder_loop(model, slots=2, capacity=32)
+    assert type(loop._seats.body) is GpuBody
+    assert speak_targets(model, texts(), LENGTHS, 12, loop=loop) == expected
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
