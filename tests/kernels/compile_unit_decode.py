@@ -21,6 +21,7 @@ from echox.kernels.unit_decode import (
     UnitParams,
     UnitRequest,
     UnitState,
+    assembly_kernel,
     dedup_units,
     expand_durations,
     expand_words,
@@ -32,7 +33,8 @@ from echox.kernels.unit_decode import (
 CUDA = {"device": "cuda"}
 torch.Tensor.pin_memory = lambda tensor: tensor  # there is no driver to pin memory with
 STEP_NAMES = ("norm_kernel", "turn_kernel", "gate_kernel")
-NAMES = ("head_kernel", "sample_kernel", "advance_kernel", "dedup_kernel", "expand_kernel", "codebook_kernel")
+NAMES = ("head_kernel", "sample_kernel", "advance_kernel")
+ASSEMBLY_NAMES = ("dedup_kernel", "expand_kernel", "codebook_kernel")
 
 
 def step(B, D, sizes, dtype, plain=False):
@@ -73,7 +75,8 @@ CASES = {
     "durations": lambda: expand_durations(*(torch.empty(8, 1000, dtype=torch.int64, **CUDA) for _ in range(2)), torch.empty(8, dtype=torch.int64, **CUDA), 4000),
 }
 
-kinds, report = (stand_in(kernel, NAMES), stand_in(decoder_step.kernel, STEP_NAMES)), []
+modules = ((kernel, NAMES), (assembly_kernel, ASSEMBLY_NAMES), (decoder_step.kernel, STEP_NAMES))
+kinds, report = [stand_in(module, names) for module, names in modules], []
 with FakeTensorMode():
     for case, walk in CASES.items():
         for found in kinds:

@@ -203,7 +203,7 @@ def scaled(
 ) -> list[Tensor | None]:
     """Gradients times the upstream one over the count; out of place, since a graph may be walked twice, and rounded once, at the very end."""
     if impl in (Impl.chunked, Impl.fused):
-        from echox.kernels.codec_head_loss import launch
+        from echox.kernels.codec_head_loss import launch  # Triton is needed by these two alone
 
         return [None if gradient is None else launch.scaled(gradient, upstream, count, dtype) for gradient, dtype in zip(gradients, dtypes)]
     scale = upstream / count

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from echox.kernels.unit_decode import kernel
+from echox.kernels.unit_decode import assembly_kernel, kernel
 from echox.kernels.unit_decode.codebooks import Codebooks
 from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
 from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
@@ -155,7 +155,7 @@ def merged(units: Tensor, lengths: Tensor, open: OpenRun, last: Tensor) -> Runs:
     R = T + 1
     found, durations = units.new_zeros(B, R), units.new_zeros(B, R)
     counts, unit, duration = (torch.empty_like(lengths) for _ in range(3))
-    kernel.dedup_kernel[(B,)](
+    assembly_kernel.dedup_kernel[(B,)](
         units.contiguous(),
         lengths,
         open.unit,
@@ -187,7 +187,7 @@ def lasting(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int) ->
 def _expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
     B, U = items.shape
     out, wanted = items.new_zeros(B, capacity), torch.empty_like(lengths)
-    kernel.expand_kernel[(B,)](
+    assembly_kernel.expand_kernel[(B,)](
         items.contiguous(),
         None if durations is None else durations.contiguous(),
         None if spellings is None else spellings.offsets,
@@ -212,7 +212,7 @@ def looked_up(codes: Tensor, lengths: Tensor, books: Codebooks, channels_first: 
     out = books.table.new_empty((B, C, T) if channels_first else (B, T, C))
     channels = min(128, triton.next_power_of_2(C))
     frames = triton.next_power_of_2(T) if INTERPRET else 16
-    kernel.codebook_kernel[(B, triton.cdiv(T, frames), triton.cdiv(C, channels))](
+    assembly_kernel.codebook_kernel[(B, triton.cdiv(T, frames), triton.cdiv(C, channels))](
         codes.contiguous(),
         lengths,
         books.firsts,
