@@ -24,6 +24,7 @@ from echox.device import device_named
 from echox.dry_run import dry_run
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
+from echox.engine.own_process import in_own_process
 from echox.engine.precision import uses_bf16
 from echox.engine.progress import say
 from echox.engine.trainer import audit_first, train
@@ -32,10 +33,12 @@ from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
-from echox.recipe import STAGES, Recipe, freeze
+from echox.plugins import discover
+from echox.recipe import STAGES, Recipe, freeze, restore
 from echox.refit import refitted
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 
+PREPARATION, REPORT = "preparation", "report"  # the steps that are no stages
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
@@ -51,16 +54,39 @@ def run_recipe(recipe: Recipe) -> None:
     if recipe.refit is not None:
         refit(recipe)
         return
-    world, device = join(), device_named(recipe.device)
+    world = join()
     began_s = time.monotonic()
-    with world.main_first():
-        _prepare(recipe, device, world)
-    for stage in recipe.planned:
-        train_stage(recipe, stage, device)
-    if recipe.report is not None and not recipe.stage and world.is_main:
-        _report(recipe, device)
+    for step in _steps(recipe):
+        if recipe.own_processes and world.size == 1:
+            in_own_process(_take_restored, freeze(recipe), step)
+        else:
+            _take(recipe, step)
     if world.is_main:
         say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
+
+
+def _steps(recipe: Recipe) -> list[str]:
+    """What a run does, in order."""
+    return [PREPARATION, *recipe.planned, *([REPORT] if recipe.report is not None and not recipe.stage else [])]
+
+
+def _take(recipe: Recipe, step: str) -> None:
+    """Do one step, unless it is done."""
+    world, device = join(), device_named(recipe.device)
+    if step == PREPARATION:
+        with world.main_first():
+            _prepare(recipe, device, world)
+    elif step == REPORT:
+        if world.is_main:
+            _report(recipe, device)
+    else:
+        train_stage(recipe, step, device)
+
+
+def _take_restored(frozen: Mapping[str, Any], step: str) -> None:
+    """The same in another process, which has loaded no plugin yet."""
+    discover(frozen["plugin_dirs"])
+    _take(restore(frozen), step)
 
 
 def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:

@@ -46,6 +46,14 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
     assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
 
 
+def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path):
+    apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "stages=[align]", "report=null"]
+    run_recipe(load_recipe("echo_tiny", apart))
+    assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
+    with pytest.raises(CheckpointError, match="train the stage 'align' first"):
+        run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))
+
+
 def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*tiny[1], f"run_dir={tmp_path}", "stage=s2t"]))

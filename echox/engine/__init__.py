@@ -13,6 +13,7 @@
     metrics       metrics.jsonl and TensorBoard
     progress      what a person sees
     interruption  SIGTERM and Ctrl-C
+    own_process   a step of a recipe in a process of its own
     distribution  the processes that train together
     disk          a full disk, said in a sentence
 """

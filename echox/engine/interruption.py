@@ -22,6 +22,9 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        return Interrupted, (self.code - 128,)
+
 
 class StopRequest:
     """The signal that asked the run to stop, if one has."""
