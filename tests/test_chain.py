@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from echox import checkpoint
+from echox import chain, checkpoint
 from echox.chain import run_recipe
+from echox.engine.own_process import in_own_process
 from echox.errors import CheckpointError
 from echox.plugins import discover
 from echox.recipe import STAGES, load_recipe
@@ -46,9 +47,12 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
     assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
 
 
-def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path):
+def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(chain, "in_own_process", lambda function, frozen, step: (steps.append(step), in_own_process(function, frozen, step)))
     apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "stages=[align]", "report=null"]
     run_recipe(load_recipe("echo_tiny", apart))
+    assert steps == ["preparation", "align"]
     assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -20,6 +21,13 @@ from typing import Any
 
 from echox.engine.interruption import ECHO_S, SIGNALS
 from echox.errors import EchoxError
+
+
+class Elsewhere(Exception):
+    """The traceback of the other process, as the cause of the error that came from there."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
@@ -39,20 +47,22 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
         for signum in told:  # before there was anyone to tell
             os.kill(process.pid, signum)
         there.close()
-        ended = _received(here)
+        error, where = _received(here)
         process.join()
-    if ended is not None:
-        raise ended
+    if error is not None:
+        raise error from Elsewhere(where)
+    if told and process.exitcode:
+        raise SystemExit(128 + told[0])
     if process.exitcode:
-        raise SystemExit(128 + told[0] if told else process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
+        raise SystemExit(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
 
 
-def _received(here: Connection) -> BaseException | None:
-    """How the other process ended, if not well and by an exception of those that are handed over."""
+def _received(here: Connection) -> tuple[BaseException | None, str]:
+    """How the other process ended, if by an exception that is handed over, and its traceback."""
     try:
         return here.recv()
     except EOFError:
-        return None
+        return None, ""
 
 
 @contextmanager
@@ -83,7 +93,7 @@ def _call(there: Connection, function: Callable[..., None], arguments: tuple[Any
     try:
         function(*arguments)
     except (EchoxError, OSError, KeyboardInterrupt, SystemExit) as error:
-        there.send(error)
+        there.send((error, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:

@@ -82,6 +82,8 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     with pytest.raises(error) as raised:
         in_own_process(getattr(work, function))
     assert type(raised.value) is error and holds(raised.value)
+    handed_over = function not in ("has_a_bug", "is_killed")
+    assert (f"in {function}" in str(raised.value.__cause__)) == handed_over
     assert ("ValueError: a bug" in capfd.readouterr().err) == (function == "has_a_bug")
 
 
