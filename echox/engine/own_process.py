@@ -1,4 +1,4 @@
-"""Work in a process of its own, which behaves towards its user as if it were done here.
+"""Work in a process of its own, which behaves towards its user as if it were done here, to the last bit.
 
 Memory is the reason: after minutes of work of many sizes the C library's heap is full of holes that it searches at every allocation,
 and what comes next in the same process pays for it. A process that ends leaves none.
@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
+
+import torch
 
 from echox.engine.interruption import ECHO_S, SIGNALS
 from echox.errors import EchoxError
@@ -41,7 +43,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(there, function, arguments), name=function.__name__)
+    process = context.Process(target=_call, args=(there, torch.get_num_threads(), function, arguments), name=function.__name__)
     with _passing_on(process) as told:
         process.start()
         for signum in told:  # before there was anyone to tell
@@ -86,8 +88,9 @@ def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _call(there: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """The other process: do the work, and hand over how it ended."""
+def _call(there: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """The other process: do the work on as many threads as the parent would, for sums depend on that, and hand over how it ended."""
+    torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _hear_ctrl_c_once()
     try:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from echox.engine.interruption import Interrupted
 from echox.engine.own_process import in_own_process
@@ -17,11 +18,13 @@ from echox.errors import ConfigError
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
+import torch
 from echox.engine.interruption import Interrupted, listening
 from echox.engine.own_process import in_own_process
 from echox.errors import ConfigError
 
 def writes(path): Path(path).write_text(str(os.getpid()))
+def counts_threads(path): Path(path).write_text(str(torch.get_num_threads()))
 def refuses(): raise ConfigError("nothing here")
 def fills_the_disk(): raise OSError(28, "No space left on device", "here")
 def is_interrupted(): raise Interrupted(15)
@@ -66,6 +69,17 @@ def work(tmp_path, monkeypatch):
 def test_it_works_elsewhere(work, tmp_path):
     in_own_process(work.writes, str(tmp_path / "pid"))
     assert int((tmp_path / "pid").read_text()) != os.getpid()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_it_has_the_threads_of_its_parent(work, tmp_path, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        in_own_process(work.counts_threads, str(tmp_path / "threads"))
+    finally:
+        torch.set_num_threads(before)
+    assert int((tmp_path / "threads").read_text()) == threads
 
 
 @pytest.mark.parametrize(
