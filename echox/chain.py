@@ -38,7 +38,7 @@ from echox.recipe import STAGES, Recipe, freeze, restore
 from echox.refit import refitted
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 
-PREPARATION, REPORT = "preparation", "report"  # the steps that are no stages
+CORPUS, CODEC, REPORT = "corpus", "codec", "report"  # the steps that are no stages
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
@@ -67,15 +67,24 @@ def run_recipe(recipe: Recipe) -> None:
 
 def _steps(recipe: Recipe) -> list[str]:
     """What a run does, in order."""
-    return [PREPARATION, *recipe.planned, *([REPORT] if recipe.report is not None and not recipe.stage else [])]
+    steps = [CORPUS] if recipe.corpus is not None else []
+    if recipe.codec is not None and {"vocoder", "t2c", "echo"} & set(recipe.planned):
+        steps.append(CODEC)
+    steps += recipe.planned
+    if recipe.report is not None and not recipe.stage:
+        steps.append(REPORT)
+    return steps
 
 
 def _take(recipe: Recipe, step: str) -> None:
     """Do one step, unless it is done."""
     world, device = join(), device_named(recipe.device)
-    if step == PREPARATION:
+    if step == CORPUS:
         with world.main_first():
-            _prepare(recipe, device, world)
+            _make_corpus(recipe, device)
+    elif step == CODEC:
+        with world.main_first():
+            _make_units(recipe, device, world)
     elif step == REPORT:
         if world.is_main:
             _report(recipe, device)
@@ -89,19 +98,22 @@ def _take_restored(frozen: Mapping[str, Any], step: str) -> None:
     _take(restore(frozen), step)
 
 
-def _prepare(recipe: Recipe, device: torch.device, world: World) -> None:
-    """Corpus, codec and units: made by the first rank, found ready by the others."""
-    bf16 = uses_bf16(Precision.auto, device)
-    if recipe.corpus is not None:
-        language_model = _LanguageModel(recipe, device, bf16)
-        build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
-    if recipe.codec is None or not {"vocoder", "t2c", "echo"} & set(recipe.planned):
+def _make_corpus(recipe: Recipe, device: torch.device) -> None:
+    """The corpus: made by the first rank, found ready by the others."""
+    language_model = _LanguageModel(recipe, device, uses_bf16(Precision.auto, device))
+    build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
+
+
+def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:
+    """The codec, fitted where it is not, and the units of what is to be spoken: made by the first rank."""
+    if not world.is_main:
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
-    if not codec_type.is_ready(recipe.codec) and world.is_main:
+    if not codec_type.is_ready(recipe.codec):
         codec_type.fit(recipe.codec, SpeechClips(recipe.codec_speech, hours=recipe.codec_hours), device)
-    if recipe.units and "t2c" in recipe.planned and world.is_main:
+    if recipe.units and "t2c" in recipe.planned:
         codec = CODECS.build(recipe.codec).to(device)
+        bf16 = uses_bf16(Precision.auto, device)
         write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
 
 

@@ -207,7 +207,7 @@ def test_of_an_unknown_model_the_files_are_told_nevertheless(away, capsys):
 
 
 def test_a_dry_run_trains_nothing(away, monkeypatch):
-    monkeypatch.setattr(chain, "_prepare", lambda *_: pytest.fail("a dry run prepared something"))
+    monkeypatch.setattr(chain, "_take", lambda *_: pytest.fail("a dry run did something"))
     discover()
     chain.run_recipe(load_recipe("echo_tiny", ["dry_run=true"]))
 

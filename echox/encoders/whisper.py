@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ class WhisperConfig(EncoderConfig):
     model's true shapes untrained, for speed work."""
     layers: int | None = None
     """Transformer layers to run; None runs all of them and the final norm, fewer give the states of that layer."""
+    also_layers: list[int] = field(default_factory=list)
+    """Layers before the last one whose states, normalised, are appended to its channels: the first is 1. The middle ones hold more of the
+    sounds, the last more of the words."""
     pad_to_window: bool = False
     """Pad every clip to the 30 s window of Whisper's training; off, a clip costs only its own length."""
     tail_s: float = 0.0
@@ -50,6 +53,8 @@ class WhisperConfig(EncoderConfig):
             raise ConfigError(f"encoder.tail_s is {self.tail_s}; use 0 or more seconds")
         if self.layers is not None and self.layers < 1:
             raise ConfigError(f"encoder.layers is {self.layers}; use 1 or more, or null for all layers")
+        if self.also_layers != sorted(set(self.also_layers)) or min(self.also_layers, default=1) < 1:
+            raise ConfigError(f"encoder.also_layers is {self.also_layers}; list each layer once, from 1 on, in ascending order")
 
 
 @ENCODERS.register("whisper", WhisperConfig)
@@ -72,9 +77,11 @@ class WhisperEncoder(Encoder):
         kept = len(self.encoder.layers) if config.layers is None else config.layers
         if kept > len(self.encoder.layers):
             raise ConfigError(f"encoder.layers is {kept} but {config.weights!r} has {len(self.encoder.layers)} layers")
+        if config.also_layers and config.also_layers[-1] >= kept:
+            raise ConfigError(f"encoder.also_layers is {config.also_layers}, but the last of {kept} layers is heard anyway; name layers before it")
         self.apply_final_norm = kept == len(self.encoder.layers)
         self.encoder.layers = self.encoder.layers[:kept]
-        self.dim = self.encoder.config.d_model
+        self.dim = self.encoder.config.d_model * (1 + len(config.also_layers))
         self.register_buffer("mel_filters", mel_filters, persistent=False)  # [M, 201]
         self.register_buffer("hann", torch.hann_window(FFT_SAMPLES), persistent=False)
 
@@ -100,7 +107,7 @@ class WhisperEncoder(Encoder):
         return Features(states * valid_mask(lengths, states.shape[1])[:, :, None], lengths, self.frame_rate_hz)
 
     def _encode_window(self, mel: Tensor, mel_lengths: Tensor, start: int) -> Tensor:
-        """One window of at most 30 s: mel [B, M, N] from frame `start` -> [B, <=1500, D], zeros where a row has ended."""
+        """One window of at most 30 s: mel [B, M, N] from frame `start` -> [B, <=1500, dim], zeros where a row has ended."""
         window = mel[:, :, start : start + WINDOW_FRAMES]
         left = window.shape[2] if self.config.pad_to_window else (mel_lengths - start).clamp(0, window.shape[2])
         left = torch.as_tensor(left, device=mel.device).expand(mel.shape[0])
@@ -115,12 +122,15 @@ class WhisperEncoder(Encoder):
         real[:, 0] |= ~real.any(dim=1)  # a row that ended before this window still needs one key
         mask = torch.zeros(B, 1, 1, N, dtype=states.dtype, device=states.device).masked_fill(~real[:, None, None, :], float("-inf"))
         mask = mask.expand(B, 1, N, N)
-        for layer in encoder.layers:
+        also = []
+        for number, layer in enumerate(encoder.layers, start=1):
             states = layer(states, mask)
             states = states[0] if isinstance(states, tuple) else states
+            if number in self.config.also_layers:
+                also.append(F.layer_norm(states, states.shape[-1:]))
         if self.apply_final_norm:
             states = encoder.layer_norm(states)
-        return states * real[:, :, None]
+        return torch.cat([states, *also], dim=-1) * real[:, :, None]
 
     def _log_mel(self, wave: Waveform) -> tuple[Tensor, Tensor]:
         """Whisper's log-mel: samples [B, T] -> ([B, M, N], lengths [B] before any window padding) at 100 frames/s, in float32."""
@@ -145,7 +155,7 @@ class WhisperEncoder(Encoder):
     def fingerprint(self) -> str:
         with torch.no_grad():
             probe = [p.flatten()[:64].double().sum().item() for p in self.encoder.parameters()]
-        settings = [self.config.layers, self.config.pad_to_window, self.config.tail_s, "v1"]
+        settings = [self.config.layers, self.config.pad_to_window, self.config.tail_s, "v1", *self.config.also_layers]
         return hashlib.sha256(json.dumps([probe, settings]).encode()).hexdigest()[:16]
 
 

@@ -57,6 +57,24 @@ def test_a_layer_s_states_are_those_before_the_next_layer(folder):
         WhisperEncoder(WhisperConfig(weights=str(folder), layers=4))
 
 
+def test_middle_layers_are_appended_to_the_last(folder):
+    wave = speech(40_000, 23_456)
+    heard = WhisperEncoder(WhisperConfig(weights=str(folder), also_layers=[1, 2]))
+    assert heard.dim == 96
+    features = heard(wave)
+    last, first, second = (WhisperEncoder(WhisperConfig(weights=str(folder), layers=layers))(wave).values for layers in (None, 1, 2))
+    for row, length in enumerate(features.lengths.tolist()):
+        want = torch.cat([last[row, :length], *(torch.nn.functional.layer_norm(states[row, :length], (32,)) for states in (first, second))], dim=-1)
+        assert torch.allclose(features.values[row, :length], want, atol=1e-5)
+        assert not features.values[row, length:].any()
+
+
+@pytest.mark.parametrize(("also_layers", "message"), [([0], "from 1 on"), ([2, 1], "ascending"), ([1, 1], "once"), ([3], "last of 3 layers")])
+def test_middle_layers_that_are_none_are_refused(folder, also_layers, message):
+    with pytest.raises(ConfigError, match=message):
+        WhisperEncoder(WhisperConfig(weights=str(folder), also_layers=also_layers))
+
+
 def test_a_tail_is_heard_but_leaves_no_frames(folder):
     wave = speech(40_000, 23_456)
     plain, tailed = (WhisperEncoder(WhisperConfig(weights=str(folder), tail_s=tail_s))(wave) for tail_s in (0.0, 0.5))
@@ -75,5 +93,7 @@ def test_another_rate_is_refused():
 
 
 def test_the_fingerprint_knows_weights_and_settings(folder):
-    prints = {WhisperEncoder(WhisperConfig(weights=weights, layers=layers)).fingerprint() for weights, layers in [(str(folder), None), (str(folder), 2), ("random", None)]}
-    assert len(prints) == 3
+    settings = [{}, {"layers": 2}, {"also_layers": [1]}, {"also_layers": [2]}]
+    prints = {WhisperEncoder(WhisperConfig(weights=str(folder), **fields)).fingerprint() for fields in settings}
+    prints.add(WhisperEncoder(WhisperConfig(weights="random")).fingerprint())
+    assert len(prints) == 5
