@@ -27,6 +27,7 @@ from echox.engine.distribution import World, join
 from echox.engine.own_process import in_own_process
 from echox.engine.precision import uses_bf16
 from echox.engine.progress import say
+from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.errors import CheckpointError, ConfigError
 from echox.models.decoding import answer_typed
@@ -39,6 +40,7 @@ from echox.refit import refitted
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 
 CORPUS, CODEC, REPORT = "corpus", "codec", "report"  # the steps that are no stages
+DATA = " data"  # after a stage's name: what it reads, made before it
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
@@ -56,8 +58,9 @@ def run_recipe(recipe: Recipe) -> None:
         return
     world = join()
     began_s = time.monotonic()
-    for step in _steps(recipe):
-        if recipe.own_processes and world.size == 1:
+    apart = recipe.own_processes and world.size == 1
+    for step in _steps(recipe, apart):
+        if apart:
             in_own_process(_take_restored, freeze(recipe), step)
         else:
             _take(recipe, step)
@@ -65,12 +68,15 @@ def run_recipe(recipe: Recipe) -> None:
         say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
 
 
-def _steps(recipe: Recipe) -> list[str]:
-    """What a run does, in order."""
+def _steps(recipe: Recipe, apart: bool) -> list[str]:
+    """What a run does, in order; where steps are taken apart, what a stage reads is made in one before it."""
     steps = [CORPUS] if recipe.corpus is not None else []
     if recipe.codec is not None and {"vocoder", "t2c", "echo"} & set(recipe.planned):
         steps.append(CODEC)
-    steps += recipe.planned
+    for stage in recipe.planned:
+        if apart and not (Path(recipe.run_dir) / stage / "final").exists():
+            steps.append(stage + DATA)
+        steps.append(stage)
     if recipe.report is not None and not recipe.stage:
         steps.append(REPORT)
     return steps
@@ -88,6 +94,8 @@ def _take(recipe: Recipe, step: str) -> None:
     elif step == REPORT:
         if world.is_main:
             _report(recipe, device)
+    elif step.endswith(DATA):
+        _make_data(recipe, step.removesuffix(DATA), device, world)
     else:
         train_stage(recipe, step, device)
 
@@ -115,6 +123,11 @@ def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:
         codec = CODECS.build(recipe.codec).to(device)
         bf16 = uses_bf16(Precision.auto, device)
         write_units(UnitsConfig(manifests=recipe.units, cache_dir=recipe.cache_dir), codec, device=device, bf16=bf16)
+
+
+def _make_data(recipe: Recipe, stage: str, device: torch.device, world: World) -> None:
+    """What a stage reads, features and labels among it, into the cache where the stage will find it."""
+    build(stage_task(recipe, stage, device), seed=recipe.seed, device=device, world=world)
 
 
 class _LanguageModel:

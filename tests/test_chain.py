@@ -52,7 +52,7 @@ def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path, m
     monkeypatch.setattr(chain, "in_own_process", lambda function, frozen, step: (steps.append(step), in_own_process(function, frozen, step)))
     apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "stages=[align]", "report=null"]
     run_recipe(load_recipe("echo_tiny", apart))
-    assert steps == ["corpus", "align"]
+    assert steps == ["corpus", "align data", "align"]
     assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))

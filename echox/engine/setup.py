@@ -27,7 +27,7 @@ class Setup:
         self.device = device
         self.world = world
         self.criterion = criterion.to(device)
-        self.model = self._build(seed)
+        self.model = build(task, seed=seed, device=device, world=world).train()
         # Again, because how much building and preparing drew depends on what was cached.
         randomness.seed_all(seed, world.rank)
         self.examples = _examples(task)
@@ -35,13 +35,6 @@ class Setup:
         self.optimizer = build_optimizer(task.parameter_groups(self.model), config)
         self.stepper = Stepper(self._objective(self.criterion), self.optimizer, config, world, device)
         self.validation = self._validation(self.criterion)
-
-    def _build(self, seed: int) -> nn.Module:
-        with self.world.main_first():
-            randomness.seed_all(seed)
-            model = self.task.build().to(self.device)
-            self.task.prepare(model)
-        return model.train()
 
     def audited(self, position: Position, stage: str) -> Audit:
         """The audit of the batch at a place in the data."""
@@ -60,6 +53,15 @@ class Setup:
             return None
         examples = self.task.examples("valid")
         return Validation(self.task, criterion, self.config, examples, self.device) if len(examples) else None
+
+
+def build(task: Task, *, seed: int, device: torch.device, world: World) -> nn.Module:
+    """A task's model with its first weights, and made with it and cached, what the task reads: features, labels, alignments."""
+    with world.main_first():
+        randomness.seed_all(seed)
+        model = task.build().to(device)
+        task.prepare(model)
+    return model
 
 
 def _examples(task: Task) -> Examples:
