@@ -80,8 +80,8 @@ class Recipe:
     dry_run: bool = False
     """Only say what the run would take: sizes, memory, tokens per step, missing files; with an exit code of 0 where none is missing."""
     own_processes: bool = False
-    """Make the corpus, the codec, each stage and the report each in a process of its own, so that none inherits the scattered memory of those
-    before; where several ranks train together, the process of each does all."""
+    """Make the corpus, the codec, what each stage reads, each stage and the report in a process of its own each, so that none inherits the
+    scattered memory of those before; a process takes some seconds to start. Where several ranks train together, the process of each does all."""
     stage: str | None = None
     """Run this stage alone; null runs all of `stages`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))

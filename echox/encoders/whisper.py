@@ -38,8 +38,8 @@ class WhisperConfig(EncoderConfig):
     layers: int | None = None
     """Transformer layers to run; None runs all of them and the final norm, fewer give the states of that layer."""
     also_layers: list[int] = field(default_factory=list)
-    """Layers before the last one whose states, normalised, are appended to its channels: the first is 1. The middle ones hold more of the
-    sounds, the last more of the words."""
+    """Layers before the last one whose states, normalised, are appended to its channels: the first is 1. With the fourth of the base model's
+    six an adapter for the demo made a tenth fewer token errors early in training; features take as much more room."""
     pad_to_window: bool = False
     """Pad every clip to the 30 s window of Whisper's training; off, a clip costs only its own length."""
     tail_s: float = 0.0
