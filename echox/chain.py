@@ -59,9 +59,10 @@ def run_recipe(recipe: Recipe) -> None:
     world = join()
     began_s = time.monotonic()
     apart = recipe.own_processes and world.size == 1
+    ranks = recipe.cpu_processes if device_named(recipe.device).type == "cpu" else 1
     for step in _steps(recipe, apart):
         if apart:
-            in_own_process(_take_restored, freeze(recipe), step)
+            in_own_process(_take_restored, freeze(recipe), step, ranks=ranks if step in recipe.planned else 1)
         else:
             _take(recipe, step)
     if world.is_main:
@@ -82,7 +83,7 @@ def _steps(recipe: Recipe, apart: bool) -> list[str]:
     return steps
 
 
-def _take(recipe: Recipe, step: str) -> None:
+def _take(recipe: Recipe, step: str, *, split_batches: bool = False) -> None:
     """Do one step, unless it is done."""
     world, device = join(), device_named(recipe.device)
     if step == CORPUS:
@@ -97,13 +98,13 @@ def _take(recipe: Recipe, step: str) -> None:
     elif step.endswith(DATA):
         _make_data(recipe, step.removesuffix(DATA), device, world)
     else:
-        train_stage(recipe, step, device)
+        train_stage(recipe, step, device, split_batches=split_batches)
 
 
 def _take_restored(frozen: Mapping[str, Any], step: str) -> None:
-    """The same in another process, which has loaded no plugin yet."""
+    """The same in another process, which has loaded no plugin yet, or in several, which share the work of one."""
     discover(frozen["plugin_dirs"])
-    _take(restore(frozen), step)
+    _take(restore(frozen), step, split_batches=join().size > 1)
 
 
 def _make_corpus(recipe: Recipe, device: torch.device) -> None:
@@ -183,20 +184,30 @@ class SpeechClips(Sequence[Tensor]):
         return load_audio(self.paths[index], self.rate_hz)
 
 
-def train_stage(recipe: Recipe, stage: str, device: torch.device, *, parents: Path | None = None, lineage: Mapping[str, Any] | None = None) -> Path:
+def train_stage(
+    recipe: Recipe,
+    stage: str,
+    device: torch.device,
+    *,
+    parents: Path | None = None,
+    lineage: Mapping[str, Any] | None = None,
+    split_batches: bool = False,
+) -> Path:
     """Train one stage of a recipe, and return the folder of its final checkpoint.
 
     Args:
         parents: the run whose finished stages it builds on; None is the recipe's own.
         lineage: what to record beside parents, data and versions.
+        split_batches: ranks share each micro-batch, whatever the stage's own setting.
     """
     plan = recipe.plan(stage)
+    settings = dataclasses.replace(plan.train, split_batches=True) if split_batches else plan.train
     task = stage_task(recipe, stage, device, parents=parents)
     criterion = CRITERIA.build(plan.criterion)
     return train(
         task,
         criterion,
-        plan.train,
+        settings,
         run_dir=Path(recipe.run_dir) / stage,
         stage=stage,
         seed=recipe.seed,

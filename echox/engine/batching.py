@@ -1,7 +1,7 @@
 """Which examples make which batch: length-bucketed, shuffled by (seed, epoch), and resumable from two integers.
 
-The order of batches is a pure function of the costs, the seed and the epoch, and ranks take turns in it. So a place in the data is
-(epoch, index), one for the whole world: it is exact in the middle of an epoch, and holds at another world size.
+The order of batches is a pure function of the costs, the seed and the epoch, and ranks take turns in it or share each batch. So a place in
+the data is (epoch, index), one for the whole world: it is exact in the middle of an epoch, and holds at another world size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,13 +61,15 @@ class BatchOrder:
         costs: length of each example.
         batch_cost: longest example times examples, at most, in a batch of more than one example; None for no limit.
         batch_size: examples at most in a batch; None for no limit.
+        sharers: ranks that are to share each batch, so examples at least in it; what is left over for too few joins the batch before.
     """
 
-    def __init__(self, costs: Sequence[int], *, batch_cost: int | None, batch_size: int | None, seed: int) -> None:
+    def __init__(self, costs: Sequence[int], *, batch_cost: int | None, batch_size: int | None, seed: int, sharers: int = 1) -> None:
         self.costs = np.asarray(costs, dtype=np.int64)
         self.batch_cost = batch_cost
         self.batch_size = batch_size
         self.seed = seed
+        self.sharers = sharers
         # Two, because a loader that reads ahead enters an epoch before the loop leaves the one before it.
         self._cached_plan = functools.lru_cache(maxsize=2)(self._plan)
 
@@ -96,17 +99,28 @@ class BatchOrder:
             yield [(index, position.epoch) for index in self.epoch(position.epoch)[position.index]]
             position = self.advance(position, world)
 
+    def shares(self, position: Position, rank: int) -> Iterator[list[tuple[int, int]]]:
+        """Every batch without end from `position`, and of each the `rank`-th share; shares are of like lengths."""
+        for batch in self.places(position):
+            yield batch[rank :: self.sharers]
+
     def _plan(self, epoch: int) -> Batches:
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.costs))
-        size = self._pool_size()
         ends = array("q")
-        for start in range(0, len(order), size):
-            pool = order[start : start + size]
+        for start, end in pairwise(self._pools(len(order))):
+            pool = order[start:end]
             # Shortest first: the example at hand is the longest so far, so it alone decides the padding.
             pool[:] = pool[np.argsort(self.costs[pool], kind="stable")]
-            ends.extend(start + end for end in self._cut(self.costs[pool].tolist()))
+            ends.extend(start + cut for cut in self._cut(self.costs[pool].tolist()))
         return Batches(order, np.array(ends, dtype=np.int64), random.permutation(len(ends)))
+
+    def _pools(self, examples: int) -> list[int]:
+        """Where pools begin and the last one ends."""
+        bounds = [*range(0, examples, self._pool_size()), examples]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < self.sharers:
+            del bounds[-2]
+        return bounds
 
     def _pool_size(self) -> int:
         sizes = [len(self.costs)] if self.batch_size is None else [self.batch_size]
@@ -114,24 +128,25 @@ class BatchOrder:
             sizes.append(int(self.batch_cost / max(1.0, float(self.costs.mean()))))
         return POOL_BATCHES * max(1, min(sizes))
 
-    def _cut(self, costs: list[int]) -> Iterator[int]:
+    def _cut(self, costs: list[int]) -> list[int]:
         """Where the batches of a pool end, its costs in order."""
-        first = 0
+        ends, first = [], 0
         for number, longest in enumerate(costs):
-            if number > first and self._overflows(number + 1 - first, longest):
-                yield number
+            if number - first >= self.sharers and self._overflows(number + 1 - first, longest):
+                ends.append(number)
                 first = number
-        if costs:
-            yield len(costs)
+        if ends and len(costs) - first < self.sharers:
+            ends.pop()
+        return [*ends, len(costs)]
 
     def _overflows(self, examples: int, longest: int) -> bool:
         too_many = self.batch_size is not None and examples > self.batch_size
         return too_many or (self.batch_cost is not None and examples * longest > self.batch_cost)
 
 
-def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int | None, seed: int) -> BatchOrder:
+def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int | None, seed: int, sharers: int = 1) -> BatchOrder:
     """The batch order of a split, by each example's own cost."""
-    return BatchOrder(examples.costs(), batch_cost=batch_cost, batch_size=batch_size, seed=seed)
+    return BatchOrder(examples.costs(), batch_cost=batch_cost, batch_size=batch_size, seed=seed, sharers=sharers)
 
 
 class InEpochs(Sequence[Any]):

@@ -31,11 +31,13 @@ class TrainConfig:
     """How one stage is trained."""
 
     steps: int = 1000
-    """Optimiser steps; one step sees `accumulation` micro-batches on every rank."""
+    """Optimiser steps; one step sees `accumulation` micro-batches on every rank, or in all with `split_batches`."""
     batch_size: int | None = 16
     """Examples at most in a micro-batch; null leaves `batch_cost` alone to decide."""
     batch_cost: int | None = None
     """Padded cost at most of a micro-batch, longest example times examples, in the unit of the task's `cost` (frames, tokens); an example longer than this makes a batch of its own."""
+    split_batches: bool = False
+    """Ranks share each micro-batch, so that a step is the same at any number of them; otherwise each takes a micro-batch of its own."""
     accumulation: int = 1
     """Micro-batches per optimiser step; their gradients equal those of one large batch."""
     lr: float = 1e-3

@@ -12,14 +12,16 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from echox.engine.interruption import ECHO_S, SIGNALS
 from echox.errors import EchoxError
@@ -32,44 +34,96 @@ class Elsewhere(Exception):
         return f"\n{self.args[0]}"
 
 
-def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
+def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 1) -> None:
     """Call a function in a new process and wait for it. Signals are passed on to it, and it does not outlive this one.
 
     Args:
         function: importable by its name, as its arguments can be pickled.
+        ranks: processes that call it, each with its share of the threads; more than one can join a world, as those of torchrun can.
     Raises:
-        EchoxError, OSError, KeyboardInterrupt, SystemExit: as the function did. SystemExit: it ended in any other way; a traceback
-            was printed there, or the status is 128 + the signal that killed it.
+        EchoxError, OSError, KeyboardInterrupt, SystemExit: as the function did, in the rank that ended so first; the others are then
+            killed. SystemExit: it ended in any other way; a traceback was printed there, or the status is 128 + the signal that killed it.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(there, torch.get_num_threads(), function, arguments), name=function.__name__)
-    with _passing_on(process) as told:
-        process.start()
-        for signum in told:  # before there was anyone to tell
-            os.kill(process.pid, signum)
-        there.close()
-        error, where = _received(here)
-        process.join()
-    if error is not None:
-        raise error from Elsewhere(where)
-    if told and process.exitcode:
+    threads = max(1, torch.get_num_threads() // ranks)
+    with _meeting_point(ranks) as place:
+        processes: dict[Connection, BaseProcess] = {}
+        theirs = []
+        for rank in range(ranks):
+            here, there = context.Pipe(duplex=False)
+            world = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            processes[here] = context.Process(target=_call, args=(there, threads, world, function, arguments), name=function.__name__)
+            theirs.append(there)
+        with _passing_on(list(processes.values())) as told:
+            for process, there in zip(processes.values(), theirs):
+                process.start()
+                there.close()
+            for signum in told:  # before there was anyone to tell
+                _tell(processes.values(), signum)
+            end = _first_bad_end(processes)
+    if end.error is not None:
+        raise end.error from Elsewhere(end.where)
+    if told and end.status:
         raise SystemExit(128 + told[0])
-    if process.exitcode:
-        raise SystemExit(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
-
-
-def _received(here: Connection) -> tuple[BaseException | None, str]:
-    """How the other process ended, if by an exception that is handed over, and its traceback."""
-    try:
-        return here.recv()
-    except EOFError:
-        return None, ""
+    if end.status:
+        raise SystemExit(end.status if end.status > 0 else 128 - end.status)
 
 
 @contextmanager
-def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
-    """Hand SIGTERM and Ctrl-C to the process and stay, and list them; outside the main thread, where Python forbids it, do nothing."""
+def _meeting_point(ranks: int) -> Iterator[dict[str, str]]:
+    """What the environment of ranks says of their world, while this process keeps the store in which they find each other."""
+    if ranks == 1:
+        yield {}
+        return
+    # Port 0 is whichever is free, which no other run can take between being found and being used.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks), **agent}
+
+
+@dataclass(slots=True)
+class _End:
+    """How a process ended: by an exception it handed over, with its traceback, or with an exit code, which is 0 if all went well."""
+
+    error: BaseException | None = None
+    where: str = ""
+    status: int = 0
+
+
+def _first_bad_end(processes: dict[Connection, BaseProcess]) -> _End:
+    """Wait for all; of those that failed the first, after which the others, which would wait for it, are killed."""
+    first, running = _End(), dict(processes)
+    while running:
+        for here in wait(list(running)):
+            end = _end_of(running.pop(here), here)
+            if first.error is None and not first.status:
+                first = end
+            # Who was asked to stop has left the others time to save.
+            if not isinstance(end.error, KeyboardInterrupt | SystemExit) and (end.error is not None or end.status):
+                for process in running.values():
+                    process.kill()
+    for process in processes.values():
+        process.join()
+    return first
+
+
+def _end_of(process: BaseProcess, here: Connection) -> _End:
+    try:
+        return _End(*here.recv())
+    except EOFError:
+        process.join()
+        return _End(status=process.exitcode)
+
+
+def _tell(processes: Iterable[BaseProcess], signum: int) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signum)
+
+
+@contextmanager
+def _passing_on(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Hand SIGTERM and Ctrl-C to processes and stay, and list them; outside the main thread, where Python forbids it, do nothing."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told
@@ -77,8 +131,7 @@ def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
 
     def hand_over(signum: int, frame: FrameType | None) -> None:
         told.append(signum)
-        if process.is_alive():
-            os.kill(process.pid, signum)
+        _tell(processes, signum)
 
     before = {signum: signal.signal(signum, hand_over) for signum in SIGNALS}
     try:
@@ -88,9 +141,10 @@ def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _call(there: Connection, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """The other process: do the work on as many threads as the parent would, for sums depend on that, and hand over how it ended."""
+def _call(there: Connection, threads: int, world: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """The other process: do the work, and hand over how it ended. Sums depend on the number of threads, so it is the parent's or its share."""
     torch.set_num_threads(threads)
+    os.environ.update(world)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _hear_ctrl_c_once()
     try:

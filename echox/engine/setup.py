@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from echox.criteria.base import Criterion
 from echox.engine import randomness
 from echox.engine.audit import Audit, audit
-from echox.engine.batching import Position, order_batches
+from echox.engine.batching import BatchOrder, InEpochs, Position, load_batches, order_batches
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World
 from echox.engine.optimisation import build_optimizer
 from echox.engine.step import Objective, Stepper
 from echox.engine.validation import Validation
 from echox.errors import TrainingError
+from echox.signals import Batch
 from echox.tasks.base import Examples, Task
 
 
@@ -31,10 +34,20 @@ class Setup:
         # Again, because how much building and preparing drew depends on what was cached.
         randomness.seed_all(seed, world.rank)
         self.examples = _examples(task)
-        self.order = order_batches(self.examples, batch_cost=config.batch_cost, batch_size=config.batch_size, seed=seed)
+        self.order = self._order(seed)
         self.optimizer = build_optimizer(task.parameter_groups(self.model), config)
         self.stepper = Stepper(self._objective(self.criterion), self.optimizer, config, world, device)
         self.validation = self._validation(self.criterion)
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        """This rank's micro-batches from a place in the data, read and collated."""
+        split, rank = self.config.split_batches, self.world.rank
+        places = self.order.shares(position, rank) if split else self.order.places(position, rank, self.world.size)
+        return load_batches(InEpochs(self.examples), self.task.collate, places, self.config.num_workers)
+
+    def advance(self, position: Position) -> Position:
+        """Where the world stands one step after a place in the data."""
+        return self.order.advance(position, self.config.accumulation * (1 if self.config.split_batches else self.world.size))
 
     def audited(self, position: Position, stage: str) -> Audit:
         """The audit of the batch at a place in the data."""
@@ -46,6 +59,13 @@ class Setup:
         if self.config.compile:
             objective.compile()
         return self.world.replicate(objective)
+
+    def _order(self, seed: int) -> BatchOrder:
+        config, sharers = self.config, self.world.size if self.config.split_batches else 1
+        fewest = min(len(self.examples), config.batch_size or sharers)
+        if fewest < sharers:
+            raise TrainingError(f"{sharers} processes cannot share a batch of {fewest}; start fewer, or set split_batches=false or a larger batch_size")
+        return order_batches(self.examples, batch_cost=config.batch_cost, batch_size=config.batch_size, seed=seed, sharers=sharers)
 
     def _validation(self, criterion: Criterion) -> Validation | None:
         # On the main rank alone: a task's scores cannot be added up over ranks.

@@ -16,7 +16,7 @@ from echox.checkpoint import Checkpoint
 from echox.criteria.base import Criterion
 from echox.engine import lineage as ancestry, randomness
 from echox.engine.audit import Audit
-from echox.engine.batching import InEpochs, Position, load_batches
+from echox.engine.batching import Position
 from echox.engine.config import TrainConfig
 from echox.engine.distribution import World, join
 from echox.engine.interruption import Interrupted, StopRequest, listening
@@ -110,8 +110,7 @@ class _Run:
         self.progress = Progress(origin["stage"], step=self.step, steps=self.config.steps, speaks=self.world.is_main)
         if resumed is not None:
             self._say_resumed(resumed)
-        batches = setup.order.places(self.position, self.world.rank, self.world.size)
-        self.batches = load_batches(InEpochs(setup.examples), setup.task.collate, batches, self.config.num_workers)
+        self.batches = setup.batches(self.position)
 
     def _open_metrics(self, run_dir: Path) -> MetricsLog:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -177,7 +176,7 @@ class _Run:
         began_s = time.monotonic()
         report = self.setup.stepper.take(self.step, list(islice(self.batches, self.config.accumulation)))
         self.step += 1
-        self.position = self.setup.order.advance(self.position, self.config.accumulation * self.world.size)
+        self.position = self.setup.advance(self.position)
         self.window.add(report, time.monotonic() - began_s)
         self.progress.update(loss=report.loss_sum / max(1, report.targets), lr=report.lr, **self.window.throughput)
 

@@ -53,6 +53,32 @@ def test_ranks_take_turns_and_a_position_holds_for_any_number_of_them():
     assert list(islice(order.stream(at_100), 50)) == alone[100:]
 
 
+@pytest.mark.parametrize("rows", [7, 33, 512, 513, 1000])
+@pytest.mark.parametrize("limits", LIMITS)
+def test_ranks_share_every_batch(limits, rows):
+    order = BatchOrder(COSTS[:rows], seed=1, sharers=3, **limits)
+    batches = list(order.epoch(0))
+    assert sorted(i for batch in batches for i in batch) == list(range(rows))
+    ranks = [list(islice(order.shares(Position(), rank), len(batches))) for rank in range(3)]
+    for batch, *shares in zip(batches, *ranks):
+        assert sorted(i for share in shares for i, _ in share) == sorted(batch)
+        assert all(shares), "a rank without a row would keep the others waiting"
+        if limits["batch_size"] is not None:
+            assert len(batch) <= limits["batch_size"] + 2, "what is left over for too few joins a batch"
+
+
+def test_shares_are_of_like_lengths():
+    order = BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=1, sharers=2)
+    pairs = zip(*(islice(order.shares(Position(), rank), 60) for rank in range(2)))
+    longest = [[max(COSTS[i] for i, _ in share) for share in pair] for pair in pairs]
+    assert sum(map(min, longest)) > 0.98 * sum(map(max, longest))
+
+
+def test_sharing_leaves_batches_as_they_are_that_suffice_for_all():
+    alone, shared = (BatchOrder(COSTS[:800], batch_cost=None, batch_size=16, seed=1, sharers=n) for n in (1, 4))
+    assert list(alone.epoch(2)) == list(shared.epoch(2))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaded_batches_come_in_order(workers):
     task = toy_task()

@@ -1,6 +1,7 @@
 """Work in a process of its own: it ends as it would end here, hears signals, and dies with its parent."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ WORK = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
+from echox.engine.distribution import join
 from echox.engine.interruption import Interrupted, listening
 from echox.engine.own_process import in_own_process
 from echox.errors import ConfigError
@@ -28,6 +30,28 @@ def counts_threads(path): Path(path).write_text(str(torch.get_num_threads()))
 def refuses(): raise ConfigError("nothing here")
 def fills_the_disk(): raise OSError(28, "No space left on device", "here")
 def is_interrupted(): raise Interrupted(15)
+def adds_up(path):
+    world = join()
+    Path(f"{path}.{world.rank}").write_text(f"{world.size} {world.sum([world.rank + 1.0])[0]:g} {torch.get_num_threads()} {os.getpid()}")
+
+def one_fails(end):
+    world = join()
+    if world.rank == 1:
+        {"refuses": refuses, "is_killed": is_killed, "has_a_bug": has_a_bug}[end]()
+    world.barrier()
+
+def both_train(path):
+    world = join()
+    with listening() as request:
+        world.barrier()
+        if world.is_main: writes(path)
+        while not world.any(request.signum is not None):
+            time.sleep(0.01)
+    if world.is_main:
+        time.sleep(0.5)  # it saves, and the other has ended
+        Path(path + ".saved").touch()
+    raise Interrupted(request.signum or 15)
+
 def has_a_bug(): raise ValueError("a bug")
 def is_killed(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -50,7 +74,7 @@ def waits(path):
 
 if __name__ == "__main__":
     import work
-    in_own_process(getattr(work, sys.argv[1]), sys.argv[2])
+    in_own_process(getattr(work, sys.argv[1]), sys.argv[2], ranks=int(sys.argv[3]))
 """
 
 
@@ -101,9 +125,39 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     assert ("ValueError: a bug" in capfd.readouterr().err) == (function == "has_a_bug")
 
 
+def test_ranks_form_a_world_and_share_the_threads(work, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        in_own_process(work.adds_up, str(tmp_path / "rank"), ranks=2)
+    finally:
+        torch.set_num_threads(before)
+    (*first, pid), (*second, other) = ((tmp_path / f"rank.{rank}").read_text().split() for rank in range(2))
+    assert first == second == ["2", "3", "2"]
+    assert len({pid, other, str(os.getpid())}) == 3
+    assert "WORLD_SIZE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "holds"),
+    [
+        ("refuses", ConfigError, lambda error: str(error) == "nothing here"),
+        ("is_killed", SystemExit, lambda error: error.code == 137),
+        ("has_a_bug", SystemExit, lambda error: error.code == 1),
+    ],
+)
+def test_a_rank_that_fails_ends_the_others_too(work, end, error, holds):
+    with pytest.raises(error) as raised:
+        in_own_process(work.one_fails, end, ranks=2)
+    assert holds(raised.value)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize(
     ("function", "signum", "to_group", "left", "status"),
     [
+        ("both_train", signal.SIGTERM, False, "saved", 143),
+        ("both_train", signal.SIGINT, True, "saved", 130),
         ("trains", signal.SIGTERM, False, "saved", 143),
         ("trains", signal.SIGINT, True, "saved", 130),  # as a terminal does: both are told
         ("waits", signal.SIGINT, True, "interrupted", -signal.SIGINT),
@@ -112,25 +166,26 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     ],
 )
 def test_signals_reach_it(tmp_path, function, signum, to_group, left, status):
-    parent, child = start(tmp_path, function)
+    parent, child = start(tmp_path, function, ranks=2 if function == "both_train" else 1)
     os.killpg(parent.pid, signum) if to_group else os.kill(parent.pid, signum)
     assert parent.wait(30) == status
     assert left is None or (tmp_path / f"pid.{left}").exists()
     assert not is_alive(child)
 
 
-def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path):
-    parent, child = start(tmp_path, "trains")
+@pytest.mark.parametrize(("function", "ranks"), [("trains", 1), ("both_train", 2)])
+def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path, function, ranks):
+    parent, child = start(tmp_path, function, ranks)
     parent.kill()
     parent.wait(30)
     assert within(10, lambda: not is_alive(child))
     assert not (tmp_path / "pid.saved").exists()
 
 
-def start(folder: Path, function: str) -> tuple[subprocess.Popen, int]:
+def start(folder: Path, function: str, ranks: int = 1) -> tuple[subprocess.Popen, int]:
     """A process that has started another, and the other's id."""
     (folder / "work.py").write_text(WORK)
-    parent = subprocess.Popen([sys.executable, "work.py", function, "pid"], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "work.py", function, "pid", str(ranks)], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL)
     assert within(60, lambda: (folder / "pid").is_file() and (folder / "pid").read_text())
     return parent, int((folder / "pid").read_text())
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from echox import checkpoint
+from echox.engine.distribution import World
 from echox.engine.interruption import Interrupted
+from echox.engine.setup import Setup
 from echox.errors import CheckpointError, TrainingError
 
-from .toy import toy_task, train_toy
+from .toy import NextLetter, toy_config, toy_task, train_toy
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +109,23 @@ def test_metrics_and_old_checkpoints(undisturbed):
     assert [f.name for f in checkpoint.step_folders(undisturbed.parent / "checkpoints")] == ["step_000000005", "step_000000010"]
 
 
-def test_two_ranks_have_the_gradients_of_one(tmp_path, run_toy):
+@pytest.mark.parametrize("split", [False, True])
+def test_two_ranks_have_the_gradients_of_one(tmp_path, run_toy, split):
+    # Sharing a batch, they take as many as one alone; the toy's uneven rows make shares of different lengths.
     train_toy(tmp_path / "one", toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4)
-    done = run_toy(tmp_path / "two", "--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip", "--accumulation", 2, ranks=2)
+    how = ["--accumulation", 4, "--split-batches"] if split else ["--accumulation", 2]
+    done = run_toy(tmp_path / "two", "--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip", *how, ranks=2)
     assert done.returncode == 0, done.stderr
-    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step_000000001").state["optimizer"] for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
+    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step_000000001").state for name in ("one", "two"))
+    assert two["position"] == one["position"]
+    assert two["optimizer"].keys() == one["optimizer"].keys()
+    for name, state in one["optimizer"].items():
         # After one step, AdamW's mean is (1 - beta1) times the gradient.
-        torch.testing.assert_close(two[name]["exp_avg"] / 0.1, one[name]["exp_avg"] / 0.1, atol=1e-6, rtol=0)
+        torch.testing.assert_close(two["optimizer"][name]["exp_avg"] / 0.1, state["exp_avg"] / 0.1, atol=1e-6, rtol=0)
+
+
+def test_a_batch_that_is_too_small_to_share_is_refused(monkeypatch):
+    monkeypatch.setattr(World, "barrier", lambda world: None)
+    world = World(rank=0, size=5)
+    with pytest.raises(TrainingError, match="5 processes cannot share a batch of 4; start fewer"):
+        Setup(toy_task(), NextLetter(), toy_config(split_batches=True), seed=1, device=torch.device("cpu"), world=world)

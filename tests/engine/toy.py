@@ -147,10 +147,12 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=5)
     parser.add_argument("--no-clip", action="store_true")
+    parser.add_argument("--split-batches", action="store_true")
     options = parser.parse_args()
     task = toy_task(dropout=options.dropout, signal_at={options.at: options.signal} if options.signal else {})
     clip = {"grad_clip": None} if options.no_clip else {}
-    train_toy(options.run_dir, task, steps=options.steps, accumulation=options.accumulation, save_every=options.save_every, **clip)
+    every = {"accumulation": options.accumulation, "save_every": options.save_every, "split_batches": options.split_batches}
+    train_toy(options.run_dir, task, steps=options.steps, **every, **clip)
 
 
 if __name__ == "__main__":
