@@ -42,6 +42,11 @@ class HubBackboneConfig(BackboneConfig):
     """Channels of the random model."""
 
 
+# Tokens that a pass over the shared opening must save, for it costs as much as so many: every operation is called once more, and every
+# weight read. Of SmolLM2-135M on a CPU, where 98 saved tokens made a step 6 % longer.
+FRONT_COST = 128
+
+
 @BACKBONES.register("hub", HubBackboneConfig)
 class HubBackbone(Backbone):
     """Llama, Qwen, SmolLM2 and whatever else `AutoModelForCausalLM` loads."""
@@ -78,7 +83,7 @@ class HubBackbone(Backbone):
 
     def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
         B = embeddings.shape[0]
-        if B == 1 or not shared:
+        if (B - 1) * shared < FRONT_COST:
             return super().whole(embeddings, mask, shared)
         front = self(embeddings[:1, :shared], mask[:1, :shared], use_cache=True)
         front.cache.batch_repeat_interleave(B)

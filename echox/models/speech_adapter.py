@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.errors import ConfigError
+from echox.models.look_back import look_back
 from echox.signals import Features, valid_mask
 
 IMPOSSIBLE = -1e4  # a score that leaves nothing of its class in any format
@@ -87,12 +88,11 @@ class SpeechAdapter(nn.Module):
         self.projector = nn.Linear(config.stack * feature_dim, H)
         self.position = nn.Conv1d(H, H, 9, padding=4, groups=config.heads)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(H, config.heads, config.feed_forward * H, config.dropout, batch_first=True, norm_first=True)
-            for _ in range(config.layers)
+            nn.TransformerEncoderLayer(H, config.heads, config.feed_forward * H, config.dropout, norm_first=True) for _ in range(config.layers)
         )
         self.out_norm = nn.LayerNorm(H)
         self.ctc_head = nn.Linear(H, tokens + 1)
-        self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout, batch_first=True)
+        self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout)
         self.look_back_norm = nn.LayerNorm(H)
         self.register_buffer("token_rows", token_rows.detach().float().clone(), persistent=False)
         self._initialise(token_rows)
@@ -136,9 +136,10 @@ class SpeechAdapter(nn.Module):
         real = valid_mask(lengths, N // k)
         frames = frames * real[..., None]
         frames = frames + F.gelu(self.position(frames.transpose(1, 2)).transpose(1, 2))
+        states = frames.transpose(0, 1)  # time first, for the reason that `look_back` gives
         for layer in self.layers:
-            frames = layer(frames, src_key_padding_mask=~real)
-        return self.out_norm(frames) * real[..., None], lengths
+            states = layer(states, src_key_padding_mask=~real)
+        return self.out_norm(states.transpose(0, 1)) * real[..., None], lengths
 
     def sampled_scores(self, frames: Tensor, spoken: Tensor, drawn: int) -> Tensor:
         """CTC scores over the tokens spoken in a batch and over a random draw of all, which stands for the others.
@@ -182,7 +183,7 @@ class SpeechAdapter(nn.Module):
         L = max(1, int(kept.max()))
         seen = self.look_back_norm(frames).to(self.token_rows.dtype)
         queries = run_means(seen, run, L)
-        looked, _ = self.look_back(queries, seen, seen, key_padding_mask=~real, need_weights=False)
+        looked = look_back(self.look_back, queries, seen, real)
         if not self.config.expected_text:
             return queries + looked, kept
         # Most frames are blanks, which expect nothing, and a vocabulary is wide.

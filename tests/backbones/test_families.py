@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_llm import FAMILIES, write_llm
 
+from echox.backbones import hub
 from echox.backbones.base import Turn
 from echox.backbones.hub import HubBackbone, HubBackboneConfig, LoraConfig
 from echox.criteria.base import CRITERIA
@@ -82,7 +83,8 @@ def test_tokens_are_text_and_marks_are_none(backbone, family):
     assert backbone.detokenize([*backbone.tokenize(said), backbone.end_id]) == said, "nothing is tidied"
 
 
-def test_a_shared_opening_changes_nothing(backbone):
+def test_a_shared_opening_changes_nothing(backbone, monkeypatch):
+    monkeypatch.setattr(hub, "FRONT_COST", 1)
     torch.manual_seed(0)
     rows = torch.randn(3, 7, backbone.hidden_size)
     rows[:, :3] = rows[:1, :3]

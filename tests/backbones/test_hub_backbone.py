@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from echox.backbones import hub
 from echox.backbones.base import Turn
 from echox.backbones.hub import HubBackbone, HubBackboneConfig, LoraConfig
 from echox.errors import ConfigError
@@ -31,7 +32,8 @@ def test_the_cache_continues_the_sequence(backbone):
     assert torch.allclose(rest.hidden, backbone(row, mask).hidden[:, 4:], atol=1e-5)
 
 
-def test_a_shared_opening_is_computed_once_and_changes_nothing(backbone):
+def test_a_shared_opening_is_computed_once_and_changes_nothing(backbone, monkeypatch):
+    monkeypatch.setattr(hub, "FRONT_COST", 1)
     torch.manual_seed(0)
     row = torch.randn(3, 7, backbone.hidden_size)
     row[:, :3] = row[:1, :3]

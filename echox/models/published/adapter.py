@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.errors import ConfigError
+from echox.models.look_back import look_back
 from echox.models.published.compatibility import PAPER, Compatibility
 from echox.signals import Features, valid_mask
 
@@ -62,7 +63,7 @@ class ShrinkingAdapter(nn.Module):
         )
         self.out_norm = nn.LayerNorm(H)
         self.ctc_head = nn.Linear(H, shape.vocab_size, bias=False)
-        self.look_back = nn.MultiheadAttention(H, shape.heads, shape.dropout, batch_first=True)
+        self.look_back = nn.MultiheadAttention(H, shape.heads, shape.dropout)
         self.look_back_norm = nn.LayerNorm(H)
 
     def forward(self, features: Features, samples: Tensor | None = None) -> ShrunkSpeech:
@@ -120,8 +121,7 @@ class ShrinkingAdapter(nn.Module):
         """Kept frames, each after its look-back: frames [A, F, H], kept bool [A, F] -> [A, L, H]."""
         queries = gather_kept(frames, kept)
         seen = kept if self.compatibility.look_back_at_kept_frames else valid_mask(lengths, frames.shape[1])
-        looked, _ = self.look_back(queries, frames, frames, key_padding_mask=~seen, need_weights=False)
-        return self.look_back_norm(looked + queries)
+        return self.look_back_norm(look_back(self.look_back, queries, frames, seen) + queries)
 
 
 def run_starts(tokens: Tensor) -> Tensor:
