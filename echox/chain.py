@@ -59,10 +59,11 @@ def run_recipe(recipe: Recipe) -> None:
     world = join()
     began_s = time.monotonic()
     apart = recipe.own_processes and world.size == 1
-    ranks = recipe.cpu_processes if device_named(recipe.device).type == "cpu" else 1
+    on_cpu = device_named(recipe.device).type == "cpu"
     for step in _steps(recipe, apart):
         if apart:
-            in_own_process(_take_restored, freeze(recipe), step, ranks=ranks if step in recipe.planned else 1)
+            ranks = recipe.plan(step).cpu_processes if on_cpu and step in recipe.planned else 1
+            in_own_process(_take_restored, freeze(recipe), step, ranks=ranks)
         else:
             _take(recipe, step)
     if world.is_main:

@@ -57,6 +57,13 @@ class StagePlan:
     """Its loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
+    cpu_processes: int = 1
+    """Processes that train it together on a CPU: ranks that share each micro-batch and the threads, as the recipe's `own_processes` allows. It
+    pays where little is learned of a large model, such as LoRA, for each keeps the whole optimiser. Without effect on a GPU and under torchrun."""
+
+    def __post_init__(self) -> None:
+        if self.cpu_processes < 1:
+            raise ConfigError(f"cpu_processes must be at least 1, and is {self.cpu_processes}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -82,10 +89,6 @@ class Recipe:
     own_processes: bool = False
     """Make the corpus, the codec, what each stage reads, each stage and the report in a process of its own each, so that none inherits the
     scattered memory of those before; a process takes some seconds to start. Under torchrun the process of each rank does all."""
-    cpu_processes: int = 1
-    """Processes that train a stage together on a CPU, as ranks that share each micro-batch and the threads; more than 1 needs `own_processes`.
-    On the two cores of a small machine two of one thread each train small models about 1.5 times as fast as one of two threads. Without effect on
-    a GPU and under torchrun."""
     stage: str | None = None
     """Run this stage alone; null runs all of `stages`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -124,18 +127,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, and is {self.seed}")
-        if self.cpu_processes < 1:
-            raise ConfigError(f"cpu_processes must be at least 1, and is {self.cpu_processes}")
-        if self.cpu_processes > 1 and not self.own_processes:
-            raise ConfigError(f"cpu_processes is {self.cpu_processes}, which needs own_processes=true")
         if not self.stages:
             raise ConfigError(f"stages is empty; name at least one of {', '.join(ALL_STAGES)}")
         for stage in [*self.stages, *([self.stage] if self.stage else [])]:
             if stage not in ALL_STAGES:
                 raise ConfigError(f"no stage named {stage!r}{near(stage, ALL_STAGES)}; stages are {', '.join(ALL_STAGES)}")
         for stage in self.planned:
-            if self.plan(stage) is None:
+            plan = self.plan(stage)
+            if plan is None:
                 raise ConfigError(f"the recipe runs stage {stage!r} but has no plan for it; add '- _stages' to its defaults list or set {stage}.task")
+            if plan.cpu_processes > 1 and not self.own_processes:
+                raise ConfigError(f"{stage}.cpu_processes is {plan.cpu_processes}, which needs own_processes=true")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdecimal():
             raise ConfigError(f"device {self.device!r} is unknown; use auto, cpu, cuda or cuda:N")
 

@@ -61,7 +61,7 @@ def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path, m
 def test_two_processes_share_a_stage(tiny, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(chain, "in_own_process", lambda *work, ranks: (steps.append((work[-1], ranks)), in_own_process(*work, ranks=ranks)))
-    shared = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "cpu_processes=2", "stages=[align]", "report=null"]
+    shared = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "align.cpu_processes=2", "stages=[align]", "report=null"]
     run_recipe(load_recipe("echo_tiny", shared))
     assert steps == [("corpus", 1), ("align data", 1), ("align", 2)]
     state, alone = (checkpoint.load(run / "align" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))

@@ -199,9 +199,9 @@ class SpokenData(SpokenRows):
             features = self._encode([self.load(clip, self.sample_rate_hz) for clip in clips]).to("cpu")
             features = Features(features.values.float(), features.lengths, features.rate_hz)
         else:
-            values = [self.cache[key].float() for key in keys]
+            values = [self.cache[key] for key in keys]
             lengths = torch.tensor([len(value) for value in values])
-            features = Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True), lengths, self.rate_hz)
+            features = Features(torch.nn.utils.rnn.pad_sequence(values, batch_first=True).float(), lengths, self.rate_hz)
         return self.augmentation.hidden(features, drawn) if drawn else features
 
     def frames(self, clip: Audio) -> int:
