@@ -46,21 +46,17 @@ def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // ranks)
-    with _meeting_point(ranks) as place:
-        processes: dict[Connection, BaseProcess] = {}
-        theirs = []
-        for rank in range(ranks):
-            here, there = context.Pipe(duplex=False)
-            world = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            processes[here] = context.Process(target=_call, args=(there, threads, world, function, arguments), name=function.__name__)
-            theirs.append(there)
-        with _passing_on(list(processes.values())) as told:
-            for process, there in zip(processes.values(), theirs):
+    with _worlds(ranks) as worlds:
+        pipes = [context.Pipe(duplex=False) for _ in worlds]
+        settings = [(there, threads, world, function, arguments) for (_, there), world in zip(pipes, worlds)]
+        processes = [context.Process(target=_call, args=each, name=function.__name__) for each in settings]
+        with _passing_on(processes) as told:
+            for process, (_, there) in zip(processes, pipes):
                 process.start()
                 there.close()
             for signum in told:  # before there was anyone to tell
-                _tell(processes.values(), signum)
-            end = _first_bad_end(processes)
+                _tell(processes, signum)
+            end = _first_bad_end({here: process for (here, _), process in zip(pipes, processes)})
     if end.error is not None:
         raise end.error from Elsewhere(end.where)
     if told and end.status:
@@ -70,15 +66,16 @@ def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 
 
 
 @contextmanager
-def _meeting_point(ranks: int) -> Iterator[dict[str, str]]:
-    """What the environment of ranks says of their world, while this process keeps the store in which they find each other."""
+def _worlds(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """What the environment of each rank says of its world, as torchrun words it, while this process keeps the store where they meet."""
     if ranks == 1:
-        yield {}
+        yield [{}]
         return
     # Port 0 is whichever is free, which no other run can take between being found and being used.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks), **agent}
+    kept_here = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks), **kept_here}
+    yield [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 @dataclass(slots=True)
@@ -108,6 +105,7 @@ def _first_bad_end(processes: dict[Connection, BaseProcess]) -> _End:
 
 
 def _end_of(process: BaseProcess, here: Connection) -> _End:
+    """How a process that has spoken or gone ended."""
     try:
         return _End(*here.recv())
     except EOFError:

@@ -9,8 +9,8 @@ def look_back(attention: nn.MultiheadAttention, queries: Tensor, frames: Tensor,
     """What each vector finds in its clip.
 
     Args:
-        attention: time first, not `batch_first`: that turns its input round, and a linear map with frozen weights then copies the weights
-            for every frame (torch 2.11), which took eight times as long as the rest.
+        attention: time first, not `batch_first`: that turns its input round, and where weights are frozen torch 2.11 then copies them for
+            every frame: 148 ms instead of 7 for 8 clips of 40 frames and 576 channels, on one thread.
         queries: [B, L, H] kept vectors; frames: [B, F, H]; seen: bool [B, F], frames that may be looked at.
     Returns:
         [B, L, H]
