@@ -47,26 +47,18 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
     assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
 
 
-def test_steps_in_processes_of_their_own_come_to_the_same_bits(tiny, tmp_path, monkeypatch):
+def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_stage(tiny, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(chain, "in_own_process", lambda *work, ranks: (steps.append((work[-1], ranks)), in_own_process(*work, ranks=ranks)))
-    apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "stages=[align]", "report=null"]
+    apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "s2t.cpu_processes=2", "stages=[align,s2t]", "report=null"]
     run_recipe(load_recipe("echo_tiny", apart))
-    assert steps == [("corpus", 1), ("align data", 1), ("align", 1)]
+    assert steps == [("corpus", 1), ("align data", 1), ("align", 1), ("s2t data", 1), ("s2t", 2)]
     assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
-    with pytest.raises(CheckpointError, match="train the stage 'align' first"):
-        run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))
-
-
-def test_two_processes_share_a_stage(tiny, tmp_path, monkeypatch):
-    steps = []
-    monkeypatch.setattr(chain, "in_own_process", lambda *work, ranks: (steps.append((work[-1], ranks)), in_own_process(*work, ranks=ranks)))
-    shared = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "align.cpu_processes=2", "stages=[align]", "report=null"]
-    run_recipe(load_recipe("echo_tiny", shared))
-    assert steps == [("corpus", 1), ("align data", 1), ("align", 2)]
-    state, alone = (checkpoint.load(run / "align" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))
+    state, alone = (checkpoint.load(run / "s2t" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))
     assert len(state["random"]) == 2
     assert state["position"] == alone["position"], "a step takes as many rows as that of one process"
+    with pytest.raises(CheckpointError, match="train the stage 'align' first"):
+        run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))
 
 
 def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):
