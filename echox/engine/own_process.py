@@ -1,7 +1,8 @@
-"""Work in a process of its own, which behaves towards its user as if it were done here, to the last bit.
+"""Work in a process of its own, which behaves towards its user as if it were done here, to the last bit; or in several, which share it.
 
-Memory is the reason: after minutes of work of many sizes the C library's heap is full of holes that it searches at every allocation,
+Memory is one reason: after minutes of work of many sizes the C library's heap is full of holes that it searches at every allocation,
 and what comes next in the same process pays for it. A process that ends leaves none.
+Waiting is the other: while one process does what only one thread can, its other threads idle; another process of one thread works on.
 """
 
 from __future__ import annotations
