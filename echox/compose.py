@@ -192,7 +192,8 @@ def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) ->
     value = assignment.literal if _is_text(hint) else assignment.value
     kind = _kind_of(hint)
     if kind and isinstance(value, str):
-        OmegaConf.update(tree, assignment.key, part(kind, value, folders), merge=False)
+        _must_know(kind, value, folders)
+        OmegaConf.update(tree, assignment.key, _composed_part(kind, value, folders), merge=False)
         return
     if isinstance(value, dict):
         _begin(tree, assignment.key)
@@ -238,15 +239,23 @@ def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
     """The typed config of a preset or of a registered name.
 
     Raises:
-        ConfigError: there is none; the text lists those there are, and the plugins that did not load.
+        ConfigError: there is none, and the text lists those there are, and the plugins that did not load; or the preset does not fit its part.
     """
-    known = options(kind, folders)
-    if name not in known:
-        raise _unknownpart(kind, name, known)
+    _must_know(kind, name, folders)
+    with _explained(OmegaConf.create(), f"{kind} {name!r}: ", folders):
+        return _composed_part(kind, name, folders)
+
+
+def _composed_part(kind: str, name: str, folders: Sequence[Path]) -> DictConfig:
     return _hydra_compose(None, [f"+{kind}={name}"], folders)[kind]
 
 
-def _unknownpart(kind: str, name: str, known: Sequence[str]) -> ConfigError:
+def _must_know(kind: str, name: str, folders: Sequence[Path]) -> None:
+    if name not in (known := options(kind, folders)):
+        raise _unknown_part(kind, name, known)
+
+
+def _unknown_part(kind: str, name: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"no {kind} named {name!r}{near(name, known)}; known: {', '.join(known) or 'none'}{failures()}")
 
 
@@ -272,7 +281,7 @@ def _explained(tree: DictConfig, where: str, folders: Sequence[Path] = ()) -> It
 def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> str:
     kind, _, name = (error.missing_cfg_file or "").rpartition("/")
     if kind in REGISTRIES:
-        return str(_unknownpart(kind, name, options(kind, folders)))
+        return str(_unknown_part(kind, name, options(kind, folders)))
     known = [path.stem for folder in folders for path in (folder / kind).glob("*.yaml")]
     return f"the defaults list names {error.missing_cfg_file!r}, which is in none of {', '.join(map(str, folders))}{near(name, known)}"
 

@@ -47,12 +47,13 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
     assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
 
 
-def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_stage(tiny, tmp_path, monkeypatch):
+def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_stage(tiny, tmp_path, monkeypatch, capfd):
     steps = []
     monkeypatch.setattr(chain, "in_own_process", lambda *work, ranks: (steps.append((work[-1], ranks)), in_own_process(*work, ranks=ranks)))
     apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "s2t.cpu_processes=2", "stages=[align,s2t]", "report=null"]
     run_recipe(load_recipe("echo_tiny", apart))
     assert steps == [("corpus", 1), ("align data", 1), ("align", 1), ("s2t data", 1), ("s2t", 2)]
+    assert "warning" not in capfd.readouterr().err.lower()
     assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
     state, alone = (checkpoint.load(run / "s2t" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))
     assert len(state["random"]) == 2

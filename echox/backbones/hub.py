@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.assets import asset_folder
@@ -20,6 +20,7 @@ from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder, untrained
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, LoraConfig, Turn, add_lora
 from echox.backbones.chat import other_ends, special_ids, turn_end, written
+from echox.key_values import cached
 
 AUDIO_MARK = "\ufffc"  # stands where an audio goes while the template is rendered; never reaches the model
 BYTE_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -78,8 +79,11 @@ class HubBackbone(Backbone):
 
     def forward(self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False) -> BackboneState:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        output = self.model.base_model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=use_cache)
-        return BackboneState(output.last_hidden_state, output.past_key_values if use_cache else None)
+        body = self.model.base_model
+        if use_cache and cache is None:
+            cache = DynamicCache(config=body.config)
+        output = body(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=use_cache, **cached(body, cache))
+        return BackboneState(output.last_hidden_state, cache if use_cache else None)
 
     def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
         B = embeddings.shape[0]

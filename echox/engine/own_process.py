@@ -52,9 +52,10 @@ def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 
         settings = [(there, threads, world, function, arguments) for (_, there), world in zip(pipes, worlds)]
         processes = [context.Process(target=_call, args=each, name=function.__name__) for each in settings]
         with _passing_on(processes) as told:
-            for process, (_, there) in zip(processes, pipes):
-                process.start()
-                there.close()
+            with _quiet(ranks):
+                for process, (_, there) in zip(processes, pipes):
+                    process.start()
+                    there.close()
             for signum in told:  # before there was anyone to tell
                 _tell(processes, signum)
             end = _first_bad_end({here: process for (here, _), process in zip(pipes, processes)})
@@ -77,6 +78,21 @@ def _worlds(ranks: int) -> Iterator[list[dict[str, str]]]:
     kept_here = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks), **kept_here}
     yield [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+@contextmanager
+def _quiet(ranks: int) -> Iterator[None]:
+    """Processes that start meanwhile print no warnings of torch's C++ code, if they are several: each would say, once, that DDP looked for
+    weights that a step left unused and found none. A level that the user has set is kept."""
+    level = "TORCH_CPP_LOG_LEVEL"
+    if ranks == 1 or level in os.environ:
+        yield
+        return
+    os.environ[level] = "ERROR"
+    try:
+        yield
+    finally:
+        del os.environ[level]
 
 
 @dataclass(slots=True)

@@ -43,6 +43,21 @@ def test_a_preset_is_explained(ask):
     assert code == 0 and "a preset of encoder toy_ear, recipes/encoder/wide_ear.yaml" in text and "width: 9" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("defaults: [toy_eer, _self_]", "no encoder named 'toy_eer'; did you mean 'toy_ear'?"),
+        ("defaults: [toy_ear, _self_]\nwidht: 9", "no field 'widht' in encoder; did you mean 'width'?"),
+        ("defaults: [toy_ear, _self_]\nwidth: wide", "encoder.width"),
+        ("defaults: [toy_ear", "not valid YAML at line"),
+    ],
+)
+def test_a_preset_that_does_not_fit_is_one_sentence(ask, write, text, told):
+    write("recipes/encoder/odd_ear.yaml", text)
+    code, answer = ask("encoder", "odd_ear")
+    assert code == 2 and answer.startswith("echox-info: encoder 'odd_ear': ") and told in answer and answer.count("\n") == 1
+
+
 def test_a_recipe_is_shown_in_full(ask):
     code, text = ask("recipe", "toy")
     assert code == 0 and "run_dir: runs/toy" in text and "steps: 7" in text

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
+from echox.key_values import cached
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -64,7 +66,7 @@ class CausalModel(nn.Module, ABC):
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         mask = causal_mask(visible, embeddings.shape[1], embeddings.dtype)
         return self.body(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=cache is not None, **cached(self.body, cache)
         ).last_hidden_state
 
 

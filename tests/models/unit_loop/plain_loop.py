@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import DynamicCache
 
+from echox.key_values import cached
 from echox.kernels.unit_decode import GREEDY, gumbel_noise, mixed_seed
 from echox.signals import valid_mask
 
@@ -26,7 +27,7 @@ def plain_targets(decoder, text, text_lengths, max_words=1024, sampling=GREEDY):
         mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         state = decoder.body(
-            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=True, **cached(decoder.body, cache)
         )
         token = chosen(decoder, decoder.logits(state.last_hidden_state[:, -1:]).float(), passed, run, text_lengths[:, None], step, sampling)
         token = torch.where(done, decoder.end_id, token)
