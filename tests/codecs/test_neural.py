@@ -1,16 +1,19 @@
 """Neural codecs: what the library's own models give, whatever else is in the batch, however a stream is cut; refusals in a sentence."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import EncodecConfig, EncodecModel
 
+from echox.codecs import neural
 from echox.codecs.base import CODECS
 from echox.codecs.neural import DacCodecConfig, EncodecCodecConfig, HiggsCodecConfig, MimiCodecConfig, WavTokenizerCodecConfig, XcodecCodecConfig
 from echox.codecs.neural.codec import Shape
-from echox.errors import AssetError, ConfigError, SignalError
+from echox.errors import AssetError, ConfigError, PluginError, SignalError
 from echox.plugins import discover
 from echox.signals import Units, Waveform
 
@@ -183,3 +186,9 @@ def test_mimi_may_move_after_it_was_used(codecs):
     codec.to(torch.float64).to(torch.float32)
     assert all(module._embed is None for module in codec.net.quantizer.modules() if hasattr(module, "_embed"))
     assert torch.equal(codec.encode(wave).ids, codecs["mimi"].encode(wave).ids)
+
+
+def test_a_library_without_their_models_is_named(monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    with pytest.raises(PluginError, match="need transformers 5.24 or newer, and 5.23.0 is installed"):
+        importlib.reload(neural)
