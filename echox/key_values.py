@@ -12,8 +12,8 @@ from torch import nn
 def cached(model: nn.Module, cache: Any) -> dict[str, Any]:
     """`cache` as the keyword argument that `model` takes.
 
-    It is `cache` from some release between 5.17 and 5.24 on, and `past_key_values` before. A library model swallows keywords that it
-    does not know, and would then compute as if there were no cache.
+    It is `cache` from 5.24 on, and `past_key_values` before and in models that came with their weights. A model swallows keywords that it does
+    not know, and would then compute as if there were no cache.
     """
     return {_keyword(type(model)): cache}
 
