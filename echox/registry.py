@@ -23,6 +23,9 @@ from echox.errors import PluginError
 
 T = TypeVar("T")
 
+KINDS = ("encoder", "backbone", "codec", "task", "criterion")
+"""The kinds of parts; `echox.plugins.REGISTRIES` has a registry for each. Here, so that they can be named without loading any."""
+
 _origin: ContextVar[str | None] = ContextVar("origin", default=None)
 
 

@@ -13,8 +13,9 @@ from echox.errors import ConfigError
 from echox.unit_bench import UnitsBenchConfig, bench_units
 from echox_cli import completion
 from echox_cli.arguments import split
-from echox_cli.door import answered_at_once, guarded, run_door
+from echox_cli.door import answered_at_once, run_door
 from echox_cli.fields import summary
+from echox_cli.guard import guarded
 
 PROGRAM = "echox-bench"
 # The field is the one that words without `=` belong to.

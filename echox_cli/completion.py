@@ -1,4 +1,4 @@
-"""Tab completion: a script for the shell, and what it asks the door for."""
+"""Tab completion: what the shell's script (`texts.script`) asks a door for."""
 
 from __future__ import annotations
 
@@ -11,44 +11,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from echox.compose import compose, field_paths, kind_at, options, parse_overrides, type_at
-from echox.errors import ConfigError, EchoxError
+from echox.errors import EchoxError
 from echox.plugins import discover
 from echox.recipe import Recipe, compose_recipe, list_recipes, plugin_dirs_of, recipe_folders
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, split
-
-SHELLS = ("bash", "zsh")
-
-# Bash splits words at "=", so there only what follows the last "=" may be offered; zsh takes whole words.
-_SCRIPT = """\
-_{function}() {{
-    local line word
-    line="${{COMP_LINE:0:$COMP_POINT}}"
-    word="${{line##* }}"
-    local IFS=$'\\n'
-    COMPREPLY=($({program} --complete "$line" 2>/dev/null))
-    if [ -n "$BASH_VERSION" ]; then
-        case "$word" in *=*) COMPREPLY=("${{COMPREPLY[@]#${{word%%=*}}=}}");; esac
-    fi
-}}
-complete -o default -o nospace -F _{function} {program}"""
-
-# In zsh, `complete` comes from bashcompinit, and that needs compinit, which a bare shell has not loaded.
-_ZSH = """\
-(( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }
-autoload -U +X bashcompinit && bashcompinit
-"""
-
-
-def script(program: str, shell: str) -> str:
-    """The completion script of a door; to be used as `eval "$(echox-train --completion bash)"`.
-
-    Raises:
-        ConfigError: the shell is unknown.
-    """
-    if shell not in SHELLS:
-        raise ConfigError(f"no completion for {shell!r}; use --completion {' or '.join(SHELLS)}")
-    body = _SCRIPT.format(function=program.replace("-", "_"), program=program)
-    return body if shell == "bash" else _ZSH + body
 
 
 def recipe_candidates(line: str) -> list[str]:

@@ -1,13 +1,7 @@
-"""What every door does: read the command line, load plugins, compose the config, run, and say in one line what went wrong.
-
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted; a bug of ours keeps its traceback and exits with 1.
-"""
+"""What every door does: read the command line, load plugins, compose the config, run, and say in one line what went wrong."""
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
-import os
 import sys
 import textwrap
 import typing
@@ -19,49 +13,15 @@ import yaml
 
 from echox.compose import Assignment, compose, finish, parse_overrides
 from echox.config import to_plain
-from echox.errors import ConfigError, EchoxError
+from echox.errors import ConfigError
 from echox.plugins import Discovery, discover
 from echox.recipe import DEFAULT_RECIPE, Recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
-from echox_cli import completion
+from echox_cli import completion, texts
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split
 from echox_cli.fields import WIDTH, field_lines, summary
+from echox_cli.guard import guarded
 
 C = TypeVar("C")
-
-# Faults of the machine rather than of the program: each is one sentence of the operating system.
-_ENVIRONMENT = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some space or choose another folder",
-    errno.EROFS: "choose a folder that can be written",
-    errno.ENOTDIR: "a file stands where a folder is needed, so move it or choose another folder",
-    errno.EEXIST: "a file stands where a folder is needed, so move it or choose another folder",
-    errno.EISDIR: "name a file in it",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "look at the disk",
-    errno.EACCES: "choose a folder or file that you may use",
-    errno.EPERM: "choose a folder or file that you may use",
-}
-
-
-def guarded(program: str, body: Callable[[], object]) -> int:
-    """Run a door's work and turn its end into an exit code; an integer that `body` returns is taken as it is."""
-    try:
-        status = body()
-    except EchoxError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `echox-info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT:
-            raise
-        print(f"{program}: {error.strerror}: {error.filename or 'while writing'}; {_ENVIRONMENT[error.errno]}", file=sys.stderr)
-        return 2
-    return status if isinstance(status, int) else 0
 
 
 def run_recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str] | None, doc: str) -> int:
@@ -160,9 +120,9 @@ def _positional(config_type: type, field: str | None, words: Sequence[str]) -> l
 def answered_at_once(program: str, arguments: Arguments, candidates: Callable[[str], list[str]]) -> bool:
     """The questions any door answers without a config."""
     if "--version" in arguments.options:
-        print(f"{program} {importlib.metadata.version('echox')}")
+        print(texts.version(program))
     elif "--completion" in arguments.options:
-        print(completion.script(program, arguments.options["--completion"]))
+        print(texts.script(program, arguments.options["--completion"]))
     elif "--complete" in arguments.options:
         print("\n".join(candidates(arguments.options["--complete"])))
     else:

@@ -19,31 +19,31 @@ from echox.errors import ConfigError
 from echox.plugins import REGISTRIES, Discovery, discover
 from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
 from echox_cli import completion
-from echox_cli.arguments import OPTIONS, split
-from echox_cli.door import answered_at_once, guarded
+from echox_cli.arguments import split
+from echox_cli.door import answered_at_once
 from echox_cli.fields import WIDTH, field_lines, summary
+from echox_cli.guard import guarded
+from echox_cli.texts import INFO, TOPICS, info_help
 
-PROGRAM = "echox-info"
-TOPICS = (*REGISTRIES, "recipe", "asset")
 PACKAGES = ("echox", "torch", "torchaudio", "transformers", "hydra-core", "omegaconf", "sentencepiece", "peft", "triton")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guarded(PROGRAM, lambda: _info(list(sys.argv[1:] if argv is None else argv)))
+    return guarded(INFO, lambda: _info(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _info(argv: list[str]) -> None:
     # `kind=name` says the same as `kind name`: it is what the other doors take.
     topics = [part for word in argv for part in (word.split("=", 1) if word.partition("=")[0] in TOPICS else [word])]
     arguments = split(topics, takes_recipe=False)
-    if answered_at_once(PROGRAM, arguments, _candidates):
+    if answered_at_once(INFO, arguments, _candidates):
         return
     plugin_dirs: list[str] = []
     for assignment in parse_overrides(arguments.overrides):
         if assignment.key != "plugin_dirs" or not isinstance(assignment.value, list):
-            raise ConfigError(f"cannot explain {assignment.text!r}; write {PROGRAM} [KIND [NAME]] [plugin_dirs=[a,b]]")
+            raise ConfigError(f"cannot explain {assignment.text!r}; write {INFO} [KIND [NAME]] [plugin_dirs=[a,b]]")
         plugin_dirs = assignment.value
-    print("\n".join(_help() if "--help" in arguments.options else _answer(arguments.words, plugin_dirs)))
+    print(info_help() if "--help" in arguments.options else "\n".join(_answer(arguments.words, plugin_dirs)))
 
 
 def _candidates(line: str) -> list[str]:
@@ -62,7 +62,7 @@ def _names(topic: str) -> list[str]:
 
 def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
     if len(words) > 2:
-        raise ConfigError(f"cannot explain {' '.join(words)!r}; write {PROGRAM} [KIND [NAME]]")
+        raise ConfigError(f"cannot explain {' '.join(words)!r}; write {INFO} [KIND [NAME]]")
     if words and words[0] not in TOPICS:
         raise ConfigError(f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}")
     found = discover(plugin_dirs)
@@ -74,13 +74,6 @@ def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
         yield from _asset(words[1]) if len(words) == 2 else _assets()
     else:
         yield from _entry(words[0], words[1]) if len(words) == 2 else _registry(words[0])
-
-
-def _help() -> Iterator[str]:
-    yield "Show versions, devices, and everything that is registered."
-    yield from ("", f"usage: {PROGRAM} [KIND [NAME]]", "", f"kinds: {', '.join(TOPICS)}", "", f"  {PROGRAM} encoder           lists the encoders")
-    yield from (f"  {PROGRAM} encoder whisper   explains one", f"  {PROGRAM} recipe echo_mini  shows a recipe in full", "")
-    yield from (f"  {option:<14} {OPTIONS[option]}" for option in ("--version", "--completion"))
 
 
 def _overview(found: Discovery) -> Iterator[str]:

@@ -36,8 +36,9 @@ from echox.scaffold import ScaffoldConfig, write_plugin
 from echox.unit_encoding import EncodeUnitsConfig, encode_units
 from echox_cli import completion
 from echox_cli.arguments import split
-from echox_cli.door import answered_at_once, guarded, run_door, run_recipe_door
+from echox_cli.door import answered_at_once, run_door, run_recipe_door
 from echox_cli.fields import summary
+from echox_cli.guard import guarded
 
 PROGRAM = "echox-prepare"
 

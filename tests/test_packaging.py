@@ -22,9 +22,8 @@ def test_every_package_is_listed():
 
 
 def test_every_door_has_a_script():
-    scripts = {target.partition(":")[0] for target in PROJECT["project"]["scripts"].values()}
-    doors = {f"echox_cli.{path.stem}" for path in (ROOT / "echox_cli").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
-    assert doors == scripts
+    doors = [path.stem for path in (ROOT / "echox_cli").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")]
+    assert PROJECT["project"]["scripts"] == {f"echox-{door}": f"echox_cli.start:{door}" for door in sorted(doors)}
 
 
 def test_the_top_level_stays_as_it_is():

@@ -10,7 +10,8 @@ from omegaconf import MISSING
 
 from echox.encoders.base import EncoderConfig
 from echox.errors import SignalError
-from echox_cli.door import guarded, run_door
+from echox_cli.door import run_door
+from echox_cli.guard import guarded
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,84 @@
+"""Answers that depend on nothing but echox itself, so that they need none of its parts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+
+from echox.errors import ConfigError
+from echox.registry import KINDS
+from echox_cli.arguments import OPTIONS
+
+INFO = "echox-info"
+TOPICS = (*KINDS, "recipe", "asset")
+"""What `echox-info` explains."""
+SHELLS = ("bash", "zsh")
+
+# Bash splits words at "=", so there only what follows the last "=" may be offered; zsh takes whole words.
+_SCRIPT = """\
+_{function}() {{
+    local line word
+    line="${{COMP_LINE:0:$COMP_POINT}}"
+    word="${{line##* }}"
+    local IFS=$'\\n'
+    COMPREPLY=($({program} --complete "$line" 2>/dev/null))
+    if [ -n "$BASH_VERSION" ]; then
+        case "$word" in *=*) COMPREPLY=("${{COMPREPLY[@]#${{word%%=*}}=}}");; esac
+    fi
+}}
+complete -o default -o nospace -F _{function} {program}"""
+
+# In zsh, `complete` comes from bashcompinit, and that needs compinit, which a bare shell has not loaded.
+_ZSH = """\
+(( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }
+autoload -U +X bashcompinit && bashcompinit
+"""
+
+
+def script(program: str, shell: str) -> str:
+    """The completion script of a door; to be used as `eval "$(echox-train --completion bash)"`.
+
+    Raises:
+        ConfigError: the shell is unknown.
+    """
+    if shell not in SHELLS:
+        raise ConfigError(f"no completion for {shell!r}; use --completion {' or '.join(SHELLS)}")
+    body = _SCRIPT.format(function=program.replace("-", "_"), program=program)
+    return body if shell == "bash" else _ZSH + body
+
+
+def version(program: str) -> str:
+    return f"{program} {importlib.metadata.version('echox')}"
+
+
+def info_help() -> str:
+    """The help of `echox-info`."""
+    return f"""\
+Show versions, devices, and everything that is registered.
+
+usage: {INFO} [KIND [NAME]]
+
+kinds: {', '.join(TOPICS)}
+
+  {INFO} encoder           lists the encoders
+  {INFO} encoder whisper   explains one
+  {INFO} recipe echo_mini  shows a recipe in full
+
+  {'--version':<14} {OPTIONS['--version']}
+  {'--completion':<14} {OPTIONS['--completion']}"""
+
+
+def fixed_answer(program: str, argv: Sequence[str]) -> str | None:
+    """The answer to a command line that asks for one of these texts, or None.
+
+    Raises:
+        ConfigError: there is no completion for a shell.
+    """
+    match list(argv):
+        case ["--version"]:
+            return version(program)
+        case ["--completion", shell]:
+            return script(program, shell)
+        case ["--help" | "-h"] if program == INFO:
+            return info_help()
+    return None
