@@ -6,6 +6,9 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Before PyTorch is loaded: it sets how threads wait, without which tests beside other processes take many times as long.
+import echox_cli  # noqa: F401
+
 import textwrap
 
 import pytest
