@@ -16,6 +16,10 @@ class PluginError(EchoxError):
     """A plugin is unknown, registered twice, or failed to load."""
 
 
+class PackageError(EchoxError):
+    """A package that echox imports is not installed, or does not import."""
+
+
 class SignalError(EchoxError):
     """Audio, features or units are not what the receiving part takes (rate, length, values)."""
 

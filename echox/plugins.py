@@ -29,6 +29,7 @@ from echox.codecs.base import CODECS
 from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
 from echox.errors import ConfigError, PluginError
+from echox.packages import library_fault
 from echox.registry import FAILURES, Failure, Registry, registering_from
 from echox.tasks.base import TASKS
 
@@ -152,6 +153,9 @@ def _load(key: str, origin: str, run: Callable[[], object]) -> None:
     except (Exception, SystemExit) as error:
         for registry in REGISTRIES.values():
             registry.withdraw(origin)
+        # Without a library that echox itself imports, no other part would do instead.
+        if origin.startswith("echox.") and (fault := library_fault(error)) is not None:
+            raise fault from error
         FAILURES.append(Failure(origin, _reason(error)))
 
 

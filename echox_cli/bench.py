@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.bench())
+
 from echox.bench.decode import DecodeBenchConfig, bench_decode
 from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.bench.manifest import ManifestBenchConfig, bench_manifest
@@ -51,7 +56,3 @@ def _candidates(line: str) -> list[str]:
     if before and before[0] in SUBJECTS:
         return completion.config_candidates(SUBJECTS[before[0]][0], line.partition(before[0])[2])
     return completion.matching(word, SUBJECTS)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.evaluate())
+
 from echox.ablation import AblationConfig, ablate
 from echox.evaluation.codec_copy import CodecCopyConfig, copy_synthesis
 from echox.evaluation.report import EvaluateConfig, evaluate
@@ -18,7 +23,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["codec"]:
         return run_door("echox-evaluate codec", CodecCopyConfig, copy_synthesis, words[1:])
     return run_door("echox-evaluate", EvaluateConfig, evaluate, words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.generate())
+
 from echox.generation.manifest_run import GenerateConfig, generate
 from echox_cli.door import run_door
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run_door("echox-generate", GenerateConfig, generate, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

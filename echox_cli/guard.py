@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from echox.errors import EchoxError
+from echox.packages import library_fault
 
 # Faults of the machine rather than of the program: each is one sentence of the operating system.
 _ENVIRONMENT = {
@@ -40,9 +41,17 @@ def guarded(program: str, body: Callable[[], object]) -> int:
     except BrokenPipeError:  # `echox-info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT:
+    except Exception as error:
+        if (sentence := _of_the_machine(error)) is None:
             raise
-        print(f"{program}: {error.strerror}: {error.filename or 'while writing'}; {_ENVIRONMENT[error.errno]}", file=sys.stderr)
+        print(f"{program}: {sentence}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """The sentence for a fault of the machine or of a library that is installed on it; None for a bug."""
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        return f"{error.strerror}: {error.filename or 'while writing'}; {_ENVIRONMENT[error.errno]}"
+    fault = library_fault(error)
+    return None if fault is None else str(fault)

@@ -9,6 +9,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.info())
+
 import torch
 import yaml
 
@@ -165,7 +170,3 @@ def _asset(name: str) -> Iterator[str]:
     yield f"asset {name}: {asset.doc}"
     yield from ("", f"  hub id   {asset.hub_id or 'none'}", f"  licence  {asset.licence}", f"  files    {', '.join(asset.contents)}")
     yield from (f"  wheel    {wheel.package}=={wheel.version}, {wheel.size_bytes / 1e6:.0f} MB" for wheel in asset.wheels)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.prepare())
+
 from echox.assets import CATALOGUE, asset_folder
 from echox.chain import audit_stages
 from echox.config import near
@@ -123,7 +128,3 @@ def _candidates(line: str) -> list[str]:
             return completion.recipe_candidates(rest)
         return completion.config_candidates(command.config_type, rest)
     return completion.matching(word, COMMANDS)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

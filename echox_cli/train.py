@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from echox_cli import start
+
+if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
+    sys.exit(start.train())
+
 from echox.recipe import Recipe
 from echox_cli.door import run_recipe_door
 
@@ -19,7 +24,3 @@ def train(recipe: Recipe) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run_recipe_door("echox-train", train, argv, "Train a speech-to-speech model, stage by stage, as a recipe says.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
