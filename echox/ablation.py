@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from echox import checkpoint
 from echox.chain import stage_task, train_stage
@@ -29,6 +28,7 @@ from echox.evaluation.agreement import CASCADE, Record, agreement_table, cascade
 from echox.evaluation.page import protocol_lines, table_lines
 from echox.generation.answering import Answerer, Voice
 from echox.generation.restoring import load_stage, voice_of
+from echox.progress import progress
 from echox.recipe import Recipe, recipe_folders, restore
 
 REVISION = 1  # raised when what a row holds changes
@@ -173,7 +173,7 @@ class _Bench:
         voice = Voice(t2c.to(self.device), answerer.backbone, self.codec, bf16=bf16)
         size = self.config.batch_size
         batches = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
-        return [record for batch in tqdm(batches, desc="answering", unit="batch") for record in spoken_answers(answerer, voice, batch)]
+        return [record for batch in progress(batches, "answering", unit="batch") for record in spoken_answers(answerer, voice, batch)]
 
 
 def _asked_s(row: Row) -> float:

@@ -26,7 +26,6 @@ from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.own_process import in_own_process
 from echox.engine.precision import uses_bf16
-from echox.engine.progress import say
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.errors import CheckpointError, ConfigError
@@ -34,13 +33,16 @@ from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
+from echox.next_steps import closing_lines
 from echox.plugins import discover
+from echox.progress import say, skip, step_of
 from echox.recipe import STAGES, Recipe, freeze, restore
 from echox.refit import refitted
+from echox.rerun import note_fit, prepare_rerun, refuse_stale
+from echox.run_steps import CODEC, CORPUS, DATA, REPORT, costs_file, planned_steps, steps_of
+from echox.step_costs import StepClock, clock_of
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 
-CORPUS, CODEC, REPORT = "corpus", "codec", "report"  # the steps that are no stages
-DATA = " data"  # after a stage's name: what it reads, made before it
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
 
@@ -58,30 +60,24 @@ def run_recipe(recipe: Recipe) -> None:
         return
     world = join()
     began_s = time.monotonic()
+    with world.main_first():
+        prepare_rerun(recipe, makes_room=world.is_main)
     apart = recipe.own_processes and world.size == 1
     on_cpu = device_named(recipe.device).type == "cpu"
-    for step in _steps(recipe, apart):
+    steps = steps_of(recipe, apart)
+    planned, costs = planned_steps(recipe, steps), costs_file(recipe)
+    for number, step in enumerate(steps, 1):
+        clock = clock_of(costs, planned, number, done=steps[: number - 1])
+        if world.is_main:
+            say(clock.title())
         if apart:
             ranks = recipe.plan(step).cpu_processes if on_cpu and step in recipe.planned else 1
-            in_own_process(_take_restored, freeze(recipe), step, ranks=ranks)
+            in_own_process(_take_restored, freeze(recipe), clock, step, ranks=ranks)
         else:
-            _take(recipe, step)
+            with step_of(clock):
+                _take(recipe, step)
     if world.is_main:
-        say(f"{recipe.name}: done in {(time.monotonic() - began_s) / 60:.1f} minutes; see {recipe.run_dir}")
-
-
-def _steps(recipe: Recipe, apart: bool) -> list[str]:
-    """What a run does, in order; where steps are taken apart, what a stage reads is made in one before it."""
-    steps = [CORPUS] if recipe.corpus is not None else []
-    if recipe.codec is not None and {"vocoder", "t2c", "echo"} & set(recipe.planned):
-        steps.append(CODEC)
-    for stage in recipe.planned:
-        if apart and not (Path(recipe.run_dir) / stage / "final").exists():
-            steps.append(stage + DATA)
-        steps.append(stage)
-    if recipe.report is not None and not recipe.stage:
-        steps.append(REPORT)
-    return steps
+        say("\n".join(closing_lines(recipe, time.monotonic() - began_s)))
 
 
 def _take(recipe: Recipe, step: str, *, split_batches: bool = False) -> None:
@@ -102,10 +98,12 @@ def _take(recipe: Recipe, step: str, *, split_batches: bool = False) -> None:
         train_stage(recipe, step, device, split_batches=split_batches)
 
 
-def _take_restored(frozen: Mapping[str, Any], step: str) -> None:
+def _take_restored(frozen: Mapping[str, Any], clock: StepClock, step: str) -> None:
     """The same in another process, which has loaded no plugin yet, or in several, which share the work of one."""
     discover(frozen["plugin_dirs"])
-    _take(restore(frozen), step, split_batches=join().size > 1)
+    is_shared = join().size > 1
+    with step_of(clock):
+        _take(restore(frozen), step, split_batches=is_shared)
 
 
 def _make_corpus(recipe: Recipe, device: torch.device) -> None:
@@ -121,6 +119,9 @@ def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec):
         codec_type.fit(recipe.codec, SpeechClips(recipe.codec_speech, hours=recipe.codec_hours), device)
+        note_fit(recipe)
+    else:
+        skip()
     if recipe.units and "t2c" in recipe.planned:
         codec = CODECS.build(recipe.codec).to(device)
         bf16 = uses_bf16(Precision.auto, device)
@@ -201,6 +202,7 @@ def train_stage(
         lineage: what to record beside parents, data and versions.
         split_batches: ranks share each micro-batch, whatever the stage's own setting.
     """
+    refuse_stale(recipe, stage)
     plan = recipe.plan(stage)
     settings = dataclasses.replace(plan.train, split_batches=True) if split_batches else plan.train
     task = stage_task(recipe, stage, device, parents=parents)
@@ -268,6 +270,7 @@ def refit(recipe: Recipe) -> Path:
     finished = Path(recipe.refit)
     with world.main_first():
         fitted, lineage = refitted(recipe, {stage: _finished(finished, stage) for stage in ("s2t", "t2c")})
+        prepare_rerun(fitted, makes_room=world.is_main)
     return train_stage(fitted, "echo", device, parents=finished, lineage=lineage)
 
 

@@ -171,13 +171,18 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, incomplete or damaged.
     """
-    meta = _read_meta(folder)
+    meta = described(folder)
     for name, facts in meta["files"].items():
         _check_file(folder / name, facts)
     return meta
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def described(folder: Path) -> dict[str, Any]:
+    """A checkpoint's meta.json as it is written; its files are not looked at.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
     try:
         meta = json.loads((folder / META).read_text())
     except FileNotFoundError as error:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 from echox.errors import ConfigError
 
 C = TypeVar("C")
+NEUTRAL = "neutral"  # in the metadata of a field
 
 
 @functools.cache
@@ -50,6 +51,38 @@ def _literal_docs(owner: type) -> dict[str, str]:
         ):
             docs[statement.target.id] = " ".join(follower.value.value.split())
     return docs
+
+
+def neutral(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
+    """A field of a config that does not decide what is learned, such as how often a line is logged: another value may go on with what
+    was trained by this one. Of rounding, as by another device, it may change some."""
+    return dataclasses.field(default=default, default_factory=default_factory, metadata={NEUTRAL: True})
+
+
+def decisive(plain: Any, like: Any) -> Any:
+    """Plain data of a config without its neutral fields.
+
+    A field that `plain` does not know yet, since it came with a later version, has its default; one that is no more is left out.
+
+    Args:
+        plain: as `to_plain` gives it.
+        like: a config of the same types, whose fields say what is neutral; of another part, nothing is left out.
+    """
+    is_config = dataclasses.is_dataclass(like) and not isinstance(like, type)
+    if not is_config or not isinstance(plain, Mapping) or plain.get("name") != (given := to_plain(like)).get("name"):
+        return plain
+    kept = {"name": plain["name"]} if "name" in given else {}
+    for field in dataclasses.fields(like):
+        if NEUTRAL not in field.metadata and field.name != "name":
+            value = plain[field.name] if field.name in plain else _default_of(field, given)
+            kept[field.name] = decisive(value, getattr(like, field.name))
+    return kept
+
+
+def _default_of(field: dataclasses.Field, given: Mapping[str, Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return to_plain(field.default_factory())
+    return given[field.name] if field.default is dataclasses.MISSING else to_plain(field.default)
 
 
 class Names(Protocol):

@@ -30,7 +30,7 @@ from omegaconf import MISSING, OmegaConf
 from echox.backbones.base import BackboneConfig
 from echox.codecs.base import CodecConfig
 from echox.compose import compose, finish, parse_overrides
-from echox.config import from_plain, near, to_plain
+from echox.config import from_plain, near, neutral, to_plain
 from echox.corpora.demo import DemoCorpusConfig
 from echox.criteria.base import CriterionConfig
 from echox.encoders.base import EncoderConfig
@@ -57,7 +57,7 @@ class StagePlan:
     """Its loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
-    cpu_processes: int = 1
+    cpu_processes: int = neutral(1)
     """Processes that train it together on a CPU: ranks that share each micro-batch and the threads, as the recipe's `own_processes` allows. It
     pays where little is learned of a large model, such as LoRA, for each keeps the whole optimiser. Without effect on a GPU and under torchrun."""
 
@@ -86,6 +86,9 @@ class Recipe:
     """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
     dry_run: bool = False
     """Only say what the run would take: sizes, memory, tokens per step, missing files; with an exit code of 0 where none is missing."""
+    overwrite: bool = False
+    """Train stages of `run_dir` that were made by other settings or data again, with all that builds on them, instead of refusing to; what
+    was there is moved to `replaced` in `run_dir`."""
     own_processes: bool = False
     """Make the corpus, the codec, what each stage reads, each stage and the report in a process of its own each, so that none inherits the
     scattered memory of those before; a process takes some seconds to start. Under torchrun the process of each rank does all."""

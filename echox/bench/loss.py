@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.bench.loss_contenders import EAGER, Contender, contenders
 from echox.bench.measure import Spent, machine, medians, peak_bytes, write_tables
 from echox.device import device_named
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import Impl, codec_head_loss
+from echox.progress import progress
 
 GPU_SHAPES = ["8192x2048x1024", "8192x2048x4096", "8192x2048x16384", "8192x2048x65536", "8192x2048x8*1024", "1024x2048x8*1024", "8192x4096x4096"]
 CPU_SHAPES = ["512x256x1024", "2048x256x1024", "2048x256x4096", "1024x512x16384", "2048x512x65536", "2048x256x8*1024"]
@@ -117,7 +117,7 @@ def bench_loss(config: LossBenchConfig) -> None:
     device = device_named(config.device)
     facts = machine(device) | {"repeats": str(config.repeats)}
     lines: list[Line] = []
-    for shape in tqdm(_shapes(config, device), unit="shape"):
+    for shape in progress(_shapes(config, device), "measuring", unit="shape"):
         lines += _measured(shape, config, device)
         page = table(lines, facts)
         write_tables(config.output, page, {"machine": facts, "lines": [asdict(line) for line in lines]})

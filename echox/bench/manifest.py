@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from echox.bench.measure import machine
 from echox.data.writing import appearing
 from echox.errors import ConfigError
+from echox.progress import progress
 
 # A bar of the project: ten million rows open in under 2 s and 300 MB.
 OPEN_S, OPEN_MB = 2.0, 300.0
@@ -107,7 +107,7 @@ def write_rows(manifest: Path, rows: int) -> None:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(_WORDS)]
     with manifest.open("w", encoding="utf-8") as out:
-        for number in tqdm(range(rows), desc=f"making {rows:,} rows", unit="row", unit_scale=True, mininterval=2):
+        for number in progress(range(rows), f"making {rows:,} rows", unit="row"):
             said, seconds = " ".join(draw.choices(words, k=8)), 1 + draw.randrange(1400) / 100
             clip = f"shards/{number // 10_000:05d}.tar:{number % 10_000 * 320_512 + 512}:{44 + round(32_000 * seconds)}"
             out.write(

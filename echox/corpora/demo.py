@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from echox.config import near, to_plain
+from echox.config import near, neutral, to_plain
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
@@ -48,7 +48,7 @@ SUMMARY = "corpus.json"
 class DemoCorpusConfig:
     """The spoken question-answer corpus that echox makes for itself."""
 
-    folder: str = "corpora/demo"
+    folder: str = neutral("corpora/demo")
     """Folder of its manifests and audio."""
     seed: int = 1
     """Seed of every split, voice and augmentation."""
@@ -94,7 +94,7 @@ class DemoCorpusConfig:
     """Use voices of installed programs (flite, festival) beside those from pip; their test rows are marked."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """How training questions are changed; test questions are clean."""
-    workers: int | None = None
+    workers: int | None = neutral(None)
     """Processes that speak; null for one per processor."""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
+from echox.progress import Bar
 
 AnswerQuestions = Callable[[list[str], int | None], list[str]]
 """Questions and a seed (None for greedy) -> one whole answer each."""
@@ -25,9 +25,10 @@ class OwnAnswers:
 
     def to(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
         """The model's answers by question; `seed` None asks greedily."""
-        missing = [question for question in dict.fromkeys(questions) if (question, seed) not in self._known]
-        label = "answering" if seed is None else f"answering, sample {seed}"
-        with tqdm(total=len(missing), desc=label, unit="question", disable=not missing) as bar:
+        distinct = dict.fromkeys(questions)
+        missing = [question for question in distinct if (question, seed) not in self._known]
+        label = "asking the language model" + ("" if seed is None else f", sample {seed}")
+        with Bar(label, len(distinct), unit="question", initial=len(distinct) - len(missing)) as bar:
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
                 self._keep(chunk, seed, self.answer_questions(chunk, seed))

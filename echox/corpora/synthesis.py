@@ -19,6 +19,7 @@ from echox.corpora.voices import voice
 from echox.data.writing import appearing
 from echox.disk import DISK_FULL
 from echox.errors import ConfigError, EchoxError
+from echox.progress import Bar
 
 RATE_HZ = 16_000
 FORMATS = (".wav", ".flac")
@@ -77,19 +78,15 @@ def synthesise(
         ConfigError: two jobs would write the same path.
         OSError: the disk is full.
     """
-    from tqdm import tqdm
-
     jobs = [Job(*job) for job in jobs]
     refuse_shared_paths(jobs)
     waiting = [job for job in jobs if not Path(job.path).exists()]
     report = Report(skipped=len(jobs) - len(waiting))
     workers = min(workers or os.cpu_count() or 1, max(1, len(waiting) // BATCH_JOBS))
-    with tqdm(total=len(waiting), unit="clip", desc="speaking", disable=not progress) as bar:
+    with Bar("speaking", len(jobs), unit="clip", initial=report.skipped, shows=progress) as bar:
         for outcome in outcomes(waiting, workers, augment):
             record(outcome, report)
-            bar.update()
-            elapsed_s = max(bar.format_dict["elapsed"], 1e-3)
-            bar.set_postfix_str(f"{report.audio_s / elapsed_s:.1f} s audio/s, {len(report.failures)} failed", refresh=False)
+            bar.update(note=f"{report.audio_s / max(bar.spent_s, 1e-3):.1f} s audio/s, {len(report.failures)} failed")
     return report
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.codecs.base import Codec
 from echox.corpora.unit_shards import Finished, Made, UnitShards
@@ -23,6 +23,7 @@ from echox.data.cache import cost_batches
 from echox.data.line_shards import LineShards
 from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_units
 from echox.errors import ConfigError, ManifestError, SignalError
+from echox.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -128,26 +129,28 @@ class UnitsBar:
         done = shards.done()
         self._found_s = _audio_s(done)
         self._began_s = self._shown_s = time.monotonic()
-        self._bar = tqdm(total=shards.source.lines, initial=self._rows(done), desc=f"units of {label}", unit="row", disable=not shows, dynamic_ncols=True)
+        self._bar = Bar(f"units of {label}", shards.source.lines, initial=self._rows(done), shows=shows)
 
     def __enter__(self) -> UnitsBar:
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self.update()
-        self._bar.close()
+        self._bar.__exit__(*raised)
 
     def update(self, rows: int = 0, audio_s: float = 0.0) -> None:
         """Show all finished shards, and so many rows and seconds of one that is not; now and then, for it looks through a folder."""
-        if self._bar.disable or (rows and time.monotonic() - self._shown_s < SHOWN_EVERY_S):
+        if not self._bar.shows or (rows and time.monotonic() - self._shown_s < SHOWN_EVERY_S):
             return
         self._shown_s = time.monotonic()
         done = self._shards.done()
         encoded_s = _audio_s(done) - self._found_s + audio_s
         pace = encoded_s / max(time.monotonic() - self._began_s, 1e-3)
         broken = sum(finished.broken for finished in done.values())
-        self._bar.set_postfix_str(f"{pace:,.0f} h of audio per h, {(self._found_s + encoded_s) / 3600:,.2f} h done, {broken} rows broken", refresh=False)
-        self._bar.update(min(self._rows(done) + rows, self._bar.total) - self._bar.n)
+        note = f"{pace:,.0f} h of audio per h, {(self._found_s + encoded_s) / 3600:,.2f} h done"
+        now = min(self._rows(done) + rows, self._bar.total)
+        self._bar.update(now - self._bar.n, note + (f", {broken} rows broken" if broken else ""))
 
     def _rows(self, done: dict[int, Finished]) -> int:
         size, lines = self._shards.source.size, self._shards.source.lines

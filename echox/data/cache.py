@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.data.writing import appearing
 from echox.errors import AssetError
+from echox.progress import Bar
 
 _KEPT = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _KEPT}
@@ -113,19 +113,20 @@ class ArrayCache:
             with FileLock(self.folder / ".lock"):
                 self._read_shards()
                 missing = [pair for pair in dict.fromkeys(order) if pair[1] not in self]
-                self._fill(list(cost_batches(missing, batch_cost, batch_size)), compute, label, progress)
+                bar = Bar(label, len(set(keys)), unit="clip", initial=len(set(keys)) - len(missing), shows=progress)
+                with bar:
+                    self._fill(list(cost_batches(missing, batch_cost, batch_size)), compute, bar)
         except OSError as error:
             reason = error.strerror or error
             raise AssetError(f"the cache {self.folder} could not be written: {reason}; free space or choose another folder") from error
 
-    def _fill(self, batches: list[list[str]], compute: Compute, label: str, progress: bool) -> None:
-        with tqdm(total=sum(map(len, batches)), desc=label, unit="clip", disable=not progress or not batches) as bar:
-            for start in range(0, len(batches), SHARD_BATCHES):
-                arrays: dict[str, Tensor] = {}
-                for batch in batches[start : start + SHARD_BATCHES]:
-                    arrays.update(zip(batch, compute(batch), strict=True))
-                    bar.update(len(batch))
-                self._write_shard(arrays)
+    def _fill(self, batches: list[list[str]], compute: Compute, bar: Bar) -> None:
+        for start in range(0, len(batches), SHARD_BATCHES):
+            arrays: dict[str, Tensor] = {}
+            for batch in batches[start : start + SHARD_BATCHES]:
+                arrays.update(zip(batch, compute(batch), strict=True))
+                bar.update(len(batch))
+            self._write_shard(arrays)
 
     def _write_shard(self, arrays: dict[str, Tensor]) -> None:
         shard = f"{len(list(self.folder.glob('*.json'))):05d}"

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.data.audio import load_audio
 from echox.data.histogram import even
@@ -37,6 +36,7 @@ from echox.data.rows import Problem
 from echox.data.text import error_rates
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError, SignalError
+from echox.progress import Bar
 
 # Kept of each kind of finding; the count says how many more there are.
 KEPT_EXAMPLES = 200
@@ -131,7 +131,7 @@ class _Check:
         measure = functools.partial(measure_rows, self.path, settings)
         with reading(self.path):
             size = self.path.stat().st_size
-        with tqdm(total=size, desc=f"checking {self.path.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+        with Bar(f"checking {self.path.name}", size, unit="B", in_bytes=True, shows=progress) as bar:
             for measures, read_bytes in in_order(measure, batches_of(self.path), self.config.processes):
                 self._take(measures)
                 bar.update(read_bytes)

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from echox.data.id_hashes import BLOCK_ROWS, hash_of, repeated
 from echox.data.lines import Chunk, chunks_of, in_order
@@ -28,6 +27,7 @@ from echox.data.row_reader import Broken, Headers, ReadRow, RowReader, id_of, pa
 from echox.data.rows import Problem, Role
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
+from echox.progress import Bar
 
 SUFFIX = ".idx"
 HEAD_BYTES = 4096
@@ -183,7 +183,7 @@ def _measure(manifest: Path, entries: BinaryIO, digest: Any, allow_outside: bool
     """Append an entry for every usable row, and return the others; `digest` takes in the whole file."""
     problems: list[Problem] = []
     measure = functools.partial(_measured, manifest, allow_outside)
-    with tqdm(total=manifest.stat().st_size, desc=f"indexing {manifest.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+    with Bar(f"indexing {manifest.name}", manifest.stat().st_size, unit="B", in_bytes=True, shows=progress) as bar:
         for found, broken, read_bytes in in_order(measure, _digested(chunks_of(manifest), digest), processes):
             entries.write(found)
             problems += broken

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
 
 from echox.config import to_plain
 from echox.data.id_hashes import repeated_ids
@@ -30,6 +29,7 @@ from echox.data.sources.base import Content, Fault, Found, SourceConfig
 from echox.data.sources.opening import COPIES, open_source, packed, paths_of, prefixes_of
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
+from echox.progress import Bar, say
 
 # Entries between two notes of how far the work is good: what a kill can lose.
 SAVED_ENTRIES = 2048
@@ -138,7 +138,7 @@ class _Maker:
         self.writer = ShardWriter(self.hidden_shards, self.config.shard_megabytes << 20, tuple(self.progress.shard))
         prefixes = prefixes_of(self.paths)
         with self._opened(self.rows_path, self.progress.rows_bytes) as self.rows, self._opened(self.faults_path, self.progress.faults_bytes) as self.faults:
-            with ThreadPoolExecutor(self.config.threads) as self.pool, tqdm(desc=self.output.name, unit="row", initial=self.progress.rows) as self.bar:
+            with ThreadPoolExecutor(self.config.threads) as self.pool, Bar(f"writing {self.output.name}", None, unit="row", initial=self.progress.rows) as self.bar:
                 for number in range(self.progress.source, len(self.paths)):
                     self._read_source(self.paths[number], prefixes[number])
         self.writer.close()
@@ -209,8 +209,7 @@ class _Maker:
                 self._write_fault(entry.name, outcome.reason)
             else:
                 self._write_row(*outcome)
-        self.bar.set_postfix(left_out=self.progress.faults, refresh=False)
-        self.bar.update(len(batch))
+        self.bar.update(len(batch), f"{self.progress.faults} left out")
 
     def _copied(self, entry: Found | Fault) -> Found | Fault:
         """The entry with its clips where a manifest can point to."""
@@ -249,7 +248,7 @@ class _Maker:
 
     def _write_fault(self, name: str, reason: str) -> None:
         if self.progress.faults < SHOWN_FAULTS:
-            self.bar.write(f"left out: {name}: {reason}".encode(errors="replace").decode())
+            say(f"left out: {name}: {reason}".encode(errors="replace").decode())
         self.faults.write(json.dumps({"entry": name, "reason": reason}).encode() + b"\n")
         self.progress.faults += 1
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from echox.data.lines import in_order, reading
 from echox.data.row_measures import Records, batches_of, speaker_of
@@ -28,6 +27,7 @@ from echox.data.rows import Role, Row, spoken_pairs
 from echox.data.text import words_of
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
+from echox.progress import Bar
 
 PARTS = ("train", "valid", "test")  # from the least to the most held out
 _LEFT_OUT = 255
@@ -145,7 +145,7 @@ def _read(path: Path, config: SplitConfig, progress: bool) -> _Rows:
     with reading(path):
         size = path.stat().st_size
     read = functools.partial(_about_rows, path, config.allow_outside, By.speaker in config.by)
-    with tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+    with Bar(f"reading {path.name}", size, unit="B", in_bytes=True, shows=progress) as bar:
         for found, broken, read_bytes in in_order(read, batches_of(path), config.processes):
             for line, group, speaker, seconds, texts in found:
                 rows.texts.extend(texts)

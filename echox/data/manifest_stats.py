@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 
 from echox.data.lines import in_order, reading
 from echox.data.manifest_report import ManifestReport, count_row
 from echox.data.row_measures import MeasureSettings, RowLimits, batches_of, measure_rows
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
+from echox.progress import Bar
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +83,7 @@ def stats_of(path: Path, config: StatsConfig, *, progress: bool = True) -> Stats
     stats = Stats(ManifestReport(path))
     with reading(path):
         size = path.stat().st_size
-    with tqdm(total=size, desc=f"counting {path.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+    with Bar(f"counting {path.name}", size, unit="B", in_bytes=True, shows=progress) as bar:
         for measures, read_bytes in in_order(functools.partial(measure_rows, path, settings), batches_of(path), config.processes):
             for measure in measures:
                 if measure.broken is not None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from echox.data.audio import AudioHeader, audio_blocks, audio_header
 from echox.data.audio_ref import Audio, audio_ref
 from echox.data.manifest import OnBroken, Row, read_manifest, write_manifest
 from echox.data.rows import STATED_SECONDS
 from echox.errors import ConfigError, ManifestError, SignalError
+from echox.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_windows(config: WindowsConfig) -> None:
     source, counts = Path(config.manifest), {"windows": 0, "with words": 0, "broken": 0}
     target = Path(str(source).removesuffix(".jsonl") + SUFFIX)
     rows = read_manifest(source, on_broken=config.on_broken, allow_outside=config.allow_outside).rows
-    write_manifest(target, (piece for row in tqdm(rows, desc="cutting", unit="row") for piece in _pieces(row, config, counts)))
+    write_manifest(target, (piece for row in progress(rows, "cutting", unit="row") for piece in _pieces(row, config, counts)))
     print(f"{target}: {counts['windows']} windows", end="")
     print(f"; {counts['with words']} long rows with words left as they are; {counts['broken']} recordings that cannot be read left out")
 

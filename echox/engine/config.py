@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from echox.config import neutral
 from echox.errors import ConfigError
 
 
@@ -58,27 +59,27 @@ class TrainConfig:
     """L2 norm at most of the whole gradient; null does not clip."""
     precision: Precision = Precision.auto
     """Number format of forward passes: fp32, bf16, or auto, which is bf16 where the device multiplies it fast."""
-    validate_every: int | None = 500
+    validate_every: int | None = neutral(500)
     """Steps between validations, with one more after the last step; null never validates."""
-    validate_batches: int | None = 32
+    validate_batches: int | None = neutral(32)
     """Batches at most in a validation, the same ones each time; null takes the whole split."""
-    save_every: int | None = 500
+    save_every: int | None = neutral(500)
     """Steps between checkpoints; null saves by time only."""
-    save_seconds: float | None = 300.0
+    save_seconds: float | None = neutral(300.0)
     """Seconds at most between checkpoints; null saves by steps only."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = neutral(2)
     """Checkpoints kept, the newest; the final one is beside them."""
-    log_every: int = 10
+    log_every: int = neutral(10)
     """Steps between lines of metrics.jsonl, each a mean over the steps since the line before."""
-    tensorboard: bool = False
+    tensorboard: bool = neutral(False)
     """Write the metrics for TensorBoard too."""
-    audit: bool = True
+    audit: bool = neutral(True)
     """Show the first batch as the losses see it and check its labels before the first step; it is kept as audit.txt in the stage's folder."""
-    num_workers: int = 0
+    num_workers: int = neutral(0)
     """Processes that read and collate ahead; 0 reads in the training process, which alone resumes random augmentation exactly."""
     time_budget_s: float | None = None
     """Seconds of training, over all resumptions, after which the stage ends as if `steps` were reached; null has no limit."""
-    compile: bool = False
+    compile: bool = neutral(False)
     """Compile the forward pass and the criterion with torch.compile."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ One process is a world of size 1, in which every operation here returns its argu
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,8 +19,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from echox.progress import be_silent
+
 # The first rank may prepare data (features, pseudo-labels) for hours while the others wait at a barrier.
 TIMEOUT = timedelta(hours=6)
+# The same switch before torch 2.14, and since then.
+_DDP_SETTINGS = inspect.signature(DistributedDataParallel.__init__).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_SETTINGS else "broadcast_buffers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class World:
         if self.size == 1:
             return module
         # Buffers belong to frozen parts and are equal on every rank from the start; a batch may leave a trained part unused.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(module, find_unused_parameters=True, **{SYNC_BUFFERS: False})
 
     def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:
         """A context in which backward passes only accumulate: all but the last micro-batch of a step."""
@@ -91,6 +97,8 @@ def join() -> World:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return World()
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    if not world.is_main:
+        be_silent()
     if not dist.is_initialized():
         _initialise(world)
     return world

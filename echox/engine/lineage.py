@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -45,9 +46,25 @@ def check_same_origin(checkpoint: Checkpoint, lineage: Mapping[str, Any]) -> Non
             )
 
 
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted names of the settings in which two plain recipes differ."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that differs between two recipes."""
+
+    name: str  # dotted
+    before: Any
+    after: Any
+
+
+def changes(before: Any, after: Any, path: str = "") -> list[Change]:
+    """The settings in which two plain recipes differ; of a part that was replaced by another, its name alone."""
     if isinstance(before, dict) and isinstance(after, dict):
+        if path and "name" in before and "name" in after and before["name"] != after["name"]:
+            return [Change(path, before["name"], after["name"])]
         keys = dict.fromkeys([*before, *after])
-        return [name for key in keys for name in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))]
-    return [] if before == after else [path]
+        return [change for key in keys for change in changes(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))]
+    return [] if before == after else [Change(path, before, after)]
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """Dotted names of the settings in which two plain recipes differ."""
+    return [change.name for change in changes(before, after)]

@@ -22,9 +22,9 @@ from echox.engine.distribution import World, join
 from echox.engine.interruption import Interrupted, StopRequest, listening
 from echox.engine.metrics import MetricsLog, finite
 from echox.engine.optimisation import load_state_by_name, state_by_name
-from echox.engine.progress import Progress, say
 from echox.engine.setup import Setup
-from echox.engine.step import Window
+from echox.engine.step import StepReport, Window
+from echox.progress import Bar, say
 from echox.tasks.base import Task
 
 
@@ -62,7 +62,8 @@ def train(
     origin = {"stage": stage, "recipe": dict(recipe_dict or {})}
     if final.exists():
         if world.is_main:
-            _say_finished(final, origin)
+            checkpoint.verify(final)
+            say(f"{stage}: finished already in {final}")
         return final
     setup = Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
     origin["lineage"] = ancestry.trace(task, lineage)
@@ -83,12 +84,6 @@ def audit_first(task: Task, criterion: Criterion, config: TrainConfig, *, stage:
     return setup.audited(Position(), stage)
 
 
-def _say_finished(final: Path, origin: Mapping[str, Any]) -> None:
-    changed = ancestry.differences(checkpoint.verify(final)["recipe"], origin["recipe"])
-    note = f", though with other settings ({', '.join(changed)})" if changed else ""
-    say(f"{origin['stage']}: finished already in {final}{note}; delete that folder to train it again")
-
-
 class _Run:
     """A run from where its folder says it stands: the loop, and what it writes."""
 
@@ -107,7 +102,7 @@ class _Run:
         self._saved_at_s = self._ticked_s = time.monotonic()
         self.window = Window()
         self.metrics = self._open_metrics(run_dir) if self.world.is_main else None
-        self.progress = Progress(origin["stage"], step=self.step, steps=self.config.steps, speaks=self.world.is_main)
+        self.bar = Bar(f"{origin['stage']}: training", self.config.steps, unit="step", initial=self.step, shows=self.world.is_main)
         if resumed is not None:
             self._say_resumed(resumed)
         self.batches = setup.batches(self.position)
@@ -134,7 +129,7 @@ class _Run:
     def _say_resumed(self, found: Checkpoint) -> None:
         changed = ancestry.differences(found.meta["recipe"], self.origin["recipe"])
         note = f", with other settings than before ({', '.join(changed)})" if changed else ""
-        self.progress.say(f"resuming after step {self.step} from {found.folder}{note}")
+        self._say(f"resuming after step {self.step} from {found.folder}{note}")
 
     def audit(self, run_dir: Path) -> None:
         """Show and check what is learned next, on the main rank for all.
@@ -159,6 +154,10 @@ class _Run:
         Raises:
             Interrupted: a signal came; the run is saved.
         """
+        with self.bar:
+            self._loop(request)
+
+    def _loop(self, request: StopRequest) -> None:
         while self.step < self.config.steps and not self._out_of_time():
             self._take_step()
             stop = self.world.any(request.signum is not None)
@@ -169,7 +168,7 @@ class _Run:
             if stop or self._save_is_due():
                 self._save()
             if stop:
-                self.progress.say(f"stopped and saved after step {self.step}; start it again to go on")
+                self._say(f"stopped and saved after step {self.step}; start it again to go on")
                 raise Interrupted(request.signum or signal.SIGTERM)
 
     def _take_step(self) -> None:
@@ -178,7 +177,18 @@ class _Run:
         self.step += 1
         self.position = self.setup.advance(self.position)
         self.window.add(report, time.monotonic() - began_s)
-        self.progress.update(loss=report.loss_sum / max(1, report.targets), lr=report.lr, **self.window.throughput)
+        self.bar.update(note=self._facts(report))
+
+    def _facts(self, report: StepReport) -> str:
+        pace = self.window.throughput
+        return (
+            f"loss {report.loss_sum / max(1, report.targets):.4g}, lr {report.lr:.2e}, "
+            f"{pace['targets_per_s']:,.0f} targets/s, {pace['examples_per_s']:,.1f} examples/s"
+        )
+
+    def _say(self, sentence: str) -> None:
+        if self.world.is_main:
+            say(f"{self.origin['stage']}: {sentence}")
 
     def _every(self, steps: int | None) -> bool:
         return steps is not None and self.step % steps == 0
@@ -204,7 +214,7 @@ class _Run:
         if self.setup.validation is not None:
             self.scores = self.setup.validation.run(self.setup.model)
             self.metrics.write(self.step, "valid", self.scores)
-            self.progress.say(f"valid after step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items()))
+            self._say(f"valid after step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items()))
         self.world.barrier()
 
     def _save(self) -> None:
@@ -238,10 +248,9 @@ class _Run:
             self.setup.task.publish(self.setup.model, final.parent, self.step)
             checkpoint.save(final, tensors, self._meta())
         self.world.barrier()
-        self.progress.say(f"finished after {self.step} steps: {final}")
+        self._say(f"finished after {self.step} steps: {final}")
 
     def close(self) -> None:
-        """Close the files and the bar."""
-        self.progress.close()
+        """Close the files."""
         if self.metrics is not None:
             self.metrics.close()

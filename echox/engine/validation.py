@@ -11,6 +11,7 @@ from echox.criteria.base import Criterion
 from echox.engine import precision, randomness
 from echox.engine.batching import load_batches, order_batches
 from echox.engine.config import TrainConfig
+from echox.progress import progress, waiting
 from echox.signals import Batch
 from echox.tasks.base import Examples, Task
 
@@ -31,7 +32,9 @@ class Validation:
         """Metrics of `model`, which is left in training mode; draws no random number that training would miss."""
         model.eval()
         with torch.no_grad(), randomness.preserved(self.device), precision.autocast(self.config.precision, self.device):
-            metrics = self._losses(model) | self.task.score(model, self._batches)
+            metrics = self._losses(model)
+            with waiting("scoring"):
+                metrics |= self.task.score(model, self._batches)
         model.train()
         return metrics
 
@@ -42,7 +45,7 @@ class Validation:
     def _losses(self, model: nn.Module) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        for batch in self._batches():
+        for batch in progress(self._batches(), "validating", unit="batch", total=len(self.plan)):
             loss = self.criterion(self.task.forward(model, batch), batch)
             own = (loss.total, torch.tensor(batch.count))
             for name, (total, count) in {"loss": own, **loss.parts}.items():

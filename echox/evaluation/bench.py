@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.data.audio import load_audio, pad_waveforms, save_audio
 from echox.data.manifest import OnBroken, Row, read_manifest
@@ -24,6 +23,7 @@ from echox.generation.answering import Answer, Answerer, Voice
 from echox.generation.loading import load_answerer, load_voice
 from echox.generation.manifest_run import answer_rows, file_name
 from echox.generation.restoring import refuse_mute
+from echox.progress import Bar, say
 
 T = TypeVar("T")
 RECORDINGS_HZ = 16_000  # the rate at which recordings are judged; recognisers hear no more
@@ -112,7 +112,7 @@ class Bench:
         for batch in self._batches(rows, label):
             for row, outcome in answer_rows(self.answerer, batch, speak=speak):
                 if isinstance(outcome, str):
-                    tqdm.write(f"{label}: row {row.id!r} was not answered and counts as wrong: {outcome}")
+                    say(f"{label}: row {row.id!r} was not answered and counts as wrong: {outcome}")
                 answers[row.id] = outcome if isinstance(outcome, Answer) else Answer("")
         return answers
 
@@ -169,7 +169,7 @@ class Bench:
         return judged
 
     def _batches(self, items: Sequence[T], label: str) -> Iterator[list[T]]:
-        with tqdm(total=len(items), desc=label, unit="row", disable=not items) as bar:
+        with Bar(label, len(items), unit="row") as bar:
             for start in range(0, len(items), self.config.batch_size):
                 batch = list(items[start : start + self.config.batch_size])
                 yield batch

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.data.audio import load_audio, pad_waveforms, resampled, save_audio
@@ -27,6 +26,7 @@ from echox.evaluation.quality import Quality, load_quality
 from echox.evaluation.scores import Score, mean, word_error
 from echox.evaluation.transcriber import Transcriber
 from echox.generation.manifest_run import file_name
+from echox.progress import progress
 from echox.signals import Units
 
 RECORDINGS = "recordings"
@@ -183,7 +183,7 @@ class _Judge:
         pairs = [(self.texts[key], text) for key, text in zip(keys, heard)]
         scores = {"WER": word_error(pairs, "words of the row's text", self.transcriber.name)}
         if self.quality is not None:
-            opinions = [self.quality.score(clips[key], rate_hz) for key in tqdm(keys, desc="naturalness", unit="row") if len(clips[key])]
+            opinions = [self.quality.score(clips[key], rate_hz) for key in progress(keys, "naturalness", unit="row") if len(clips[key])]
             scores["DistillMOS"] = mean([value for value in opinions if value is not None], "mean opinion, 1 to 5", self.quality.name)
         return scores if recordings is None else scores | self._likeness(clips, recordings, rate_hz)
 
@@ -191,7 +191,7 @@ class _Judge:
         audible = [key for key in clips if len(clips[key])]
         scores = {}
         for measure, scorer in self.measures.items():
-            values = [fidelity(measure, recordings[key], clips[key], rate_hz) for key in tqdm(audible, desc=measure, unit="row")]
+            values = [fidelity(measure, recordings[key], clips[key], rate_hz) for key in progress(audible, measure, unit="row")]
             protocol = "against the recording, cut to the shorter; the copy's own timing counts as error"
             scores[measure] = mean([value for value in values if value is not None], protocol, scorer)
         ratios = [len(clips[key]) / len(recordings[key]) for key in clips]
@@ -199,7 +199,7 @@ class _Judge:
 
 
 def _batches(keys: Sequence[str], size: int, label: str) -> Iterator[Sequence[str]]:
-    for start in tqdm(range(0, len(keys), size), desc=label, unit="batch"):
+    for start in progress(range(0, len(keys), size), label, unit="batch"):
         yield keys[start : start + size]
 
 

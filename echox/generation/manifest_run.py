@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 
 from echox import checkpoint
 from echox.backbones.base import Turn
@@ -24,6 +23,7 @@ from echox.generation.published import PublishedAnswerer, load_published_answere
 from echox.generation.records import ANSWERS, Records
 from echox.models.segmenting import SegmentsConfig
 from echox.models.published.folder import is_release, weights_fingerprint
+from echox.progress import Bar
 
 WAVS = "wavs"
 
@@ -143,7 +143,7 @@ def _ids_in_order(manifest: Manifest) -> list[str]:
 
 
 def _answer_rows(answerer: Answerer | PublishedAnswerer, rows: Sequence[Row], lines: dict[str, int], records: Records, batch_size: int) -> None:
-    with tqdm(total=len(rows), desc="answering", unit="row") as bar:
+    with Bar("answering", len(rows), unit="row") as bar:
         for batch in _batches(rows, batch_size):
             records.add([_record(row, lines[row.id], outcome, records.folder) for row, outcome in answer_rows(answerer, batch)])
             bar.update(len(batch))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from echox.config import to_plain
 from echox.data.manifest import OnBroken, Row
 from echox.data.writing import appearing
 from echox.errors import AssetError, ManifestError, SignalError
+from echox.progress import progress
 from echox.tasks.base import StageContext
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def lengths_file(context: StageContext, split: str, config: Any, fingerprints: M
 
 def _measured(rows: Sequence[Row], make: Callable[[Row], Sequence[E]], cost: Callable[[E], int]) -> dict[str, np.ndarray]:
     numbers, turns, costs = array("Q"), array("B"), array("L")
-    for number, row in enumerate(tqdm(rows, desc="measuring rows", unit="row", unit_scale=True)):
+    for number, row in enumerate(progress(rows, "measuring rows", unit="row")):
         for turn, example in enumerate(make(row)[:256]):
             numbers.append(number)
             turns.append(turn)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from echox import checkpoint
 from echox.codecs.base import CODECS
-from echox.config import to_plain
+from echox.config import neutral, to_plain
 from echox.criteria.base import EchoOutputs
 from echox.errors import ConfigError
 from echox.models.denoising import DenoisingAdapter, DenoisingConfig
@@ -68,7 +68,7 @@ class EchoTaskConfig(TaskConfig):
     """Learn some training answers as they were recorded, from their own text (their manifests need 'units'); null learns pseudo-labels alone."""
     labels: str | None = None
     """Folder of pseudo-labels that `echox-prepare labels` wrote, refused where they are stale; null keeps them in `cache_dir`."""
-    label_batch: int = 16
+    label_batch: int = neutral(16)
     """Conversations labelled at once."""
     rows: int | None = None
     """Training conversations drawn from the manifests; null takes all."""
@@ -80,7 +80,7 @@ class EchoTaskConfig(TaskConfig):
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
     voice_lr_scale: float = 0.2
     """Learning rate of the unit decoder as a multiple of the stage's; it comes trained, the denoising adapter starts from nothing."""
-    scored_rows: int = 64
+    scored_rows: int = neutral(64)
     """Validation rows that are spoken and compared with their pseudo-labels."""
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from echox import checkpoint
+from echox.config import neutral
 from echox.criteria.base import VoicedOutputs
 from echox.data.cache import ArrayCache
 from echox.data.text import edit_distance
@@ -42,7 +43,7 @@ class ReleaseEchoTaskConfig(SpeakingConfig):
     """Unit words of a segment at most; 2048 in the release."""
     label_batch: int = 16
     """Conversations labelled at once."""
-    scored_rows: int = 16
+    scored_rows: int = neutral(16)
     """Validation conversations that are spoken and compared with their pseudo-labels."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from echox.config import neutral
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import Item, Role, Row
 from echox.data.text import edit_distance
@@ -54,7 +55,7 @@ class ReleaseUnitsConfig(ReleaseTaskConfig):
     """Modules that learn, by the release's names; the text rows are those of the language model's head and stay."""
     max_tokens: int = POSITIONS
     """Text tokens and unit words at most; longer turns are left out."""
-    scored_rows: int = 64
+    scored_rows: int = neutral(64)
     """Validation rows that are spoken and compared with their units."""
     max_words: int = POSITIONS
     """Unit words of a row that is spoken at most."""

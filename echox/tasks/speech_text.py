@@ -11,6 +11,7 @@ from torch import Tensor
 
 from echox import checkpoint
 from echox.backbones.base import BACKBONES
+from echox.config import neutral
 from echox.criteria.base import SpeechTextOutputs
 from echox.data.text import contains_answer
 from echox.encoders.base import ENCODERS
@@ -46,7 +47,7 @@ class SpeechTextTaskConfig(TaskConfig):
     train_alignment: bool = True
     """Let the adapter's alignment encoder and CTC head learn too, as the papers do; off, it hears as the align stage taught it, and only
     the look-back learns. What it learns from few clips it may forget of many."""
-    max_answer_tokens: int = 48
+    max_answer_tokens: int = neutral(48)
     """Tokens generated at most per answer in validation."""
 
 

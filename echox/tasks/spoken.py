@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Backbone, Turn
+from echox.config import neutral
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
@@ -41,13 +42,13 @@ class RowsConfig:
 
     train: list[str] = field(default_factory=list)
     """Manifests to train on."""
-    valid: list[str] = field(default_factory=list)
+    valid: list[str] = neutral(default_factory=list)
     """Manifests to validate on."""
     sample: dict[str, int] = field(default_factory=dict)
     """Rows drawn at most from a training manifest, by its file name; the others are used whole."""
-    on_broken: OnBroken = OnBroken.skip
+    on_broken: OnBroken = neutral(OnBroken.skip)
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
-    allow_outside: bool = False
+    allow_outside: bool = neutral(False)
     """Allow audio outside a manifest's folder."""
     max_audio_s: float = 30.0
     """Seconds of audio at most; longer clips are left out and counted."""
@@ -59,7 +60,7 @@ class RowsConfig:
 class SpokenDataConfig(RowsConfig):
     """Manifests of spoken conversations whose features are cached."""
 
-    batch_s: float = 120.0
+    batch_s: float = neutral(120.0)
     """Audio encoded at once when features are cached, seconds with padding."""
 
 

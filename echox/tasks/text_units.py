@@ -13,6 +13,7 @@ from torch import Tensor
 
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
+from echox.config import neutral
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
 from echox.errors import ConfigError, ManifestError
@@ -32,9 +33,9 @@ class TextUnitsTaskConfig(TaskConfig):
 
     train: list[str] = field(default_factory=list)
     """Manifests whose assistant turns have text and units."""
-    valid: list[str] = field(default_factory=list)
+    valid: list[str] = neutral(default_factory=list)
     """Manifests to validate on."""
-    on_broken: OnBroken = OnBroken.skip
+    on_broken: OnBroken = neutral(OnBroken.skip)
     """What to do with broken rows: skip them, each reported with its line, or refuse the manifest."""
     rows: int | None = None
     """Training utterances drawn from the manifests; null takes all."""
@@ -48,7 +49,7 @@ class TextUnitsTaskConfig(TaskConfig):
     """Training steps of the aligner that finds which units sound which token (monotonic decoders only)."""
     max_units: int = 1500
     """Units at most in an example, frames with several codebooks; longer ones are left out."""
-    scored_rows: int = 64
+    scored_rows: int = neutral(64)
     """Validation rows that are spoken and compared with their units."""
 
     def __post_init__(self) -> None:

@@ -11,12 +11,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.data.cache import ArrayCache
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
+from echox.progress import Bar
 from echox.tasks.base import StageContext
 from echox.tasks.spoken import padded
 
@@ -100,7 +100,7 @@ class UnitAlignment:
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].units))
         batches = [by_length[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         steps = self.steps
-        with tqdm(total=steps, desc="training the aligner", unit="step") as bar:
+        with Bar("training the aligner", steps, unit="step") as bar:
             for step in range(steps):
                 chosen = batches[int(torch.randint(len(batches), (1,), generator=shuffle))]
                 letters, letter_lengths, units, unit_lengths = self._aligner_inputs([rows[i] for i in chosen])
@@ -110,8 +110,7 @@ class UnitAlignment:
                 loss.backward()
                 nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
                 optimizer.step()
-                bar.update()
-                bar.set_postfix(nats_per_unit=f"{loss.item():.2f}")
+                bar.update(note=f"{loss.item():.2f} nats per unit")
         return aligner
 
     @torch.no_grad()

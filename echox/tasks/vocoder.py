@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from echox.codecs.base import CODECS, Codec
+from echox.config import neutral
 from echox.criteria.base import VocoderOutputs
 from echox.data.audio import save_audio
 from echox.errors import ConfigError
@@ -66,7 +67,7 @@ class VocoderTaskConfig(TaskConfig):
     """Sizes of what judges; null trains by the mel and the durations alone."""
     start: str | None = None
     """Folder of a vocoder in the published layout that training begins with, of the same sizes; null begins at random."""
-    copied_rows: int = 4
+    copied_rows: int = neutral(4)
     """Validation utterances that are spoken again at every validation, and kept as wavs in the stage's folder `copies`."""
 
     def __post_init__(self) -> None:

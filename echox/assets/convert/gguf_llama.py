@@ -1,10 +1,10 @@
 """A Llama-family language model in GGUF form -> a Hugging Face folder with safetensors."""
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from echox.assets.loading import without_library_bars
 from echox.errors import AssetError
 
 
@@ -26,7 +26,7 @@ def convert(source: Path, target: Path) -> None:
     files = sorted(source.glob("*.gguf"))
     if len(files) != 1:
         raise AssetError(f"expected one .gguf file in {source}, found {len(files)}")
-    with _without_inner_bars():
+    with without_library_bars():
         read = AutoModelForCausalLM.from_pretrained(source, gguf_file=files[0].name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=files[0].name)
         _write(read, tokenizer, files[0], target)
@@ -58,20 +58,6 @@ def _split_digits(tokenizer, file: Path) -> None:
     if field is not None and field.contents() == "smollm":
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
-
-
-@contextmanager
-def _without_inner_bars():
-    """Silence transformers' progress bars: the caller has one for the whole."""
-    from transformers.utils import logging
-
-    were_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_shown:
-            logging.enable_progress_bar()
 
 
 def _config_of(model):

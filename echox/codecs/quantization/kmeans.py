@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.errors import ConfigError
+from echox.progress import progress
 
 CHUNK_ROWS = 16_384  # rows whose distances are in memory at once
 
@@ -36,7 +36,7 @@ def fit_kmeans(points: Tensor, clusters: int, *, seed: int, passes: int = 10, se
     order = torch.randperm(N, generator=generator).to(points.device)
     centroids = _seed(points[order[: max(seeding_rows, clusters)]].float(), clusters, generator)
     sample = points[order[: max(sample_rows, clusters)]]
-    for number in tqdm(range(passes), desc="k-means", unit="pass", leave=False, disable=None):
+    for number in progress(range(passes), "clustering frames", unit="pass"):
         centroids = _lloyd(points if number == passes - 1 else sample, centroids, generator)
     return centroids
 

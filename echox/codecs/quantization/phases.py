@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.data.writing import appearing
+from echox.progress import say, skip
+from echox.step_costs import duration
 
 WORK_FOLDER = ".fitting"
 KEY_FILE = "key.json"
@@ -44,12 +44,13 @@ class Phases:
         if path.is_file():
             with safe_open(path, "pt") as file:
                 self.seconds[phase] = float(file.metadata()["seconds"])
+            skip()
             self.tell(f"{phase} kept from an earlier run")
             return load_file(path)
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in self.timed(phase, make).items()}
         with appearing(path) as unfinished:
             save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
-        self.tell(f"{phase} took {self.seconds[phase]} s")
+        self.tell(f"{phase} took {duration(self.seconds[phase])}")
         return made
 
     def content(self, name: str, phase: str, make: Callable[[], bytes]) -> bytes:
@@ -69,7 +70,7 @@ class Phases:
         return made
 
     def tell(self, text: str) -> None:
-        tqdm.write(f"codec: {text}", file=sys.stderr)
+        say(f"codec: {text}")
 
     def done(self) -> None:
         shutil.rmtree(self.folder)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from echox.codecs.quantization.kmeans import fit_kmeans, nearest
 from echox.codecs.quantization.language import UnitLanguage, density, rates, train_language
@@ -25,6 +24,7 @@ from echox.codecs.unit_vocoder.vocoder import Vocoder, build_vocoder
 from echox.config import to_plain
 from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import SignalError
+from echox.progress import Bar, progress
 from echox.signals import Units
 from echox.vocoders.mel import MelSpectrogram
 
@@ -86,7 +86,7 @@ class _Fit:
     def _features(self) -> dict[str, Tensor]:
         """Clip row -> features [F, D] float16; clips of about equal length are encoded together."""
         found: dict[str, Tensor] = {}
-        with tqdm(total=len(self.clips), desc="features", unit="clip", leave=False, disable=None) as bar:
+        with Bar("encoding recordings", len(self.clips), unit="clip") as bar:
             for rows in _batches(self.lengths, int(self.config.batch_s * self.encoder.rate_hz)):
                 made = features_of(self.encoder, [self.clips[row] for row in rows], self.device)
                 found.update((str(row), values.half()) for row, values in zip(rows, made, strict=True))
@@ -146,7 +146,7 @@ class _Fit:
 
         def clips() -> list[Clip]:
             if not made:
-                found = (self._clip(row, labels[row]) for row in tqdm(rows, desc="mel and pitch", unit="clip", leave=False, disable=None))
+                found = (self._clip(row, labels[row]) for row in progress(rows, "mel and pitch", unit="clip"))
                 made.extend(self.phases.timed("mel and pitch", lambda: [clip for clip in found if len(clip.units)]))
                 if not made:
                     raise SignalError("every recording is too short to fit a codec to; give clips of a second or more")

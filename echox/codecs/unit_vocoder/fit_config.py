@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from echox.codecs.quantization.language import LanguageConfig
 from echox.codecs.unit_vocoder.speaker import SpeakerSizes
+from echox.config import neutral
 from echox.encoders.base import EncoderConfig
 from echox.encoders.whisper import WhisperConfig
 from echox.errors import ConfigError
@@ -19,7 +20,7 @@ def _whisper_base_layer_4() -> EncoderConfig:
 class CodecFitConfig:
     """What `echox-prepare codec` fits."""
 
-    folder: str = "codec"
+    folder: str = neutral("codec")
     """Where the codec is written; an interrupted fit goes on from what is there."""
     encoder: EncoderConfig = field(default_factory=_whisper_base_layer_4)
     """The encoder whose features become units."""
@@ -33,7 +34,7 @@ class CodecFitConfig:
     """Sizes of the nets."""
     seed: int = 0
     """Of the clustering, the initial weights and the batches."""
-    batch_s: float = 60.0
+    batch_s: float = neutral(60.0)
     """Audio encoded at once, seconds with padding."""
     held_out: float = 0.02
     """Share of the clips kept for the final measurements."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from echox.codecs.unit_vocoder.mel import MelJudge, MelNet, deception_loss, feature_loss, judge_loss
 from echox.codecs.unit_vocoder.prosody import Durations, Melody, duration_loss, melody_loss
+from echox.progress import Bar
 from echox.signals import valid_mask
 
 AVERAGE_EVERY_STEPS = 50  # window of the loss that is shown
@@ -158,8 +158,9 @@ def _descend(name: str, net: torch.nn.Module, loss_of: Callable[[list[int], floa
     """AdamW with a warm-up and a cosine that reaches its end by steps or by time, whichever comes first."""
     optimiser = torch.optim.AdamW(net.parameters(), effort.rate, betas=(0.9, 0.98), weight_decay=0.01)
     recent: list[Tensor] = []
+    note = None
     began_s = time.monotonic()
-    with tqdm(total=effort.steps, desc=name, unit="step", leave=False, disable=None) as bar:
+    with Bar(f"fitting {name}", effort.steps, unit="step") as bar:
         for step in range(effort.steps):
             share = _share(step / effort.steps, (time.monotonic() - began_s) / effort.limit_s)
             if share >= 1:
@@ -173,8 +174,8 @@ def _descend(name: str, net: torch.nn.Module, loss_of: Callable[[list[int], floa
             optimiser.step()
             recent = [*recent, loss.detach()][-AVERAGE_EVERY_STEPS:]
             if step % AVERAGE_EVERY_STEPS == AVERAGE_EVERY_STEPS - 1:
-                bar.set_postfix(loss=f"{torch.stack(recent).mean():.3f}", refresh=False)
-            bar.update()
+                note = f"loss {torch.stack(recent).mean():.3f}"
+            bar.update(note=note)
     return float(torch.stack(recent).mean()) if recent else float("nan")
 
 
