@@ -24,8 +24,6 @@ from echox.step_costs import StepClock, duration
 LINE_EVERY_S = 30.0  # between lines where there is no terminal to draw a bar on
 WAIT_S = 2.0  # work that is done sooner needs no word
 NARROWEST = 20  # columns of a terminal below which a bar says nothing
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-COUNT = "{desc}: {n_fmt}{postfix}"  # where the end is not known
 
 T = TypeVar("T")
 
@@ -165,10 +163,17 @@ class Bar:
             unit=self.unit,
             unit_scale=self.in_bytes,
             unit_divisor=1024,
-            bar_format=COUNT if self.total is None else BAR,
+            bar_format=self._format(),
             dynamic_ncols=True,
             leave=False,
         )
+
+    def _format(self) -> str:
+        """The bar's line for tqdm, whose own time left would count bars inside this one."""
+        unit = "B" if self.in_bytes else f" {self.unit}s"
+        if self.total is None:
+            return f"{{desc}}: {{n_fmt}}{unit}{{postfix}}"
+        return f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {{n_fmt}}/{{total_fmt}}{unit}{{postfix}}"
 
     def _beside(self) -> str:
         parts = [self._note] if self._note else []
@@ -231,8 +236,9 @@ def _in_bytes(count: int) -> str:
 
 
 def _on_terminal() -> bool:
-    """Whether stderr is a terminal that has room for a bar; some say that they have no columns at all."""
+    """Whether stderr is a terminal that has room for a bar; some say that they have no columns, or no lines, at all."""
     try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns >= NARROWEST
+        size = os.get_terminal_size(sys.stderr.fileno())
+        return sys.stderr.isatty() and size.columns >= NARROWEST and size.lines > 1
     except (OSError, ValueError, AttributeError):
         return False
