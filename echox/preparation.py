@@ -94,7 +94,7 @@ def make_corpus(config: DemoCorpusConfig) -> None:
 
 
 def fit_codec(config: FitCodecConfig) -> None:
-    """Fit a codec, unless it is fitted already.
+    """Fit a codec, unless it is fitted already, and print the fields that use it.
 
     Raises:
         ConfigError: no manifest is named, or the codec is not one that is fitted. ManifestError: one is broken.
@@ -104,6 +104,8 @@ def fit_codec(config: FitCodecConfig) -> None:
         print("the codec is fitted already; nothing was done")
         return
     codec_type.fit(config.codec, SpeechClips(config.manifests), device_named(config.device))
+    folder = getattr(config.codec, "folder", "")
+    print(f"{folder}: in a recipe, it is used with codec={CODECS.name_of(config.codec)} codec.folder={folder}")
 
 
 def write_labels(recipe: Recipe) -> None:

@@ -91,7 +91,7 @@ class StepClock:
     slowness: float = 1.0  # what the steps before took, over what was expected of them
     known_s: float | None = None  # seconds this step should take; None where it never ran here
     before: StepCost | None = None
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float = field(default_factory=lambda: time.monotonic())
     phases: dict[str, Phase] = field(default_factory=dict)
     spent_s: float = 0.0  # in bars that are closed
     is_whole: bool = True  # nothing was found done by an earlier run

@@ -23,7 +23,7 @@ from echox.generation.answering import Answer, Answerer, Voice
 from echox.generation.loading import load_answerer, load_voice
 from echox.generation.manifest_run import answer_rows, file_name
 from echox.generation.restoring import refuse_mute
-from echox.progress import Bar, say
+from echox.progress import Bar, progress, say
 
 T = TypeVar("T")
 RECORDINGS_HZ = 16_000  # the rate at which recordings are judged; recognisers hear no more
@@ -164,7 +164,7 @@ class Bench:
                 save_audio(self.folder / judged[key]["audio"], sound.samples, sound.rate_hz)
         drawn = self.sample(sorted(audible), self.config.mos_rows, "mos")
         if drawn and self.quality is not None:
-            for key in drawn:
+            for key in progress(drawn, f"{name}: naturalness", unit="clip"):
                 judged[key]["mos"] = self.quality.score(audible[key].samples, audible[key].rate_hz)
         return judged
 

@@ -21,6 +21,7 @@ from echox.evaluation.bench import Bench
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.page import page_of, summary_of
 from echox.evaluation.sections import SECTIONS, Section
+from echox.progress import say, skip
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
@@ -56,10 +57,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "skipped": {},
     }
     records: dict[str, list[dict[str, Any]]] = {}
-    for section in SECTIONS:
+    for number, section in enumerate(SECTIONS, 1):
         if reason := _reason_to_skip(section, bench):
             report["skipped"][section.name] = reason
             continue
+        say(f"part {number} of {len(SECTIONS)} of the report: {section.title}")
         stored = _section(section, bench, records, _key(section, config, corpus, fingerprints))
         records[section.name] = stored["records"]
         report["sections"][section.name] = _scored(section, stored)
@@ -117,6 +119,7 @@ def _section(section: Section, bench: Bench, before: dict[str, list[dict[str, An
     path = bench.folder / "sections" / f"{section.name}.json"
     stored = None if bench.config.overwrite else _stored(path, key)
     if stored is not None:
+        skip()
         return stored
     bench.refuse_mute()
     began_s = time.monotonic()

@@ -23,7 +23,7 @@ from echox.generation.published import PublishedAnswerer, load_published_answere
 from echox.generation.records import ANSWERS, Records
 from echox.models.segmenting import SegmentsConfig
 from echox.models.published.folder import is_release, weights_fingerprint
-from echox.progress import Bar
+from echox.progress import Bar, waiting
 
 WAVS = "wavs"
 
@@ -104,7 +104,8 @@ def _generate_one(config: GenerateConfig) -> int:
         return 0
     refuse_ending(config.output)
     answerer = _load(config)
-    answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
+    with waiting("answering"):
+        answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
     print(f"heard:    {answer.heard}\nanswered: {answer.text}")
     if not answerer.speaks:
         print("not spoken: the checkpoint has no voice; give one of stage echo, or an EchoX folder, to hear the answer", file=sys.stderr)

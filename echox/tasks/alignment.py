@@ -108,6 +108,8 @@ class AlignmentModel(nn.Module):
 class AlignmentTask(Task):
     """Clips -> the LLM's tokens by CTC."""
 
+    needs = ("encoder", "backbone")
+
     def __init__(self, config: AlignmentTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)
         self.data = SpokenData(config.data, context.cache_dir)

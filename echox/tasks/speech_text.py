@@ -128,6 +128,7 @@ class SpeechTextTask(Task):
     """Stage I: LoRA and the adapter learn to answer what is heard."""
 
     parents = ("align",)
+    needs = ("encoder", "backbone")
 
     def __init__(self, config: SpeechTextTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)

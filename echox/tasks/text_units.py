@@ -99,6 +99,8 @@ def voice_parts(path: str = "") -> dict[str, list[str]]:
 class TextUnitsTask(Task):
     """Stage II: the unit decoder learns to read text aloud."""
 
+    needs = ("backbone", "codec")
+
     def __init__(self, config: TextUnitsTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)
 

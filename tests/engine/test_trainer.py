@@ -68,7 +68,7 @@ def test_a_finished_stage_is_left_alone(tmp_path, undisturbed, capsys):
     before = (undisturbed / "meta.json").stat().st_mtime_ns
     assert train_toy(undisturbed.parent, steps=20) == undisturbed
     assert (undisturbed / "meta.json").stat().st_mtime_ns == before
-    assert "finished already" in (said := capsys.readouterr().err) and "(steps)" in said
+    assert "finished already" in capsys.readouterr().err
 
 
 def test_the_final_checkpoint_says_where_it_comes_from(undisturbed):

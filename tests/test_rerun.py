@@ -1,0 +1,160 @@
+"""A run folder that was made otherwise: refused before anything starts, or made again."""
+
+import json
+
+import pytest
+import torch
+
+from echox import chain, checkpoint
+from echox.chain import run_recipe
+from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
+from echox.errors import CheckpointError
+from echox.plugins import discover
+from echox.recipe import STAGES, freeze, load_recipe
+from echox.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
+
+PARENTS = {"align": (), "s2t": ("align",), "t2c": (), "echo": ("s2t", "t2c")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parts():
+    discover()
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function from overrides to a recipe of echo_tiny in a folder where the recipe without overrides is finished."""
+
+    def recipe(*overrides):
+        return load_recipe("echo_tiny", [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "device=cpu", *overrides])
+
+    write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What is it?")
+    for number, stage in enumerate(STAGES):
+        write_stage(recipe(), stage, number)
+    return recipe
+
+
+def write_text(path, text):
+    write_manifest(path, [Row("a", (Item(Role.USER, text), Item(Role.ASSISTANT, "It is.")), {})])
+
+
+def write_stage(recipe, stage, value, place="final", known=True):
+    run = chain.Path(recipe.run_dir)
+    manifest = chain.Path(recipe.corpus.folder) / "questions.train.jsonl"
+    data = {"manifest:questions.train.jsonl": manifest_fingerprint(manifest)} if known and stage != "t2c" else {}
+    parents = {parent: checkpoint.fingerprint(run / parent / "final") for parent in PARENTS[stage]}
+    meta = {"stage": stage, "recipe": freeze(recipe), "lineage": {"parents": parents, "data": data}}
+    checkpoint.save(run / stage / place, {"w": torch.full((2,), float(value))}, meta)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["s2t.train.steps=6"], r"^s2t in .* was made otherwise: s2t.train.steps 12 -> 6; name another folder with run_dir=, make it and what builds on it "
+         r"\(echo\) again with overwrite=true, or go back to the old settings$"),
+        (["stage=echo", "s2t.train.steps=6"], "^s2t in .* s2t.train.steps 12 -> 6"),
+        (["encoder=mel"], "^align, s2t and echo in .* were made otherwise: encoder whisper -> mel;"),
+        (["corpus.share=0.03"], "corpus.share 0.02 -> 0.03"),
+        (["seed=2"], "^align, s2t, t2c and echo .* seed 1 -> 2"),
+        (["t2c.train.lr=0.5", "t2c.task.decoder.layers=3"], "^t2c in .*t2c.task.decoder.layers 2 -> 3, t2c.train.lr 0.001 -> 0.5;"),
+    ],
+)  # fmt: skip
+def test_settings_that_matter_stop_it_before_it_starts(made, monkeypatch, overrides, sentence):
+    monkeypatch.setattr(chain, "_take", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(CheckpointError, match=sentence):
+        run_recipe(made(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["name=other", "doc=other", "report=null", "own_processes=true", "s2t.cpu_processes=2"],
+        ["align.train.log_every=1", "align.train.save_every=3", "align.train.keep_checkpoints=9", "align.train.tensorboard=true"],
+        ["s2t.train.validate_every=3", "s2t.train.validate_batches=2", "t2c.task.scored_rows=1", "s2t.task.max_answer_tokens=4"],
+        ["corpus.workers=1", "stage=echo", "align.train.num_workers=1"],
+    ],
+)
+def test_settings_that_decide_nothing_do_not(made, overrides):
+    prepare_rerun(made(*overrides))
+
+
+def test_a_run_that_was_moved_is_the_same(made, tmp_path):
+    recipe = made()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    prepare_rerun(made(f"run_dir={tmp_path / 'elsewhere'}"))
+    assert recipe.run_dir != str(tmp_path / "elsewhere")
+
+
+def test_a_half_done_stage_counts_too(made, tmp_path):
+    (tmp_path / "run/echo/final").rename(tmp_path / "gone")
+    write_stage(made(), "echo", 9, place="checkpoints/step_000000006")
+    with pytest.raises(CheckpointError, match="^echo in .* echo.train.lr 0.001 -> 0.5"):
+        prepare_rerun(made("echo.train.lr=0.5"))
+    prepare_rerun(made())
+
+
+def test_a_field_that_came_later_has_its_default(made, tmp_path):
+    meta = tmp_path / "run/s2t/final/meta.json"
+    described = json.loads(meta.read_text())
+    del described["recipe"]["s2t"]["task"]["adapter_lr_scale"], described["recipe"]["seed"]
+    described["recipe"]["s2t"]["task"]["a_field_of_old"] = 3
+    meta.write_text(json.dumps(described))
+    prepare_rerun(made())
+    with pytest.raises(CheckpointError, match="s2t.task.adapter_lr_scale 0.3 -> 0.7"):
+        prepare_rerun(made("s2t.task.adapter_lr_scale=0.7"))
+
+
+def test_a_parent_that_was_trained_again_and_data_that_changed_are_named(made, tmp_path):
+    write_stage(made(), "t2c", 77)
+    with pytest.raises(CheckpointError, match="^echo in .* t2c was trained again since"):
+        refuse_stale(made(), "echo")
+    write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What else?")
+    with pytest.raises(CheckpointError, match="^align, s2t and echo in .*questions.train.jsonl has changed since"):
+        prepare_rerun(made())
+
+
+def test_overwrite_moves_aside_what_is_stale_and_what_builds_on_it(made, tmp_path, capsys):
+    before = {stage: checkpoint.fingerprint(tmp_path / "run" / stage / "final") for stage in STAGES}
+    changed = made("s2t.train.steps=6", "overwrite=true")
+    prepare_rerun(changed)
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["align", "replaced", "t2c"]
+    assert checkpoint.fingerprint(run / "replaced/s2t-1/final") == before["s2t"]
+    assert checkpoint.fingerprint(run / "replaced/echo-1/final") == before["echo"]
+    assert "s2t: made otherwise before, and moved to" in capsys.readouterr().err
+    write_stage(changed, "s2t", 5)
+    prepare_rerun(changed)
+    assert (run / "s2t").exists(), "what is made by these settings is kept, however often it is asked for"
+
+
+def test_overwrite_leaves_alone_what_this_run_does_not_make(made, tmp_path):
+    with pytest.raises(CheckpointError, match="^s2t in .* none of the stages that this run trains .echo."):
+        prepare_rerun(made("s2t.train.steps=6", "stage=echo", "overwrite=true"))
+    assert not (tmp_path / "run/replaced").exists()
+
+
+def test_a_codec_that_was_fitted_otherwise_is_told_by_what_it_was_fitted_with(made, tmp_path):
+    speech = tmp_path / "cache/corpora/tiny/questions.train.jsonl"
+    inside = [f"codec.folder={tmp_path / 'run' / 'codec'}", f"codec_speech=[{speech}]"]
+    (tmp_path / "run/codec").mkdir()
+    for stage in STAGES:
+        (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
+    note_fit(made(*inside))
+    assert (tmp_path / "run/codec" / FITTED_WITH).is_file()
+    prepare_rerun(made(*inside, "codec.fit.batch_s=9"))
+    with pytest.raises(CheckpointError, match="^codec in .* was made otherwise: codec.fit.units 512 -> 64"):
+        prepare_rerun(made(*inside, "codec.fit.units=64"))
+    prepare_rerun(made(*inside, "codec.fit.units=64", "stage=align", "overwrite=true"))
+    assert (tmp_path / "run/codec").exists(), "align hears without a codec"
+    prepare_rerun(made(*inside, "codec.fit.units=64", "overwrite=true"))
+    assert (tmp_path / "run/replaced/codec-1" / FITTED_WITH).is_file() and not (tmp_path / "run/codec").exists()
+
+
+def test_a_codec_outside_the_run_is_left_to_its_other_users(made, tmp_path):
+    outside = [f"codec.folder={tmp_path / 'codec'}", "stage=t2c"]
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "run/t2c/final").rename(tmp_path / "gone")
+    note_fit(made(*outside))
+    with pytest.raises(CheckpointError, match="lies outside .* overwrite=true leaves it alone"):
+        prepare_rerun(made(*outside, "codec.fit.units=64", "overwrite=true"))
