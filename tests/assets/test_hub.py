@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from echox.assets.hub import hub_folder
+from echox.assets.hub import _counter_of, hub_folder
 from echox.errors import AssetError
+from echox.progress import Bar
 
 COMMIT = "0" * 40
 
@@ -46,7 +47,7 @@ def test_pickled_weights_are_taken_where_there_are_no_others(shop, monkeypatch, 
             (tmp_path / name).write_text("{}")
         return str(tmp_path)
 
-    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in files])
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name, size=300) for name in files])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -77,3 +78,14 @@ def test_a_silent_hub_is_one_sentence(shop, monkeypatch):
 def test_an_impossible_id_is_refused(shop):
     with pytest.raises(AssetError, match="not a valid hub id"):
         hub_folder("some one/mod el")
+
+
+def test_bytes_from_the_hub_move_our_bar_and_the_clients_own_are_not_drawn(capsys):
+    with Bar("fetching someone/model", 100, in_bytes=True, shows=False) as bar:
+        counter = _counter_of(bar)
+        written = counter(total=100, unit="B", name="huggingface_hub.snapshot_download")
+        others = [counter(total=100, unit="B", name="huggingface_hub.snapshot_download.transfer"), counter(total=2, desc="Fetching 2 files")]
+        for client_bar in (written, *others):
+            client_bar.update(40)
+        assert bar.n == 40
+    assert capsys.readouterr() == ("", "")
