@@ -187,7 +187,7 @@ def test_a_single_stage_wants_its_parents(away):
 def test_a_recipe_that_makes_all_it_needs_misses_nothing(away, capsys, recipe):
     assert train.main([f"recipe={recipe}", "dry_run=true"]) == 0
     text = capsys.readouterr().out
-    assert text.endswith("nothing is missing\n") and f"made by the run: the corpus runs/cache/corpora/{recipe.removeprefix('echo_').replace('mini', 'demo')}" in text
+    assert text.endswith("nothing is missing\n") and f"made by the run: the corpus runs/cache/corpora/{recipe.removeprefix('echo_')}" in text
     assert not (away / "runs").exists() and not (away / "cache").exists()
 
 

@@ -32,6 +32,13 @@ class LoraConfig:
     """Probability of dropping an adapter's input in training."""
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     """Names of the linear layers that get an adapter."""
+    top_layers: int | None = None
+    """Transformer layers, counted from the top, that get adapters; null gives them to all. Below them nothing is trained, so their states
+    of a text can be kept (`s2t.task.train_look_back`)."""
+
+    def __post_init__(self) -> None:
+        if self.top_layers is not None and self.top_layers < 1:
+            raise ConfigError(f"lora.top_layers is {self.top_layers}; use 1 or more, or null for all layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,30 @@ class Backbone(nn.Module, ABC):
         """
         return self(embeddings, mask).hidden
 
+    def frozen_layers(self) -> int:
+        """Transformer layers at the bottom in which nothing is trained; 0 where `lower` and `upper` cannot run apart."""
+        return 0
+
+    def lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Run the frozen layers alone.
+
+        Args:
+            embeddings: [B, S, H]; mask: bool [B, S], True where real.
+        Returns:
+            states [B, S, H], which `upper` takes.
+        """
+        return embeddings
+
+    def upper(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Run the layers above the frozen ones: `upper(lower(e, m), m)` is `self(e, m).hidden`.
+
+        Args:
+            states: [B, S, H] of `lower`; mask: bool [B, S], True where real.
+        Returns:
+            hidden [B, S, H], after the final norm.
+        """
+        return self(states, mask).hidden
+
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., H] -> next-token logits [..., V]."""
@@ -144,7 +175,7 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
     """Put adapters into a language model's layers, in place; rank 0 adds none.
 
     Raises:
-        ConfigError: no layer has one of the names.
+        ConfigError: no layer has one of the names, or `top_layers` are more than there are.
     """
     if not config.rank:
         return
@@ -152,14 +183,31 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    settings = PeftLora(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        layers_to_transform=_top(model, config.top_layers),
+    )
     try:
-        inject_adapter_in_model(PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)), model)
+        inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise ConfigError(f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use names such as q_proj") from error
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             # Autocast brings inputs to the adapter's format; to float32 and back first is thousands of copies a step.
             layer.cast_input_dtype_enabled = False
+
+
+def _top(model: nn.Module, count: int | None) -> list[int] | None:
+    """Numbers of the uppermost `count` transformer layers, as peft takes them; None for all."""
+    if count is None:
+        return None
+    layers = model.config.num_hidden_layers
+    if count > layers:
+        raise ConfigError(f"lora.top_layers is {count}, but {type(model).__name__} has {layers} layers")
+    return list(range(layers - count, layers))
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", BackboneConfig)

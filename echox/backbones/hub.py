@@ -65,6 +65,7 @@ class HubBackbone(Backbone):
         self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
         self._origin = _probe(self.model)
         add_lora(self.model, config.lora)
+        self._frozen_layers = _frozen_below(self.model.base_model)
 
     @classmethod
     def outline(cls, config: HubBackboneConfig) -> HubBackbone:
@@ -93,6 +94,30 @@ class HubBackbone(Backbone):
         front.cache.batch_repeat_interleave(B)
         rest = self(embeddings[:, shared:], mask, front.cache, use_cache=True)
         return torch.cat([front.hidden.expand(B, -1, -1), rest.hidden], dim=1)
+
+    def frozen_layers(self) -> int:
+        return self._frozen_layers
+
+    def lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        with self._running(slice(0, self.frozen_layers()), norm=False):
+            return self(embeddings, mask).hidden
+
+    def upper(self, states: Tensor, mask: Tensor) -> Tensor:
+        with self._running(slice(self.frozen_layers(), None), norm=True):
+            return self(states, mask).hidden
+
+    @contextmanager
+    def _running(self, chosen: slice, *, norm: bool) -> Iterator[None]:
+        """Inside, all layers but the chosen hand their input on; masks and positions are made by the library as ever."""
+        body = self.model.base_model
+        layers, final_norm = body.layers, body.norm
+        places = range(len(layers))[chosen]
+        body.layers = nn.ModuleList(layer if place in places else _HandsOn() for place, layer in enumerate(layers))
+        body.norm = final_norm if norm else nn.Identity()
+        try:
+            yield
+        finally:
+            body.layers, body.norm = layers, final_norm
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
@@ -149,6 +174,21 @@ class HubBackbone(Backbone):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([self._origin, self.config.system]).encode()).hexdigest()[:16]
+
+
+def _frozen_below(body: nn.Module) -> int:
+    """Layers below the first that learns, in a model whose layers and final norm stand where Llama has them; 0 in others."""
+    if not isinstance(getattr(body, "layers", None), nn.ModuleList) or not hasattr(body, "norm"):
+        return 0
+    learns = [any(p.requires_grad for p in layer.parameters()) for layer in body.layers]
+    return learns.index(True) if any(learns) else 0
+
+
+class _HandsOn(nn.Module):
+    """A transformer layer that does nothing."""
+
+    def forward(self, states: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return states
 
 
 def _load(config: HubBackboneConfig) -> tuple[nn.Module, Any]:

@@ -52,6 +52,10 @@ class DemoCorpusConfig:
     """Folder of its manifests and audio."""
     seed: int = 1
     """Seed of every split, voice and augmentation."""
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    """Kinds of templates that are asked: capital, arithmetic, day, month, general."""
+    facts_by_kind: dict[str, int] = field(default_factory=dict)
+    """Facts of a kind at most, taken evenly from its list; kinds that are not named have all of theirs."""
     share: float = 1.0
     """Share of all texts and counts below that is used, above 0 and up to 1: small for a smoke test."""
     clips_per_question: int = 2
@@ -107,9 +111,14 @@ class DemoCorpusConfig:
         for name in (*not_negative, "heard_sentences", "vocabulary_words", "rare_word_takes"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
+        named = {"kinds": self.kinds, "facts_by_kind": self.facts_by_kind, "clips_by_kind": self.clips_by_kind}
+        for name, kinds in named.items():
+            for kind in kinds:
+                if kind not in KINDS:
+                    raise ConfigError(f"{name} has no kind {kind!r}{near(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+        if not self.kinds:
+            raise ConfigError(f"kinds is empty; name at least one of {', '.join(KINDS)}")
         for kind, clips in self.clips_by_kind.items():
-            if kind not in KINDS:
-                raise ConfigError(f"clips_by_kind has no kind {kind!r}{near(kind, KINDS)}; kinds are {', '.join(KINDS)}")
             if not (0 < clips < 1 or clips >= 1 and clips == int(clips)):
                 raise ConfigError(f"clips_by_kind.{kind} is {clips}; use a whole number, or a share between 0 and 1")
         if self.workers is not None and self.workers < 1:
@@ -228,7 +237,7 @@ class _Planner:
     def manifests(self, words: list[str]) -> dict[str, list[Row]]:
         """File name -> rows, whose clips are asked for but not recorded yet; `words` are spoken beside the questions."""
         config = self.config
-        facts = spread_share(all_facts(), config)
+        facts = spread_share(asked_facts(config), config)
         counts = {"test": config.test_questions, "valid": config.valid_questions, "unseen": config.unseen_facts}
         splits = split_questions(facts, seed=config.seed, **{name: config.scaled(count) for name, count in counts.items()})
         free = self._free_texts(facts)
@@ -291,10 +300,10 @@ class _Planner:
         return FreeTexts([text for text in texts[len(held_out) :] if text not in kept_out], held_out[test:], held_out[:test])
 
     def _heard(self, words: list[str], questions: list[str]) -> list[Row]:
-        """Sentences, and words in random company, each by a training voice; without `words` the questions' rare ones are not known."""
+        """Sentences, and words in random company, each by a training voice."""
         config = self.config
         texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
-        rare = other_words(questions, words) if words else []
+        rare = other_words(questions, words) if config.rare_word_takes else []
         for several, takes in ((words, config.vocabulary_takes), (rare, config.rare_word_takes)):
             texts += [("words", text) for text in in_random_company(several, takes, config.words_per_clip, config.seed)]
         rows = []
@@ -352,6 +361,16 @@ class _Planner:
 def origin(voice: str) -> dict[str, str]:
     """The labels of a row that say who speaks, and whether pip alone brings that voice."""
     return {"voice": voice, "voice_source": "program" if is_program(voice) else "pip"}
+
+
+def asked_facts(config: DemoCorpusConfig) -> list[Fact]:
+    """The facts of the config's kinds, at most as many of each as it says, in their order."""
+    found: list[Fact] = []
+    for kind in KINDS:
+        facts = [fact for fact in all_facts() if fact.kind == kind] if kind in config.kinds else []
+        count = min(len(facts), config.facts_by_kind.get(kind, len(facts)))
+        found += [facts[place * len(facts) // count] for place in range(count)]
+    return found
 
 
 def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:

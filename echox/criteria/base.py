@@ -75,7 +75,7 @@ class SpelledOutputs(AlignmentOutputs):
 
 @dataclass(frozen=True, slots=True)
 class SpeechTextOutputs(AlignmentOutputs):
-    """A language model's predictions of its answers, at label positions only."""
+    """A language model's predictions of its answers, at label positions only; without CTC's scores (None) where no clip was read."""
 
     text_logits: Tensor  # [N, V]
     text_labels: Tensor  # [N]

@@ -23,11 +23,11 @@ class EvaluateConfig:
     typed_rows: int = 32
     """Questions that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
     free_rows: int = 40
-    """Free questions, drawn by `seed`."""
+    """Free questions, drawn by `seed`; 0 leaves their section out."""
     t2c_rows: int = 12
-    """Texts of each kind that T2C speaks, drawn by `seed`, and whose recordings go through the codec."""
+    """Texts of each kind that T2C speaks, drawn by `seed`, and whose recordings go through the codec; 0 leaves T2C's section out."""
     cascade_rows: int = 16
-    """Spoken questions that the full cascade (recogniser, typed question, T2C) answers too."""
+    """Spoken questions that the full cascade (recogniser, typed question, T2C) answers too; 0 leaves out all comparisons with cascades."""
     seed: int = 1
     """Seed of every sample."""
     asr: str = "whisper_base"

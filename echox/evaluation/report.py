@@ -101,6 +101,8 @@ def _corpus(config: EvaluateConfig, run: Path) -> Path:
 
 
 def _reason_to_skip(section: Section, bench: Bench) -> str | None:
+    if section.count is not None and not getattr(bench.config, section.count):
+        return f"{section.count} is 0"
     for stages in section.needs:
         if not any(bench.final(stage).exists() for stage in stages.split("|")):
             return f"the run has no {stages.replace('|', ' or ')} checkpoint"

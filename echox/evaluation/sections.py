@@ -30,6 +30,7 @@ class Section:
     needs: tuple[str, ...]  # stages of the run, one of each group "a|b"
     make: Callable[[Bench, list[Row], dict[str, list[Record]]], list[Record]]  # bench, rows, records of the sections before
     score: Callable[[list[Record], Judges], Table]
+    count: str | None = None  # the config's field that says how many rows it takes; 0 leaves it out
 
 
 def make_questions(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
@@ -308,6 +309,7 @@ SECTIONS = (
         ("echo|s2t",),
         make_free,
         score_free,
+        count="free_rows",
     ),
     Section(
         "t2c",
@@ -317,6 +319,7 @@ SECTIONS = (
         ("t2c",),
         make_t2c,
         score_t2c,
+        count="t2c_rows",
     ),
     Section(
         "cascade",
@@ -327,5 +330,6 @@ SECTIONS = (
         ("echo", "t2c"),
         make_cascade,
         score_cascade,
+        count="cascade_rows",
     ),
 )

@@ -107,14 +107,25 @@ class SpeechAdapter(nn.Module):
             self.look_back.out_proj.weight.zero_()
             self.look_back.out_proj.bias.zero_()
 
-    def freeze_alignment(self) -> None:
-        """Leave what tells the tokens as it is: only the look-back goes on learning."""
-        for module in (self.projector, self.position, self.layers, self.out_norm, self.ctc_head):
+    def freeze(self, *, alignment: bool, look_back: bool) -> None:
+        """Leave parts as they are: what tells the tokens, and what is added to a kept vector."""
+        aligning = (self.projector, self.position, self.layers, self.out_norm, self.ctc_head)
+        looking = (self.look_back, self.look_back_norm)
+        for module in (*(aligning if alignment else ()), *(looking if look_back else ())):
             module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SpeechAdapter:
+        """Where nothing of it learns, it always hears as in use: without masks or dropout, so that a clip has one result."""
+        return super().train(mode and self.learns)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of it is not frozen."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
     def learns_alignment(self) -> bool:
-        """Whether it is as it was made, and `freeze_alignment` was not called."""
+        """Whether what tells the tokens is not frozen."""
         return self.ctc_head.weight.requires_grad
 
     def forward(self, features: Features) -> AdaptedSpeech:

@@ -38,6 +38,7 @@ from echox.tasks.speech_text import (
     SpeechTextTask,
     SpeechTextTaskConfig,
     clips_of,
+    freeze_adapter,
     learned_speech_llm,
     longest_conversation,
     padding_of,
@@ -76,6 +77,8 @@ class EchoTaskConfig(TaskConfig):
     """Train LoRA and the speech adapter too, as the paper does; off, the S2T model stays as it is and only its voice is trained."""
     train_alignment: bool = True
     """Let the adapter's alignment encoder and CTC head learn too, where the speech adapter is trained."""
+    train_look_back: bool = True
+    """Let the adapter's look-back learn, where the speech adapter is trained."""
     speech_llm_lr_scale: float = 0.1
     """Learning rate of LoRA and the speech adapter as a multiple of the stage's."""
     voice_lr_scale: float = 0.2
@@ -120,8 +123,7 @@ class EchoTask(Task):
             halve_frozen(model.speech_llm.backbone)
         if not self.config.train_speech_llm:
             model.speech_llm.requires_grad_(False)
-        if not self.config.train_alignment:
-            model.speech_llm.adapter.freeze_alignment()
+        freeze_adapter(model.speech_llm.adapter, self.config)
         self.speech_text.read(model.speech_llm)
         self._draw_rows()
         self.labels = self._label_source(model)
@@ -149,6 +151,7 @@ class EchoTask(Task):
             halve_frozen(backbone)
         if not self.config.train_speech_llm:
             speech_llm.requires_grad_(False)
+        freeze_adapter(speech_llm.adapter, self.config)
         heard = speech_llm_activations(speech_llm, 0) if self.config.train_speech_llm else {}
         spoken = ANSWER_SHARE * (1 + WORDS_PER_TOKEN) * layer_bytes(decoder.body, decoder.config.width)
         # Next-token scores at the answer are taken a second time, where the denoising adapter starts from them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,12 @@ from echox.models.speech_llm import AUDIO, IGNORE, PAD, Prompted, SpeechLLM, joi
 from echox.signals import Batch, Features
 from echox.tasks.alignment import adapter_activations, known_indices, token_index
 from echox.tasks.base import TASKS, Examples, Hearing, Outline, Parts, StageContext, Task, TaskConfig, View, named_parts
+from echox.tasks.frozen_states import (
+    FrozenStates,
+    KeptConversation,
+    StatesBatch,
+    conversation_key,
+)
 from echox.tasks.spoken import Clip, SpokenData, SpokenDataConfig, conversation_ids, padded, prompt_and_labels
 from echox.tasks.views import heard_clips, past, text_of, text_tracks
 
@@ -47,6 +54,9 @@ class SpeechTextTaskConfig(TaskConfig):
     train_alignment: bool = True
     """Let the adapter's alignment encoder and CTC head learn too, as the papers do; off, it hears as the align stage taught it, and only
     the look-back learns. What it learns from few clips it may forget of many."""
+    train_look_back: bool = True
+    """Let the adapter's look-back learn. Where the whole adapter stands still and LoRA is in the upper layers alone (`lora.top_layers`), the
+    states below are computed once and kept in `cache_dir`, and a step runs the upper layers only."""
     max_answer_tokens: int = neutral(48)
     """Tokens generated at most per answer in validation."""
 
@@ -81,8 +91,15 @@ class Conversation:
 class Conversations(Examples):
     """Spoken conversations with written answers."""
 
-    def __init__(self, rows: Sequence[Conversation], data: SpokenData, frames_per_token: int = FRAMES_PER_TOKEN) -> None:
-        self.rows, self.data, self.frames_per_token = rows, data, frames_per_token
+    def __init__(
+        self,
+        rows: Sequence[Conversation],
+        data: SpokenData,
+        frames_per_token: int = FRAMES_PER_TOKEN,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        """Args: keys: of the rows' kept states, which training reads; None where none are kept."""
+        self.rows, self.data, self.frames_per_token, self.keys = rows, data, frames_per_token, keys
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,8 +107,10 @@ class Conversations(Examples):
     def __getitem__(self, index: int) -> Conversation:
         return self.rows[index]
 
-    def at(self, index: int, epoch: int) -> Conversation:
+    def at(self, index: int, epoch: int) -> Conversation | KeptConversation:
         row = self.rows[index]
+        if self.keys is not None:
+            return KeptConversation(row.row_id, self.keys[index], row.target)
         return dataclasses.replace(row, clips=self.data.drawn(row.row_id, row.clips, epoch))
 
     def cost(self, index: int) -> int:
@@ -103,6 +122,11 @@ class Conversations(Examples):
 def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
     """The S2T model with pretrained parts loaded; adapter and LoRA as at the start of training."""
     return join_speech_llm(ENCODERS.build(parts.encoder), BACKBONES.build(parts.backbone), adapter, token_ids)
+
+
+def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
+    """Leave what a config with `train_alignment` and `train_look_back` does not train."""
+    adapter.freeze(alignment=not config.train_alignment, look_back=not config.train_look_back)
 
 
 def learned_speech_llm(model: SpeechLLM) -> dict[str, Tensor]:
@@ -133,13 +157,14 @@ class SpeechTextTask(Task):
     def __init__(self, config: SpeechTextTaskConfig, context: StageContext) -> None:
         super().__init__(config, context)
         self.data = SpokenData(config.data, context.cache_dir)
+        self.states: FrozenStates | None = None
+        self.keys: list[str] = []  # of the usable training conversations, where their states are kept
 
     def build(self) -> SpeechLLM:
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
         checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
-        if not self.config.train_alignment:
-            model.adapter.freeze_alignment()
+        freeze_adapter(model.adapter, self.config)
         if self.context.bf16:
             halve_frozen(model.backbone)
         self.read(model)
@@ -153,6 +178,7 @@ class SpeechTextTask(Task):
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
         with torch.device("meta"):
             model = join_speech_llm(encoder, backbone, self.config.adapter, parents["align"].model.adapter.token_ids)
+        freeze_adapter(model.adapter, self.config)
         if self.context.bf16:
             halve_frozen(model.backbone)
         return Outline(
@@ -188,20 +214,59 @@ class SpeechTextTask(Task):
     def parameter_groups(self, model: SpeechLLM) -> list[dict]:
         lora = [p for p in model.backbone.parameters() if p.requires_grad]
         adapter = [p for p in model.adapter.parameters() if p.requires_grad]
-        groups = [{"name": "adapter", "params": adapter, "lr_scale": self.config.adapter_lr_scale}]
-        return groups + ([{"name": "lora", "params": lora, "lr_scale": 1.0}] if lora else [])
+        groups = [("adapter", adapter, self.config.adapter_lr_scale), ("lora", lora, 1.0)]
+        return [{"name": name, "params": params, "lr_scale": scale} for name, params, scale in groups if params]
 
     def prepare(self, model: SpeechLLM) -> None:
         clips = {split: [clip for row in rows for clip in row.clips] for split, rows in self.splits.items()}
         self.data.cache_features(clips, model.encoder, bf16=self.context.bf16, label="encoding questions")
+        if self._keeps_states(model):
+            self._keep_states(model.eval())
+
+    def _keeps_states(self, model: SpeechLLM) -> bool:
+        """Whether a training conversation has the same states below the layers that learn at every step."""
+        learns = self.config.train_alignment or self.config.train_look_back
+        return not learns and self.data.augmentation is None and model.backbone.frozen_layers() > 0
+
+    def _keep_states(self, model: SpeechLLM) -> None:
+        rows = self._usable("train")
+        makers = {
+            "align": checkpoint.fingerprint(self.context.parents["align"]),
+            "encoder": model.encoder.fingerprint(),
+            "backbone": model.backbone.fingerprint(),
+            "layers": model.backbone.frozen_layers(),
+            "bf16": self.context.bf16,
+        }
+        self.states = FrozenStates(self.context.cache_dir / "frozen_states", makers)
+        self.keys = [conversation_key(row.prompt, row.target, row.clips) for row in rows]
+        costs = list(map(Conversations(rows, self.data).cost, range(len(rows))))
+        self.states.fill(self.keys, lambda places: self._lower(model, [rows[place] for place in places]), costs)
+
+    @torch.no_grad()
+    def _lower(self, model: SpeechLLM, rows: Sequence[Conversation]) -> list[Tensor]:
+        """Conversations -> states [P_i, H] of each after the frozen layers."""
+        batch = self.collate(rows).to(self.context.device)
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.context.bf16):
+            prompted = model.prompt(batch.ids, model.adapter(batch.features), batch.clip_rows)
+            states = model.backbone.lower(prompted.embeddings, prompted.mask)
+        kept = states.to(torch.bfloat16 if self.context.bf16 else torch.float32).cpu()
+        return [row[:length] for row, length in zip(kept, prompted.mask.sum(1).tolist())]
+
+    def _usable(self, split: str) -> list[Conversation]:
+        return [row for row in self.splits[split] if all(map(self.data.usable, row.clips))]
 
     def examples(self, split: str) -> Examples:
-        return Conversations([row for row in self.splits[split] if all(map(self.data.usable, row.clips))], self.data)
+        keys = self.keys if self.states is not None and split == "train" else None
+        return Conversations(self._usable(split), self.data, keys=keys)
 
-    def collate(self, examples: Sequence[Conversation]) -> SpeechTextBatch:
+    def collate(self, examples: Sequence[Conversation | KeptConversation]) -> SpeechTextBatch | StatesBatch:
+        if isinstance(examples[0], KeptConversation):
+            return self.states.batch(examples)
         return collate_conversations(examples, self.data, self.index)
 
-    def forward(self, model: SpeechLLM, batch: SpeechTextBatch) -> SpeechTextOutputs:
+    def forward(self, model: SpeechLLM, batch: SpeechTextBatch | StatesBatch) -> SpeechTextOutputs:
+        if isinstance(batch, StatesBatch):
+            return self._forward_upper(model, batch)
         speech, hidden = teacher_forced(model, batch)
         labels = batch.labels != IGNORE
         return SpeechTextOutputs(
@@ -212,6 +277,18 @@ class SpeechTextTask(Task):
             text_logits=model.backbone.logits(hidden[labels]),
             text_labels=batch.labels[labels],
             counts_ctc=model.adapter.learns_alignment or not model.training,
+        )
+
+    def _forward_upper(self, model: SpeechLLM, batch: StatesBatch) -> SpeechTextOutputs:
+        hidden = model.backbone.upper(batch.states, batch.mask())
+        return SpeechTextOutputs(
+            ctc_logits=None,
+            frame_lengths=None,
+            targets=None,
+            target_lengths=None,
+            text_logits=model.backbone.logits(batch.predicting(hidden)),
+            text_labels=batch.targets[batch.targets != IGNORE],
+            counts_ctc=False,
         )
 
     def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
@@ -242,9 +319,12 @@ def speech_llm_parts(path: str = "") -> dict[str, list[str]]:
 def speech_llm_activations(model: SpeechLLM, bytes_per_ctc_score: int) -> dict[str, float]:
     """Estimated bytes kept from forward to backward per token of a conversation, heard speech included."""
     frames = HEARD_SHARE * FRAMES_PER_TOKEN
-    adapter = adapter_activations(model.adapter, bytes_per_ctc_score + MIXTURE_BYTES)
+    adapter = adapter_activations(model.adapter, bytes_per_ctc_score + MIXTURE_BYTES) if model.adapter.learns else {}
     return {name: frames * size for name, size in adapter.items()} | {
-        "language model": layer_bytes(model.backbone, model.backbone.hidden_size),
+        # Behind a frozen adapter, the backward pass ends at the lowest layer that learns.
+        "language model": layer_bytes(
+            model.backbone, model.backbone.hidden_size, from_first_trained=not model.adapter.learns
+        ),
         "text scores": ANSWER_SHARE * SCORE_BYTES * model.backbone.vocab_size,
     }
 

@@ -48,6 +48,47 @@ def test_a_shared_opening_is_computed_once_and_changes_nothing(backbone, monkeyp
     assert all(torch.allclose(plain, once, atol=1e-4) for plain, once in zip(*results))
 
 
+def upper_lora(top_layers):
+    config = HubBackboneConfig(weights="random", lora=LoraConfig(top_layers=top_layers, dropout=0.0))
+    torch.manual_seed(1)
+    backbone = HubBackbone(config).eval()
+    for name, parameter in backbone.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return backbone
+
+
+def test_lora_stands_in_the_top_layers_alone_and_the_rest_runs_apart():
+    backbone = upper_lora(top_layers=1)
+    layers = {name.split("layers.")[1][0] for name, p in backbone.named_parameters() if "lora_" in name}
+    assert layers == {"1"} and backbone.frozen_layers() == 1
+    mask = torch.arange(7)[None] < torch.tensor([7, 5, 6])[:, None]
+    embeddings = torch.randn(3, 7, backbone.hidden_size)
+    whole = backbone(embeddings, mask).hidden
+    states = backbone.lower(embeddings, mask)
+    assert torch.equal(backbone.upper(states, mask)[mask], whole[mask])
+    with backbone.as_pretrained():
+        assert torch.equal(backbone.lower(embeddings, mask), states)
+    # Afterwards the model is whole again.
+    assert torch.equal(backbone(embeddings, mask).hidden, whole)
+
+
+def test_lora_in_all_layers_leaves_nothing_to_run_apart():
+    backbone = upper_lora(top_layers=None)
+    assert backbone.frozen_layers() == 0
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    embeddings = torch.randn(2, 4, backbone.hidden_size)
+    assert torch.equal(backbone.lower(embeddings, mask), embeddings)
+    assert torch.equal(backbone.upper(embeddings, mask), backbone(embeddings, mask).hidden)
+
+
+def test_more_top_layers_than_there_are_are_refused():
+    with pytest.raises(ConfigError, match="top_layers is 3, but LlamaForCausalLM has 2 layers"):
+        upper_lora(top_layers=3)
+    with pytest.raises(ConfigError, match="use 1 or more"):
+        LoraConfig(top_layers=0)
+
+
 def test_prompts_are_split_where_audios_go(backbone):
     pieces = backbone.prompt([Turn("user", "first", has_audio=True), Turn("assistant", "yes"), Turn("user", "", has_audio=True)])
     assert len(pieces) == 3

@@ -12,6 +12,7 @@ from echox.corpora import synthesis
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
 from echox.corpora.studio import Studio
+from echox.corpora.templates import capitals
 from echox.corpora.voices import Role, Voice, available_voices
 from echox.corpora.wording import NearDuplicates, plain_words
 from echox.data.audio import load_audio
@@ -143,6 +144,47 @@ def test_kinds_are_spoken_as_often_as_asked_and_every_fact_of_a_share_is_kept(hu
     assert after == {**before, "arithmetic": before["arithmetic"] // 2, "day": 3 * before["day"]}
     facts = [{row.extra["fact"] for row in rows_of(folder, ["questions.train.jsonl"])} for folder in (whole, some)]
     assert facts[0] == facts[1]
+
+
+def test_only_the_kinds_and_facts_asked_for_are_spoken(humming, tmp_path):
+    kinds, most = ["capital", "day", "month"], {"capital": 7, "day": 100}
+    few = DemoCorpusConfig(
+        folder=str(tmp_path),
+        kinds=kinds,
+        facts_by_kind=most,
+        clips_per_question=1,
+        test_questions=5,
+        valid_questions=5,
+        unseen_facts=0,
+        free_questions=False,
+        heard_sentences=0,
+        vocabulary_words=0,
+        speech_hours=0.01,
+        workers=1,
+    )
+    rows = rows_of(build_demo_corpus(few), ["questions.train.jsonl", "questions.test.jsonl"])
+    facts = Counter(fact.split("-")[0] for fact in {row.extra["fact"] for row in rows})
+    assert facts["capital"] == 7 and facts["dayafter"] + facts["daybefore"] == 14
+    assert {row.extra["kind"] for row in rows} == set(kinds)
+    every = [fact.id for fact in capitals()]
+    places = sorted(every.index(row.extra["fact"]) for row in rows if row.extra["kind"] == "capital")
+    # Taken from all of the alphabet.
+    assert places[0] < len(every) // 7 and places[-1] >= len(every) * 6 // 7
+
+
+def test_without_a_vocabulary_all_words_of_the_questions_are_rare(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, vocabulary_words=0, rare_word_takes=2), think_aloud, tokens)
+    rows = [row for row in rows_of(folder, ["heard.train.jsonl"]) if row.extra["kind"] == "words"]
+    counts = Counter(word.lower() for row in rows for word in row.answer.transcription.split())
+    assert counts["the"] == counts["what"] == 2 and set(counts.values()) == {2}
+
+
+@pytest.mark.parametrize("setting", ["kinds", "facts_by_kind"])
+def test_kinds_that_there_are_not_are_refused(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"{setting} has no kind 'dy'; did you mean 'day'"):
+        config(tmp_path, **{setting: ["dy"] if setting == "kinds" else {"dy": 3}})
+    with pytest.raises(ConfigError, match="kinds is empty"):
+        config(tmp_path, kinds=[])
 
 
 @pytest.mark.parametrize("changes, words", [({"dy": 2}, "did you mean 'day'"), ({"day": 1.5}, "a whole number"), ({"day": 0}, "a whole number")])

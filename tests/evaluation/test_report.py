@@ -137,6 +137,14 @@ def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_pa
     assert "not scored: free" in capsys.readouterr().out
 
 
+def test_sections_of_no_rows_are_left_out(config, run, corpus):
+    config.run, config.corpus = str(run), str(corpus)
+    config.t2c_rows = config.cascade_rows = config.free_rows = 0
+    report = evaluate(config)
+    assert list(report["sections"]) == ["questions", "unseen"]
+    assert report["skipped"] == {name: f"{name}_rows is 0" for name in ("free", "t2c", "cascade")}
+
+
 def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):
     shutil.copytree(run / "t2c", tmp_path / "voice" / "t2c")
     config.run, config.corpus = str(tmp_path / "voice"), str(corpus)

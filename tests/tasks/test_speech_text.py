@@ -6,17 +6,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from echox.backbones.hub import HubBackboneConfig
+import tiny_run
+
+from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
 from echox.encoders.whisper import WhisperConfig
 from echox.models.decoding import greedy_text
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.signals import Features
-from echox.tasks.base import Parts
+from echox.tasks.base import Parts, StageContext
 from echox.tasks.echo import answer_states
-from echox.tasks.speech_text import SpeechTextBatch, build_speech_llm, prompt_only, teacher_forced
-from echox.tasks.spoken import padded, prompt_and_labels
+from echox.tasks.frozen_states import StatesBatch
+from echox.tasks.speech_text import (
+    SpeechTextBatch,
+    SpeechTextTask,
+    SpeechTextTaskConfig,
+    build_speech_llm,
+    prompt_only,
+    teacher_forced,
+)
+from echox.tasks.spoken import SpokenDataConfig, padded, prompt_and_labels
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +88,91 @@ def test_a_batch_equals_its_rows(model):
 def test_of_a_frozen_alignment_only_the_look_back_learns(model):
     torch.manual_seed(4)
     model = copy.deepcopy(model).train()
-    model.adapter.freeze_alignment()
+    model.adapter.freeze(alignment=True, look_back=False)
     batch = batch_of(model, [[1, AUDIO, 2]], [[3, 4]], Features(torch.randn(1, 40, 32), torch.tensor([40]), 50.0), [0])
     speech, hidden = teacher_forced(model, batch)
     assert speech.lengths.item() > 0
     hidden.sum().backward()
     assert {name.split(".")[0] for name, parameter in model.adapter.named_parameters() if parameter.grad is not None} == {"look_back", "look_back_norm"}
+
+
+def frozen_task(tmp_path, **changes):
+    """S2T behind a finished run's adapter, which stands still, with LoRA in the upper of two layers."""
+    manifest = tmp_path / "asked.jsonl"
+    if not manifest.exists():
+        tiny_run.write_questions(tmp_path, "asked", 5)
+    backbone = HubBackboneConfig(weights="random", lora=LoraConfig(rank=4, top_layers=1, dropout=0.0))
+    settings = {"train_alignment": False, "train_look_back": False, **changes}
+    config = SpeechTextTaskConfig(
+        data=SpokenDataConfig(train=[str(manifest)], valid=[str(manifest)]),
+        adapter=SpeechAdapterConfig(heads=4, dropout=0.5, time_masks=2, channel_dropout=0.5),
+        **settings,
+    )
+    context = StageContext(
+        parts=Parts(WhisperConfig(weights="random"), backbone, None),
+        seed=1,
+        cache_dir=tmp_path / "cache",
+        parents={"align": tiny_run.write_run(tmp_path / "run") / "s2t" / "final"},
+    )
+    task = SpeechTextTask(config, context)
+    torch.manual_seed(0)
+    model = task.build().train()
+    for name, parameter in model.backbone.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    task.prepare(model)
+    return task, model.train()
+
+
+def test_training_from_kept_states_is_training_from_the_clips(tmp_path):
+    task, model = frozen_task(tmp_path)
+    train = task.examples("train")
+    plain = task.collate([train[index] for index in range(len(train))])
+    kept = task.collate([train.at(index, 0) for index in range(len(train))])
+    assert isinstance(plain, SpeechTextBatch) and isinstance(kept, StatesBatch)
+    results = []
+    for batch in (plain, kept):
+        outputs = task.forward(model, batch)
+        loss = torch.nn.functional.cross_entropy(outputs.text_logits, outputs.text_labels)
+        model.zero_grad()
+        loss.backward()
+        lora = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        results.append((outputs.text_labels, outputs.text_logits.detach(), lora))
+    (labels, logits, gradients), (kept_labels, kept_logits, kept_gradients) = results
+    assert torch.equal(labels, kept_labels) and len(labels) == kept.count
+    assert torch.allclose(logits, kept_logits, atol=1e-5)
+    assert gradients and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, kept_gradients, strict=True))
+    assert float(sum(gradient.abs().sum() for gradient in gradients)) > 0
+    # Validation and audits go on hearing clips.
+    assert isinstance(task.collate([task.examples("valid").at(0, 0)]), SpeechTextBatch)
+
+
+def test_kept_states_are_made_anew_for_another_adapter_or_clip(tmp_path):
+    task, _ = frozen_task(tmp_path)
+    before = task.states.cache
+    again, _ = frozen_task(tmp_path)
+    assert again.states.cache.fingerprint == before.fingerprint
+    assert len(again.states.cache) == len(before) == len(again.keys)
+    clip = next((tmp_path).glob("**/*.wav"))
+    tiny_run.save_audio(clip, tiny_run.noise(99, 0.7), tiny_run.RATE_HZ)
+    recorded, _ = frozen_task(tmp_path)
+    assert set(recorded.keys) != set(task.keys)
+
+
+@pytest.mark.parametrize("changes", [{"train_look_back": True}, {"train_alignment": True}])
+def test_states_are_kept_only_where_nothing_below_learns(tmp_path, changes):
+    task, model = frozen_task(tmp_path, **changes)
+    train = task.examples("train")
+    assert task.states is None and train.at(0, 0) == train[0]
+    assert {group["name"] for group in task.parameter_groups(model)} == {"adapter", "lora"}
+
+
+def test_a_frozen_adapter_hears_without_masks_or_dropout(tmp_path):
+    task, model = frozen_task(tmp_path)
+    batch = task.collate([task.examples("train")[0]])
+    first, second = (model.train().adapter(batch.features).vectors for _ in range(2))
+    assert torch.equal(first, second)
+    assert {group["name"] for group in task.parameter_groups(model)} == {"lora"}
 
 
 def test_paths_of_answers_do_not_enter_prompts(tmp_path: Path):
