@@ -23,6 +23,7 @@ from echox.step_costs import StepClock, duration
 
 LINE_EVERY_S = 30.0  # between lines where there is no terminal to draw a bar on
 WAIT_S = 2.0  # work that is done sooner needs no word
+SETTLED = 32  # units after which their rate is believed, or one in a hundred where that is less
 NARROWEST = 20  # columns of a terminal below which a bar says nothing
 
 T = TypeVar("T")
@@ -144,12 +145,11 @@ class Bar:
         if self.total is None:
             return None
         left = max(0, self.total - self.n)
-        if self.done and self.spent_s >= WAIT_S:
+        # The first of many units also wait for processes to start, which says nothing of the others.
+        if self.done >= min(SETTLED, self.total / 100) and self.done and self.spent_s >= WAIT_S:
             return left * self.spent_s / self.done
         known_s = _clock.unit_s(self.label) if _clock is not None else None
-        if known_s is not None:
-            return left * known_s
-        return left * self.spent_s / self.done if self.done else None
+        return None if known_s is None else left * known_s
 
     def _pause(self) -> None:
         self._spent_s = self.spent_s

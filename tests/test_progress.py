@@ -24,6 +24,16 @@ def clock(monkeypatch):
     return now
 
 
+def test_the_first_of_many_units_tells_no_time_left(clock):
+    with Bar("speaking", 4000, unit="clip") as bar:
+        clock[0] += 50  # processes start
+        bar.update()
+        assert bar.left_s() is None
+        clock[0] += 1
+        bar.update(31)
+        assert bar.left_s() == pytest.approx(3968 * 51 / 32)
+
+
 def test_a_line_every_half_minute_and_one_at_the_end_with_the_time_left(capsys, clock):
     with Bar("encoding clips", 40, unit="clip") as bar:
         for _ in range(40):

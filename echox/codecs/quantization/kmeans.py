@@ -36,7 +36,7 @@ def fit_kmeans(points: Tensor, clusters: int, *, seed: int, passes: int = 10, se
     order = torch.randperm(N, generator=generator).to(points.device)
     centroids = _seed(points[order[: max(seeding_rows, clusters)]].float(), clusters, generator)
     sample = points[order[: max(sample_rows, clusters)]]
-    for number in progress(range(passes), "clustering frames", unit="pass"):
+    for number in progress(range(passes), "clustering frames", unit="round"):
         centroids = _lloyd(points if number == passes - 1 else sample, centroids, generator)
     return centroids
 
