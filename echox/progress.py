@@ -95,17 +95,22 @@ class Bar:
         self._spent_s, self._since_s = 0.0, time.monotonic()
         self._line_s = self._since_s
         self._drawn: tqdm | None = None
+        self._ended = threading.Event()
 
     def __enter__(self) -> Bar:
         if Bar._open:
             Bar._open[-1]._pause()
         Bar._open.append(self)
         self._since_s = self._line_s = time.monotonic()
-        if self.shows and self.total != self.initial and _on_terminal():
-            self._drawn = self._draw()
+        if self.shows and self.total != self.initial:
+            if _on_terminal():
+                self._drawn = self._draw()
+            else:
+                threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
         self._pause()
         Bar._open.remove(self)
         if Bar._open:
@@ -126,7 +131,18 @@ class Bar:
             # The time left is worked out where the bar is drawn, a few times a second.
             if self._drawn.update(count):
                 self._drawn.set_postfix_str(self._beside(), refresh=False)
-        elif self.shows and self.n != self.total and time.monotonic() - self._line_s >= LINE_EVERY_S:
+        elif self.shows and self.n != self.total:
+            self._write_line_if_due()
+
+    def _tell(self) -> None:
+        """Lines for work whose units take minutes each, from a thread beside it."""
+        while not self._ended.wait(LINE_EVERY_S / 10):
+            # Inside this bar another may be open, which tells for both.
+            if Bar._open and Bar._open[-1] is self:
+                self._write_line_if_due()
+
+    def _write_line_if_due(self) -> None:
+        if time.monotonic() - self._line_s >= LINE_EVERY_S:
             self._write_line(self._beside())
 
     @property

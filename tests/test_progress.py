@@ -46,6 +46,16 @@ def test_a_line_every_half_minute_and_one_at_the_end_with_the_time_left(capsys, 
     ]
 
 
+def test_a_unit_that_takes_long_does_not_keep_it_silent(capsys, monkeypatch):
+    monkeypatch.setattr(shown, "LINE_EVERY_S", 0.05)
+    with Bar("answering", 2) as bar:
+        until = time.monotonic() + 30
+        while not (said := capsys.readouterr().err) and time.monotonic() < until:
+            time.sleep(0.01)
+        bar.update(2)
+    assert said.startswith("answering: 0 of 2 rows\n")
+
+
 def test_what_is_done_at_once_needs_no_word(capsys, clock):
     assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
     with waiting("loading a model"):
