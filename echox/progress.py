@@ -203,7 +203,7 @@ class Bar:
         self._line_s = time.monotonic()
         shown = _in_bytes if self.in_bytes else "{:,}".format
         of_all = f" of {shown(self.total)}" if self.total is not None else ""
-        unit = "" if self.in_bytes else f" {self.unit}" if self.n == self.total == 1 else f" {self.unit}s"
+        unit = "" if self.in_bytes else f" {self.unit}" if (self.total or self.n) == 1 else f" {self.unit}s"
         say(f"{_headed(self.label)}: {shown(self.n)}{of_all}{unit}" + (f", {facts}" if facts else ""))
 
 
