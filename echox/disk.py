@@ -1,9 +1,10 @@
-"""Files on the disk: what they hash to, and a full disk said in a sentence."""
+"""Files on the disk: where echox keeps its own, what they hash to, and a full disk said in a sentence."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,11 @@ from pathlib import Path
 from echox.errors import TrainingError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_folder() -> Path:
+    """Where echox keeps what can be had again: ECHOX_CACHE, or `~/.cache/echox`."""
+    return Path(os.environ.get("ECHOX_CACHE") or "~/.cache/echox").expanduser()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def split(argv: Sequence[str], takes_recipe: bool) -> Arguments:
     Raises:
         ConfigError: an option is unknown or lacks its value.
     """
-    known = {**OPTIONS, **(RECIPE_OPTIONS if takes_recipe else {}), "--complete": ""}
+    known = {**OPTIONS, **(RECIPE_OPTIONS if takes_recipe else {})}
     options: dict[str, str] = {}
     overrides: list[str] = []
     words: list[str] = []
@@ -66,5 +66,5 @@ def split(argv: Sequence[str], takes_recipe: bool) -> Arguments:
             else:
                 overrides.append(f"{flag[2:].replace('-', '_')}={value}")
         else:
-            raise ConfigError(f"unknown option {word!r}{near(word, known)}; options are {', '.join(option for option in known if known[option])}")
+            raise ConfigError(f"unknown option {word!r}{near(word, known)}; options are {', '.join(known)}")
     return Arguments(options, overrides, words)

@@ -16,11 +16,12 @@ from echox.bench.manifest import ManifestBenchConfig, bench_manifest
 from echox.config import near
 from echox.errors import ConfigError
 from echox.unit_bench import UnitsBenchConfig, bench_units
-from echox_cli import completion
-from echox_cli.arguments import split
+from echox_cli.arguments import OPTIONS, split
+from echox_cli.completion import Offers
 from echox_cli.door import answered_at_once, run_door
 from echox_cli.fields import summary
 from echox_cli.guard import guarded
+from echox_cli.offers import config_offers
 
 PROGRAM = "echox-bench"
 # The field is the one that words without `=` belong to.
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _without_subject(words: list[str]) -> None:
     arguments = split(words, takes_recipe=False)
-    if answered_at_once(PROGRAM, arguments, _candidates):
+    if answered_at_once(PROGRAM, arguments):
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
@@ -51,8 +52,7 @@ def _without_subject(words: list[str]) -> None:
         print(f"  {name:<10} {summary(config_type.__doc__)}")
 
 
-def _candidates(line: str) -> list[str]:
-    before, word = completion.words_of(line)
+def offers(before: Sequence[str]) -> Offers:
     if before and before[0] in SUBJECTS:
-        return completion.config_candidates(SUBJECTS[before[0]][0], line.partition(before[0])[2])
-    return completion.matching(word, SUBJECTS)
+        return config_offers(SUBJECTS[before[0]][0], before[1:])
+    return Offers([*SUBJECTS, *OPTIONS])

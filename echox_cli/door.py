@@ -16,7 +16,7 @@ from echox.config import to_plain
 from echox.errors import ConfigError
 from echox.plugins import Discovery, discover
 from echox.recipe import DEFAULT_RECIPE, Recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
-from echox_cli import completion, texts
+from echox_cli import texts
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split
 from echox_cli.fields import WIDTH, field_lines, summary
 from echox_cli.guard import guarded
@@ -31,7 +31,7 @@ def run_recipe_door(program: str, function: Callable[[Recipe], object], argv: Se
 
 def _recipe_door(program: str, function: Callable[[Recipe], object], argv: Sequence[str], doc: str) -> object:
     arguments = split(argv, takes_recipe=True)
-    if answered_at_once(program, arguments, completion.recipe_candidates):
+    if answered_at_once(program, arguments):
         return 0
     if "--help" in arguments.options:
         print("\n".join(_recipe_help(program, doc, _recipe_dirs(arguments))))
@@ -90,7 +90,7 @@ def _config_door(
     positional: str | None,
 ) -> object:
     arguments = split(argv, takes_recipe=False)
-    if answered_at_once(program, arguments, lambda line: completion.config_candidates(config_type, line)):
+    if answered_at_once(program, arguments):
         return 0
     if "--help" in arguments.options:
         print("\n".join(_config_help(program, config_type, positional)))
@@ -117,14 +117,12 @@ def _positional(config_type: type, field: str | None, words: Sequence[str]) -> l
     return [Assignment(f"{field}={words[0]}", field, words[0])]
 
 
-def answered_at_once(program: str, arguments: Arguments, candidates: Callable[[str], list[str]]) -> bool:
+def answered_at_once(program: str, arguments: Arguments) -> bool:
     """The questions any door answers without a config."""
     if "--version" in arguments.options:
         print(texts.version(program))
     elif "--completion" in arguments.options:
         print(texts.script(program, arguments.options["--completion"]))
-    elif "--complete" in arguments.options:
-        print("\n".join(candidates(arguments.options["--complete"])))
     else:
         return False
     return True

@@ -13,13 +13,26 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
 from echox.ablation import AblationConfig, ablate
 from echox.evaluation.codec_copy import CodecCopyConfig, copy_synthesis
 from echox.evaluation.report import EvaluateConfig, evaluate
+from echox_cli.completion import Offers
 from echox_cli.door import run_door
+from echox_cli.offers import config_offers
+
+PROGRAM = "echox-evaluate"
+SUBJECTS = {
+    "ablation": (AblationConfig, ablate),
+    "codec": (CodecCopyConfig, copy_synthesis),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ablation"]:
-        return run_door("echox-evaluate ablation", AblationConfig, ablate, words[1:])
-    if words[:1] == ["codec"]:
-        return run_door("echox-evaluate codec", CodecCopyConfig, copy_synthesis, words[1:])
-    return run_door("echox-evaluate", EvaluateConfig, evaluate, words)
+    if words and words[0] in SUBJECTS:
+        return run_door(f"{PROGRAM} {words[0]}", *SUBJECTS[words[0]], words[1:])
+    return run_door(PROGRAM, EvaluateConfig, evaluate, words)
+
+
+def offers(before: Sequence[str]) -> Offers:
+    if before and before[0] in SUBJECTS:
+        return config_offers(SUBJECTS[before[0]][0], before[1:])
+    run = config_offers(EvaluateConfig, before)
+    return run if before else Offers([*SUBJECTS, *run.candidates], run.plain)

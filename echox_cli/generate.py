@@ -11,7 +11,13 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.generate())
 
 from echox.generation.manifest_run import GenerateConfig, generate
+from echox_cli.completion import Offers
 from echox_cli.door import run_door
+from echox_cli.offers import config_offers
+
+
+def offers(before: Sequence[str]) -> Offers:
+    return config_offers(GenerateConfig, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,8 +23,8 @@ from echox.config import near, to_plain
 from echox.errors import ConfigError
 from echox.plugins import REGISTRIES, Discovery, discover
 from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
-from echox_cli import completion
 from echox_cli.arguments import split
+from echox_cli.completion import Offers
 from echox_cli.door import answered_at_once
 from echox_cli.fields import WIDTH, field_lines, summary
 from echox_cli.guard import guarded
@@ -41,7 +41,7 @@ def _info(argv: list[str]) -> None:
     # `kind=name` says the same as `kind name`: it is what the other doors take.
     topics = [part for word in argv for part in (word.split("=", 1) if word.partition("=")[0] in TOPICS else [word])]
     arguments = split(topics, takes_recipe=False)
-    if answered_at_once(INFO, arguments, _candidates):
+    if answered_at_once(INFO, arguments):
         return
     plugin_dirs: list[str] = []
     for assignment in parse_overrides(arguments.overrides):
@@ -51,12 +51,11 @@ def _info(argv: list[str]) -> None:
     print(info_help() if "--help" in arguments.options else "\n".join(_answer(arguments.words, plugin_dirs)))
 
 
-def _candidates(line: str) -> list[str]:
-    before, word = completion.words_of(line)
+def offers(before: Sequence[str]) -> Offers:
     if not before:
-        return completion.matching(word, TOPICS)
+        return Offers([*TOPICS, "--help", "--version", "--completion"])
     discover()
-    return completion.matching(word, _names(before[0]))
+    return Offers(_names(before[0]) if len(before) == 1 else [])
 
 
 def _names(topic: str) -> list[str]:

@@ -39,11 +39,12 @@ from echox.preparation import (
 from echox.recipe import Recipe
 from echox.scaffold import ScaffoldConfig, write_plugin
 from echox.unit_encoding import EncodeUnitsConfig, encode_units
-from echox_cli import completion
-from echox_cli.arguments import split
+from echox_cli.arguments import OPTIONS, split
+from echox_cli.completion import Offers
 from echox_cli.door import answered_at_once, run_door, run_recipe_door
 from echox_cli.fields import summary
 from echox_cli.guard import guarded
+from echox_cli.offers import config_offers, recipe_offers
 
 PROGRAM = "echox-prepare"
 
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _without_command(words: list[str]) -> None:
     arguments = split(words, takes_recipe=False)
-    if answered_at_once(PROGRAM, arguments, _candidates):
+    if answered_at_once(PROGRAM, arguments):
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; commands are {', '.join(COMMANDS)}")
@@ -120,11 +121,10 @@ def _without_command(words: list[str]) -> None:
         print(f"  {name:<11} {summary(about.__doc__)}")
 
 
-def _candidates(line: str) -> list[str]:
-    before, word = completion.words_of(line)
-    if before and before[0] in COMMANDS:
-        command, rest = COMMANDS[before[0]], line.partition(before[0])[2]
-        if isinstance(command, RecipeCommand):
-            return completion.recipe_candidates(rest)
-        return completion.config_candidates(command.config_type, rest)
-    return completion.matching(word, COMMANDS)
+def offers(before: Sequence[str]) -> Offers:
+    command = COMMANDS.get(before[0]) if before else None
+    if command is None:
+        return Offers([*COMMANDS, *OPTIONS])
+    if isinstance(command, RecipeCommand):
+        return recipe_offers(before[1:])
+    return config_offers(command.config_type, before[1:])

