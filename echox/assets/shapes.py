@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+import transformers
 
 from echox.assets.catalogue import CATALOGUE
 from echox.assets.fetch import local_folder
@@ -127,7 +127,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Hub id -> the sizes that its config.json gives, read only."""
 
 
-def shape_of(reference: str) -> PretrainedConfig:
+def shape_of(reference: str) -> transformers.PretrainedConfig:
     """The config of a model, without network and without weights.
 
     Args:
@@ -138,7 +138,7 @@ def shape_of(reference: str) -> PretrainedConfig:
     folder = local_folder(reference)
     if folder is not None and (folder / "config.json").is_file():
         try:
-            return AutoConfig.from_pretrained(folder)
+            return transformers.AutoConfig.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
             raise AssetError(f"{folder}/config.json describes no model that is known here ({str(error).splitlines()[0]})") from error
     asset = CATALOGUE.get(reference)
@@ -148,7 +148,7 @@ def shape_of(reference: str) -> PretrainedConfig:
             f"the shape of {reference!r} is not known: no folder of it is on this machine, and it is none of {', '.join(SHAPES)}; "
             "set the config field to a folder with its config.json"
         )
-    return AutoConfig.for_model(**sizes)
+    return transformers.AutoConfig.for_model(**sizes)
 
 
 def tokenizer_folder(reference: str) -> Path | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.registry import Registry
@@ -134,7 +134,7 @@ class Backbone(nn.Module, ABC):
     def head_rows(self) -> Tensor:
         """The output head's weight [V, H]: the space hidden states live in, the text rows of the unit decoder."""
 
-    def llama(self) -> LlamaModel | None:
+    def llama(self) -> transformers.LlamaModel | None:
         """The model inside, where it is a Llama whose logits are products with `head_rows`: a loop of ours can then step it."""
         return None
 

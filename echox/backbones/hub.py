@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -82,7 +81,7 @@ class HubBackbone(Backbone):
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         body = self.model.base_model
         if use_cache and cache is None:
-            cache = DynamicCache(config=body.config)
+            cache = transformers.DynamicCache(config=body.config)
         output = body(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=use_cache, **cached(body, cache))
         return BackboneState(output.last_hidden_state, cache if use_cache else None)
 
@@ -125,8 +124,8 @@ class HubBackbone(Backbone):
     def head_rows(self) -> Tensor:
         return self.model.get_output_embeddings().weight
 
-    def llama(self) -> LlamaModel | None:
-        plain = type(self.model) is LlamaForCausalLM and not (self.model.config.attention_bias or self.model.config.mlp_bias)
+    def llama(self) -> transformers.LlamaModel | None:
+        plain = type(self.model) is transformers.LlamaForCausalLM and not (self.model.config.attention_bias or self.model.config.mlp_bias)
         return self.model.model if plain else None
 
     def weight_of(self, projection: nn.Linear) -> Tensor:
@@ -202,19 +201,19 @@ def _load(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
 def _pretrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     folder = asset_folder(config.weights)
     with loading("a causal language model with its tokenizer", folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
-        return model, AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=config.attention)
+        return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     tokenizer = byte_tokenizer()
     width = config.random_width
-    shape = LlamaConfig(
+    shape = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
     with _one_draw():
-        return LlamaForCausalLM(shape), tokenizer
+        return transformers.LlamaForCausalLM(shape), tokenizer
 
 
 def _untrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
@@ -222,8 +221,8 @@ def _untrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
     reference = config.weights.removeprefix(UNTRAINED)
     folder = tokenizer_folder(reference)
     with loading("a causal language model with its tokenizer", reference), _one_draw():
-        model = AutoModelForCausalLM.from_config(shape_of(reference), dtype=torch.float32, attn_implementation=config.attention)
-        return model, byte_tokenizer() if folder is None else AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(shape_of(reference), dtype=torch.float32, attn_implementation=config.attention)
+        return model, byte_tokenizer() if folder is None else transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @contextmanager
@@ -234,7 +233,7 @@ def _one_draw() -> Iterator[None]:
         yield
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A tokenizer made on the spot: one token per byte, plus role and end marks and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -244,7 +243,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(specials)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=specials[1:], chat_template=BYTE_TEMPLATE)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=specials[1:], chat_template=BYTE_TEMPLATE)
 
 
 def _probe(model: nn.Module) -> list[float]:

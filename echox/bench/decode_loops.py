@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from echox.errors import ConfigError
 from echox.kernels.unit_decode import UnitRequest
@@ -84,15 +84,15 @@ class Contest:
         asks: list[Ask] = self.asks
         return lambda: torch.stack([spoken.tokens[:, 0] for spoken in loop.run(asks)])
 
-    def _theirs(self) -> LlamaForCausalLM:
+    def _theirs(self) -> transformers.LlamaForCausalLM:
         shape = self.decoder.body.config.to_dict() | {"vocab_size": self.decoder.word_count + 3, "pad_token_id": 0}
-        model = LlamaForCausalLM(LlamaConfig(**shape)).to(self.device, self.dtype).eval()
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).to(self.device, self.dtype).eval()
         weights = {f"model.{name}": tensor for name, tensor in self.decoder.body.state_dict().items()}
         weights |= {"model.embed_tokens.weight": self.decoder.words.weight, "lm_head.weight": self.decoder.head.weight}
         model.load_state_dict(weights)
         return model
 
-    def _generate(self, model: LlamaForCausalLM, cache: str) -> Loop:
+    def _generate(self, model: transformers.LlamaForCausalLM, cache: str) -> Loop:
         inputs = torch.stack([ask.inputs for ask in self.asks]).to(self.dtype)
         mask = torch.ones(inputs.shape[:2], dtype=torch.int64, device=self.device)
         decoder, count = self.decoder, self.problem.tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import transformers
 from omegaconf import MISSING
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -67,13 +67,13 @@ def report_compression(config: CompressionConfig) -> None:
         raise ConfigError("no manifest was named; give manifests=[FILE.units.jsonl,...]")
     folder = asset_folder(config.tokenizer)
     with loading("a tokenizer", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = read_manifests(config.manifests, on_broken=config.on_broken, allow_outside=config.allow_outside)
     found = measure_compression(rows, CODECS.build(config.codec), tokenizer)
     print("\n".join(found.lines()))
 
 
-def measure_compression(rows: Iterable[Row], codec: Codec, tokenizer: PreTrainedTokenizerBase) -> Compression:
+def measure_compression(rows: Iterable[Row], codec: Codec, tokenizer: transformers.PreTrainedTokenizerBase) -> Compression:
     """Count over rows whose answers have audio, units and text.
 
     Raises:
@@ -94,7 +94,7 @@ def measure_compression(rows: Iterable[Row], codec: Codec, tokenizer: PreTrained
     return found
 
 
-def _count(found: Compression, answer: Item, codec: Codec, tokenizer: PreTrainedTokenizerBase) -> None:
+def _count(found: Compression, answer: Item, codec: Codec, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     seconds = duration_s(answer.audio)
     found.answers += 1
     found.audio_s += seconds

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
-from transformers import WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from echox.assets.tensors import StoredTensors
 from echox.errors import AssetError
@@ -17,7 +16,7 @@ PREFIX = "model.audio_tower."
 HEAD_WIDTH = 64  # channels of an attention head, in Whispers of every size
 
 
-def inner_encoder(folder: Path) -> tuple[nn.Module, WhisperFeatureExtractor] | None:
+def inner_encoder(folder: Path) -> tuple[nn.Module, transformers.WhisperFeatureExtractor] | None:
     """The encoder among a folder's weights, and what makes its log-mel; None where there is none.
 
     Raises:
@@ -31,12 +30,12 @@ def inner_encoder(folder: Path) -> tuple[nn.Module, WhisperFeatureExtractor] | N
         return None
     try:
         with torch.device("meta"):
-            encoder = WhisperEncoder(_shape({name: stored.specs[full].shape for name, full in names.items()}))
+            encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(_shape({name: stored.specs[full].shape for name, full in names.items()}))
         encoder.load_state_dict({name: stored[full].float() for name, full in names.items()}, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AssetError(f"the Whisper inside {folder} cannot be read ({reason}); copy the folder again") from error
-    return encoder, WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
+    return encoder, transformers.WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
 
 
 def _is_host(folder: Path) -> bool:
@@ -47,9 +46,9 @@ def _is_host(folder: Path) -> bool:
         return False
 
 
-def _shape(shapes: dict[str, tuple[int, ...]]) -> WhisperConfig:
+def _shape(shapes: dict[str, tuple[int, ...]]) -> transformers.WhisperConfig:
     width, bins, _ = shapes["conv1.weight"]
-    return WhisperConfig(
+    return transformers.WhisperConfig(
         d_model=width,
         num_mel_bins=bins,
         max_source_positions=shapes["embed_positions.weight"][0],

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, HubertConfig, PretrainedConfig
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -197,11 +197,11 @@ def _load(config: SslConfig) -> tuple[nn.Module, bool]:
     folder = asset_folder(config.weights)
     shape = _checked(shape_of(str(folder)), config)
     with loading("a HuBERT, wav2vec 2.0 or WavLM model", folder):
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
     return model, _normalizes(config, folder, shape)
 
 
-def _normalizes(config: SslConfig, folder: Path | None, shape: PretrainedConfig) -> bool:
+def _normalizes(config: SslConfig, folder: Path | None, shape: transformers.PretrainedConfig) -> bool:
     """What the config, else the folder, else the family says: models with layer norms were trained on normalised clips."""
     if config.normalize is not None:
         return config.normalize
@@ -211,11 +211,11 @@ def _normalizes(config: SslConfig, folder: Path | None, shape: PretrainedConfig)
         return shape.feat_extract_norm == "layer"
 
 
-def _untrained_shape(config: SslConfig) -> PretrainedConfig:
+def _untrained_shape(config: SslConfig) -> transformers.PretrainedConfig:
     if config.weights != "random":
         return _checked(shape_of(config.weights.removeprefix(UNTRAINED)), config)
     width = config.random_dim
-    return HubertConfig(
+    return transformers.HubertConfig(
         conv_dim=(width,) * 7,
         hidden_size=width,
         num_hidden_layers=2,
@@ -226,7 +226,7 @@ def _untrained_shape(config: SslConfig) -> PretrainedConfig:
     )
 
 
-def _checked(shape: PretrainedConfig, config: SslConfig) -> PretrainedConfig:
+def _checked(shape: transformers.PretrainedConfig, config: SslConfig) -> transformers.PretrainedConfig:
     """
     Raises:
         AssetError: the model is of another family.
@@ -236,7 +236,7 @@ def _checked(shape: PretrainedConfig, config: SslConfig) -> PretrainedConfig:
     return shape
 
 
-def _untrained(shape: PretrainedConfig) -> nn.Module:
+def _untrained(shape: transformers.PretrainedConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
-        return AutoModel.from_config(shape)
+        return transformers.AutoModel.from_config(shape)

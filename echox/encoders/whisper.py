@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import WhisperConfig as HubWhisperConfig
-from transformers import WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWhisperEncoder
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -184,31 +182,31 @@ def _load(config: WhisperConfig) -> tuple[nn.Module, Tensor]:
         return inner[0], _mel_filters(inner[1])
     with loading("a Whisper model", folder):
         encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
-        extractor = WhisperFeatureExtractor.from_pretrained(folder)
+        extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     return encoder, _mel_filters(extractor)
 
 
-def _untrained_shape(config: WhisperConfig) -> HubWhisperConfig:
+def _untrained_shape(config: WhisperConfig) -> transformers.WhisperConfig:
     """
     Raises:
         AssetError: the model is not known, or is no Whisper.
     """
     if config.weights == "random":
-        return HubWhisperConfig(d_model=config.random_dim, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=2 * config.random_dim)
+        return transformers.WhisperConfig(d_model=config.random_dim, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=2 * config.random_dim)
     shape = shape_of(config.weights.removeprefix(UNTRAINED))
-    if not isinstance(shape, HubWhisperConfig):
+    if not isinstance(shape, transformers.WhisperConfig):
         raise AssetError(f"encoder.weights {config.weights!r} has the shape of a {shape.model_type}, not of a Whisper; name a Whisper")
     return shape
 
 
-def _untrained(shape: HubWhisperConfig) -> tuple[nn.Module, Tensor]:
+def _untrained(shape: transformers.WhisperConfig) -> tuple[nn.Module, Tensor]:
     generator_state = torch.get_rng_state()
     torch.manual_seed(0)  # random, but the same weights in every stage and on every rank
-    encoder = HubWhisperEncoder(shape)
+    encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(shape)
     torch.set_rng_state(generator_state)
-    return encoder, _mel_filters(WhisperFeatureExtractor(feature_size=shape.num_mel_bins))
+    return encoder, _mel_filters(transformers.WhisperFeatureExtractor(feature_size=shape.num_mel_bins))
 
 
-def _mel_filters(extractor: WhisperFeatureExtractor) -> Tensor:
+def _mel_filters(extractor: transformers.WhisperFeatureExtractor) -> Tensor:
     """[M, 201]"""
     return torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T.contiguous()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.backbones.base import Backbone
 from echox.errors import SignalError
@@ -19,7 +19,7 @@ SEEDS = 2**20  # seeds of one batch: row r of seed s draws with s * SEEDS + r
 class BackboneSteps(Steps):
     """Tokens of a Llama, what was trained beside its weights added to them."""
 
-    def __init__(self, backbone: Backbone, body: LlamaModel) -> None:
+    def __init__(self, backbone: Backbone, body: transformers.LlamaModel) -> None:
         super().__init__(body, UnitHead.of(backbone.head_rows(), pad_id=backbone.end_id, embedding=body.embed_tokens.weight.detach()))
         self.backbone = backbone
         self.stop_ids = [backbone.end_id, *backbone.other_end_ids]

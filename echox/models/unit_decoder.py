@@ -8,9 +8,8 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
@@ -96,8 +95,8 @@ class UnitDecoder(nn.Module):
         nn.init.normal_(self.words.weight, std=0.5 * codebooks**-0.5)  # those of a step are added
         self.words.register_buffer("first_rows", torch.tensor([0, *accumulate(sizes)][:-1]), persistent=False)  # [K] of each codebook
         self.drop = nn.Dropout(config.dropout)
-        self.body = LlamaModel(
-            LlamaConfig(
+        self.body = transformers.LlamaModel(
+            transformers.LlamaConfig(
                 vocab_size=1,
                 bos_token_id=None,
                 eos_token_id=None,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -63,7 +63,7 @@ class NeuralCodec(Codec):
     """
 
     merges = False
-    hub_class: ClassVar[type[PreTrainedModel]]
+    hub_name: ClassVar[str]  # of the class in transformers, whose code is loaded when it is needed
     pads_from: int | None = None  # frames from which a row gives the same codes and sound with padding after it; None where it never does
 
     def __init__(self, config: NeuralCodecConfig) -> None:
@@ -85,7 +85,7 @@ class NeuralCodec(Codec):
 
     @classmethod
     @abstractmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         """The facts of a model's config.
 
         Raises:
@@ -94,11 +94,11 @@ class NeuralCodec(Codec):
 
     @classmethod
     @abstractmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
         """A model for tests, of the published frame rate."""
 
     @classmethod
-    def spread(cls, net: PreTrainedModel) -> None:  # noqa: B027 (most random entries are spread well enough)
+    def spread(cls, net: transformers.PreTrainedModel) -> None:  # noqa: B027 (most random entries are spread well enough)
         """Give the entries of a tiny model such places that clips get different codes."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class NeuralCodec(Codec):
         """The next frames of one stream: codes [1, K, F] and what the chunk before left -> samples [T] that are settled, and what is left."""
 
     @classmethod
-    def hub_config(cls, config: NeuralCodecConfig) -> PretrainedConfig:
+    def hub_config(cls, config: NeuralCodecConfig) -> transformers.PretrainedConfig:
         """The model's config, without its weights."""
         return cls.tiny(config.codebooks) if config.weights == RANDOM else shape_of(config.weights.removeprefix(UNTRAINED))
 
@@ -131,20 +131,24 @@ class NeuralCodec(Codec):
         return missing_weights(config.weights)
 
     @classmethod
-    def _load(cls, config: NeuralCodecConfig) -> PreTrainedModel:
+    def _hub_class(cls) -> type[transformers.PreTrainedModel]:
+        return getattr(transformers, cls.hub_name)
+
+    @classmethod
+    def _load(cls, config: NeuralCodecConfig) -> transformers.PreTrainedModel:
         if config.weights == RANDOM or config.weights.startswith(UNTRAINED):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                net = _with_codebooks(cls.hub_class(cls.hub_config(config))).eval()
+                net = _with_codebooks(cls._hub_class()(cls.hub_config(config))).eval()
                 if config.weights == RANDOM:
                     cls.spread(net)
                 return net
         folder = asset_folder(config.weights)
-        with loading(f"a {cls.hub_class.__name__}", folder):
-            found = AutoConfig.from_pretrained(folder).model_type
-            if found != cls.hub_class.config_class.model_type:
+        with loading(f"a {cls.hub_name}", folder):
+            found = transformers.AutoConfig.from_pretrained(folder).model_type
+            if found != cls._hub_class().config_class.model_type:
                 raise ValueError(f"it is of type {found}")
-            net, about = cls.hub_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            net, about = cls._hub_class().from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             # The library makes weights up that it does not find; what is left untrained on purpose is used in training alone.
             if missing := sorted(name for name in about["missing_keys"] if not name.endswith("masked_spec_embed")):
                 raise ValueError(f"{', '.join(missing[:3])} are missing")
@@ -228,7 +232,7 @@ class NeuralCodec(Codec):
         return self._fingerprint
 
 
-def _settings(hub: PretrainedConfig) -> dict[str, Any]:
+def _settings(hub: transformers.PretrainedConfig) -> dict[str, Any]:
     """What a model's config sets, apart from notes about files and versions."""
     notes = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
     return {name: value for name, value in hub.to_diff_dict().items() if name not in notes}
@@ -243,7 +247,7 @@ def spread_entries(layers: Sequence[Any], latents: Tensor) -> None:
         latents = latents - layer.decode(layer.encode(latents))
 
 
-def _with_codebooks(net: PreTrainedModel) -> PreTrainedModel:
+def _with_codebooks(net: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Entries for an untrained model, whose library leaves codebooks that are not parameters at zero."""
     for name, buffer in net.named_buffers():
         if name.endswith(("codebook.embed", "codebook.embed_sum")):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import transformers
 from torch import Tensor
-from transformers import DacConfig, DacModel, PretrainedConfig
 
 from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape
@@ -29,16 +29,16 @@ class DacCodec(NeuralCodec):
     Source: Kumar et al. 2023, arXiv:2306.06546.
     """
 
-    hub_class = DacModel
+    hub_name = "DacModel"
     streams = True
 
     @classmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         return Shape(hub.sampling_rate, hub.hop_length, hub.n_codebooks, hub.codebook_size)
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
-        return DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[2, 4, 5, 8], n_codebooks=codebooks, codebook_size=32, codebook_dim=4)
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
+        return transformers.DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[2, 4, 5, 8], n_codebooks=codebooks, codebook_size=32, codebook_dim=4)
 
     def codes(self, samples: Tensor) -> Tensor:
         return self.net.encode(samples, n_quantizers=self.codebooks).audio_codes

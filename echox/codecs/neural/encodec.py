@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import EncodecConfig, EncodecModel, PretrainedConfig
 
 from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
@@ -42,24 +42,24 @@ class EncodecCodec(NeuralCodec):
     Source: Defossez et al. 2022, arXiv:2210.13438.
     """
 
-    hub_class = EncodecModel
+    hub_name = "EncodecModel"
     pads_from = FIRST_FRAMES
     streams = True
 
     @classmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         if hub.audio_channels != 1 or hub.normalize or hub.chunk_length_s or not hub.use_causal_conv or hub.norm_type != "weight_norm":
             raise ConfigError("this EnCodec is not the causal one of a single channel, which alone can be used; use facebook/encodec_24khz")
         return Shape(hub.sampling_rate, hub.hop_length, hub.num_quantizers, hub.codebook_size)
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
         bandwidth = 75 * 5 * codebooks / 1000  # thousands of bits a second
-        return EncodecConfig(hidden_size=8, num_filters=2, codebook_size=32, num_lstm_layers=1, target_bandwidths=[bandwidth])
+        return transformers.EncodecConfig(hidden_size=8, num_filters=2, codebook_size=32, num_lstm_layers=1, target_bandwidths=[bandwidth])
 
     @classmethod
     @torch.no_grad()
-    def spread(cls, net: EncodecModel) -> None:
+    def spread(cls, net: transformers.EncodecModel) -> None:
         noise = torch.randn(1, 1, net.config.codebook_size * net.config.hop_length)
         spread_entries(net.quantizer.layers, net.encoder(0.2 * noise))
 

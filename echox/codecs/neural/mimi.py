@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache, MimiConfig, MimiModel, PretrainedConfig
 
 from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
@@ -32,7 +32,7 @@ class MimiPast:
     """What Mimi's decoder remembers between two chunks."""
 
     layers: tuple[Any, ...]  # of the convolutions
-    cache: DynamicCache  # keys and values of the transformer; never written to
+    cache: transformers.DynamicCache  # keys and values of the transformer; never written to
 
 
 @CODECS.register("mimi", MimiCodecConfig)
@@ -42,19 +42,19 @@ class MimiCodec(NeuralCodec):
     Source: Defossez et al. 2024, Moshi, arXiv:2410.00037, section 3.3.
     """
 
-    hub_class = MimiModel
+    hub_name = "MimiModel"
     pads_from = 1
     streams = True
 
     @classmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         if hub.audio_channels != 1 or not hub.use_causal_conv or hub.pad_mode == "reflect":
             raise ConfigError("this Mimi is not the causal one of a single channel, which alone can be used; use kyutai/mimi")
         return Shape(hub.sampling_rate, hub.frame_size, hub.num_quantizers, hub.codebook_size)
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
-        return MimiConfig(
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
+        return transformers.MimiConfig(
             hidden_size=16, num_filters=2, codebook_size=32, codebook_dim=8, vector_quantization_hidden_dimension=8, num_quantizers=max(2, codebooks),
             upsample_groups=16, num_hidden_layers=2, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8, sliding_window=8,
             layer_scale_initial_scale=0.5,
@@ -62,7 +62,7 @@ class MimiCodec(NeuralCodec):
 
     @classmethod
     @torch.no_grad()
-    def spread(cls, net: MimiModel) -> None:
+    def spread(cls, net: transformers.MimiModel) -> None:
         """And such a loudness that little of them is clipped."""
         noise = torch.randn(1, 1, net.config.codebook_size * net.config.frame_size)
         latents = net.encoder(0.2 * noise).latents
@@ -85,7 +85,7 @@ class MimiCodec(NeuralCodec):
         walk = CausalWalk(None if past is None else past.layers)
         upsampled = walk.through([decoder.upsample], self.net.quantizer.decode(codes))
         # The library writes into a cache, and the one that was given must stay as it is.
-        cache = DynamicCache(config=decoder.config) if past is None else copy.deepcopy(past.cache)
+        cache = transformers.DynamicCache(config=decoder.config) if past is None else copy.deepcopy(past.cache)
         states = decoder.decoder_transformer(upsampled.transpose(1, 2), cache=cache, use_cache=True).last_hidden_state
         samples = walk.through(decoder.decoder_seanet.layers, states.transpose(1, 2))
         return samples[0, 0], MimiPast(tuple(walk.left), cache)

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers.models.dac.modeling_dac import DacDecoder
-from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock
-from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiConvTranspose1d, MimiResnetBlock
 
 
 class CausalWalk:
@@ -32,27 +30,28 @@ class CausalWalk:
         return x
 
     def _layer(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if isinstance(layer, (EncodecConv1d, MimiConv1d)):
+        encodec, mimi = transformers.models.encodec.modeling_encodec, transformers.models.mimi.modeling_mimi
+        if isinstance(layer, (encodec.EncodecConv1d, mimi.MimiConv1d)):
             return self._convolved(layer, x)
-        if isinstance(layer, (EncodecConvTranspose1d, MimiConvTranspose1d)):
+        if isinstance(layer, (encodec.EncodecConvTranspose1d, mimi.MimiConvTranspose1d)):
             return self._upsampled(layer, x)
-        if isinstance(layer, (EncodecResnetBlock, MimiResnetBlock)):
+        if isinstance(layer, (encodec.EncodecResnetBlock, mimi.MimiResnetBlock)):
             return self.through(layer.block, x) + self._layer(layer.shortcut, x)
-        if isinstance(layer, EncodecLSTM):
+        if isinstance(layer, encodec.EncodecLSTM):
             return self._recurrent(layer, x)
         return layer(x)  # frame by frame
 
     def _taken(self) -> Any:
         return None if self._past is None else next(self._past)
 
-    def _convolved(self, layer: EncodecConv1d | MimiConv1d, x: Tensor) -> Tensor:
+    def _convolved(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The inputs that a kernel looks back on are remembered; before the first come those that the layer pads with."""
         before, reach = self._taken(), int(layer.padding_total)
         x = layer._pad1d(x, (reach, 0), mode=layer.pad_mode) if before is None else torch.cat([before, x], dim=-1)
         self.left.append(x[..., x.shape[-1] - reach :])
         return layer.conv(x)
 
-    def _upsampled(self, layer: EncodecConvTranspose1d | MimiConvTranspose1d, x: Tensor) -> Tensor:
+    def _upsampled(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Inputs whose outputs reach into this chunk are given once more, and what they alone make is cut off."""
         before, stride = self._taken(), layer.conv.stride[0]
         again = math.ceil(layer.conv.kernel_size[0] / stride) - 1
@@ -60,7 +59,7 @@ class CausalWalk:
         self.left.append(joined[..., max(0, joined.shape[-1] - again) :])
         return layer(joined)[..., (joined.shape[-1] - x.shape[-1]) * stride :]
 
-    def _recurrent(self, layer: EncodecLSTM, x: Tensor) -> Tensor:
+    def _recurrent(self, layer: nn.Module, x: Tensor) -> Tensor:
         made, state = layer.lstm(x.permute(2, 0, 1), self._taken())
         self.left.append(state)
         return made.permute(1, 2, 0) + x
@@ -92,7 +91,7 @@ def windowed(codes: Tensor, past: Window | None, last: bool, *, sound: Callable[
     return samples, Window(codes[..., first:], settled - first)
 
 
-def dac_reach(decoder: DacDecoder) -> int:
+def dac_reach(decoder: nn.Module) -> int:
     """Frames to either side that a frame of a DAC decoder is heard in: kernels of 7, at every rate of the way up."""
     frames, rate = 3.0, 1
     for block in decoder.block:

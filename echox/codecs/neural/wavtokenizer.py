@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import PretrainedConfig, WavTokenizerConfig, WavTokenizerModel
 
 from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
@@ -31,23 +31,23 @@ class WavTokenizerCodec(NeuralCodec):
     Source: Ji et al. 2024, arXiv:2408.16532.
     """
 
-    hub_class = WavTokenizerModel
+    hub_name = "WavTokenizerModel"
     streams = False
 
     @classmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         return Shape(hub.sampling_rate, hub.hop_length, 1, hub.codebook_size)
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
-        return WavTokenizerConfig(
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
+        return transformers.WavTokenizerConfig(
             num_filters=2, num_lstm_layers=1, hidden_size=8, codebook_size=32, codebook_dim=8, decoder_hidden_size=16, decoder_intermediate_size=32,
             decoder_num_layers=2, decoder_attention_num_groups=4,
         )  # fmt: skip
 
     @classmethod
     @torch.no_grad()
-    def spread(cls, net: WavTokenizerModel) -> None:
+    def spread(cls, net: transformers.WavTokenizerModel) -> None:
         noise = torch.randn(1, 1, net.config.codebook_size * net.config.hop_length)
         spread_entries([net.encoder_model.quantizer], net.encoder_model.encoder(0.2 * noise))
 

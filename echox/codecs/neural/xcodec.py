@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import transformers
 from torch import Tensor
-from transformers import DacConfig, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel, HubertConfig, PretrainedConfig, XcodecConfig, XcodecModel
 
 from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape
@@ -44,7 +44,7 @@ class SemanticDacCodec(NeuralCodec):
     streams = True
 
     @classmethod
-    def shape(cls, hub: PretrainedConfig) -> Shape:
+    def shape(cls, hub: transformers.PretrainedConfig) -> Shape:
         return Shape(hub.sample_rate, hub.hop_length, hub.num_quantizers, hub.codebook_size)
 
     def codes(self, samples: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ class XcodecCodec(SemanticDacCodec):
     Source: Ye et al. 2024, arXiv:2408.17175.
     """
 
-    hub_class = XcodecModel
+    hub_name = "XcodecModel"
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
-        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[8, 5, 4, 2], upsampling_ratios=[8, 5, 4, 2])
-        return XcodecConfig(
-            acoustic_model_config=acoustic, semantic_model_config=HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=48,
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
+        acoustic = transformers.DacConfig(encoder_hidden_size=2, decoder_hidden_size=32, downsampling_ratios=[8, 5, 4, 2], upsampling_ratios=[8, 5, 4, 2])
+        return transformers.XcodecConfig(
+            acoustic_model_config=acoustic, semantic_model_config=transformers.HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=48,
             target_bandwidths=[count * 0.25 for count in range(1, codebooks + 1)],
         )  # fmt: skip
 
@@ -93,12 +93,12 @@ class HiggsCodec(SemanticDacCodec):
     Source: github.com/boson-ai/higgs-audio, 2025.
     """
 
-    hub_class = HiggsAudioV2TokenizerModel
+    hub_name = "HiggsAudioV2TokenizerModel"
 
     @classmethod
-    def tiny(cls, codebooks: int) -> PretrainedConfig:
-        acoustic = DacConfig(encoder_hidden_size=2, decoder_hidden_size=64, downsampling_ratios=[8, 5, 4, 2, 3], upsampling_ratios=[8, 5, 4, 2, 3])
-        return HiggsAudioV2TokenizerConfig(
-            acoustic_model_config=acoustic, semantic_model_config=HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=16,
+    def tiny(cls, codebooks: int) -> transformers.PretrainedConfig:
+        acoustic = transformers.DacConfig(encoder_hidden_size=2, decoder_hidden_size=64, downsampling_ratios=[8, 5, 4, 2, 3], upsampling_ratios=[8, 5, 4, 2, 3])
+        return transformers.HiggsAudioV2TokenizerConfig(
+            acoustic_model_config=acoustic, semantic_model_config=transformers.HubertConfig(**TINY_HUBERT), codebook_size=32, codebook_dim=16,
             target_bandwidths=[count * 0.125 for count in range(1, codebooks + 1)],
         )  # fmt: skip

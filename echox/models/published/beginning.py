@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echox.assets.loading import loading
 from echox.assets.tensors import LazyTensors, Spec, StoredTensors
@@ -63,7 +63,7 @@ def write_beginning(
     """
     with loading("a Llama with its tokenizer", language):
         given = json.loads((language / "config.json").read_text("utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(language)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(language)
     if given.get("model_type") != "llama":
         raise ConfigError(f"{language} is a {given.get('model_type')}, but the published layout is of Llama 3; name one of those")
     config = _config(given, tower, adapter_size, len(words), unit_model)
@@ -79,7 +79,7 @@ def _config(given: Mapping[str, Any], tower: str, adapter_size: int, unit_count:
     return config if unit_model is None else config | {"unit_model": unit_model}
 
 
-def _tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str], vocab_size: int, folder: Path) -> ReleaseTokens:
+def _tokens(tokenizer: transformers.PreTrainedTokenizerFast, words: Sequence[str], vocab_size: int, folder: Path) -> ReleaseTokens:
     """The language model's tokenizer with the placeholder and the unit words behind its vocabulary, saved."""
     marks = [f"<|unit_{word.removeprefix('<|unit_').removesuffix('|>')}|>" for word in words]
     if wrong := [word for word, mark in zip(words, marks) if not UNIT_WORD.fullmatch(mark)]:

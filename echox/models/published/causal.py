@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
 from echox.key_values import cached
 
@@ -41,7 +40,7 @@ class Generated:
 class CausalModel(nn.Module, ABC):
     """A Llama body between an embedding and a head; positions count every token, whether it may be attended to or not."""
 
-    body: LlamaModel
+    body: transformers.LlamaModel
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -117,9 +116,9 @@ def decode(model: CausalModel, prompt: Prompt, end_id: int, max_tokens: int) -> 
 class LanguageModel(CausalModel):
     """The text model: a Llama with its own head."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: transformers.LlamaConfig) -> None:
         super().__init__()
-        self.body = LlamaModel(config)
+        self.body = transformers.LlamaModel(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -129,6 +128,6 @@ class LanguageModel(CausalModel):
         return self.head(hidden)
 
 
-def restore_rotary(body: LlamaModel) -> None:
+def restore_rotary(body: transformers.LlamaModel) -> None:
     """Compute the rotary tables anew, in float32, on a body that was built without memory: no checkpoint holds them."""
-    body.rotary_emb = LlamaRotaryEmbedding(body.config)
+    body.rotary_emb = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(body.config)

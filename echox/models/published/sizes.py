@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import LlamaConfig
+import transformers
 
 from echox.errors import CheckpointError, ConfigError
 
@@ -25,14 +25,14 @@ NOT_LLAMA = (
 )
 
 
-def llama_config(config: Mapping[str, Any], **changed: Any) -> LlamaConfig:
+def llama_config(config: Mapping[str, Any], **changed: Any) -> transformers.LlamaConfig:
     """The Llama part of a config.json.
 
     Raises:
         CheckpointError: a key is missing or has a value that no Llama has.
     """
     try:
-        return LlamaConfig(
+        return transformers.LlamaConfig(
             **{key: value for key, value in {**config, **changed}.items() if key not in NOT_LLAMA}, attn_implementation="sdpa"
         )
     except (TypeError, ValueError, KeyError) as error:

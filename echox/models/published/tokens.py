@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+import transformers
 
 from echox.backbones.base import Turn
 from echox.errors import CheckpointError, SignalError
@@ -26,7 +26,7 @@ TRIGGER = "."  # the token whose row in the head says where speech may be cut
 class ReleaseTokens:
     """Ids of the release. Every piece of text is tokenized by itself, and begin-of-text stands before each of them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, origin: object) -> None:
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, origin: object) -> None:
         """
         Args:
             origin: where the tokenizer comes from, for people.
@@ -54,7 +54,7 @@ class ReleaseTokens:
         """
         if not (Path(folder) / "tokenizer.json").is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json; copy it from the language model's folder, with the unit tokens added")
-        return cls(PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False), folder)
+        return cls(transformers.PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False), folder)
 
     def _id(self, token: str) -> int:
         if token not in self.vocabulary:

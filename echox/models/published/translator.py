@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import CheckpointError
 from echox.kernels.codec_head_loss import CodecHead
@@ -21,7 +20,7 @@ class UnitTranslator(CausalModel):
     """
 
     def __init__(
-        self, config: LlamaConfig, text_width: int, text_size: int, unit_count: int, denoiser_width: int | None, padding_id: int
+        self, config: transformers.LlamaConfig, text_width: int, text_size: int, unit_count: int, denoiser_width: int | None, padding_id: int
     ) -> None:
         """
         Args:
@@ -35,7 +34,7 @@ class UnitTranslator(CausalModel):
         self.text_rows = nn.Embedding(text_size, text_width)
         self.unit_rows = nn.Embedding(unit_count, text_width)
         self.adapter = nn.Linear(text_width, config.hidden_size)
-        self.body = LlamaModel(config)
+        self.body = transformers.LlamaModel(config)
         self.body.embed_tokens = None
         self.head = CodecHead(config.hidden_size, text_size + unit_count)
         self.denoiser = None if denoiser_width is None else denoising_adapter(text_width, denoiser_width)

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from echox.assets.shapes import SHAPES as LANGUAGE_SHAPES
 from echox.config import near
@@ -115,5 +115,5 @@ def made_up_tokens(vocab_size: int, words: Sequence[str]) -> ReleaseTokens:
     core.add_tokens([AddedToken(word, normalized=False) for word in words])
     begin = next(iter(SPECIAL))
     core.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, placed[begin])])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|eot_id|>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|eot_id|>")
     return ReleaseTokens(tokenizer, "a random model")

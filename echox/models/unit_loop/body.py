@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.models.unit_loop.matrices import Matrix, matrix_of
@@ -45,7 +45,7 @@ class CachedBody:
     once, here; what is trained afterwards is not seen.
     """
 
-    def __init__(self, body: LlamaModel, slots: int, capacity: int, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> None:
+    def __init__(self, body: transformers.LlamaModel, slots: int, capacity: int, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> None:
         """
         Args:
             dtype: of weights, keys and values; the sum that layers add to stays float32.

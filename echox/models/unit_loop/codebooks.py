@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import transformers
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.errors import ConfigError
 from echox.kernels.codec_head_loss import CodecHead
@@ -34,7 +34,7 @@ class CodebookSteps(Steps):
     Source: the delay pattern is of Copet et al. 2023, arXiv:2306.05284, section 2.2; delays of 0 are its parallel pattern.
     """
 
-    def __init__(self, body: LlamaModel, head: CodecHead, vectors: Tensor, delays: Sequence[int]) -> None:
+    def __init__(self, body: transformers.LlamaModel, head: CodecHead, vectors: Tensor, delays: Sequence[int]) -> None:
         """
         Args:
             head: of K codebooks; vectors: [V, C] what the body reads of each entry, in the head's order; those of a step are added.

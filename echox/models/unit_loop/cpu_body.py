@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.models.unit_loop.body import CachedBody
 
@@ -50,7 +50,7 @@ class Room:
 class CpuBody(CachedBody):
     """A `CachedBody` whose queries and keys have the two channels of a pair side by side, so that turning them is one product."""
 
-    def __init__(self, body: LlamaModel, slots: int, capacity: int, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> None:
+    def __init__(self, body: transformers.LlamaModel, slots: int, capacity: int, dtype: torch.dtype, weight_of: Callable[[nn.Linear], Tensor]) -> None:
         super().__init__(body, slots, capacity, dtype, weight_of)
         self.wide = torch.promote_types(dtype, torch.float32)
         self.inside = body.config.intermediate_size

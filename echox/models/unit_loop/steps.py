@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.kernels.unit_decode import UnitHead, UnitParams, UnitRequest, UnitState, UnitStep
 from echox.kernels.unit_decode.state import FOREVER, Needs
@@ -48,7 +48,7 @@ class Steps:
     needs: Needs = EVERYTHING
     """What requests of this kind may ask for; a kind that asks for less is sampled faster there."""
 
-    def __init__(self, body: LlamaModel, head: UnitHead) -> None:
+    def __init__(self, body: transformers.LlamaModel, head: UnitHead) -> None:
         self.body = body
         self.head = head
 
