@@ -5,7 +5,6 @@ import importlib
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from transformers import EncodecConfig, EncodecModel
 
@@ -189,6 +188,7 @@ def test_mimi_may_move_after_it_was_used(codecs):
 
 
 def test_a_library_without_their_models_is_named(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    # By name: the library replaces its own module while it loads a model's code.
+    monkeypatch.setattr("transformers.__version__", "5.23.0")
     with pytest.raises(PluginError, match="need transformers 5.24 or newer, and 5.23.0 is installed"):
         importlib.reload(neural)
