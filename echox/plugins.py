@@ -30,13 +30,12 @@ from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
 from echox.errors import ConfigError, PluginError
 from echox.packages import library_fault
-from echox.registry import FAILURES, Failure, Registry, registering_from
+from echox.registry import ENTRY_POINTS, FAILURES, Failure, Registry, registering_from
 from echox.tasks.base import TASKS
 
 REGISTRIES: dict[str, Registry] = {registry.kind: registry for registry in (ENCODERS, BACKBONES, CODECS, TASKS, CRITERIA)}
 """Kind -> registry; a kind is also the name of its Hydra config group."""
 
-ENTRY_POINTS = "echox.plugins"
 FOLDERS_VARIABLE = "ECHOX_PLUGINS"
 DEFAULT_FOLDER = "plugins"
 BUILT_INS = ("echox.encoders", "echox.backbones", "echox.codecs", "echox.criteria", "echox.tasks")

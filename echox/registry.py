@@ -23,6 +23,8 @@ from echox.errors import PluginError
 
 T = TypeVar("T")
 
+ENTRY_POINTS = "echox.plugins"
+"""The group of entry points by which installed packages add parts."""
 KINDS = ("encoder", "backbone", "codec", "task", "criterion")
 """The kinds of parts; `echox.plugins.REGISTRIES` has a registry for each. Here, so that they can be named without loading any."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,12 +23,13 @@ from typing import Any
 
 from echox.data.writing import appearing
 from echox.disk import cache_folder
-from echox.registry import FAILURES
+from echox.registry import ENTRY_POINTS, FAILURES
 
 LIMIT = 200
 """Answers that are kept, each of some ten kilobytes; the oldest go first."""
 
 PACKAGES = ("echox", "echox_cli", "echox_plugins", "echox_recipes")
+"""Packages whose files count wherever they lie, beside those of plugins; libraries count by their versions."""
 FOLDERS = ("plugins", "recipes")
 """Folders of the working folder that count from the moment they appear."""
 
@@ -83,7 +85,7 @@ class _Observer:
     def __init__(self, answers: Path) -> None:
         self.files: dict[str, list[int] | None] = {}
         self.folders: dict[str, str | None] = {}
-        self._own = tuple(_package_folders())
+        self._own = tuple(_own())
         self._uncounted = (*_MACHINE, f"{answers.absolute()}{os.sep}", *_library_folders())
         for module in list(sys.modules.values()):
             self._note_file(getattr(module, "__file__", None))
@@ -111,7 +113,7 @@ class _Observer:
             self.folders[path] = _folder(path)
 
     def _counted(self, path: Any) -> str | None:
-        """The whole path of what an answer may depend on; libraries are known by their versions."""
+        """The whole path of what counts, or None."""
         if not isinstance(path, (str, bytes, os.PathLike)):
             return None
         path = os.path.abspath(os.fsdecode(path))
@@ -136,9 +138,13 @@ def _distributions() -> Iterator[tuple[str, int]]:
         yield from sorted((entry.path, entry.stat().st_mtime_ns) for entry in found)
 
 
-def _package_folders() -> Iterator[str]:
-    for package in PACKAGES:
-        yield from (f"{os.path.abspath(folder)}{os.sep}" for folder in importlib.util.find_spec(package).submodule_search_locations)
+def _own() -> Iterator[str]:
+    """The folders of echox and of installed plugins, or the file of a plugin that is no package."""
+    plugins = (point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    for name in dict.fromkeys((*PACKAGES, *plugins)):
+        if spec := importlib.util.find_spec(name):
+            places = spec.submodule_search_locations or [spec.origin]
+            yield from (f"{os.path.abspath(place)}{os.sep}" for place in places)
 
 
 def _library_folders() -> Iterator[str]:

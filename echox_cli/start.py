@@ -16,14 +16,17 @@ from types import ModuleType
 from typing import TextIO
 
 from echox.errors import ConfigError
+from echox.registry import KINDS
 from echox_cli.answer_cache import AnswerCache
 from echox_cli.arguments import split
 from echox_cli.completion import Offers, complete
 from echox_cli.guard import guarded
-from echox_cli.texts import INFO, TOPICS, fixed_answer
+from echox_cli.texts import INFO, fixed_answer
 
-# Device files of the GPUs that PyTorch computes on: CUDA, ROCm, CUDA under Windows.
-_GPUS = ("nvidia[0-9]*", "kfd", "dxg")
+# Topics of `echox-info` that are known from files alone.
+_IN_FILES = (*KINDS, "recipe", "asset")
+# Device files of the GPUs that PyTorch computes on: CUDA, that of small boards, ROCm, and CUDA under Windows.
+_GPUS = ("nvidia*", "nvgpu*", "nvhost*", "kfd", "dxg")
 
 
 def train() -> int:
@@ -71,8 +74,9 @@ def _module(program: str) -> ModuleType:
 def _only_tells(program: str, argv: Sequence[str]) -> bool:
     """Whether a command line only asks for a text that stays the same while no file changes."""
     if program == INFO:
-        # Bare `echox-info` shows the GPUs, whose state is in no file.
-        return any(word.partition("=")[0] in TOPICS for word in argv) or not _has_gpu()
+        # Without a topic it shows the GPUs, too, whose state is in no file.
+        topics = [word.partition("=")[0] for word in argv if not word.startswith("plugin_dirs=")]
+        return topics[0] in _IN_FILES if topics else not _has_gpu()
     try:
         return "--help" in split(argv, takes_recipe=True).options
     except ConfigError:

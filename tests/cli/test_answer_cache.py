@@ -140,6 +140,19 @@ def test_an_installed_package_counts(ask, monkeypatch, tmp_path):
     assert ask("answer = 1") == "made 1"
 
 
+@pytest.mark.parametrize(("files", "counts"), [("ear.py", True), ("ear/__init__.py", True), ("other.py", False)])
+def test_among_libraries_the_files_of_plugins_count(ask, monkeypatch, tmp_path, files, counts):
+    site = tmp_path / "lib" / "site-packages"
+    write(site / "thing-1.0.dist-info" / "METADATA", "Name: thing")
+    write(site / "thing-1.0.dist-info" / "entry_points.txt", "[echox.plugins]\near = ear\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    body = f"import {files.partition('/')[0].removesuffix('.py')} as part; answer = part.x"
+    write(site / files, "x = 1")
+    assert [ask(body), ask(body)] == ["made 1", "kept 1"]
+    write(site / files, "x = 22")
+    assert ask(body) == ("made 22" if counts else "kept 1")
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"files": []}', '{"files": {}, "folders": {}}', '{"files": 1, "folders": {}, "answer": 2}'])
 def test_a_damaged_answer_is_made_again(ask, answers, damaged):
     ask("answer = 1")

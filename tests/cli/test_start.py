@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,8 @@ def test_a_line_is_completed_from_what_was_offered_before(run):
         ("echox-train", ["--recipe"], False),
         ("echox-info", ["encoder"], True),
         ("echox-info", ["encoder=whisper"], True),
+        ("echox-info", ["plugin_dirs=[a]", "encoder"], True),
+        ("echox-info", ["device"], False),
         ("echox-info", [], False),
     ],
 )
@@ -130,7 +133,52 @@ def test_only_texts_are_kept(monkeypatch, program, argv, only_tells):
 
 def test_where_no_gpu_can_be_lost_the_overview_is_kept(monkeypatch):
     monkeypatch.setattr(start, "_has_gpu", lambda: False)
-    assert start._only_tells("echox-info", [])
+    assert start._only_tells("echox-info", []) and start._only_tells("echox-info", ["plugin_dirs=[a]"])
+    assert not start._only_tells("echox-info", ["device"])  # what is not in files is told anew
+
+
+class Memory(dict):
+    """An answer cache of one process."""
+
+    put = dict.__setitem__
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    cache = Memory()
+    monkeypatch.setattr(start, "AnswerCache", lambda: cache)
+    return cache
+
+
+def test_what_was_printed_is_printed_again_on_the_same_streams(monkeypatch, memory, capsys):
+    def main(argv):
+        print("one", *argv)
+        print("warned", file=sys.stderr)
+        sys.stdout.writelines(["two\n", "three\n"])
+        return 0
+
+    monkeypatch.setattr(start, "_module", lambda program: SimpleNamespace(main=main))
+    start._told("echox-info", ["encoder"])
+    first = capsys.readouterr()
+    monkeypatch.setattr(start, "_module", None)
+    start._told("echox-info", ["encoder"])
+    assert capsys.readouterr() == first == ("one encoder\ntwo\nthree\n", "warned\n")
+
+
+def test_what_went_wrong_is_not_kept(monkeypatch, memory):
+    monkeypatch.setattr(start, "_module", lambda program: SimpleNamespace(main=lambda argv: 2))
+    assert start._told("echox-info", ["encoder"]) == 2 and not memory
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_offers_are_kept_where_every_word_could_be_read(monkeypatch, memory, capsys, faulty):
+    def offers(words):
+        print("a plugin's own words")
+        return completion.Offers(["encoder="], faulty=faulty)
+
+    monkeypatch.setattr(start, "_module", lambda program: SimpleNamespace(offers=offers))
+    assert start._completions("echox-train", "echox-train enc") == ["encoder="]
+    assert capsys.readouterr() == ("", "a plugin's own words\n") and bool(memory) is not faulty
 
 
 @pytest.mark.parametrize(
