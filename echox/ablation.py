@@ -28,6 +28,7 @@ from echox.evaluation.agreement import CASCADE, Record, agreement_table, cascade
 from echox.evaluation.page import protocol_lines, table_lines
 from echox.generation.answering import Answerer, Voice
 from echox.generation.restoring import load_stage, voice_of
+from echox.number_format import kept_in
 from echox.progress import progress
 from echox.recipe import Recipe, recipe_folders, restore
 
@@ -96,11 +97,13 @@ def ablate(config: AblationConfig) -> dict[str, Any]:
     bench = _Bench(config)
     chosen = {name: changes for name, changes in config.ways.items() if name in config.only or not config.only}
     recipes = {UNTRAINED: bench.recipe, **{name: bench.way(name, changes) for name, changes in chosen.items()}}
-    recordings = bench.kept("recordings", "", lambda: recorded_units(bench.rows, bench.codec, bench.device))
     ways: dict[str, list[Record]] = {}
-    for name, recipe in recipes.items():
-        trained = name != UNTRAINED
-        ways[name] = bench.kept(name, to_plain(recipe.echo) if trained else "", lambda recipe=recipe, trained=trained: bench.make(recipe, trained))
+    with kept_in(bench.run, bench.device):
+        recordings = bench.kept("recordings", "", lambda: recorded_units(bench.rows, bench.codec, bench.device))
+        for name, recipe in recipes.items():
+            trained = name != UNTRAINED
+            about = to_plain(recipe.echo) if trained else ""
+            ways[name] = bench.kept(name, about, lambda recipe=recipe, trained=trained: bench.make(recipe, trained))
     table = agreement_table({CASCADE: cascade_of(ways[UNTRAINED]), **ways}, recordings)
     scores = {name: {metric: dataclasses.asdict(score) for metric, score in row.items()} for name, row in table.items()}
     result = {"run": config.run, "parents": bench.parents, "config": to_plain(config), "rows": len(bench.rows), "recorded": len(recordings), "scores": scores}

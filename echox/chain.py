@@ -34,6 +34,7 @@ from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.next_steps import closing_lines
+from echox.number_format import kept_in
 from echox.plugins import discover
 from echox.progress import say, skip, step_of
 from echox.recipe import STAGES, Recipe, freeze, restore
@@ -55,15 +56,20 @@ def run_recipe(recipe: Recipe) -> None:
     recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
-    if recipe.refit is not None:
-        refit(recipe)
-        return
+    device = device_named(recipe.device)
+    with kept_in(recipe.run_dir, device):
+        if recipe.refit is not None:
+            refit(recipe)
+        else:
+            _run_steps(recipe, on_cpu=device.type == "cpu")
+
+
+def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
     world = join()
     began_s = time.monotonic()
     with world.main_first():
         prepare_rerun(recipe, makes_room=world.is_main)
     apart = recipe.own_processes and world.size == 1
-    on_cpu = device_named(recipe.device).type == "cpu"
     steps = steps_of(recipe, apart)
     planned, costs = planned_steps(recipe, steps), costs_file(recipe)
     for number, step in enumerate(steps, 1):
@@ -223,8 +229,9 @@ def train_stage(
 def audit_stages(recipe: Recipe) -> None:
     """Show the first batch of a stage as its loss sees it and check its labels; where no stage is named, of all in turn."""
     device = device_named(recipe.device)
-    for stage in recipe.planned:
-        audit_stage(recipe, stage, device)
+    with kept_in(recipe.run_dir, device):
+        for stage in recipe.planned:
+            audit_stage(recipe, stage, device)
 
 
 def audit_stage(recipe: Recipe, stage: str, device: torch.device) -> None:

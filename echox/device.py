@@ -1,10 +1,11 @@
-"""Which device to compute on, and whether it multiplies bfloat16 fast."""
+"""Which device to compute on, and whether products run in bfloat16 there."""
 
 from __future__ import annotations
 
 import torch
 
 from echox.errors import ConfigError
+from echox.number_format import number_format
 
 
 def device_named(name: str) -> torch.device:
@@ -25,8 +26,12 @@ def device_named(name: str) -> torch.device:
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones on a device."""
+    """Whether products run in bfloat16 on a device: of a CPU what its run keeps, the user says or is measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # AVX512-BF16 or AMX multiply bfloat16 in hardware; a CPU without either emulates it, slower than float32.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and number_format().bf16
+
+
+def has_bf16_products() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16, fast or slow; without them it is emulated."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -22,6 +22,7 @@ from echox.models.published.beginning import write_beginning
 from echox.models.published.folder import CONFIG, files_beside, is_release, outline, read_release, release_files, weights_fingerprint
 from echox.models.published.student import Merged, exported_config, is_untrained
 from echox.models.published.writing import write_release
+from echox.number_format import kept_in
 from echox.recipe import Recipe
 from echox.tasks.base import TASKS
 
@@ -115,8 +116,9 @@ def write_labels(recipe: Recipe) -> None:
         CheckpointError: the stages before are not finished. ConfigError: the stage makes its labels online.
     """
     device = device_named(recipe.device)
-    task = stage_task(recipe, recipe.stage or "echo", device)
-    folder = task.write_labels(task.build().to(device))
+    with kept_in(recipe.run_dir, device):
+        task = stage_task(recipe, recipe.stage or "echo", device)
+        folder = task.write_labels(task.build().to(device))
     print(f"{folder}: read with echo.task.labels={folder}")
 
 

@@ -23,6 +23,7 @@ from echox.corpora.units import SHOWN_EVERY_S, UnitsBar, UnitsConfig, shard_numb
 from echox.device import device_named, multiplies_bf16_fast
 from echox.engine.distribution import World
 from echox.errors import ConfigError, EchoxError
+from echox.number_format import NumberFormat, adopt, adopted, kept_in
 from echox.plugins import discover
 
 log = logging.getLogger(__name__)
@@ -55,17 +56,25 @@ def encode_units(config: EncodeUnitsConfig) -> None:
     """
     if not config.manifests:
         raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
-    world, device = _world(), device_named(config.device)
+    device = device_named(config.device)
+    # In the cache, because any number of processes and machines may do this work together.
+    with kept_in(Path(config.cache_dir) / "units", device):
+        _encode(config, device)
+
+
+def _encode(config: EncodeUnitsConfig, device: torch.device) -> None:
+    world = _world()
     # Built here first, so that what is wrong with it is said once.
     codec = CODECS.build(config.codec)
     workers = 1 if world.size > 1 else _workers(config, device)
     if workers > 1:
         with _spawned(config, workers) as processes:
-            _watch(processes, config, codec.fingerprint())
+            _watch(processes, config, codec.fingerprint(), multiplies_bf16_fast(device))
     # Alone it does all of the work; after others it finds it done, or takes over from those that died.
     device = world.device(device)
+    bf16 = multiplies_bf16_fast(device)
     first, shows = world.rank / world.size, world.is_main
-    for path in write_units(config, codec.to(device), device=device, bf16=multiplies_bf16_fast(device), first=first, shows=shows):
+    for path in write_units(config, codec.to(device), device=device, bf16=bf16, first=first, shows=shows):
         if world.is_main:
             print(path)
 
@@ -87,7 +96,7 @@ def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[list[BaseProce
     """Processes that encode; they end with the block, by force if it is left by an error."""
     context = multiprocessing.get_context("spawn")
     plain = to_plain(config)
-    processes = [context.Process(target=_work, args=(plain, number, workers)) for number in range(workers)]
+    processes = [context.Process(target=_work, args=(plain, adopted(), number, workers)) for number in range(workers)]
     for process in processes:
         process.start()
     try:
@@ -103,9 +112,10 @@ def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[list[BaseProce
         log.warning("%d of %d processes were killed, perhaps for their memory; what they left is made by one. Use fewer workers", killed, workers)
 
 
-def _work(settings: Mapping[str, Any], number: int, workers: int) -> None:
+def _work(settings: Mapping[str, Any], number_format: NumberFormat | None, number: int, workers: int) -> None:
     """One process's work; what goes wrong is left to the first process, which meets it again and says it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    adopt(number_format)
     discover()
     config = from_plain(EncodeUnitsConfig, settings)
     device = device_named(config.device)
@@ -120,10 +130,10 @@ def _work(settings: Mapping[str, Any], number: int, workers: int) -> None:
         raise SystemExit(2) from None
 
 
-def _watch(processes: list[BaseProcess], config: EncodeUnitsConfig, fingerprint: str) -> None:
+def _watch(processes: list[BaseProcess], config: EncodeUnitsConfig, fingerprint: str, bf16: bool) -> None:
     """Show what the processes get done, until they have ended."""
     for name in config.manifests:
-        shards = unit_shards(Path(name), config, fingerprint)
+        shards = unit_shards(Path(name), config, fingerprint, bf16)
         mine = shard_numbers(shards, config.part)
         with UnitsBar(shards, Path(name).name, shows=True) as bar:
             while any(process.is_alive() for process in processes) and not shards.done().keys() >= set(mine):

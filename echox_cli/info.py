@@ -21,6 +21,7 @@ from echox.assets import CATALOGUE
 from echox.compose import finish, options, parse_overrides, part
 from echox.config import near, to_plain
 from echox.errors import ConfigError
+from echox.number_format import VARIABLE, measured, name_of, number_format
 from echox.plugins import REGISTRIES, Discovery, discover
 from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
 from echox_cli.arguments import split
@@ -74,6 +75,11 @@ def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
         yield from _overview(found)
     elif words[0] == "recipe":
         yield from _recipe(words[1]) if len(words) == 2 else _recipes()
+    elif words == ["device"]:
+        yield from _devices()
+        yield from _number_format()
+    elif words[0] == "device":
+        raise ConfigError(f"devices are explained together, and {words[1]!r} is one too many; write {INFO} device")
     elif words[0] == "asset":
         yield from _asset(words[1]) if len(words) == 2 else _assets()
     else:
@@ -110,6 +116,14 @@ def _devices() -> Iterator[str]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _number_format() -> Iterator[str]:
+    """What a CPU multiplies in, which takes a moment to measure."""
+    chosen = number_format()
+    found = chosen if chosen.rates else measured()
+    yield from (f"{name:<10} {rate} of {found.cpu}" for name, rate in found.rates.items())
+    yield f"chosen for new runs on the cpu: {name_of(chosen.bf16)}, by {chosen.chosen_by}; {VARIABLE}=fp32 or bf16 decides instead"
 
 
 def _registry(kind: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from echox.registry import KINDS
 from echox_cli.arguments import OPTIONS
 
 INFO = "echox-info"
-TOPICS = (*KINDS, "recipe", "asset")
+TOPICS = (*KINDS, "recipe", "asset", "device")
 """What `echox-info` explains."""
 SHELLS = ("bash", "zsh")
 
@@ -63,6 +63,7 @@ kinds: {', '.join(TOPICS)}
   {INFO} encoder           lists the encoders
   {INFO} encoder whisper   explains one
   {INFO} recipe echo_mini  shows a recipe in full
+  {INFO} device            measures how fast this processor multiplies in each number format
 
   {'--version':<14} {OPTIONS['--version']}
   {'--completion':<14} {OPTIONS['--completion']}"""

@@ -16,8 +16,12 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 from echox import plugins
+from echox.device import has_bf16_products
+from echox.number_format import VARIABLE
 from echox.registry import FAILURES
 
+# By the processor's instructions, so that what tests compute does not depend on how fast it is today.
+os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 # Rooms whose tests build tiny parts alone.

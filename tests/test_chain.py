@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from echox import chain, checkpoint
+from echox import chain, checkpoint, number_format
 from echox.chain import run_recipe
 from echox.engine.own_process import in_own_process
 from echox.errors import CheckpointError
@@ -31,6 +31,8 @@ def test_every_stage_leaves_a_checkpoint_that_knows_its_parents(tiny):
     assert lineage["echo"]["parents"] == {"s2t": prints["s2t"], "t2c": prints["t2c"]}
     assert lineage["t2c"]["data"]["codec"] == lineage["echo"]["data"]["codec"]
     assert checkpoint.verify(run / "echo" / "final")["recipe"]["name"] == "echo_tiny"
+    kept = json.loads((run / number_format.FILE).read_text())
+    assert [lineage[stage]["number_format"] for stage in prints] == [kept] * len(prints)
 
 
 def test_every_stage_learns(tiny):

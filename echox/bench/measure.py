@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from echox.data.writing import appearing
+from echox.number_format import cpu_name, measured
 
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "flashinfer-python")
 
@@ -115,16 +116,15 @@ def machine(device: torch.device) -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
+    if device.type == "cpu":
+        found |= measured().rates
     return found | {"commit": _commit()}
 
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
-    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def _commit() -> str:

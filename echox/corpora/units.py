@@ -23,6 +23,7 @@ from echox.data.cache import cost_batches
 from echox.data.line_shards import LineShards
 from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_units
 from echox.errors import ConfigError, ManifestError, SignalError
+from echox.number_format import name_of
 from echox.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,12 @@ def units_path(manifest: str | Path) -> Path:
     return Path(str(manifest).removesuffix(".jsonl") + SUFFIX)
 
 
-def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str) -> UnitShards:
-    """The shards of one manifest; finished ones are found by the manifest's content, which audio is accepted, the codec and the size of shards."""
+def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str, bf16: bool) -> UnitShards:
+    """The shards of one manifest; finished ones are found by the manifest's content, which audio is accepted, the codec, the
+    number format it is computed in and the size of shards."""
     source = LineShards(path, config.rows_per_shard, allow_outside=config.allow_outside)
-    name = f"{codec_fingerprint}-{manifest_fingerprint(path)}-{config.rows_per_shard}" + ("-outside" if config.allow_outside else "")
+    name = f"{codec_fingerprint}-{name_of(bf16)}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+    name += "-outside" if config.allow_outside else ""
     return UnitShards(source, Path(config.cache_dir) / "units" / name, units_path(path))
 
 
@@ -110,7 +113,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, bf16: bool, first: float, shows: bool) -> Path | None:
-    shards = unit_shards(path, config, codec.fingerprint())
+    shards = unit_shards(path, config, codec.fingerprint(), bf16)
     with UnitsBar(shards, path.name, shows) as bar:
         shards.make(shard_numbers(shards, config.part, first), _Encoding(shards.source, config, codec, device, bf16, bar))
     if not shards.merge():

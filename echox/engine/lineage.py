@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ from typing import Any
 
 from echox.checkpoint import Checkpoint, fingerprint
 from echox.errors import CheckpointError
+from echox.number_format import number_format
 from echox.tasks.base import Task
 
 
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON-ready lineage: fingerprints of parent checkpoints and of data, versions, and `extra` (plugins, for one)."""
+    """A JSON-ready lineage: fingerprints of parent checkpoints and of data, versions, what a CPU multiplied in, and `extra`
+    (plugins, for one)."""
+    on_cpu = task.context.device.type == "cpu"
     return {
         "parents": {name: fingerprint(folder) for name, folder in task.context.parents.items() if name in (*task.parents, *task.continues)},
         "data": dict(task.data_fingerprints()),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("echox", "torch", "transformers")}},
+        **({"number_format": dataclasses.asdict(number_format())} if on_cpu else {}),
         **(extra or {}),
     }
 

@@ -26,6 +26,7 @@ from torch.distributed import TCPStore
 
 from echox.engine.interruption import ECHO_S, SIGNALS
 from echox.errors import EchoxError
+from echox.number_format import NumberFormat, adopt, adopted
 
 
 class Elsewhere(Exception):
@@ -49,7 +50,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 
     threads = max(1, torch.get_num_threads() // ranks)
     with _worlds(ranks) as worlds:
         pipes = [context.Pipe(duplex=False) for _ in worlds]
-        settings = [(there, threads, world, function, arguments) for (_, there), world in zip(pipes, worlds)]
+        settings = [(there, threads, adopted(), world, function, arguments) for (_, there), world in zip(pipes, worlds)]
         processes = [context.Process(target=_call, args=each, name=function.__name__) for each in settings]
         with _passing_on(processes) as told:
             with _quiet(ranks):
@@ -156,9 +157,18 @@ def _passing_on(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _call(there: Connection, threads: int, world: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """The other process: do the work, and hand over how it ended. Sums depend on the number of threads, so it is the parent's or its share."""
+def _call(
+    there: Connection,
+    threads: int,
+    number_format: NumberFormat | None,
+    world: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    """The other process: do the work, and hand over how it ended. Sums depend on the number of
+    threads, so it is the parent's or its share, and on the format of the numbers, which is the parent's."""
     torch.set_num_threads(threads)
+    adopt(number_format)
     os.environ.update(world)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _hear_ctrl_c_once()

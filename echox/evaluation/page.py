@@ -31,7 +31,8 @@ def _page(report: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str,
         yield from ("", f"Not scored: {name}, for {reason}.")
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     checkpoints = ", ".join(f"{stage} `{print_[:12]}`" for stage, print_ in report["checkpoints"].items())
-    yield from ("", f"Seed {report['config']['seed']}; {versions}; checkpoints {checkpoints}.")
+    multiplied = f"; {report['number_format']}" if report.get("number_format") else ""
+    yield from ("", f"Seed {report['config']['seed']}; {versions}; checkpoints {checkpoints}{multiplied}.")
 
 
 def table_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

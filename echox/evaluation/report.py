@@ -16,11 +16,13 @@ from echox import checkpoint
 from echox.config import to_plain
 from echox.data.manifest import manifest_fingerprint
 from echox.data.writing import appearing
+from echox.device import multiplies_bf16_fast
 from echox.errors import CheckpointError, ConfigError
 from echox.evaluation.bench import Bench
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.page import page_of, summary_of
 from echox.evaluation.sections import SECTIONS, Section
+from echox.number_format import FILE as NUMBER_FORMAT, kept_in, name_of, number_format
 from echox.progress import say, skip
 
 __all__ = ["EvaluateConfig", "evaluate"]
@@ -47,12 +49,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     corpus = _corpus(config, run)
     folder = Path(config.out_dir) if config.out_dir else run / "report"
     bench = Bench(config, run, corpus, folder)
+    # A run that keeps no number format, such as one trained on a GPU, is left as it is.
+    with kept_in(run if (run / NUMBER_FORMAT).is_file() else folder, bench.device):
+        report, records = _scored_sections(config, bench, fingerprints)
+    report["seconds"] = round(time.monotonic() - began_s, 1)
+    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "report.md", page_of(report, records))
+    print(summary_of(report, folder))
+    return report
+
+
+def _scored_sections(
+    config: EvaluateConfig, bench: Bench, fingerprints: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The report, and the records of each of its sections."""
     report: dict[str, Any] = {
-        "run": run.name,
-        "checkpoints": fingerprints,
+        "run": bench.run.name,
+        "checkpoints": dict(fingerprints),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": to_plain(config),
         "versions": _versions(),
+        "number_format": str(number_format()) if bench.device.type == "cpu" else None,
         "sections": {},
         "skipped": {},
     }
@@ -62,14 +79,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             report["skipped"][section.name] = reason
             continue
         say(f"part {number} of {len(SECTIONS)} of the report: {section.title}")
-        stored = _section(section, bench, records, _key(section, config, corpus, fingerprints))
+        stored = _section(section, bench, records, _key(section, bench, fingerprints))
         records[section.name] = stored["records"]
         report["sections"][section.name] = _scored(section, stored)
-    report["seconds"] = round(time.monotonic() - began_s, 1)
-    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "report.md", page_of(report, records))
-    print(summary_of(report, folder))
-    return report
+    return report, records
 
 
 def _fingerprints(run: Path) -> dict[str, str]:
@@ -109,10 +122,11 @@ def _reason_to_skip(section: Section, bench: Bench) -> str | None:
     return None if (bench.corpus / section.manifest).is_file() else f"the corpus has no {section.manifest}"
 
 
-def _key(section: Section, config: EvaluateConfig, corpus: Path, fingerprints: Mapping[str, str]) -> str:
+def _key(section: Section, bench: Bench, fingerprints: Mapping[str, str]) -> str:
     """What a section's records depend on."""
-    plain = {name: value for name, value in to_plain(config).items() if name not in _UNMEASURED}
-    content = [REVISION, section.name, plain, manifest_fingerprint(corpus / section.manifest), dict(fingerprints)]
+    plain = {name: value for name, value in to_plain(bench.config).items() if name not in _UNMEASURED}
+    content = [REVISION, section.name, plain, manifest_fingerprint(bench.corpus / section.manifest), dict(fingerprints)]
+    content.append(name_of(multiplies_bf16_fast(bench.device)))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echox.device import device_named
+import torch
+
+from echox.checkpoint import Checkpoint
+from echox.device import device_named, multiplies_bf16_fast
 from echox.generation.answering import Answerer, Voice
 from echox.generation.restoring import backbone_of, check_codec, codec_of, echo_of, load_stage, speech_llm_of, voice_of
+from echox.number_format import recorded
 
 
 def load_answerer(
@@ -17,7 +21,7 @@ def load_answerer(
     Args:
         folder: a finished checkpoint, `runs/NAME/echo/final`.
         codec_folder: where the codec lies now, if not where it was in training.
-        bf16: run the models under bfloat16 autocast; None does so where it is faster.
+        bf16: run the models under bfloat16 autocast; None does on a CPU as its training on one did, and elsewhere where it is faster.
     Raises:
         CheckpointError: it is missing, damaged, of another stage, or its codec is not the one it was trained with.
         ConfigError: its codec has nothing to speak with.
@@ -25,6 +29,7 @@ def load_answerer(
     """
     found = load_stage(folder, ("echo", "s2t"))
     place = device_named(device)
+    bf16 = _trained_in_bf16(found, place) if bf16 is None else bf16
     if found.meta["stage"] == "s2t":
         return Answerer(speech_llm_of(found).to(place), None, max_tokens=max_tokens, bf16=bf16)
     codec = codec_of(found, codec_folder)
@@ -48,4 +53,11 @@ def load_voice(
     backbone = backbone_of(found).to(place) if beside is None else beside.backbone
     codec = codec_of(found, codec_folder).to(place) if beside is None or beside.codec is None else beside.codec
     check_codec(found, codec)
+    bf16 = _trained_in_bf16(found, place) if bf16 is None else bf16
     return Voice(voice_of(found, backbone, codec).to(place), backbone, codec, bf16=bf16)
+
+
+def _trained_in_bf16(found: Checkpoint, device: torch.device) -> bool:
+    if device.type != "cpu":
+        return multiplies_bf16_fast(device)
+    return recorded(found.meta.get("lineage", {}).get("number_format")).bf16

@@ -24,6 +24,7 @@ from echox.models.frozen import halve_frozen
 from echox.models.segmenting import SegmentsConfig, cut
 from echox.models.speech_llm import IGNORE
 from echox.models.unit_loop.text_speech import decoder_loop
+from echox.number_format import name_of
 from echox.signals import Batch
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View
 from echox.tasks.cached_labels import CachedLabels
@@ -135,6 +136,7 @@ class EchoTask(Task):
         makers = {f"{stage} checkpoint": checkpoint.fingerprint(self.context.parents[stage]) for stage in self.parents}
         makers |= {name: part.fingerprint() for name, part in (("encoder", model.speech_llm.encoder), ("language model", model.speech_llm.backbone))}
         makers |= {"codec": self.codec.fingerprint(), "segments": json.dumps(to_plain(self.config.segments), sort_keys=True)}
+        makers["number format"] = name_of(self.context.bf16)
         folder = Path(self.config.labels) if self.config.labels else self.context.cache_dir / "pseudo_labels"
         return CachedLabels(folder, makers, self._labeller, batch_size=self.config.label_batch, filled_before=self.config.labels is not None)
 

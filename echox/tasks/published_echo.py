@@ -112,7 +112,7 @@ class ReleaseEchoTask(SpeakingTask):
 
     def _label_fingerprint(self) -> str:
         makers = {stage: checkpoint.fingerprint(folder) for stage, folder in self.context.parents.items()}
-        settings = [makers, self.data_fingerprints(), asdict(self.config.rule), self.config.max_words, self.config.released_form]
+        settings = [makers, self.data_fingerprints(), asdict(self.config.rule), self.config.max_words, self.config.released_form, self.context.bf16]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @torch.no_grad()

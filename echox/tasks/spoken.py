@@ -29,6 +29,7 @@ from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
 from echox.errors import ConfigError, SignalError
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
+from echox.number_format import name_of
 from echox.signals import Features
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class SpokenData(SpokenRows):
         Raises:
             SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
         """
-        self.cache = ArrayCache(self.folder, encoder.fingerprint())
+        self.cache = ArrayCache(self.folder, f"{encoder.fingerprint()}-{name_of(bf16)}")
         self._encode = partial(_encoded, encoder, bf16)
         self.rate_hz, self.sample_rate_hz = encoder.frame_rate_hz, encoder.rate_hz
         online = self.augmentation is not None and self.config.augmentation.changes_sound

@@ -16,6 +16,7 @@ from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
 from echox.errors import ManifestError
+from echox.number_format import name_of
 from echox.signals import Batch
 from echox.tasks.base import Examples, StageContext
 from echox.tasks.spoken import RowsConfig, SpokenRows, clip_key, padded
@@ -98,7 +99,7 @@ class FrameUnits:
 
     def __init__(self, codec: Codec, context: StageContext) -> None:
         self.codec, self.device, self.bf16 = codec.to(context.device), context.device, context.bf16
-        self.cache = ArrayCache(context.cache_dir / "frame_units", codec.fingerprint())
+        self.cache = ArrayCache(context.cache_dir / "frame_units", f"{codec.fingerprint()}-{name_of(self.bf16)}")
 
     def of(self, rows: Sequence[Row], durations_s: Mapping[str, float], split: str) -> dict[str, tuple[int, ...]]:
         """Row id -> units [F] of the answer's audio, whose seconds are in `durations_s` by row id."""

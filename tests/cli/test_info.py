@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from echox_cli import info
@@ -68,6 +70,12 @@ def test_an_asset_is_explained(ask):
     assert code == 0 and "licence" in text and "wheel" in text
 
 
+def test_a_processors_rates_and_the_chosen_number_format_are_shown(ask):
+    code, text = ask("device")
+    assert code == 0 and re.search(r"^float32 +\d+ GFLOP/s on one thread of ", text, re.M) and re.search(r"^bfloat16 +\d+ GFLOP/s", text, re.M)
+    assert re.search(r"^chosen for new runs on the cpu: (float32|bfloat16), by ", text, re.M)
+
+
 def test_every_registered_name_can_be_explained(ask):
     from echox.plugins import REGISTRIES
 
@@ -81,7 +89,7 @@ def test_every_registered_name_can_be_explained(ask):
     [
         (["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
         (["encoder=wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
-        (["encodr"], "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, task, criterion, recipe, asset"),
+        (["encodr"], "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, task, criterion, recipe, asset, device"),
         (["recipe", "tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
         (["asset", "whisper_bas"], "no asset named 'whisper_bas'; did you mean 'whisper_base'?"),
         (["encoder", "whisper", "large"], "cannot explain 'encoder whisper large'"),

@@ -15,6 +15,7 @@ import torch
 from echox.engine.interruption import Interrupted
 from echox.engine.own_process import in_own_process
 from echox.errors import ConfigError
+from echox.number_format import VARIABLE, NumberFormat, adopt, adopted
 
 WORK = """
 import os, signal, sys, time
@@ -24,9 +25,11 @@ from echox.engine.distribution import join
 from echox.engine.interruption import Interrupted, listening
 from echox.engine.own_process import in_own_process
 from echox.errors import ConfigError
+from echox.number_format import number_format
 
 def writes(path): Path(path).write_text(str(os.getpid()))
 def counts_threads(path): Path(path).write_text(str(torch.get_num_threads()))
+def tells_number_format(path): Path(path).write_text(repr(number_format()))
 def refuses(): raise ConfigError("nothing here")
 def fills_the_disk(): raise OSError(28, "No space left on device", "here")
 def is_interrupted(): raise Interrupted(15)
@@ -123,6 +126,17 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     handed_over = function not in ("has_a_bug", "is_killed")
     assert (f"in {function}" in str(raised.value.__cause__)) == handed_over
     assert ("ValueError: a bug" in capfd.readouterr().err) == (function == "has_a_bug")
+
+
+def test_it_multiplies_in_its_parents_number_format_and_measures_nothing(work, tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    before, parents = adopted(), NumberFormat(False, "measurement", 12.0, 3.0, "a processor")
+    adopt(parents)
+    try:
+        in_own_process(work.tells_number_format, str(tmp_path / "told"))
+    finally:
+        adopt(before)
+    assert (tmp_path / "told").read_text() == repr(parents)
 
 
 def test_ranks_form_a_world_and_share_the_threads(work, tmp_path):

@@ -11,10 +11,9 @@ CPU = torch.device("cpu")
 
 
 def test_auto_follows_the_device(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for supported in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer)
-        assert uses_bf16(Precision.auto, CPU) is supported
+    for word, bf16 in (("bf16", True), ("fp32", False)):
+        monkeypatch.setenv("ECHOX_CPU_PRECISION", word)
+        assert uses_bf16(Precision.auto, CPU) is bf16
     assert not uses_bf16(Precision.auto, torch.device("meta"))
 
 

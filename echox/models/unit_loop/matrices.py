@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echox.device import multiplies_bf16_fast
+from echox.device import has_bf16_products
 
 
 class Matrix:
@@ -52,5 +52,5 @@ def matrix_of(weight: Tensor) -> Matrix:
     """The fastest form of a weight [O, I] on its device and in its precision."""
     if weight.is_cuda or weight.dtype.itemsize > 2:
         return Matrix(weight)
-    packs = weight.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available() and multiplies_bf16_fast(weight.device)
+    packs = weight.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available() and has_bf16_products()
     return PackedMatrix(weight) if packs else NarrowMatrix(weight)

@@ -57,7 +57,7 @@ def test_a_step_leaves_its_inputs_and_earlier_results_alone(llama):
 @pytest.mark.parametrize("fast", [True, False])
 @torch.inference_mode()
 def test_matrices_multiply_and_are_copies(monkeypatch, fast):
-    monkeypatch.setattr(matrices, "multiplies_bf16_fast", lambda device: fast)
+    monkeypatch.setattr(matrices, "has_bf16_products", lambda: fast)
     for dtype, kind, close in ((torch.float32, Matrix, 1e-5), (torch.bfloat16, PackedMatrix if fast else NarrowMatrix, 0.1)):
         weight, x = torch.randn(24, 40).to(dtype), torch.randn(3, 40).to(dtype)
         truth = x.double() @ weight.double().T
