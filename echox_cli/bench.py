@@ -1,4 +1,4 @@
-"""`echox-bench SUBJECT ...`: how fast a kernel, a large manifest or the making of units is here."""
+"""`echox-bench SUBJECT ...`: how fast a kernel, a large manifest or the making of units is here, and under load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.bench())
 
 from echox.bench.decode import DecodeBenchConfig, bench_decode
+from echox.bench.load import LoadBenchConfig, bench_load
 from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.bench.manifest import ManifestBenchConfig, bench_manifest
 from echox.config import near
@@ -28,6 +29,7 @@ PROGRAM = "echox-bench"
 SUBJECTS = {
     "loss": (LossBenchConfig, bench_loss, "shapes"),
     "decode": (DecodeBenchConfig, bench_decode, "shapes"),
+    "load": (LoadBenchConfig, bench_load, None),
     "manifest": (ManifestBenchConfig, bench_manifest, "rows"),
     "units": (UnitsBenchConfig, bench_units, None),
 }
@@ -47,7 +49,7 @@ def _without_subject(words: list[str]) -> None:
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
-    print(f"Measure kernels, manifests and the making of units.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+    print(f"Measure kernels, manifests, the making of units, and a busy machine.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
     for name, (config_type, _, _) in SUBJECTS.items():
         print(f"  {name:<10} {summary(config_type.__doc__)}")
 
