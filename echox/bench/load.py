@@ -64,21 +64,21 @@ class LoadTime:
 def bench_load(config: LoadBenchConfig) -> None:
     """Measure, print and write the tables."""
     cases = [(step, str(spins)) for step in STEPS for spins in config.spins or [os.environ.get(SPINS, "default")]]
-    found: dict[tuple[str, str], list[LoadTime]] = {case: [] for case in cases}
-    for case in tqdm(cases * config.rounds, unit="case"):
-        found[case].append(_measured(*case, config))
-    lines = [_median(times) for times in found.values()]
+    with ExitStack() as stack:
+        pairs = {case: [stack.enter_context(_probe(*case)) for _ in range(2)] for case in cases}
+        times = [_measured(*case, pairs[case], config) for case in tqdm(cases * config.rounds, unit="case")]
+    lines = [_median([time for time in times if (time.step, time.spins) == case]) for case in cases]
     facts = machine(torch.device("cpu")) | {"busy processes": str(config.busy), "rounds": f"{config.rounds} of {config.seconds:g} s"}
     page = _page(lines, config, facts)
     write_tables(config.output, page, {"machine": facts, "lines": [asdict(line) for line in lines]})
     print(page)
 
 
-def _measured(step: str, spins: str, config: LoadBenchConfig) -> LoadTime:
-    (alone,) = _run(step, spins, config.seconds)
+def _measured(step: str, spins: str, pair: Sequence[subprocess.Popen[str]], config: LoadBenchConfig) -> LoadTime:
+    (alone,) = _repeat(pair[:1], config.seconds)
     with _busy(config.busy):
-        (beside,) = _run(step, spins, config.seconds)
-    two = _run(step, spins, config.seconds, count=2)
+        (beside,) = _repeat(pair[:1], config.seconds)
+    two = _repeat(pair, config.seconds)
     return LoadTime(
         step,
         spins,
@@ -95,29 +95,32 @@ def _median(times: Sequence[LoadTime]) -> LoadTime:
     return LoadTime(times[0].step, times[0].spins, **{name: statistics.median(getattr(time, name) for time in times) for name in names})
 
 
-def _run(step: str, spins: str, seconds: float, *, count: int = 1) -> list[dict[str, float]]:
-    """Processes that begin to be measured together, when all are ready.
+@contextmanager
+def _probe(step: str, spins: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ready to repeat a step; OpenMP reads the spins when it starts.
 
     Raises:
-        EchoxError: one of them failed.
+        EchoxError: it failed.
     """
     environment = os.environ | {VARIABLE: "bf16" if multiplies_bf16_fast(torch.device("cpu")) else "fp32"}
     environment |= {SPINS: spins} if spins.isdigit() else {}
-    command = [sys.executable, "-m", "echox.bench.load_probe", step, str(seconds)]
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            for _ in range(count)
-        ]
-        if not all([process.stdout.readline() for process in processes]):
-            raise EchoxError(f"a process that was to be measured at {step} ended with an error, which it printed above")
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        said = [process.communicate()[0] for process in processes]
-    return [json.loads(text) for text in said]
+    command = [sys.executable, "-m", "echox.bench.load_probe", step]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        _answer(process)
+        yield process
+
+
+def _repeat(processes: Sequence[subprocess.Popen[str]], seconds: float) -> list[dict[str, float]]:
+    """Let processes repeat their steps at the same time."""
+    for process in processes:
+        print(seconds, file=process.stdin, flush=True)
+    return [json.loads(_answer(process)) for process in processes]
+
+
+def _answer(process: subprocess.Popen[str]) -> str:
+    if not (line := process.stdout.readline()):
+        raise EchoxError("a process that was to be measured ended with an error, which it printed above")
+    return line
 
 
 @contextmanager
