@@ -58,7 +58,7 @@ def encode_units(config: EncodeUnitsConfig) -> None:
         raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
     device = device_named(config.device)
     # In the cache, because any number of processes and machines may do this work together.
-    with kept_in(Path(config.cache_dir) / "units", device):
+    with kept_in(config.cache_dir, device):
         _encode(config, device)
 
 
