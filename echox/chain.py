@@ -21,7 +21,7 @@ from echox.criteria.base import CRITERIA
 from echox.data.audio import duration_s, load_audio
 from echox.data.manifest import OnBroken, read_manifests
 from echox.device import device_named
-from echox.dry_run import dry_run
+from echox.dry_run import dry_run, needed_packages
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.own_process import in_own_process
@@ -34,6 +34,7 @@ from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.next_steps import closing_lines
+from echox.packages import require
 from echox.plugins import discover
 from echox.progress import say, skip, step_of
 from echox.recipe import STAGES, Recipe, freeze, restore
@@ -55,6 +56,7 @@ def run_recipe(recipe: Recipe) -> None:
     recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
+    require(needed_packages(recipe))
     if recipe.refit is not None:
         refit(recipe)
         return

@@ -21,6 +21,7 @@ from echox.evaluation.bench import Bench
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.page import page_of, summary_of
 from echox.evaluation.sections import SECTIONS, Section
+from echox.packages import require
 from echox.progress import say, skip
 
 __all__ = ["EvaluateConfig", "evaluate"]
@@ -39,8 +40,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         CheckpointError: the run has no finished checkpoint that hears or speaks.
         ConfigError: the corpus is not there, or the run's codec has nothing to speak with.
-        AssetError: the recogniser cannot be had.
+        AssetError: the recogniser cannot be had. PackageError: what scores is not installed.
     """
+    require(config.packages())
     began_s = time.monotonic()
     run = Path(config.run)
     fingerprints = _fingerprints(run)
