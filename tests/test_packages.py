@@ -127,7 +127,7 @@ def test_a_built_in_part_without_its_library_is_told_at_once(monkeypatch, librar
     library("brittle", __init__=BROKEN)
     monkeypatch.setattr(plugins, "_seen", set())
     monkeypatch.setattr(plugins, "FAILURES", [])
-    monkeypatch.setattr(plugins, "_built_in_modules", lambda: ["echox.encoders.brittle"])  # none that is there: what it registers is withdrawn
+    monkeypatch.setattr(plugins, "_built_in_modules", lambda: ["echox.encoders.of_a_test"])
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"brittle": ["numpy"]})
     monkeypatch.setattr(plugins.importlib, "import_module", lambda name: exec("import brittle", {"__name__": name}))
     with pytest.raises(PackageError, match="^numpy .* does not import .libnowhere"):
