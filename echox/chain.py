@@ -18,8 +18,8 @@ from echox.codecs.base import CODECS
 from echox.corpora.demo import build_demo_corpus
 from echox.corpora.units import UnitsConfig, write_units
 from echox.criteria.base import CRITERIA
-from echox.data.audio import duration_s, load_audio
-from echox.data.manifest import OnBroken, read_manifests
+from echox.data.audio import audio_header, duration_s, load_audio, save_audio
+from echox.data.manifest import OnBroken, Role, read_manifests
 from echox.device import device_named
 from echox.dry_run import dry_run, needed_packages
 from echox.engine.config import Precision
@@ -28,7 +28,7 @@ from echox.engine.own_process import in_own_process
 from echox.engine.precision import uses_bf16
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
-from echox.errors import CheckpointError, ConfigError
+from echox.errors import CheckpointError, ConfigError, ManifestError
 from echox.models.decoding import answer_typed
 from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
@@ -41,7 +41,7 @@ from echox.progress import say, skip, step_of
 from echox.recipe import STAGES, Recipe, freeze, restore
 from echox.refit import refitted
 from echox.rerun import note_fit, prepare_rerun, refuse_stale
-from echox.run_steps import CODEC, CORPUS, DATA, REPORT, costs_file, planned_steps, steps_of
+from echox.run_steps import CODEC, CORPUS, DATA, EXAMPLE, REPORT, costs_file, example_files, planned_steps, steps_of
 from echox.step_costs import StepClock, clock_of
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 
@@ -97,6 +97,9 @@ def _take(recipe: Recipe, step: str, *, split_batches: bool = False) -> None:
     elif step == CODEC:
         with world.main_first():
             _make_units(recipe, device, world)
+    elif step == EXAMPLE:
+        if world.is_main:
+            _answer_example(recipe)
     elif step == REPORT:
         if world.is_main:
             _report(recipe, device)
@@ -293,6 +296,27 @@ def _finished(run_dir: Path, stage: str) -> Path:
         )
     checkpoint.verify(folder)
     return folder
+
+
+def _answer_example(recipe: Recipe) -> None:
+    """Ask the finished run one question, and keep it with its answer.
+
+    Raises:
+        ManifestError: the manifest asks nothing aloud. SignalError: the model has nothing to say.
+    """
+    # Imported here because most runs have no example.
+    from echox.generation.manifest_run import GenerateConfig, generate
+
+    rows = read_manifests([recipe.example], on_broken=OnBroken.skip)
+    asked = next((item.audio for row in rows for item in row.turns if item.role is Role.USER and item.audio is not None), None)
+    if asked is None:
+        raise ManifestError(f"no row of {recipe.example} asks anything aloud; set example to a manifest of spoken questions, or to null")
+    question, answer = example_files(recipe)
+    rate_hz = audio_header(asked).rate_hz
+    save_audio(question, load_audio(asked, rate_hz), rate_hz)
+    say(f"asked:    {question}")
+    final = Path(recipe.run_dir) / "echo" / "final"
+    generate(GenerateConfig(checkpoint=str(final), input=str(question), output=str(answer), device=recipe.device))
 
 
 def _report(recipe: Recipe, device: torch.device) -> None:

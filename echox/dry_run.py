@@ -259,12 +259,12 @@ def _codec_place(recipe: Recipe) -> str:
 
 
 def _read_manifests(recipe: Recipe) -> list[str]:
-    """Those of the stages, and those from which units and the codec are made."""
+    """Those of the stages, those from which units and the codec are made, and that of the example."""
     paths = [path for stage in recipe.planned for path in _task(recipe, stage).manifests()]
     paths += recipe.units if "t2c" in recipe.planned else []
     if _speaks(recipe) and not CODECS.entry_of(recipe.codec).implementation.is_ready(recipe.codec):
         paths += recipe.codec_speech
-    return paths
+    return paths + ([recipe.example] if recipe.answers_example else [])
 
 
 def _is_made(recipe: Recipe, path: str) -> bool:

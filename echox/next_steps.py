@@ -10,6 +10,7 @@ from echox.data.manifest import OnBroken, read_manifest
 from echox.errors import EchoxError
 from echox.generation.manifest_run import GenerateConfig
 from echox.recipe import Recipe
+from echox.run_steps import example_files
 from echox.step_costs import duration
 
 ANSWERING = ("echo", "s2t")  # stages whose models answer, the last first
@@ -27,6 +28,9 @@ def _lines(recipe: Recipe) -> Iterator[str]:
         yield f"  read:   {page}"
         if wavs := sorted((page.parent / "wavs").rglob("*.wav")):
             yield f"  listen: {wavs[0]}"
+    _, answer = example_files(recipe)
+    if recipe.answers_example and answer.is_file():
+        yield f"  listen: {answer}"
     stage = next((stage for stage in ANSWERING if (run / stage / "final").exists()), None)
     if stage is not None:
         final = run / stage / "final"
@@ -36,7 +40,10 @@ def _lines(recipe: Recipe) -> Iterator[str]:
 
 
 def _question(recipe: Recipe) -> str:
-    """A clip that the run was not trained on, or a name for one."""
+    """The example's question, a clip that the run was not trained on, or a name for one."""
+    question, _ = example_files(recipe)
+    if recipe.answers_example and question.is_file():
+        return str(question)
     corpus = recipe.corpus and Path(recipe.corpus.folder)
     for name in ("questions.test.jsonl", "questions.valid.jsonl"):
         if corpus and (corpus / name).is_file():

@@ -114,6 +114,8 @@ class Recipe:
     """Hours of those recordings to fit to, drawn evenly; null takes all."""
     units: list[str] = field(default_factory=list)
     """Manifests whose assistant audio is encoded before T2C: NAME.jsonl becomes NAME.units.jsonl."""
+    example: str | None = None
+    """Manifest whose first spoken question the finished run answers aloud: `run_dir`/example holds question.wav and answer.wav; null for none."""
     report: EvaluateConfig | None = None
     """Score the finished run on the corpus's test questions, and write the answers to listen to."""
     vocoder: StagePlan | None = None
@@ -148,6 +150,11 @@ class Recipe:
     def planned(self) -> list[str]:
         """The stages this run trains, in order."""
         return [self.stage] if self.stage else self.stages
+
+    @property
+    def answers_example(self) -> bool:
+        """Whether the run ends with a question that it answers."""
+        return self.example is not None and not self.stage and "echo" in self.planned
 
     def parents(self, stage: str) -> list[str]:
         """The stages whose checkpoints a stage builds on."""

@@ -17,7 +17,7 @@ from echox.errors import EchoxError
 from echox.recipe import Recipe
 from echox.step_costs import PlannedStep
 
-CORPUS, CODEC, REPORT = "corpus", "codec", "report"  # the steps that are no stages
+CORPUS, CODEC, EXAMPLE, REPORT = "corpus", "codec", "example", "report"  # the steps that are no stages
 DATA = " data"  # after a stage's name: what it reads, made before it
 SPEAKING = {"vocoder", "t2c", "echo"}  # stages that need the codec
 
@@ -31,6 +31,8 @@ def steps_of(recipe: Recipe, apart: bool) -> list[str]:
         if apart and not (Path(recipe.run_dir) / stage / "final").exists():
             steps.append(stage + DATA)
         steps.append(stage)
+    if recipe.answers_example:
+        steps.append(EXAMPLE)
     if recipe.report is not None and not recipe.stage:
         steps.append(REPORT)
     return steps
@@ -39,6 +41,12 @@ def steps_of(recipe: Recipe, apart: bool) -> list[str]:
 def planned_steps(recipe: Recipe, steps: Sequence[str]) -> list[PlannedStep]:
     """The same for a clock."""
     return [PlannedStep(step, _title(step), _work(recipe, step), _left(recipe, step)) for step in steps]
+
+
+def example_files(recipe: Recipe) -> tuple[Path, Path]:
+    """Where a run keeps the question of its example, and the answer."""
+    folder = Path(recipe.run_dir) / EXAMPLE
+    return folder / "question.wav", folder / "answer.wav"
 
 
 def costs_file(recipe: Recipe) -> Path:
@@ -52,13 +60,13 @@ def costs_file(recipe: Recipe) -> Path:
 def _title(step: str) -> str:
     if step.endswith(DATA):
         return f"features and labels for {step.removesuffix(DATA)}"
-    titles = {CORPUS: "the corpus", CODEC: "the codec and its units", REPORT: "the report"}
+    titles = {CORPUS: "the corpus", CODEC: "the codec and its units", EXAMPLE: "a question and its answer", REPORT: "the report"}
     return titles.get(step) or f"training {step}"
 
 
 def _work(recipe: Recipe, step: str) -> float:
     """Examples that a stage is shown; all else is done whole or not at all."""
-    plan = None if step in (CORPUS, CODEC, REPORT) or step.endswith(DATA) else recipe.plan(step)
+    plan = None if step in (CORPUS, CODEC, EXAMPLE, REPORT) or step.endswith(DATA) else recipe.plan(step)
     return 1.0 if plan is None else float(plan.train.steps * plan.train.accumulation * (plan.train.batch_size or 1))
 
 
@@ -70,7 +78,7 @@ def _left(recipe: Recipe, step: str) -> float:
         return float(not _has_codec(recipe))
     if step == REPORT:
         return float(not (run / "report" / "report.json").exists() or any(_left(recipe, stage) for stage in recipe.planned))
-    if step.endswith(DATA):
+    if step == EXAMPLE or step.endswith(DATA):
         return 1.0
     if (run / step / "final").exists():
         return 0.0

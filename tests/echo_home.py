@@ -12,9 +12,12 @@ from echox.plugins import discover
 from echox.recipe import Recipe, freeze, load_recipe
 from tiny_run import RATE_HZ, noise, write_run
 
+WITHOUT_CORPUS = ("corpus=null", "codec_speech=[]", "example=null")  # what else the smoke recipe takes from its corpus
 ANSWERS = ("Yes.", "No. It is.", "A dog.", "So it goes. On.")
 SHAPES = (
+    "encoder.random_dim=32",
     "backbone.lora.rank=4",
+    "backbone.lora.targets=[q_proj,k_proj,v_proj,o_proj]",
     "s2t.task.adapter.heads=4",
     *(f"t2c.task.decoder.{setting}" for setting in ("layers=2", "width=32", "heads=2", "feed_forward=64", "max_words_per_token=2")),
     "t2c.task.spelling_channels=8",
@@ -43,7 +46,7 @@ def words_at(folder: Path, *more: str) -> list[str]:
     """What a door is told to train Echo in this home."""
     places = [f"{place}.{split}" for place in ("align.task.data", "s2t.task.data", "t2c.task", "echo.task.data") for split in ("train", "valid")]
     data = [f"{place}=[{folder / 'questions.jsonl'}]" for place in places]
-    own = ["device=cpu", "corpus=null", "vocoder=null", "units=[]", "stage=echo", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
+    own = ["device=cpu", *WITHOUT_CORPUS, "codec.folder=random", "vocoder=null", "units=[]", "stage=echo", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
     return [*own, *data, *SHAPES, *BRIEF, *more]
 
 

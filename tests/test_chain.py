@@ -1,26 +1,99 @@
-"""The smoke test: every stage of echo_tiny, one after the other, on speech made on the spot."""
+"""The smoke test: every stage of echo_tiny, one after the other, on speech made on the spot, until it answers aloud what it learned by heart."""
 
 import json
 import shutil
 
 import pytest
+import torch
 
 from echox import chain, checkpoint, number_format
 from echox.chain import run_recipe
+from echox.data.audio import load_audio
+from echox.data.manifest import read_manifest
+from echox.data.text import edit_distance
 from echox.engine.own_process import in_own_process
-from echox.errors import CheckpointError
-from echox.plugins import discover
+from echox.errors import CheckpointError, ManifestError
 from echox.recipe import STAGES, load_recipe
+from echox.vocoders.mel import MelRecipe, MelSpectrogram
+from echox_cli import generate, train
+
+RATE_HZ = 16_000
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A finished run of echo_tiny."""
     folder = tmp_path_factory.mktemp("tiny")
-    discover()
-    overrides = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "device=cpu", *(f"{stage}.train.save_every=6" for stage in STAGES)]
+    overrides = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "device=cpu"]
+    assert train.main(["recipe=echo_tiny", *overrides]) == 0
+    return folder, overrides
+
+
+@pytest.fixture(scope="module")
+def brief(tiny):
+    """A run of a few steps a stage, on the corpus and with the codec of the other."""
+    folder = tiny[0]
+    few = [f"{stage}.train.{setting}" for stage in STAGES for setting in ("steps=12", "batch_size=4", "save_every=6", "validate_batches=1")]
+    overrides = [*tiny[1], f"run_dir={folder / 'brief'}", f"codec.folder={folder / 'run' / 'codec'}", "example=null", *few]
     run_recipe(load_recipe("echo_tiny", overrides))
     return folder, overrides
+
+
+@pytest.fixture(scope="module")
+def answers(tiny):
+    """What the run answers to the questions that it was trained on: (row, record of its answer)."""
+    folder, manifest = tiny[0], tiny[0] / "cache" / "corpora" / "tiny" / "questions.train.jsonl"
+    words = [f"checkpoint={folder / 'run' / 'echo' / 'final'}", f"manifest={manifest}", f"out_dir={folder / 'answers'}", "device=cpu"]
+    assert generate.main(words) == 0
+    records = {record["id"]: record for record in map(json.loads, (folder / "answers" / "answers.jsonl").read_text().splitlines())}
+    return [(row, records[row.id]) for row in read_manifest(manifest).rows]
+
+
+def test_it_hears_each_question_and_answers_in_the_words_it_learned(answers):
+    assert len(answers) > 8
+    for row, record in answers:
+        assert record["heard"] == row.answer.transcription
+        assert record["text"] == row.answer.text
+
+
+def test_its_units_are_those_of_the_answer(tiny, answers):
+    written = read_manifest(tiny[0] / "cache" / "corpora" / "tiny" / "speech.train.units.jsonl").rows
+    units_of = {row.answer.text: row.answer.units for row in written}
+    for row, record in answers:
+        wanted = units_of[row.answer.text]
+        assert edit_distance(list(map(int, record["units"].split())), wanted) < 0.1 * len(wanted), row.id
+
+
+def test_what_is_heard_is_the_answer_in_the_voice_that_it_learned(tiny, answers):
+    recordings = {row.answer.text: load_audio(row.answer.audio, RATE_HZ) for row, _ in answers}
+    for row, record in answers:
+        spoken, recorded = load_audio(tiny[0] / "answers" / record["audio"], RATE_HZ), recordings[row.answer.text]
+        assert 0.7 < len(spoken) / len(recorded) < 1.4
+        assert 0.5 < float(spoken.square().sum() / recorded.square().sum()) ** 0.5 < 2
+        others = [likeness(spoken, other) for text, other in recordings.items() if text != row.answer.text]
+        assert likeness(spoken, recorded) > max(0.85, *others), row.id
+
+
+def likeness(one, other):
+    """Correlation of two clips' log mels, frame by frame as far as both reach."""
+    mels = [MelSpectrogram(MelRecipe())(clip) for clip in (one, other)]
+    frames = min(map(len, mels))
+    return float(torch.stack([mel[:frames].flatten() for mel in mels]).corrcoef()[0, 1])
+
+
+def test_it_leaves_a_question_beside_its_answer(tiny, answers, tmp_path, capsys):
+    example = tiny[0] / "run" / "example"
+    words = [f"checkpoint={tiny[0] / 'run' / 'echo' / 'final'}", f"input={example / 'question.wav'}", f"output={tmp_path / 'answer.wav'}", "device=cpu"]
+    assert generate.main(words) == 0
+    row = answers[0][0]
+    assert f"heard:    {row.answer.transcription}\nanswered: {row.answer.text}\nspoken:" in capsys.readouterr().out
+    assert (example / "answer.wav").read_bytes() == (tmp_path / "answer.wav").read_bytes()
+
+
+def test_an_example_must_be_asked_aloud(tiny):
+    silent = tiny[0] / "cache" / "corpora" / "tiny" / "speech.train.jsonl"
+    with pytest.raises(ManifestError, match="asks anything aloud; set example to a manifest of spoken questions, or to null"):
+        run_recipe(load_recipe("echo_tiny", [*tiny[1], f"example={silent}"]))
 
 
 def test_every_stage_leaves_a_checkpoint_that_knows_its_parents(tiny):
@@ -49,14 +122,14 @@ def test_a_finished_run_is_left_alone(tiny, capsys):
     assert checkpoint.fingerprint(tiny[0] / "run" / "echo" / "final") == before
 
 
-def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_stage(tiny, tmp_path, monkeypatch, capfd):
+def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_stage(brief, tmp_path, monkeypatch, capfd):
     steps = []
     monkeypatch.setattr(chain, "in_own_process", lambda *work, ranks: (steps.append((work[-1], ranks)), in_own_process(*work, ranks=ranks)))
-    apart = [*tiny[1], f"run_dir={tmp_path}", "own_processes=true", "s2t.cpu_processes=2", "stages=[align,s2t]", "report=null"]
+    apart = [*brief[1], f"run_dir={tmp_path}", "own_processes=true", "s2t.cpu_processes=2", "stages=[align,s2t]", "report=null"]
     run_recipe(load_recipe("echo_tiny", apart))
     assert steps == [("corpus", 1), ("align data", 1), ("align", 1), ("s2t data", 1), ("s2t", 2)]
     assert "warning" not in capfd.readouterr().err.lower()
-    assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(tiny[0] / "run" / "align" / "final")
+    assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(brief[0] / "brief" / "align" / "final")
     state, alone = (checkpoint.load(run / "s2t" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))
     assert len(state["random"]) == 2
     assert state["position"] == alone["position"], "a step takes as many rows as that of one process"
@@ -70,12 +143,12 @@ def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_that_was_killed_half_way_ends_with_the_same_bits(tiny, stage):
-    folder = tiny[0] / "run" / stage
+def test_a_stage_that_was_killed_half_way_ends_with_the_same_bits(brief, stage):
+    folder = brief[0] / "brief" / stage
     before = checkpoint.fingerprint(folder / "final")
     shutil.rmtree(folder / "final")
     for late in checkpoint.step_folders(folder / "checkpoints")[1:]:
         shutil.rmtree(late)
     assert [path.name for path in checkpoint.step_folders(folder / "checkpoints")] == ["step_000000006"]
-    run_recipe(load_recipe("echo_tiny", [*tiny[1], f"stage={stage}"]))
+    run_recipe(load_recipe("echo_tiny", [*brief[1], f"stage={stage}"]))
     assert checkpoint.fingerprint(folder / "final") == before

@@ -14,6 +14,7 @@ from echox.recipe import STAGES, freeze, load_recipe
 from echox.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
 
 PARENTS = {"align": (), "s2t": ("align",), "t2c": (), "echo": ("s2t", "t2c")}
+BEFORE = ["codec.folder=random", "codec.fit.units=512", "codec_speech=[]", *(f"{stage}.train.{it}" for stage in STAGES for it in ("steps=12", "lr=0.001"))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +27,8 @@ def made(tmp_path):
     """A function from overrides to a recipe of echo_tiny in a folder where the recipe without overrides is finished."""
 
     def recipe(*overrides):
-        return load_recipe("echo_tiny", [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "device=cpu", *overrides])
+        places = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "device=cpu"]
+        return load_recipe("echo_tiny", [*places, *BEFORE, *overrides])
 
     write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What is it?")
     for number, stage in enumerate(STAGES):

@@ -65,7 +65,7 @@ class DemoCorpusConfig:
     clips_by_kind: dict[str, float] = field(default_factory=dict)
     """The same for the templates' questions of some kinds (capital, arithmetic, day, month, general); 0.5 speaks every second one."""
     test_questions: int = 160
-    """Held-out phrasings of trained facts, asked by test voices."""
+    """Held-out phrasings of trained facts, asked by test voices; 0 for none."""
     valid_questions: int = 60
     """Other held-out phrasings of trained facts, asked by voices that neither train nor test."""
     unseen_facts: int = 30
@@ -106,10 +106,10 @@ class DemoCorpusConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, and is {self.share}")
-        for name in ("clips_per_question", "test_questions", "valid_questions", "max_answer_words", "vocabulary_takes", "words_per_clip"):
+        for name in ("clips_per_question", "valid_questions", "max_answer_words", "vocabulary_takes", "words_per_clip"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
-        not_negative = ("unseen_facts", "free_test_questions", "free_valid_questions", "answered_questions", "sampled_answers", "speech_hours")
+        not_negative = ("test_questions", "unseen_facts", "free_test_questions", "free_valid_questions", "answered_questions", "sampled_answers", "speech_hours")
         for name in (*not_negative, "heard_sentences", "vocabulary_words", "rare_word_takes"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")

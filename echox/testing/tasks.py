@@ -288,7 +288,7 @@ class _Stage:
 
 @functools.cache
 def _recipe() -> Recipe:
-    return load_recipe(RECIPE)
+    return load_recipe(RECIPE, ["codec.folder=random"])
 
 
 @functools.cache

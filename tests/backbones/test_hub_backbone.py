@@ -116,3 +116,10 @@ def test_only_lora_is_trained_and_it_starts_silent():
 def test_lora_on_layers_that_do_not_exist_is_one_sentence():
     with pytest.raises(ConfigError, match="name no layer"):
         HubBackbone(HubBackboneConfig(weights="random", lora=LoraConfig(targets=["nothing"])))
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_a_random_model_can_be_sure_of_a_token(width):
+    backbone = HubBackbone(HubBackboneConfig(weights="random", random_width=width))
+    surest = backbone.model.model.norm(backbone.head_rows())  # the hidden states that speak most for each token
+    assert backbone.logits(surest).softmax(-1).diagonal().min() > 0.3

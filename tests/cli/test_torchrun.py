@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from echo_home import WITHOUT_CORPUS
 from train_twice import AGAIN
 
 from echox import checkpoint
@@ -32,7 +33,8 @@ def words(tmp_path_factory):
     return folder / "run", [
         "recipe=echo_tiny",
         "device=cpu",
-        "corpus=null",
+        *WITHOUT_CORPUS,
+        "codec.folder=random",
         "units=[]",
         f"stages=[{','.join(ALL_STAGES)}]",
         f"run_dir={folder / 'run'}",

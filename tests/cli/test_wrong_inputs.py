@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_run
+from echo_home import WITHOUT_CORPUS
 
 from echox.data import writing
 from echox_cli import evaluate, generate, info, prepare, train
@@ -50,7 +51,7 @@ def training(stage, *overrides, data="questions.jsonl"):
     own = [f"{name}.task.data.{split}" for name in ("align", "s2t", "echo") for split in ("train", "valid")]
     own = [*own, "t2c.task.train", "t2c.task.valid"]
     lists = [f"{key}=[{data if key.endswith('train') else ''}]" for key in own]
-    return ["recipe=echo_tiny", "device=cpu", "corpus=null", "vocoder=null", "units=[]", f"stage={stage}", *lists, f"{stage}.train.steps=2", *overrides]
+    return ["recipe=echo_tiny", "device=cpu", *WITHOUT_CORPUS, "codec.folder=random", "vocoder=null", "units=[]", f"stage={stage}", *lists, f"{stage}.train.steps=2", *overrides]
 
 
 WRONG = [

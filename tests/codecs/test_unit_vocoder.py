@@ -186,6 +186,21 @@ def test_griffin_lim_keeps_the_length_and_the_pitch():
     assert (fundamental(made[0], RATE_HZ, 160)[15:35] - 200).abs().median() < 6
 
 
+def test_griffin_lim_speaks_in_bfloat16_as_answers_are_spoken():
+    vocoder, mel = build_vocoder("griffin_lim"), MelSpectrogram(MelRecipe())(tone(200.0, 0.2))[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        made = vocoder(mel.bfloat16())
+    torch.testing.assert_close(made, vocoder(mel.bfloat16().float()))
+
+
+def test_a_fit_that_holds_nothing_out_clusters_and_measures_all(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fitting, "fit_kmeans", lambda points, *args, **settings: seen.append(len(points)) or fit_kmeans(points, *args, **settings))
+    metrics = fit_codec(fit_config(tmp_path, held_out=0), tones())
+    assert seen == [sum(-(-len(clip) // 320) for clip in tones())]
+    assert metrics["mel_error"] > 0 and metrics["duration_ratio"] > 0
+
+
 def test_the_fit_reports_what_it_measured(folder):
     document = json.loads((folder / "config.json").read_text())
     assert document["metrics"]["units"] == 12 and document["metrics"]["units_per_s"] > 0

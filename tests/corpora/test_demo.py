@@ -267,6 +267,12 @@ def test_a_manifest_without_any_clip_is_refused(mute, tmp_path):
         build_demo_corpus(config(tmp_path))
 
 
+def test_without_test_questions_no_test_voice_is_needed(mute, tmp_path):
+    mute(*available_voices(Role.TEST))
+    build_demo_corpus(config(tmp_path, test_questions=0, unseen_facts=0, free_questions=False))
+    assert {path.name for path in tmp_path.glob("*.test.jsonl")} == {"speech.test.jsonl"}
+
+
 @pytest.mark.parametrize("field, value", [("share", 0.0), ("share", 1.5), ("clips_per_question", 0), ("workers", 0), ("speech_hours", -1.0)])
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):

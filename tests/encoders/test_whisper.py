@@ -97,3 +97,12 @@ def test_the_fingerprint_knows_weights_and_settings(folder):
     prints = {WhisperEncoder(WhisperConfig(weights=str(folder), **fields)).fingerprint() for fields in settings}
     prints.add(WhisperEncoder(WhisperConfig(weights="random")).fingerprint())
     assert len(prints) == 5
+
+
+def test_a_random_encoder_hears_the_sound_more_than_the_place():
+    pitches_hz = torch.tensor([110.0, 220.0, 440.0, 880.0, 1760.0, 3520.0])
+    samples = 0.3 * torch.sin(2 * torch.pi * pitches_hz[:, None] * torch.arange(16_000) / 16_000)
+    states = WhisperEncoder(WhisperConfig(weights="random"))(Waveform(samples, torch.full((6,), 16_000), 16_000)).values
+    by_place = states.mean(0)
+    share = (by_place - by_place.mean(0)).square().sum() / (states - states.mean((0, 1))).square().sum(-1).mean(0).sum()
+    assert share < 0.5

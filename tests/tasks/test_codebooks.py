@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from echo_home import WITHOUT_CORPUS
 from tiny_run import RATE_HZ, noise
 
 from echox import checkpoint
@@ -38,7 +39,7 @@ def words_at(folder, codec, *more):
     spoken = [f"{stage}.task.data.{split}=[{folder / 'talk.jsonl'}]" for stage in ("align", "s2t", "echo") for split in ("train", "valid")]
     units = [f"t2c.task.{split}=[{folder / 'talk.units.jsonl'}]" for split in ("train", "valid")]
     brief = [f"{stage}.train.{setting}" for stage in ("align", "s2t", "echo") for setting in ("steps=2", "batch_size=3")]
-    places = ["device=cpu", "corpus=null", "vocoder=null", f"units=[{folder / 'talk.jsonl'}]", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
+    places = ["device=cpu", *WITHOUT_CORPUS, "vocoder=null", f"units=[{folder / 'talk.jsonl'}]", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
     shapes = ["t2c.task.decoder.max_words_per_token=3", "t2c.task.decoder.width=32", "t2c.task.spelling_channels=8", f"t2c.train.steps={STEPS}", "t2c.train.lr=1.0e-2"]
     return [*places, *spoken, *units, *brief, *shapes, f"codec={codec}", "codec.weights=random", "codec.codebooks=3", *more]
 

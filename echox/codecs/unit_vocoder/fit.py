@@ -55,7 +55,7 @@ class _Fit:
         self.vocoder: Vocoder = build_vocoder(config.vocoder)
         self.encoder: Encoder = ENCODERS.build(config.encoder).to(device)
         self.ratio = frames_ratio(self.encoder, self.vocoder)
-        count = max(1, round(config.held_out * len(clips)))
+        count = max(1, round(config.held_out * len(clips))) if config.held_out else 0
         self.held_rows = set(torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))[:count].tolist())
 
     def run(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class _Fit:
     def _measure(self, speaker: UnitSpeaker, labels: Sequence[Tensor]) -> dict[str, float]:
         """Errors on the held-out clips: mel with true and with predicted pitch, pitch, voicing, total duration."""
         found: dict[str, list[Tensor]] = {"mel_error_true_pitch": [], "mel_error": [], "pitch_error_octaves": [], "voicing_error": [], "duration_ratio": []}
-        for clip in self._clips(labels, sorted(self.held_rows))():
+        for clip in self._clips(labels, sorted(self.held_rows) or range(len(labels)))():
             units, pitch_hz = clip.units[None], clip.pitch_hz[None]
             keep = torch.ones_like(units, dtype=torch.bool)
             predicted_hz = speaker.melody.pitch_hz(units, keep)

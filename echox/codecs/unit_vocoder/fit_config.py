@@ -37,7 +37,7 @@ class CodecFitConfig:
     batch_s: float = neutral(60.0)
     """Audio encoded at once, seconds with padding."""
     held_out: float = 0.02
-    """Share of the clips kept for the final measurements."""
+    """Share of the clips kept for the final measurements; 0 fits to all of them and measures on them."""
     prosody_steps: int = 300
     """Training steps of the durations, and of the melody."""
     mel_steps: int = 2_000
@@ -59,5 +59,5 @@ class CodecFitConfig:
         wrong = [name for name in ("units", "batch", "crop_frames", "prosody_steps", "mel_steps") if getattr(self, name) < 1]
         if wrong:
             raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out is {self.held_out}; use a share between 0 and 1, such as 0.02")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"held_out is {self.held_out}; use a share from 0 up to 1, such as 0.02")

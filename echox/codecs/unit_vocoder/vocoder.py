@@ -103,7 +103,9 @@ class GriffinLim(Vocoder):
         self.register_buffer("inverse", torch.linalg.pinv(mel_filters(recipe)), persistent=False)  # [M, n_fft / 2 + 1]
 
     def forward(self, mel: Tensor) -> Tensor:
-        return torch.stack([self._row(row) for row in mel])
+        # Answers are spoken under autocast, but there is no Fourier transform in bfloat16.
+        with torch.autocast(mel.device.type, enabled=False):
+            return torch.stack([self._row(row) for row in mel.float()])
 
     def _row(self, mel: Tensor) -> Tensor:
         """[F, M] -> [F * hop]."""
