@@ -6,41 +6,55 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Before PyTorch is loaded: it sets how threads wait, without which tests beside other processes take many times as long.
+# Before PyTorch is loaded, here and in every process that a test starts: parts this small are slower on several threads, and
+# there is a worker for every core already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before PyTorch is loaded too: it sets how threads wait, without which tests beside other processes take many times as long.
 import echox_cli  # noqa: F401
 
 import textwrap
 
 import pytest
-import torch
-from hydra.core.config_store import ConfigStore
 
-from echox import plugins
 from echox.device import has_bf16_products
 from echox.number_format import VARIABLE
-from echox.registry import FAILURES
 
 # By the processor's instructions, so that what tests compute does not depend on how fast it is today.
 os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-
-# Rooms whose tests build tiny parts alone.
-TINY_ROOMS = {"cli", "contracts", "evaluation", "generation", "plugins"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread(request):
-    """Parts this small are slower on several threads, and much slower where the processors are busy."""
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers(config):
+    """How many workers `-n auto` means: one for each core where whole folders are tested.
+
+    None, that is all in this process, for named files and tests, for output as it comes (`-s`), and where kernels are compiled for a GPU,
+    which all workers would share.
+    """
+    workers = yield
+    here = config.invocation_params.dir
+    whole_folders = all((here / argument.split("::")[0]).is_dir() for argument in config.args)
+    return workers if whole_folders and config.option.capture != "no" and os.environ["TRITON_INTERPRET"] != "0" else 0
+
+
+@pytest.fixture
+def set_threads():
+    """`torch.set_num_threads`, for this test alone."""
+    import torch
+
     before = torch.get_num_threads()
-    if request.path.parent.name in TINY_ROOMS:
-        torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
 @pytest.fixture
 def house(monkeypatch, tmp_path):
     """An empty working folder, and registries that forget what the test registered."""
+    from hydra.core.config_store import ConfigStore
+
+    from echox import plugins
+    from echox.registry import FAILURES
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ECHOX_PLUGINS", raising=False)
     monkeypatch.delenv("ECHOX_RECIPES", raising=False)
@@ -74,6 +88,8 @@ def write(house):
 @pytest.fixture
 def toy_house(house, write):
     """A working folder with a plugin of every kind and the recipe `toy`."""
+    from echox import plugins
+
     write("plugins/toy.py", TOY_PLUGIN)
     write("recipes/toy.yaml", TOY_RECIPE)
     write("recipes/encoder/wide_ear.yaml", "defaults:\n  - toy_ear\n  - _self_\nwidth: 9\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 from echo_home import WITHOUT_CORPUS
-from train_twice import AGAIN
+from train_twice import AGAIN, NEXT, THEN
 
 from echox import checkpoint
 from echox.recipe import ALL_STAGES
@@ -41,42 +41,48 @@ def words(tmp_path_factory):
         f"cache_dir={folder / 'cache'}",
         *lists,
         *brief,
-        "echo.task.online={}",
         "t2c.task.decoder.max_words_per_token=2",  # what has learned nothing never stops by itself
     ]
 
 
-def train_twice(run, words):
-    """What the first training and the second, of Echo's last step, say; their checkpoints of Echo are to have the same bits."""
+@pytest.fixture(scope="module")
+def trained(words):
+    """Two runs, and what the first training of each and the second, of Echo's last step, say; both by the same two processes.
+
+    The first run has every stage, with labels made online; the second goes on from its stages with cached labels.
+    """
+    run, told = words
+    cached = run.with_name("cached")
+    cached.mkdir()
+    for stage in ("s2t", "t2c"):
+        (cached / stage).symlink_to(run / stage)
+    own = [*told, f"run_dir={cached}", "stage=echo", f"cache_dir={cached / 'cache'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, str(run), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
+    runs = [str(run), *told, "echo.task.online={}", THEN, str(cached), *own]
+    done = subprocess.run([*launcher, *runs], capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     assert done.returncode == 0, done.stderr
-    first, again = done.stderr.split(AGAIN)
-    assert "resuming" not in first and "echo: resuming after step 1" in again, done.stderr
+    return [(folder, *said.split(AGAIN)) for folder, said in zip((run, cached), done.stderr.split(NEXT), strict=True)]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["online labels", "cached labels"])
+def test_two_processes_resume_to_the_same_bits(trained, which):
+    run, first, again = trained[which]
+    assert "resuming" not in first and "echo: resuming after step 1" in again
     assert again.count("finished after 2 steps") == 1, again
     assert checkpoint.fingerprint(run / "echo" / "final") == checkpoint.fingerprint(run / "echo" / "before")
-    return first, again
 
 
-def test_two_processes_train_every_stage_and_resume_to_the_same_bits(words):
-    run, told = words
-    first, _ = train_twice(run, told)
+def test_two_processes_train_every_stage(trained):
+    run, first, _ = trained[0]
     assert first.count("finished after 2 steps") == len(ALL_STAGES), first
     assert checkpoint.load(checkpoint.step_folder(run / "echo" / "checkpoints", 1)).state["random"][1], (
         "the second rank's random state is kept"
     )
 
 
-def test_cached_labels_are_made_once_and_read_by_both(words):
-    run, told = words
-    assert (run / "t2c" / "final").exists(), "the stages before are those of the test above"
-    folder = run.with_name("cached")
-    folder.mkdir()
-    for stage in ("s2t", "t2c"):
-        (folder / stage).symlink_to(run / stage)
-    own = [word for word in told if word != "echo.task.online={}"] + [f"run_dir={folder}", "stage=echo", f"cache_dir={folder / 'cache'}"]
-    first, _ = train_twice(folder, own)
+def test_cached_labels_are_made_once_and_read_by_both(trained):
+    folder, first, _ = trained[1]
     assert first.count("label audit") + first.count("a batch of 2 rows as the loss sees it") == 1, "the main rank alone audits"
     kept = [path for path in (folder / "cache" / "pseudo_labels").rglob("*") if path.is_file() and path.suffix != ".json"]
     assert kept, "labels are kept"

@@ -1,8 +1,10 @@
-"""What each process under torchrun does in these tests: train, lose Echo's last step, and train again, the libraries loaded once.
+"""What each process under torchrun does in these tests: train, lose Echo's last step, and train again; then the same with another run's
+words, the libraries loaded once.
 
-    torchrun ... train_twice.py RUN_DIR WORDS...
+    torchrun ... train_twice.py RUN_DIR WORDS... then RUN_DIR WORDS...
 """
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -11,10 +13,22 @@ from echox import checkpoint
 from echox.engine.distribution import join
 from echox_cli import train
 
-AGAIN = "--- again ---"  # on stderr, between the two
+AGAIN = "--- again ---"  # on stderr, between the two trainings of a run
+THEN = "then"  # between the words of runs
+NEXT = "--- next ---"  # on stderr, between runs
 
 
-def main(run: Path, words: list[str]) -> int:
+def main(words: list[str]) -> int:
+    runs = [list(run) for is_then, run in itertools.groupby(words, lambda word: word == THEN) if not is_then]
+    for number, (run, *told) in enumerate(runs):
+        if number and join().is_main:
+            print(NEXT, file=sys.stderr, flush=True)
+        if failed := train_twice(Path(run), told):
+            return failed
+    return 0
+
+
+def train_twice(run: Path, words: list[str]) -> int:
     if failed := train.main(words):
         return failed
     world = join()
@@ -28,4 +42,4 @@ def main(run: Path, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

@@ -4,21 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 TOY = Path(__file__).with_name("toy.py")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(set_threads):
     """Sums are bit for bit the same only over the same number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    set_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_toy():
     """Train the toy in another process, or in several under torchrun."""
 

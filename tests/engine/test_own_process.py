@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from echox.engine.interruption import Interrupted
 from echox.engine.own_process import in_own_process
@@ -99,13 +98,9 @@ def test_it_works_elsewhere(work, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_it_has_the_threads_of_its_parent(work, tmp_path, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        in_own_process(work.counts_threads, str(tmp_path / "threads"))
-    finally:
-        torch.set_num_threads(before)
+def test_it_has_the_threads_of_its_parent(work, tmp_path, threads, set_threads):
+    set_threads(threads)
+    in_own_process(work.counts_threads, str(tmp_path / "threads"))
     assert int((tmp_path / "threads").read_text()) == threads
 
 
@@ -139,13 +134,9 @@ def test_it_multiplies_in_its_parents_number_format_and_measures_nothing(work, t
     assert (tmp_path / "told").read_text() == repr(parents)
 
 
-def test_ranks_form_a_world_and_share_the_threads(work, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        in_own_process(work.adds_up, str(tmp_path / "rank"), ranks=2)
-    finally:
-        torch.set_num_threads(before)
+def test_ranks_form_a_world_and_share_the_threads(work, tmp_path, set_threads):
+    set_threads(4)
+    in_own_process(work.adds_up, str(tmp_path / "rank"), ranks=2)
     (*first, pid), (*second, other) = ((tmp_path / f"rank.{rank}").read_text().split() for rank in range(2))
     assert first == second == ["2", "3", "2"]
     assert len({pid, other, str(os.getpid())}) == 3

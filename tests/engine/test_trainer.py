@@ -109,14 +109,22 @@ def test_metrics_and_old_checkpoints(undisturbed):
     assert [f.name for f in checkpoint.step_folders(undisturbed.parent / "checkpoints")] == ["step_000000005", "step_000000010"]
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_two_ranks_have_the_gradients_of_one(tmp_path, run_toy, split):
-    # Sharing a batch, they take as many as one alone; the toy's uneven rows make shares of different lengths.
-    train_toy(tmp_path / "one", toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4)
-    how = ["--accumulation", 4, "--split-batches"] if split else ["--accumulation", 2]
-    done = run_toy(tmp_path / "two", "--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip", *how, ranks=2)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, run_toy):
+    """Folders of two steps that two processes made: of smaller batches of their own, and by sharing batches."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    brief = ["--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip"]
+    own, shared = [folder / "own", *brief, "--accumulation", 2], [folder / "shared", *brief, "--accumulation", 4, "--split-batches"]
+    done = run_toy(*own, "then", *shared, ranks=2)
     assert done.returncode == 0, done.stderr
-    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step_000000001").state for name in ("one", "two"))
+    return folder
+
+
+@pytest.mark.parametrize("batches", ["own", "shared"])
+def test_two_ranks_have_the_gradients_of_one(tmp_path, two_ranks, batches):
+    # Sharing a batch, they take as many as one alone; the toy's uneven rows make shares of different lengths.
+    train_toy(tmp_path, toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4)
+    one, two = (checkpoint.load(run / "checkpoints" / "step_000000001").state for run in (tmp_path, two_ranks / batches))
     assert two["position"] == one["position"]
     assert two["optimizer"].keys() == one["optimizer"].keys()
     for name, state in one["optimizer"].items():

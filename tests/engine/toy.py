@@ -1,12 +1,15 @@
 """A task small enough to train in a second: guess the next letter of ragged alphabets, with dropout.
 
-As a program, it trains in a folder and may send itself a signal on the way: `toy.py RUN_DIR --signal 9 --at 7`.
+As a program, it trains in a folder and may send itself a signal on the way: `toy.py RUN_DIR --signal 9 --at 7`. Several such runs, with
+`then` between them, are made one after the other in the same process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,7 +140,7 @@ def train_toy(run_dir: Path, task: ToyTask | None = None, **settings) -> Path:
     return train(task or toy_task(), NextLetter(), config, run_dir=run_dir, stage="toy", seed=7, device=torch.device("cpu"), recipe_dict={"steps": config.steps})
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--signal", type=int)
@@ -148,7 +151,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=5)
     parser.add_argument("--no-clip", action="store_true")
     parser.add_argument("--split-batches", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     task = toy_task(dropout=options.dropout, signal_at={options.at: options.signal} if options.signal else {})
     clip = {"grad_clip": None} if options.no_clip else {}
     every = {"accumulation": options.accumulation, "save_every": options.save_every, "split_batches": options.split_batches}
@@ -156,4 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for is_then, run in itertools.groupby(sys.argv[1:], lambda word: word == "then"):
+        if not is_then:
+            main(list(run))

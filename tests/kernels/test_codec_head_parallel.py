@@ -28,16 +28,37 @@ CODEBOOKS = {
 RANKS = 2
 
 
-@pytest.mark.parametrize("function", ["vocabulary", "codebooks", "sharded"])
-def test_two_processes_are_one(function, tmp_path):
-    mp.spawn(_rank, (function, str(tmp_path / "meeting")), nprocs=RANKS)
+FUNCTIONS = ("vocabulary", "codebooks", "sharded")
 
 
-def _rank(rank, function, meeting):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes finished, as a folder of one file each, and the error that ended them early.
+
+    They do everything one after the other, as loading PyTorch takes them longer than the work.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
     try:
-        {"vocabulary": _vocabulary, "codebooks": _codebooks, "sharded": _sharded}[function](rank)
+        mp.spawn(_rank, (folder,), nprocs=RANKS)
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        return folder, error
+    return folder, None
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_two_processes_are_one(function, ranks):
+    folder, error = ranks
+    if not all((folder / f"{function}.{rank}").exists() for rank in range(RANKS)):
+        pytest.fail(str(error))
+
+
+def _rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS)
+    try:
+        for function, check in zip(FUNCTIONS, (_vocabulary, _codebooks, _sharded), strict=True):
+            check(rank)
+            (folder / f"{function}.{rank}").touch()
     finally:
         dist.destroy_process_group()
 

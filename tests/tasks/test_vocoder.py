@@ -36,11 +36,8 @@ JUDGES = DiscriminatorSizes(periods=[2, 3], period_channels=[4, 8], scales=2, sc
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread(set_threads):
+    set_threads(1)
 
 
 @pytest.fixture(scope="module")
