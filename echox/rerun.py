@@ -242,7 +242,10 @@ def _stale_codec(recipe: Recipe) -> Stale | None:
 def _fit_settings(recipe: Recipe, plain: Mapping[str, Any]) -> Any:
     plain = {**freeze(recipe), **plain}
     kept = {name: plain.get(name) for name in ("codec_speech", "codec_hours")}
-    return _by_role({**kept, CODEC: decisive(plain.get(CODEC), recipe.codec), **_of_corpus(recipe, plain)}, plain)
+    codec = decisive(plain.get(CODEC), recipe.codec) or {}
+    # Several runs may use one codec; where it lies decides nothing.
+    kept[CODEC] = {name: value for name, value in codec.items() if name != "folder"}
+    return _by_role({**kept, **_of_corpus(recipe, plain)}, plain)
 
 
 def _worded(change: Change) -> str:

@@ -160,3 +160,11 @@ def test_a_codec_outside_the_run_is_left_to_its_other_users(made, tmp_path):
     note_fit(made(*outside))
     with pytest.raises(CheckpointError, match="lies outside .* overwrite=true leaves it alone"):
         prepare_rerun(made(*outside, "codec.fit.units=64", "overwrite=true"))
+
+
+def test_a_codec_that_another_run_fitted_by_the_same_settings_is_used(made, tmp_path):
+    (tmp_path / "run/codec").mkdir()
+    for stage in STAGES:
+        (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
+    note_fit(made(f"codec.folder={tmp_path / 'run' / 'codec'}"))
+    prepare_rerun(made(f"codec.folder={tmp_path / 'run' / 'codec'}", f"run_dir={tmp_path / 'other'}"))

@@ -40,7 +40,7 @@ def words_at(folder, codec, *more):
     units = [f"t2c.task.{split}=[{folder / 'talk.units.jsonl'}]" for split in ("train", "valid")]
     brief = [f"{stage}.train.{setting}" for stage in ("align", "s2t", "echo") for setting in ("steps=2", "batch_size=3")]
     places = ["device=cpu", *WITHOUT_CORPUS, "vocoder=null", f"units=[{folder / 'talk.jsonl'}]", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
-    shapes = ["t2c.task.decoder.max_words_per_token=3", "t2c.task.decoder.width=32", "t2c.task.spelling_channels=8", f"t2c.train.steps={STEPS}", "t2c.train.lr=1.0e-2"]
+    shapes = ["t2c.task.decoder.max_words_per_token=3", "t2c.task.decoder.width=32", "t2c.task.spelling_channels=8", f"t2c.train.steps={STEPS}", "t2c.train.lr=1.0e-2", "t2c.train.log_every=4"]
     return [*places, *spoken, *units, *brief, *shapes, f"codec={codec}", "codec.weights=random", "codec.codebooks=3", *more]
 
 
