@@ -130,7 +130,7 @@ def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_s
     assert steps == [("corpus", 1), ("align data", 1), ("align", 1), ("s2t data", 1), ("s2t", 2)]
     assert "warning" not in capfd.readouterr().err.lower()
     assert checkpoint.fingerprint(tmp_path / "align" / "final") == checkpoint.fingerprint(brief[0] / "brief" / "align" / "final")
-    state, alone = (checkpoint.load(run / "s2t" / "checkpoints" / "step_000000006").state for run in (tmp_path, tiny[0] / "run"))
+    state, alone = (checkpoint.load(run / "s2t" / "checkpoints" / "step_000000006").state for run in (tmp_path, brief[0] / "brief"))
     assert len(state["random"]) == 2
     assert state["position"] == alone["position"], "a step takes as many rows as that of one process"
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):

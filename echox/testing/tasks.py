@@ -327,22 +327,30 @@ def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
 @functools.cache
 def _parent(stage: str) -> Path:
     """The checkpoint of a stage of the smoke recipe, trained for one step."""
-    home = _home()
     for parent in TASKS.entry_of(_recipe().plan(stage).task).implementation.parents:
         _parent(parent)
-    plan = _recipe().plan(stage)
-    once = dataclasses.replace(plan.train, steps=1, validate_every=None)
-    plan = dataclasses.replace(plan, task=with_manifests(plan.task, home.train, home.valid), train=once)
-    changes = {
-        "run_dir": str(home.folder / "run"),
-        "cache_dir": str(home.folder / "cache"),
-        "device": "cpu",
-        "corpus": None,
-        "units": [],
-        "stage": stage,
-    }
-    run_recipe(dataclasses.replace(_recipe(), **{**changes, stage: plan}))
-    return home.folder / "run" / stage / "final"
+    run_recipe(dataclasses.replace(_one_step_recipe(), stage=stage))
+    return _home().folder / "run" / stage / "final"
+
+
+@functools.cache
+def _one_step_recipe() -> Recipe:
+    """The smoke recipe on the corpus of noise, a step a stage; one for all stages, since a run is refused to another's settings."""
+    home, recipe = _home(), _recipe()
+    plans = {}
+    for stage in recipe.stages:
+        plan = recipe.plan(stage)
+        once = dataclasses.replace(plan.train, steps=1, validate_every=None)
+        plans[stage] = dataclasses.replace(plan, task=with_manifests(plan.task, home.train, home.valid), train=once)
+    return dataclasses.replace(
+        recipe,
+        run_dir=str(home.folder / "run"),
+        cache_dir=str(home.folder / "cache"),
+        device="cpu",
+        corpus=None,
+        units=[],
+        **plans,
+    )
 
 
 def _built(config: TaskConfig) -> tuple[Task, nn.Module]:

@@ -15,6 +15,7 @@ from echox.errors import ConfigError
 from echox.evaluation import codec_copy
 from echox.evaluation.codec_copy import CodecCopyConfig, copy_synthesis
 from echox.evaluation.fidelity import fidelity
+from echox.number_format import number_format
 from echox_cli import evaluate
 
 TEXTS = ["It is Paris.", "Nobody knows.", "On a Monday."]
@@ -65,7 +66,9 @@ def test_words_units_and_bits_are_counted(tmp_path, manifest, capsys):
     assert found["WER"]["value"] == pytest.approx(6 / 8) and found["WER"]["scorer"] == "two words"
     maker = KMeansCodec(codec)
     clips = [load_audio(row.answer.audio, maker.rate_hz) for row in read_manifest(manifest).rows]
-    rate = int(maker.encode(pad_waveforms(clips, maker.rate_hz)).lengths.sum()) / (sum(map(len, clips)) / maker.rate_hz)
+    with torch.autocast("cpu", torch.bfloat16, enabled=number_format().bf16):
+        units = maker.encode(pad_waveforms(clips, maker.rate_hz))
+    rate = int(units.lengths.sum()) / (sum(map(len, clips)) / maker.rate_hz)
     assert found["units/s"]["value"] == pytest.approx(rate)
     assert found["bit/s"]["value"] == pytest.approx(rate * math.log2(32))
     assert found["length"]["count"] == 3 and len(list((out / "wavs" / "kmeans").iterdir())) == 3
