@@ -21,7 +21,7 @@ from echox.criteria.base import CRITERIA
 from echox.data.audio import duration_s, load_audio
 from echox.data.manifest import OnBroken, read_manifests
 from echox.device import device_named
-from echox.dry_run import dry_run
+from echox.dry_run import dry_run, needed_packages
 from echox.engine.config import Precision
 from echox.engine.distribution import World, join
 from echox.engine.own_process import in_own_process
@@ -35,6 +35,7 @@ from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
 from echox.next_steps import closing_lines
 from echox.number_format import kept_in
+from echox.packages import require
 from echox.plugins import discover
 from echox.progress import say, skip, step_of
 from echox.recipe import STAGES, Recipe, freeze, restore
@@ -56,6 +57,7 @@ def run_recipe(recipe: Recipe) -> None:
     recipe.check()
     if recipe.dry_run:
         return dry_run(recipe)
+    require(needed_packages(recipe))
     device = device_named(recipe.device)
     with kept_in(recipe.run_dir, device):
         if recipe.refit is not None:

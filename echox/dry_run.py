@@ -14,10 +14,12 @@ from torch import Tensor
 
 from echox.backbones.base import BACKBONES
 from echox.codecs.base import CODECS
+from echox.corpora.demo import corpus_fingerprint, corpus_packages, is_built
 from echox.corpora.units import units_path
 from echox.encoders.base import ENCODERS
 from echox.engine.config import Precision, TrainConfig
 from echox.errors import AssetError, ConfigError, EchoxError
+from echox.packages import TENSORBOARD, OptionalPackage, require
 from echox.recipe import ALL_STAGES, Recipe
 from echox.tasks.base import TASKS, Outline, Parts, StageContext, Task
 
@@ -73,7 +75,7 @@ def dry_run(recipe: Recipe) -> None:
     """Print what running the recipe would take.
 
     Raises:
-        AssetError: files are missing; they are all printed before.
+        PackageError: packages are missing. AssetError: files are missing; they are all printed before.
         EchoxError: nothing is missing, but parts do not fit each other, or a task has no outline.
     """
     print(f"{recipe.name}, dry run: true shapes on the meta device, no weights read; memory for GPUs that multiply bfloat16, GB = 10^9 bytes")
@@ -89,6 +91,8 @@ def dry_run(recipe: Recipe) -> None:
         print("\nmade by the run: " + ", ".join(made))
     if missing:
         print("\n".join(["", "missing:", *(f"  {item}" for item in missing)]), flush=True)
+    require(needed_packages(recipe))
+    if missing:
         count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise AssetError(f"{count} missing for {recipe.name}, listed above; put them there, or set the fields that name them")
     if fault is not None:
@@ -210,6 +214,21 @@ def _stage_lines(size: StageSize) -> Iterator[str]:
 
 def _gb(amount: int) -> str:
     return f"{amount / GB:.2f} GB"
+
+
+def needed_packages(recipe: Recipe) -> Iterator[OptionalPackage]:
+    """What the run needs beside echox, as far as the recipe tells before anything is loaded."""
+    for registry, config in ((ENCODERS, recipe.encoder), (BACKBONES, recipe.backbone), (CODECS, recipe.codec)):
+        if config is not None:
+            yield from registry.entry_of(config).implementation.packages(config)
+    if any(recipe.plan(stage).train.tensorboard for stage in recipe.planned):
+        yield TENSORBOARD
+    if recipe.refit is not None:  # trains Echo, and nothing else is made
+        return
+    if recipe.corpus is not None and not is_built(Path(recipe.corpus.folder), corpus_fingerprint(recipe.corpus, with_own_answers=True, with_words=True)):
+        yield from corpus_packages(recipe.corpus)
+    if recipe.report is not None and not recipe.stage:
+        yield from recipe.report.packages()
 
 
 def missing_files(recipe: Recipe) -> list[str]:

@@ -36,7 +36,7 @@ class OptionalPackage:
 
     def is_installed(self) -> bool:
         """Whether it is there; nothing of it is run."""
-        return importlib.util.find_spec(self.module) is not None
+        return sys.modules.get(self.module) is not None or importlib.util.find_spec(self.module) is not None
 
     def load(self, submodule: str = "") -> ModuleType:
         """Import it, or one of its modules, such as "dsp".

@@ -1,10 +1,13 @@
 """A recipe looked at before it is run: its sizes against the arithmetic of the published models, and every missing file by name."""
 
+import sys
+
 import pytest
 import torch
 
 from echox import chain, dry_run
 from echox.backbones.base import BACKBONES
+from echox.packages import DISTILLMOS, GGUF, HIBARI, JIWER, ONNXRUNTIME, TENSORBOARD
 from echox.plugins import discover
 from echox.recipe import STAGES, load_recipe
 from echox_cli import train
@@ -210,6 +213,37 @@ def test_a_dry_run_trains_nothing(away, monkeypatch):
     monkeypatch.setattr(chain, "_take", lambda *_: pytest.fail("a dry run did something"))
     discover()
     chain.run_recipe(load_recipe("echo_tiny", ["dry_run=true"]))
+
+
+@pytest.mark.parametrize(
+    ("gone", "settings", "told"),
+    [
+        (["hibari"], [], "hibari-tts (the demo's voices) is not installed"),
+        (["gguf"], [], "gguf (reading quantised weights) is not installed"),
+        (["onnxruntime", "jiwer"], [], "onnxruntime (the demo's voices) and jiwer (word error rates) are not installed"),
+        (["distillmos"], [], "distillmos (how natural speech sounds) is not installed"),
+        (["tensorboard"], ["t2c.train.tensorboard=true"], "tensorboard (train.tensorboard=true) is not installed"),
+    ],
+)
+@pytest.mark.parametrize("dry", ["dry_run=false", "dry_run=true"])
+def test_a_missing_package_is_told_before_any_work(away, monkeypatch, capsys, dry, gone, settings, told):
+    monkeypatch.setattr(chain, "_take", lambda *_: pytest.fail("work was done before"))
+    monkeypatch.setattr(chain, "in_own_process", lambda *_, **__: pytest.fail("work was done before"))
+    monkeypatch.setattr(chain, "join", lambda: pytest.fail("work was done before"))
+    for module in gone:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert train.main(["recipe=echo_mini", dry, *settings]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "-m pip install 'echox[" in error and error.count("\n") == 1
+
+
+def test_a_package_is_asked_for_only_where_it_is_used(away, monkeypatch):
+    for package in (HIBARI, ONNXRUNTIME, GGUF, JIWER, DISTILLMOS, TENSORBOARD):
+        monkeypatch.setitem(sys.modules, package.module, None)
+    monkeypatch.setattr(dry_run, "is_built", lambda folder, fingerprint: True)
+    discover()
+    assert list(dry_run.needed_packages(load_recipe("echo_mini", ["backbone.weights=random", "report.mos_rows=0"]))) == [JIWER]
+    assert not list(dry_run.needed_packages(load_recipe("echo_mini", ["refit=runs/x", "backbone.weights=random"])))
 
 
 def test_true_shapes_without_weights_compute(away, write):

@@ -40,7 +40,7 @@ def test_the_example_plugin_fits_on_a_page():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_the_test_command_is_the_same_everywhere(page):
-    assert '.venv/bin/pip install -e ".[test]" && .venv/bin/python -m pytest -q' in (ROOT / page).read_text(encoding="utf-8")
+    assert '.venv/bin/pip install -c constraints.txt -e ".[test]" && .venv/bin/python -m pytest -q' in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_readme_s_recipe_composes(house, write):

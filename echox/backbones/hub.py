@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,13 @@ import transformers
 from torch import Tensor, nn
 
 from echox.assets import asset_folder
+from echox.assets.fetch import packages_to_fetch
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, tokenizer_folder, untrained
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, BackboneState, LoraConfig, Turn, add_lora
 from echox.backbones.chat import other_ends, special_ids, turn_end, written
 from echox.key_values import cached
+from echox.packages import OptionalPackage
 
 AUDIO_MARK = "\ufffc"  # stands where an audio goes while the template is rendered; never reaches the model
 BYTE_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -73,6 +75,10 @@ class HubBackbone(Backbone):
     @classmethod
     def missing(cls, config: HubBackboneConfig) -> list[str]:
         return missing_weights(config.weights)
+
+    @classmethod
+    def packages(cls, config: HubBackboneConfig) -> Sequence[OptionalPackage]:
+        return packages_to_fetch(config.weights)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from echox.bench.measure import Spent, medians
 from echox.kernels.unit_decode import Impl, UnitHead, UnitParams, UnitRequest, UnitState, reference, sample_units
+from echox.packages import FLASHINFER
 
 Step = Callable[[], Tensor]  # tokens [B]
 GREEDY_NAME = "product and argmax"  # the floor of whoever draws
@@ -165,12 +164,12 @@ def _greedy(problem: SamplingProblem, hidden: Tensor, weight: Tensor) -> Step:
 
 def _flashinfer(device: torch.device) -> Sampler:
     name = "FlashInfer"
-    if importlib.util.find_spec("flashinfer") is None:
+    if not FLASHINFER.is_installed():
         return Sampler(name, None, "not installed")
     if device.type != "cuda":
         return Sampler(name, None, "needs a GPU")
     try:
-        function = importlib.import_module("flashinfer.sampling").top_k_top_p_sampling_from_logits
+        function = FLASHINFER.load("sampling").top_k_top_p_sampling_from_logits
     except (ImportError, RuntimeError, AttributeError) as error:
         return Sampler(name, None, f"cannot be loaded: {str(error).splitlines()[0]}")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echox.kernels.codec_head_loss import Impl, codec_head_loss
+from echox.packages import CUT_CROSS_ENTROPY, LIGER, OptionalPackage
 
 # hidden [N, D], weight [V, D], targets [N, K], entries of each codebook -> mean loss over all targets
 LossFunction = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
@@ -40,10 +39,10 @@ def contenders(device: torch.device) -> list[Contender]:
     found += [Contender(EAGER, _eager), Contender("PyTorch loop over heads", _by_head(_one_eager))]
     found.append(_compiled(gpu))
     found.append(_torch_chunked())
-    found.append(_library("Liger-Kernel", "liger_kernel", _liger, gpu))
-    found.append(_library("cut-cross-entropy", "cut_cross_entropy", _cut_cross_entropy, gpu))
+    found.append(_library("Liger-Kernel", LIGER, _liger, gpu))
+    found.append(_library("cut-cross-entropy", CUT_CROSS_ENTROPY, _cut_cross_entropy, gpu))
     if not gpu and cpp_compiler():
-        found.append(_library("cut-cross-entropy torch_compile", "cut_cross_entropy", lambda: _cut_cross_entropy("torch_compile"), True))
+        found.append(_library("cut-cross-entropy torch_compile", CUT_CROSS_ENTROPY, lambda: _cut_cross_entropy("torch_compile"), True))
     return found
 
 
@@ -94,8 +93,10 @@ def _compiled(gpu: bool) -> Contender:
     return Contender(name, torch.compile(_eager, dynamic=False))
 
 
-def _library(name: str, package: str, load: Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]], gpu: bool) -> Contender:
-    if importlib.util.find_spec(package) is None:
+def _library(
+    name: str, package: OptionalPackage, load: Callable[[], Callable[[Tensor, Tensor, Tensor], Tensor]], gpu: bool
+) -> Contender:
+    if not package.is_installed():
         return Contender(name, None, "not installed")
     if not gpu:
         return Contender(name, None, "needs a GPU")
@@ -106,11 +107,11 @@ def _library(name: str, package: str, load: Callable[[], Callable[[Tensor, Tenso
 
 
 def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    module = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyLoss()
+    module = LIGER.load("transformers.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyLoss()
     return lambda hidden, weight, targets: module(weight, hidden, targets)
 
 
 def _cut_cross_entropy(impl: str = "cce") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    function = CUT_CROSS_ENTROPY.load().linear_cross_entropy
     exact = {"filter_eps": None} if impl == "cce" else {}  # by default it leaves small gradients out
     return lambda hidden, weight, targets: function(hidden, weight, targets, impl=impl, **exact)

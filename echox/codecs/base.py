@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.errors import ConfigError
+from echox.packages import OptionalPackage
 from echox.registry import Registry
 from echox.signals import Units, Waveform
 
@@ -120,6 +121,11 @@ class Codec(nn.Module, ABC):
     def missing(cls, config: Any) -> list[str]:
         """Files it needs, to be built or to be fitted, that are not here and that echox does not make or fetch from a pinned package."""
         return []
+
+    @classmethod
+    def packages(cls, config: Any) -> Sequence[OptionalPackage]:
+        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        return ()
 
     @classmethod
     def why_mute(cls, config: Any) -> str | None:

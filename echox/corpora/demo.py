@@ -33,11 +33,13 @@ from echox.corpora.synthesis import Report
 from echox.corpora.templates import KINDS, Fact, all_facts
 from echox.corpora.vocabulary import TokenTexts, in_random_company, other_words, whole_words
 from echox.corpora.voices import Role as Use
+from echox.corpora.voices import every_voice
 from echox.corpora.wording import NearDuplicates, clean, first_sentence, text_lines
 from echox.data.audio import duration_s
 from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
 from echox.data.writing import appearing
 from echox.errors import AssetError, ConfigError
+from echox.packages import OptionalPackage, require
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ def build_demo_corpus(
         the folder.
     Raises:
         AssetError: a voice could not be had and a manifest would be empty, or the folder cannot be written.
-        ConfigError: the machine has no voice of some role.
+        ConfigError: the machine has no voice of some role. PackageError: what a voice needs is not installed.
     """
     folder = Path(config.folder)
     fingerprint = corpus_fingerprint(config, with_own_answers=answer_questions is not None, with_words=token_texts is not None)
@@ -164,6 +166,11 @@ def corpus_fingerprint(config: DemoCorpusConfig, *, with_own_answers: bool, with
     return digest([REVISION, plain, texts, _voices(config), with_own_answers, with_words])
 
 
+def corpus_packages(config: DemoCorpusConfig) -> set[OptionalPackage]:
+    """What its voices need beside echox."""
+    return {package for names in _voices(config).values() for name in names for package in every_voice()[name].packages}
+
+
 def is_built(folder: Path, fingerprint: str) -> bool:
     """Whether a whole corpus of this fingerprint lies in the folder."""
     try:
@@ -181,6 +188,7 @@ def _voices(config: DemoCorpusConfig) -> dict[str, tuple[str, ...]]:
 def _build(
     folder: Path, fingerprint: str, config: DemoCorpusConfig, answer_questions: AnswerQuestions | None, token_texts: TokenTexts | None
 ) -> None:
+    require(corpus_packages(config))
     own_answers = answer_questions and OwnAnswers(folder / f"own_answers.{digest(config.backbone, 8)}.jsonl", answer_questions)
     studio = Studio(folder, config.seed, config.augment)
     words = whole_words(token_texts(), config.scaled(config.vocabulary_words)) if token_texts else []

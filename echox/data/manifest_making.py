@@ -26,9 +26,10 @@ from echox.data.row_reader import Broken, Headers, RowReader, row_record
 from echox.data.rows import Row
 from echox.data.shards import ShardWriter, unpack
 from echox.data.sources.base import Content, Fault, Found, SourceConfig
-from echox.data.sources.opening import COPIES, open_source, packed, paths_of, prefixes_of
+from echox.data.sources.opening import COPIES, open_source, packages_of, packed, paths_of, prefixes_of
 from echox.data.writing import appearing
 from echox.errors import ConfigError, ManifestError
+from echox.packages import require
 from echox.progress import Bar, say
 
 # Entries between two notes of how far the work is good: what a kill can lose.
@@ -84,8 +85,10 @@ def make_manifest(config: MakeManifestConfig) -> Path:
     Raises:
         ConfigError: no source, one that does not exist or is of no known kind, or no place to write to.
         ManifestError: a source cannot be read at all, nothing in them is usable, or the disk is full.
+        PackageError: what reads a source is not installed.
     """
     paths = paths_of(config.sources)
+    require(packages_of(paths))
     output = _output_of(config, paths)
     if output.exists() and not config.overwrite:
         raise ConfigError(f"{output} is there already; set overwrite=true to make it anew, or another output")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from echox.packages import OptionalPackage
 from echox.registry import Registry
 from echox.signals import Features, Waveform
 
@@ -35,6 +37,11 @@ class Encoder(nn.Module, ABC):
     def missing(cls, config: Any) -> list[str]:
         """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
         return []
+
+    @classmethod
+    def packages(cls, config: Any) -> Sequence[OptionalPackage]:
+        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        return ()
 
     @abstractmethod
     def forward(self, wave: Waveform) -> Features:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.disk import room_for
-from echox.errors import ConfigError
+from echox.packages import TENSORBOARD, require
 
 
 class MetricsLog:
@@ -66,8 +66,7 @@ def _step_of(line: str) -> float:
 
 
 def _open_board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError("tensorboard=true needs the tensorboard package; install it or set tensorboard=false") from error
+    require([TENSORBOARD])
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=step + 1)

@@ -17,7 +17,7 @@ from echox.data.manifest import OnBroken, Row, read_manifest
 from echox.device import device_named
 from echox.errors import ManifestError
 from echox.evaluation.config import EvaluateConfig
-from echox.evaluation.quality import Quality, load_quality
+from echox.evaluation.quality import Quality
 from echox.evaluation.transcriber import Transcriber
 from echox.generation.answering import Answer, Answerer, Voice
 from echox.generation.loading import load_answerer, load_voice
@@ -83,8 +83,8 @@ class Bench:
 
     @cached_property
     def quality(self) -> Quality | None:
-        """The judge of naturalness, if there is one."""
-        quality = load_quality(self.device) if self.config.mos_rows else None
+        """The judge of naturalness, where clips are judged."""
+        quality = Quality(self.device) if self.config.mos_rows else None
         self.judges["mos"] = quality and quality.name
         return quality
 

@@ -22,10 +22,11 @@ from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError, ManifestError
 from echox.evaluation.fidelity import fidelity, known_measures
 from echox.evaluation.page import protocol_lines, table_lines
-from echox.evaluation.quality import Quality, load_quality
+from echox.evaluation.quality import Quality
 from echox.evaluation.scores import Score, mean, word_error
 from echox.evaluation.transcriber import Transcriber
 from echox.generation.manifest_run import file_name
+from echox.packages import DISTILLMOS, JIWER, require
 from echox.progress import progress
 from echox.signals import Units
 
@@ -86,16 +87,17 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
 
     Raises:
         ConfigError: nothing makes units. ManifestError: no manifest is named, one is missing, or no row has audio and text.
+        PackageError: what measures is not installed.
     """
+    require([JIWER, DISTILLMOS])
     rows = _drawn(config)
     device = device_named(config.device)
     speaker = CODECS.build(config.codec).to(device).eval()
     maker = speaker if config.units is None else CODECS.build(config.units).to(device).eval()
     _refuse_mismatch(speaker, maker, config)
     recordings = {row.id: load_audio(row.answer.audio, maker.rate_hz) for row in rows}
+    judge = _Judge(config, device, {row.id: row.answer.text for row in rows})
     copies = _copied(recordings, maker, speaker, config, device)
-    texts = {row.id: row.answer.text for row in rows}
-    judge = _Judge(config, device, texts)
     label = config.label or CODECS.name_of(config.codec)
     folder = Path(config.out_dir)
     if not _is_judged(folder, config):
@@ -171,7 +173,7 @@ class _Judge:
         self.config = config
         self.texts = texts
         self.transcriber = Transcriber(config.asr, device=device, batch_size=config.batch_size)
-        self.quality: Quality | None = load_quality(device)
+        self.quality = Quality(device)
         self.measures = known_measures()
 
     def scores(self, clips: Mapping[str, Tensor], rate_hz: int, recordings: Mapping[str, Tensor] | None = None) -> dict[str, Score]:
@@ -182,9 +184,8 @@ class _Judge:
             heard += self.transcriber.transcribe([clips[key] for key in batch], rate_hz)
         pairs = [(self.texts[key], text) for key, text in zip(keys, heard)]
         scores = {"WER": word_error(pairs, "words of the row's text", self.transcriber.name)}
-        if self.quality is not None:
-            opinions = [self.quality.score(clips[key], rate_hz) for key in progress(keys, "naturalness", unit="row") if len(clips[key])]
-            scores["DistillMOS"] = mean([value for value in opinions if value is not None], "mean opinion, 1 to 5", self.quality.name)
+        opinions = [self.quality.score(clips[key], rate_hz) for key in progress(keys, "naturalness", unit="row") if len(clips[key])]
+        scores["DistillMOS"] = mean([value for value in opinions if value is not None], "mean opinion, 1 to 5", self.quality.name)
         return scores if recordings is None else scores | self._likeness(clips, recordings, rate_hz)
 
     def _likeness(self, clips: Mapping[str, Tensor], recordings: Mapping[str, Tensor], rate_hz: int) -> dict[str, Score]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from echox.errors import ConfigError
+from echox.packages import DISTILLMOS, JIWER, OptionalPackage
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class EvaluateConfig:
     asr: str = "whisper_base"
     """Recogniser that transcribes answers: catalogue name, hub id or local folder of a Whisper."""
     mos_rows: int = 24
-    """Clips of each kind of speech whose naturalness is judged, drawn by `seed`, where DistillMOS is installed; 0 for none."""
+    """Clips of each kind of speech whose naturalness is judged by DistillMOS, drawn by `seed`; 0 for none."""
     batch_size: int = 32
     """Rows answered or spoken at once."""
     max_tokens: int = 48
@@ -46,6 +47,10 @@ class EvaluateConfig:
     """Score everything anew, even what the report's folder holds already."""
     plugin_dirs: list[str] = field(default_factory=list)
     """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+
+    def packages(self) -> list[OptionalPackage]:
+        """What scoring needs beside echox."""
+        return [JIWER, *([DISTILLMOS] if self.mos_rows else [])]
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_tokens"):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 
 from torch import Tensor
 
 from echox.data.audio import resampled
+from echox.packages import PESQ, STOI, missing_text
 
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-PACKAGES = {"PESQ": "pesq", "STOI": "pystoi"}
+PACKAGES = {"PESQ": PESQ, "STOI": STOI}
 
 
 def known_measures() -> dict[str, str]:
     """Measure -> package and version, of those that are installed; a sentence where one is not."""
-    found = {name: package for name, package in PACKAGES.items() if importlib.util.find_spec(package) is not None}
+    found = {name: package.name for name, package in PACKAGES.items() if package.is_installed()}
     if missing := [package for name, package in PACKAGES.items() if name not in found]:
-        log.warning("not measured for want of %s; pip install 'echox[quality]' to have it", " and ".join(missing))
+        log.warning("not measured: %s", missing_text(missing))
     return {name: f"{package}@{importlib.metadata.version(package)}" for name, package in found.items()}
 
 
@@ -37,8 +37,7 @@ def fidelity(measure: str, recording: Tensor, copy: Tensor, rate_hz: int) -> flo
 
 
 def _pesq(recording, copy) -> float | None:
-    import pesq
-
+    pesq = PESQ.load()
     try:
         return float(pesq.pesq(RATE_HZ, recording, copy, "wb"))
     except pesq.PesqError:
@@ -46,8 +45,6 @@ def _pesq(recording, copy) -> float | None:
 
 
 def _stoi(recording, copy) -> float | None:
-    import pystoi
-
     # Too short a clip gives 1e-5 and a warning, not an error.
-    value = float(pystoi.stoi(recording, copy, RATE_HZ))
+    value = float(STOI.load().stoi(recording, copy, RATE_HZ))
     return None if value <= 1e-5 else value

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import logging
 
 import torch
 from torch import Tensor
 
 from echox.data.audio import resampled
-
-log = logging.getLogger(__name__)
+from echox.packages import DISTILLMOS
 
 RATE_HZ = 16_000
 MIN_SAMPLES = RATE_HZ // 2  # shorter clips are no speech to judge
@@ -27,10 +25,9 @@ class Quality:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         """
         Raises:
-            ImportError: the package distillmos is not installed.
+            PackageError: the package distillmos is not installed.
         """
-        import distillmos
-
+        distillmos = DISTILLMOS.load()
         self.device = torch.device(device)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where it was loaded from
             self.model = distillmos.ConvTransformerSQAModel().to(self.device).eval()
@@ -41,12 +38,3 @@ class Quality:
         """The opinion score of a clip [T] at `rate_hz`; None where it is too short to judge."""
         samples = resampled(clip, rate_hz, RATE_HZ)
         return None if len(samples) < MIN_SAMPLES else float(self.model(samples[None].to(self.device)))
-
-
-def load_quality(device: torch.device | str = "cpu") -> Quality | None:
-    """The judge, or None with a sentence where it is not installed."""
-    try:
-        return Quality(device)
-    except ImportError as error:
-        log.warning("speech quality is not scored: %s; pip install distillmos to have it", error)
-        return None

@@ -23,6 +23,7 @@ from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.page import page_of, summary_of
 from echox.evaluation.sections import SECTIONS, Section
 from echox.number_format import FILE as NUMBER_FORMAT, kept_in, name_of, number_format
+from echox.packages import require
 from echox.progress import say, skip
 
 __all__ = ["EvaluateConfig", "evaluate"]
@@ -41,8 +42,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         CheckpointError: the run has no finished checkpoint that hears or speaks.
         ConfigError: the corpus is not there, or the run's codec has nothing to speak with.
-        AssetError: the recogniser cannot be had.
+        AssetError: the recogniser cannot be had. PackageError: what scores is not installed.
     """
+    require(config.packages())
     began_s = time.monotonic()
     run = Path(config.run)
     fingerprints = _fingerprints(run)

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jiwer
-
 from echox.data.text import edit_distance, words_of
+from echox.packages import JIWER
 
 Z_95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
 DRAWS = 1000  # bootstrap samples
@@ -59,7 +58,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     said, heard = words_of(reference), words_of(hypothesis)
     if not said:
         return len(heard), 0
-    found = jiwer.process_words(" ".join(said), " ".join(heard))
+    found = JIWER.load().process_words(" ".join(said), " ".join(heard))
     return found.substitutions + found.deletions + found.insertions, len(said)
 
 

@@ -16,7 +16,7 @@ from echox.data.audio_ref import AudioRef
 from echox.data.manifest import read_manifest
 from echox.data.manifest_making import MakeManifestConfig, make_manifest
 from echox.data.sources.base import Speaker
-from echox.errors import ConfigError, ManifestError
+from echox.errors import ConfigError, ManifestError, PackageError
 
 
 def clip(seconds: float = 0.1, ending: str = "wav") -> bytes:
@@ -221,8 +221,10 @@ def test_clips_of_parquet_are_copied_into_shards(speech):
 def test_pyarrow_is_asked_for_by_name(speech, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (speech / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ManifestError, match=r"pip install 'echox\[data\]'"):
-        made(speech / "x.parquet")
+    (speech / "table.tsv").write_text("path\ttext\na.wav\tone\n", encoding="utf-8")
+    with pytest.raises(PackageError, match=r"pip install 'echox\[data\]'"):
+        made(speech / "table.tsv", speech / "x.parquet", output=str(speech / "all.jsonl"))
+    assert not list(speech.glob(".all*")), "work was done before"
 
 
 def test_several_sources_tell_their_rows_apart(speech):

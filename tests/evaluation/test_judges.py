@@ -6,8 +6,9 @@ import torchaudio
 
 from echox.assets import asset_folder
 from echox.errors import AssetError
-from echox.evaluation import quality
+from echox.evaluation.quality import Quality
 from echox.evaluation.transcriber import Transcriber
+from echox.packages import DISTILLMOS
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +35,10 @@ def test_the_recogniser_hears_clips_in_their_order(transcriber, spoken):
 
 
 def test_the_listener_prefers_speech_to_noise(spoken):
-    judge = quality.load_quality()
-    if judge is None:
+    if not DISTILLMOS.is_installed():
         pytest.skip("needs the package distillmos")
+    judge = Quality()
     at_16k = torchaudio.functional.resample(spoken[0], 24_000, 16_000)
     assert judge.score(spoken[0], 24_000) == pytest.approx(judge.score(at_16k, 16_000), abs=0.05)
     assert judge.score(at_16k, 16_000) > 3.5 > 2.5 > judge.score(0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0)), 16_000)
     assert judge.score(at_16k[:1000], 16_000) is None
-
-
-def test_a_missing_listener_is_one_warning(monkeypatch, caplog):
-    def missing(device):
-        raise ImportError("No module named 'distillmos'")
-
-    monkeypatch.setattr(quality, "Quality", missing)
-    assert quality.load_quality() is None
-    assert "pip install distillmos" in caplog.text

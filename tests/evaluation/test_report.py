@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def config(run, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "Transcriber", Parrot)
-    monkeypatch.setattr(bench, "load_quality", lambda device: Friend())
+    monkeypatch.setattr(bench, "Quality", lambda device: Friend())
     Parrot.clips = 0
     return EvaluateConfig(
         run=str(run), corpus=str(corpus), out_dir=str(tmp_path / "report"), spoken_rows=4, cascade_rows=2, t2c_rows=1, max_tokens=4, device="cpu", batch_size=3

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.jit import MockTensor
 
 CAPABILITY = int(sys.argv[1])
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+PTXAS = get_ptxas(CAPABILITY).path  # Triton has several, and writes for the one it takes
 
 
 class Driver:

@@ -6,6 +6,7 @@ import torch
 
 from echox.assets.loading import without_library_bars
 from echox.errors import AssetError
+from echox.packages import GGUF
 
 
 def convert(source: Path, target: Path) -> None:
@@ -51,10 +52,9 @@ def _split_digits(tokenizer, file: Path) -> None:
 
     Source: llama.cpp, `src/llama-vocab.cpp`, pre-tokenizer "smollm".
     """
-    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    field = GGUF.load().GGUFReader(file).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() == "smollm":
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)

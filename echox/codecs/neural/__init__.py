@@ -7,7 +7,7 @@ from echox.errors import PluginError
 
 # Before, WavTokenizer was not there, the others were cut into other parts, and their caches had another name.
 if Version(transformers.__version__) < Version("5.24"):
-    raise PluginError(f"neural codecs need transformers 5.24 or newer, and {transformers.__version__} is installed: pip install -U 'transformers<6'")
+    raise PluginError(f"neural codecs need transformers 5.24 or newer, and {transformers.__version__} is installed: pip install -U transformers")
 
 from echox.codecs.neural.dac import DacCodec, DacCodecConfig
 from echox.codecs.neural.encodec import EncodecCodec, EncodecCodecConfig

@@ -6,6 +6,7 @@ from enum import Enum
 import numpy as np
 
 from echox.errors import SignalError
+from echox.packages import OptionalPackage
 
 
 class Role(str, Enum):
@@ -23,12 +24,14 @@ class Voice(ABC):
     Attributes:
         name: the name under which `voice` finds it.
         rate_hz: samples per second of what `speak` returns.
+        packages: what it speaks with, beside echox.
         role: answers, or questions for training, validation or the test.
     """
 
     name: str
     rate_hz: int
     role: Role
+    packages: tuple[OptionalPackage, ...] = ()
 
     def speak(self, text: str, seed: int) -> np.ndarray:
         """Read a text aloud.
@@ -40,7 +43,7 @@ class Voice(ABC):
             samples [T] float32 in [-1, 1] at `self.rate_hz`.
         Raises:
             SignalError: the text holds nothing this voice can say, or the engine failed on it.
-            AssetError: the engine or its weights cannot be had.
+            AssetError, PackageError: the engine or its weights cannot be had.
         """
         samples = np.zeros(0, np.float32)
         if any(character.isalnum() for character in text):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
-import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 
 from echox.corpora.voices.base import Role, Voice
 from echox.errors import AssetError, SignalError
+from echox.packages import ESPEAK
 
-PACKAGE = "espeakng_loader"
 AMERICAN, BRITISH, CARIBBEAN = "en-US", "en-GB-x-rp", "en-029"
 # Constants of speak_lib.h.
 SYNCHRONOUS, UTF8, OK = 2, 1, 0
@@ -72,13 +71,14 @@ VALID_SPEAKERS = {
 
 def is_installed() -> bool:
     """Whether the package that carries the library is there."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return ESPEAK.is_installed()
 
 
 class EspeakVoice(Voice):
     """A formant speaker; the seed draws pace, pitch and liveliness of each clip."""
 
     rate_hz = 22_050
+    packages = (ESPEAK,)
 
     def __init__(self, name: str, role: Role, speaker: FormantSpeaker) -> None:
         self.name = name
@@ -100,14 +100,11 @@ class EspeakLibrary:
     says the same text the same way each time. That takes a few milliseconds.
 
     Raises:
-        AssetError: the package is missing, or its library does not start here.
+        PackageError: the package is missing. AssetError: its library does not start here.
     """
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise AssetError("the espeak voices need the package espeakng-loader; pip install espeakng-loader") from error
+        espeakng_loader = ESPEAK.load()
         self.data = Path(espeakng_loader.get_data_path())
         self.pieces: list[np.ndarray] = []
         try:

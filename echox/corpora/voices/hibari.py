@@ -6,7 +6,7 @@ import numpy as np
 
 from echox.corpora.voices.base import Role, Voice
 from echox.corpora.voices.vocoder import Speaker, polar, respeak
-from echox.errors import AssetError
+from echox.packages import HIBARI
 
 TRAINING_SPEAKERS = {
     "hibari_bass": Speaker(pitch=0.50, formants=0.82, speed=0.95, tilt_db=-1.0),
@@ -46,19 +46,16 @@ def engine():
     """Load the hibari network and its pronunciation rules once per process, on one thread.
 
     Raises:
-        AssetError: the package is not installed.
+        PackageError: the package is not installed.
     """
-    try:
-        from hibari import Hibari
-    except ImportError as error:
-        raise AssetError("the hibari voices need the package hibari-tts; pip install hibari-tts") from error
-    return Hibari(threads=1)
+    return HIBARI.load().Hibari(threads=1)
 
 
 class HibariVoice(Voice):
     """The recorded speaker, as the package speaks it: the voice of the answers."""
 
     rate_hz = 24_000
+    packages = (HIBARI,)
 
     def __init__(self) -> None:
         self.name = "hibari"
@@ -72,6 +69,7 @@ class HibariSpeaker(Voice):
     """Another speaker, made from the same network's spectrum and F0."""
 
     rate_hz = 24_000
+    packages = (HIBARI,)
 
     def __init__(self, name: str, role: Role, speaker: Speaker) -> None:
         self.name = name
@@ -93,8 +91,7 @@ def frames(phonemes: str, speed: float) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (spectrum complex64 [601, F] of the recorded speaker without the package's small noise branch, F0 [F] in Hz).
     """
-    from hibari import dsp
-
+    dsp = HIBARI.load("dsp")
     network = engine()
     inputs = {"ids": np.asarray([network.ids(phonemes)], np.int64), "speed": np.asarray([speed], np.float32)}
     level, turn, _, free_level, free_phase, f0_hz = (output[0] for output in network.sess.run(None, inputs))

@@ -10,6 +10,7 @@ from echox.corpora.voices.base import Role, Voice
 from echox.corpora.voices.espeak_alphabet import to_espeak
 from echox.corpora.voices.hibari import engine
 from echox.errors import AssetError
+from echox.packages import HIBARI, ONNXRUNTIME
 
 ASSET = "voice_joe"
 BEGIN, PAD, END = "^", "_", "$"
@@ -33,8 +34,7 @@ def network(folder: Path):
     Raises:
         AssetError: the folder does not hold them.
     """
-    import onnxruntime
-
+    onnxruntime = ONNXRUNTIME.load()
     found = sorted(Path(folder).rglob("*.onnx"))
     if not found or not Path(f"{found[0]}.json").is_file():
         raise AssetError(f"a Piper voice is an .onnx file beside its .onnx.json, and {folder} does not hold both; fetch it again")
@@ -62,6 +62,7 @@ class JoeVoice(Voice):
     """A man's recorded voice at one of three paces; always held out of training."""
 
     rate_hz = 22_050
+    packages = (HIBARI, ONNXRUNTIME)
     role = Role.TEST
 
     def __init__(self, name: str = "joe", folder: Path | None = None) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from echox.packages import HIBARI
+
 # Below this the source counts as unvoiced; the same threshold as the pulse generator of hibari-tts 0.2.1.
 VOICED_ABOVE_HZ = 40.0
 # Unvoiced frames are smoothed as if they had this pitch, wide enough to even out single bins.
@@ -50,8 +52,7 @@ def respeak(spectrum: np.ndarray, f0_hz: np.ndarray, speaker: Speaker, rng: np.r
     Returns:
         samples [F * 300] float32 at 24 kHz.
     """
-    from hibari import dsp
-
+    dsp = HIBARI.load("dsp")
     K, F = spectrum.shape
     voiced = f0_hz > VOICED_ABOVE_HZ
     sung, breathed = envelopes(np.abs(spectrum), f0_hz, voiced, speaker.formants, dsp.SR)

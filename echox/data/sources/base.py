@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from echox.config import near
 from echox.errors import ConfigError
+from echox.packages import OptionalPackage
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 # What tables and JSON files call the same things; the first that is there is taken.
@@ -85,6 +86,9 @@ class Source(ABC):
         path: the file or folder, absolute.
         prefix: what tells this source's rows from another's.
     """
+
+    packages: ClassVar[tuple[OptionalPackage, ...]] = ()
+    """What reading it needs beside echox."""
 
     def __init__(self, path: Path, prefix: str, config: SourceConfig) -> None:
         self.path, self.prefix, self.config = path, prefix, config

@@ -14,6 +14,7 @@ from echox.data.sources.rows import RowsSource
 from echox.data.sources.table import TableSource
 from echox.data.sources.tar import TarSource
 from echox.errors import ConfigError
+from echox.packages import OptionalPackage
 
 SOURCES: dict[str, type[Source]] = {
     ".tsv": TableSource,
@@ -72,7 +73,16 @@ def packed(path: Path) -> bool:
 
 def open_source(path: Path, prefix: str, config: SourceConfig) -> Source:
     """The source that a path of `paths_of` is."""
-    return (FolderSource if path.is_dir() else SOURCES[path.suffix])(path, prefix, config)
+    return _kind_of(path)(path, prefix, config)
+
+
+def packages_of(paths: Sequence[Path]) -> set[OptionalPackage]:
+    """What reading the paths of `paths_of` needs beside echox."""
+    return {package for path in paths for package in _kind_of(path).packages}
+
+
+def _kind_of(path: Path) -> type[Source]:
+    return FolderSource if path.is_dir() else SOURCES[path.suffix]
 
 
 def prefixes_of(paths: Sequence[Path]) -> list[str]:

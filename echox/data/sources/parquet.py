@@ -9,6 +9,7 @@ from typing import Any
 
 from echox.data.sources.base import Columns, Content, Fault, Found, Source
 from echox.errors import ManifestError
+from echox.packages import PYARROW
 
 _ROWS = 64  # read at once: a minute of bytes, rather than a row group that may have a thousand clips
 _MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3", b"FORM": ".aiff", b"caff": ".caf"}
@@ -16,6 +17,8 @@ _MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"
 
 class ParquetSource(Source):
     """Rows of a parquet or arrow file. The bytes of a column are compressed there, so clips are copied into shards."""
+
+    packages = (PYARROW,)
 
     def entries(self) -> Iterator[Found | Fault]:
         return self.after(0)
@@ -26,7 +29,7 @@ class ParquetSource(Source):
 
     def _rows(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Numbers and contents of the rows after the first `count`."""
-        pyarrow = _pyarrow(self.path)
+        pyarrow = PYARROW.load()
         try:
             number, batches = self._batches(count)
             for batch in batches:
@@ -40,12 +43,9 @@ class ParquetSource(Source):
     def _batches(self, count: int) -> tuple[int, Iterator[Any]]:
         """Rows left out at the front, whole row groups of them, and batches of those that follow."""
         if self.path.suffix == ".arrow":
-            from pyarrow import OSFile, ipc
-
-            return 0, (batch.slice(start, _ROWS) for batch in ipc.open_stream(OSFile(str(self.path))) for start in range(0, batch.num_rows, _ROWS))
-        from pyarrow import parquet
-
-        file = parquet.ParquetFile(self.path)
+            stream = PYARROW.load("ipc").open_stream(PYARROW.load().OSFile(str(self.path)))
+            return 0, (batch.slice(start, _ROWS) for batch in stream for start in range(0, batch.num_rows, _ROWS))
+        file = PYARROW.load("parquet").ParquetFile(self.path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
         skipped = sum(end <= count for end in ends)
@@ -77,11 +77,3 @@ class ParquetSource(Source):
 
 def _ending_of(data: bytes) -> str:
     return next((ending for magic, ending in _MAGIC.items() if data.startswith(magic)), ".audio")
-
-
-def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ManifestError(f"{path} is read with pyarrow, which is not installed; pip install 'echox[data]'") from error
-    return pyarrow
