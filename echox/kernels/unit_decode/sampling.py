@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from echox.kernels.unit_decode.noise import log_waits
@@ -30,7 +31,8 @@ def sample(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState,
 def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
     """Hidden states [B, D] -> scores [B, V], float32 at least.
 
-    On a CPU a product of one row goes another way than one of several and gives other bits; so one row is sent twice.
+    On a CPU, products of one row, and on some processors of any count but fours, go another way and give other bits; so rows are
+    filled up to fours.
     """
     B = len(hidden)
     x, w, b = hidden.to(head.weight.dtype), head.weight.T, head.bias
@@ -38,9 +40,8 @@ def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
         scores = torch.mm(x, w, out_dtype=torch.float32) if x.dtype.itemsize == 2 else torch.mm(x, w)
         scores = scores if b is None else scores + b
     else:
-        x = torch.cat((x, x)) if B == 1 else x
-        scores = torch.mm(x, w) if b is None else torch.addmm(b, x, w)
-        scores = scores[:1] if B == 1 else scores
+        x = F.pad(x, (0, 0, 0, -B % 4))
+        scores = (torch.mm(x, w) if b is None else torch.addmm(b, x, w))[:B]
     return torch.tanh_(scores.div_(head.softcap)).mul_(head.softcap) if head.softcap else scores
 
 
