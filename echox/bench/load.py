@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from echox.bench.load_probe import STEPS
 from echox.bench.measure import machine, write_tables
 from echox.device import multiplies_bf16_fast
 from echox.errors import ConfigError, EchoxError
 from echox.number_format import VARIABLE
+from echox.progress import progress
 
 SPINS = "GOMP_SPINCOUNT"
 BUSY_RATIO, TOGETHER_SHARE = 3.0, 0.85  # bars of the project, with as many busy processes as cores
@@ -66,7 +66,7 @@ def bench_load(config: LoadBenchConfig) -> None:
     cases = [(step, str(spins)) for step in STEPS for spins in config.spins or [os.environ.get(SPINS, "default")]]
     with ExitStack() as stack:
         pairs = {case: [stack.enter_context(_probe(*case)) for _ in range(2)] for case in cases}
-        times = [_measured(*case, pairs[case], config) for case in tqdm(cases * config.rounds, unit="case")]
+        times = [_measured(*case, pairs[case], config) for case in progress(cases * config.rounds, "measuring", unit="case")]
     lines = [_median([time for time in times if (time.step, time.spins) == case]) for case in cases]
     facts = machine(torch.device("cpu")) | {"busy processes": str(config.busy), "rounds": f"{config.rounds} of {config.seconds:g} s"}
     page = _page(lines, config, facts)
