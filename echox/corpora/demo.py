@@ -166,9 +166,9 @@ def corpus_fingerprint(config: DemoCorpusConfig, *, with_own_answers: bool, with
     return digest([REVISION, plain, texts, _voices(config), with_own_answers, with_words])
 
 
-def corpus_packages(config: DemoCorpusConfig) -> set[OptionalPackage]:
+def corpus_packages(config: DemoCorpusConfig) -> list[OptionalPackage]:
     """What its voices need beside echox."""
-    return {package for names in _voices(config).values() for name in names for package in every_voice()[name].packages}
+    return [package for names in _voices(config).values() for name in names for package in every_voice()[name].packages]
 
 
 def is_built(folder: Path, fingerprint: str) -> bool:

@@ -76,9 +76,9 @@ def open_source(path: Path, prefix: str, config: SourceConfig) -> Source:
     return _kind_of(path)(path, prefix, config)
 
 
-def packages_of(paths: Sequence[Path]) -> set[OptionalPackage]:
+def packages_of(paths: Sequence[Path]) -> list[OptionalPackage]:
     """What reading the paths of `paths_of` needs beside echox."""
-    return {package for path in paths if not _is_packed(path) for package in _kind_of(path).packages}
+    return [package for path in paths if not _is_packed(path) for package in _kind_of(path).packages]
 
 
 def _kind_of(path: Path) -> type[Source]:
