@@ -44,6 +44,7 @@ from echox.rerun import note_fit, prepare_rerun, refuse_stale
 from echox.run_steps import CODEC, CORPUS, DATA, EXAMPLE, REPORT, costs_file, example_files, planned_steps, steps_of
 from echox.step_costs import StepClock, clock_of
 from echox.tasks.base import TASKS, Parts, StageContext, Task
+from echox.threads import on_threads
 
 ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
 
@@ -59,7 +60,7 @@ def run_recipe(recipe: Recipe) -> None:
         return dry_run(recipe)
     require(needed_packages(recipe))
     device = device_named(recipe.device)
-    with kept_in(recipe.run_dir, device):
+    with on_threads(recipe.cpu_threads), kept_in(recipe.run_dir, device):
         if recipe.refit is not None:
             refit(recipe)
         else:

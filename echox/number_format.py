@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 
 from echox.errors import ConfigError
+from echox.threads import on_threads
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def measured() -> NumberFormat:
     """
     times_s: dict[torch.dtype, list[list[float]]] = {dtype: [[] for _ in SHAPES] for dtype in (torch.float32, torch.bfloat16)}
     began_s, rounds = time.perf_counter(), 0
-    with _one_thread():
+    with on_threads(1):
         while rounds < FEWEST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - began_s < ROUNDS_S):
             rounds += 1
             for number, shape in enumerate(SHAPES):
@@ -78,16 +79,6 @@ def measured() -> NumberFormat:
         round(1e-9 * operations / sum(map(statistics.median, spent_s)), 1) for spent_s in times_s.values()
     )
     return NumberFormat(bfloat16 > float32, "measurement", float32, bfloat16, cpu_name())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -84,6 +84,9 @@ class Recipe:
     """Device to run on: auto, cpu, cuda or cuda:N."""
     plugin_dirs: list[str] = field(default_factory=list)
     """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+    cpu_threads: int | None = neutral(None)
+    """Threads that PyTorch computes on, on a CPU; null for one per core, or as OMP_NUM_THREADS says. Parts as small as a smoke test's gain
+    nothing from a second one, and beside other processes take up to three times as long on two."""
     dry_run: bool = False
     """Only say what the run would take: sizes, memory, tokens per step, missing files; with an exit code of 0 where none is missing."""
     overwrite: bool = False
@@ -132,6 +135,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, and is {self.seed}")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ConfigError(f"cpu_threads must be at least 1 or null, and is {self.cpu_threads}")
         if not self.stages:
             raise ConfigError(f"stages is empty; name at least one of {', '.join(ALL_STAGES)}")
         for stage in [*self.stages, *([self.stage] if self.stage else [])]:

@@ -13,6 +13,7 @@ from echox.data.manifest import read_manifest
 from echox.data.text import edit_distance
 from echox.engine.own_process import in_own_process
 from echox.errors import CheckpointError, ManifestError
+from echox.plugins import discover
 from echox.recipe import STAGES, load_recipe
 from echox.vocoders.mel import MelRecipe, MelSpectrogram
 from echox_cli import generate, train
@@ -135,6 +136,15 @@ def test_steps_in_processes_of_their_own_come_to_the_same_bits_and_two_share_a_s
     assert state["position"] == alone["position"], "a step takes as many rows as that of one process"
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*apart, f"run_dir={tmp_path / 'none'}", "stage=s2t"]))
+
+
+def test_a_recipe_says_on_how_many_threads(tmp_path, monkeypatch):
+    discover()
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(chain, "_take", lambda recipe, step: seen.append(torch.get_num_threads()))
+    for words in (["cpu_threads=null"], ["cpu_threads=3"]):
+        run_recipe(load_recipe("echo_tiny", [f"run_dir={tmp_path}", f"cache_dir={tmp_path}", "device=cpu", "stage=align", *words]))
+    assert seen == [before, before, 3, 3] and torch.get_num_threads() == before
 
 
 def test_a_stage_without_its_parents_says_which_come_first(tiny, tmp_path):

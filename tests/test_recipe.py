@@ -81,6 +81,7 @@ def test_overrides(overrides, read, expected):
         ("seed=1.5", "seed takes an integer, not 1.5"),
         ("seed=null", "seed takes an integer, not null"),
         ("seed=-1", "seed must not be negative, and is -1"),
+        ("cpu_threads=0", "cpu_threads must be at least 1 or null, and is 0"),
         ("s2t.cpu_processes=0", "cpu_processes must be at least 1, and is 0"),
         ("s2t.cpu_processes=2", "s2t.cpu_processes is 2, which needs own_processes=true"),
         ("encoder.mood=livly", "encoder.mood takes calm or lively, not 'livly'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from echox.bench.measure import machine, medians, write_tables
 from echox.device import device_named, multiplies_bf16_fast
 from echox.errors import ConfigError
 from echox.progress import progress
+from echox.threads import on_threads
 
 SHAPES = ["4x256", "6x512"]  # the demo's unit decoder, and the one of EchoX
 BATCHES = [1, 8, 64]
@@ -121,7 +121,7 @@ def _dtypes(config: DecodeBenchConfig, device: torch.device) -> list[torch.dtype
 def _measured(dtype: torch.dtype, shape: str, batch: int, threads: int, config: DecodeBenchConfig, device: torch.device) -> list[LoopTime]:
     problem = LoopProblem(*LoopProblem.size_of(shape), batch, config.words, config.tokens, config.seed)
     where = (shape, batch, device.type, threads, str(dtype).removeprefix("torch."))
-    with _on_threads(threads):
+    with on_threads(threads):
         calls = Contest(problem, device, dtype).calls()
         said = {name: call() for name, call in calls.items()}  # the first run is not timed
         times = medians(calls, device, config.repeats)
@@ -133,16 +133,6 @@ def _measured(dtype: torch.dtype, shape: str, batch: int, threads: int, config: 
         on_cpu = 1e3 * spent.cpu_ms / config.tokens, spent.cpu_ms / times["echox"].cpu_ms
         lines.append(LoopTime(*where, name, per_step, 1e6 * batch / per_step, spent.wall_ms / times["echox"].wall_ms, *on_cpu, note))
     return lines
-
-
-@contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _sampler_times(config: DecodeBenchConfig, device: torch.device) -> Iterator[list[SamplerTime]]:
