@@ -46,7 +46,7 @@ from echox.step_costs import StepClock, clock_of
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 from echox.threads import on_threads
 
-ANSWER_TOKENS = 32  # an answer whose first sentence is longer is not used
+ANSWER_TOKENS = 48  # an answer whose first sentence is longer is not used
 
 
 def run_recipe(recipe: Recipe) -> None:

@@ -14,7 +14,8 @@ from echox.assets.shapes import shape_of
 from echox.backbones.base import LoraConfig
 from echox.chain import SpeechClips, stage_task
 from echox.codecs.base import CODECS, CodecConfig
-from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
+from echox.corpora.demo import build_demo_corpus
+from echox.corpora.demo_config import DemoCorpusConfig
 from echox.device import device_named
 from echox.errors import AssetError, CheckpointError, ConfigError
 from echox.generation.published import whisper_of

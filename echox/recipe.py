@@ -31,7 +31,7 @@ from echox.backbones.base import BackboneConfig
 from echox.codecs.base import CodecConfig
 from echox.compose import compose, finish, parse_overrides
 from echox.config import from_plain, near, neutral, to_plain
-from echox.corpora.demo import DemoCorpusConfig
+from echox.corpora.demo_config import DemoCorpusConfig
 from echox.criteria.base import CriterionConfig
 from echox.encoders.base import EncoderConfig
 from echox.engine.config import TrainConfig

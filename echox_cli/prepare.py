@@ -16,7 +16,7 @@ from echox.assets import CATALOGUE, asset_folder
 from echox.chain import audit_stages
 from echox.config import near
 from echox.corpora.compression import CompressionConfig, report_compression
-from echox.corpora.demo import DemoCorpusConfig
+from echox.corpora.demo_config import DemoCorpusConfig
 from echox.data.manifest_index import IndexConfig, index_manifests
 from echox.data.manifest_making import MakeManifestConfig, make_manifest
 from echox.data.manifest_split import SplitConfig, split_manifest

@@ -9,18 +9,19 @@ from itertools import chain, zip_longest
 from typing import NamedTuple
 
 from echox.corpora.templates import Fact
+from echox.data.text import contains_answer
 
 
 class Ask(NamedTuple):
     """One fact asked in one way."""
 
     fact: Fact
-    phrasing: int
+    phrasing: int  # of its phrasings, then of its reserved ones
 
     @property
     def text(self) -> str:
         """The question."""
-        return self.fact.phrasings[self.phrasing]
+        return (*self.fact.phrasings, *self.fact.reserved)[self.phrasing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +32,39 @@ class Splits:
     valid: tuple[Ask, ...]  # of facts trained in other phrasings
     test: tuple[Ask, ...]  # of facts trained in other phrasings
     unseen: tuple[Ask, ...]  # of facts never trained in any phrasing
+    reworded: tuple[Ask, ...] = ()  # of trained facts, in phrasings that no fact is trained in
 
 
-def split_questions(facts: Sequence[Fact], *, test: int, valid: int, unseen: int, seed: int) -> Splits:
+def split_questions(facts: Sequence[Fact], *, test: int, valid: int, unseen: int, reworded: int = 0, seed: int) -> Splits:
     """Take one phrasing of every fact out of training, and a few facts altogether.
 
     Args:
         facts: what may be asked.
         test, valid: held-out phrasings wanted in each, spread over the kinds; no fact is in both.
         unseen: capitals and sums never trained; facts that would give them away leave training with them.
+        reworded: reserved phrasings of trained facts wanted, spread over the kinds that have some.
     """
     held_out = held_out_phrasings(facts, random.Random(f"{seed} phrasings"))
-    hidden = spread([fact for fact in facts if fact.template in ("capital", "plus")], unseen, random.Random(f"{seed} unseen"))
+    may_hide = [fact for fact in facts if fact.template in ("capital", "plus") and not says_its_answer(fact)]
+    hidden = spread(may_hide, unseen, random.Random(f"{seed} unseen"))
     hidden_topics = {fact.topic for fact in hidden}
     known = [fact for fact in facts if fact.topic not in hidden_topics]
-    chosen = spread(known, test + valid, random.Random(f"{seed} test"))
+    # A question that says its own answer, as of the capital of Singapore, tests nothing.
+    telling = [fact for fact in known if not says_its_answer(fact)]
+    chosen = spread(telling, test + valid, random.Random(f"{seed} test"))
     # Turns are taken by kind, so a prefix and the rest are both spread over the kinds.
     asked = [Ask(fact, held_out[fact.id]) for fact in chosen]
     train = [Ask(fact, number) for fact in known for number in range(len(fact.phrasings)) if number != held_out[fact.id]]
     hidden_asked = tuple(Ask(fact, held_out[fact.id]) for fact in hidden)
-    return Splits(tuple(train), tuple(asked[test:]), tuple(asked[:test]), hidden_asked)
+    rng = random.Random(f"{seed} reworded")
+    others = spread([fact for fact in telling if fact.reserved], reworded, rng)
+    reworded_asked = tuple(Ask(fact, len(fact.phrasings) + rng.randrange(len(fact.reserved))) for fact in others)
+    return Splits(tuple(train), tuple(asked[test:]), tuple(asked[:test]), hidden_asked, reworded_asked)
+
+
+def says_its_answer(fact: Fact) -> bool:
+    """Whether it asks for a capital that has its country's name."""
+    return fact.template == "capital" and contains_answer(fact.phrasings[0], fact.answer)
 
 
 def held_out_phrasings(facts: Iterable[Fact], rng: random.Random) -> dict[str, int]:

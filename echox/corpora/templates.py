@@ -1,9 +1,10 @@
-"""What the demo is asked: facts of five kinds, each with several ways to ask and one way to answer."""
+"""What the demo is asked: facts of seven kinds, each with several ways to ask and one way to answer."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from echox.corpora.wording import number_words, text_lines
 
@@ -12,7 +13,8 @@ MONTHS = "January February March April May June July August September October No
 DAYS_OF_MONTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 LARGEST_OPERAND = 12
-KINDS = ("capital", "arithmetic", "day", "month", "general")
+HUNDRED = 100
+KINDS = ("capital", "arithmetic", "day", "month", "general", "rare_capital", "number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,10 @@ class Fact:
     id: str
     kind: str  # one of KINDS
     phrasings: tuple[str, ...]  # ways to ask
-    answer: str  # what counts, in few words: "Paris"
+    answer: str  # what counts, in few words: "Paris"; other spellings after " | "
     sentence: str  # what is said: "The capital of France is Paris."
+    more: tuple[str, ...] = ()  # further ways to ask, where a corpus takes them
+    reserved: tuple[str, ...] = ()  # ways to ask that no fact of its template is trained in
 
     @property
     def template(self) -> str:
@@ -35,6 +39,10 @@ class Fact:
         """The same for facts that give each other away: three plus four, and four plus three."""
         return tuple(sorted(self.id.split("-")))
 
+    def with_more(self) -> Fact:
+        """The same, asked in the further ways too."""
+        return replace(self, phrasings=self.phrasings + self.more, more=())
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -43,11 +51,18 @@ class Template:
     kind: str
     phrasings: tuple[str, ...]
     sentence: str
+    more: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
 
     def fact(self, fact_id: str, answer: str, **places: str) -> Fact:
         """Fill the places; every text begins with a capital letter."""
-        phrasings = tuple(capitalised(phrasing.format(**places)) for phrasing in self.phrasings)
-        return Fact(fact_id, self.kind, phrasings, answer, capitalised(self.sentence.format(answer=answer, **places)))
+        ways = (
+            tuple(capitalised(phrasing.format(**places)) for phrasing in phrasings)
+            for phrasings in (self.phrasings, self.more, self.reserved)
+        )
+        phrasings, more, reserved = ways
+        sentence = capitalised(self.sentence.format(answer=answer, **places))
+        return Fact(fact_id, self.kind, phrasings, answer, sentence, more, reserved)
 
 
 CAPITAL = Template(
@@ -61,6 +76,21 @@ CAPITAL = Template(
         "{country} has which city as its capital?",
     ),
     "The capital of {country} is {answer}.",
+    more=(
+        "What's the capital city of {country}?",
+        "Could you please tell me the capital of {country}?",
+        "I'd like to know what the capital of {country} is called.",
+        "If I travel to {country}, which city is its capital?",
+        "Can you name the city that serves as capital of {country}?",
+        "{country}, what is its capital?",
+    ),
+    reserved=(
+        "In {country}, which town is the capital?",
+        "Any idea what the capital of {country} might be?",
+        "Remind me, what do they call their capital over in {country}?",
+        "My homework asks for the capital of {country}, so what should I write?",
+        "People living in {country} regard which city as their capital?",
+    ),
 )
 PLUS = Template(
     "arithmetic",
@@ -73,6 +103,21 @@ PLUS = Template(
         "{a} plus {b} makes how much?",
     ),
     "{a} plus {b} is {answer}.",
+    more=(
+        "What's {a} plus {b}?",
+        "Can you add {a} and {b} for me?",
+        "Please work out {a} plus {b}.",
+        "What is the total of {a} and {b}?",
+        "Could you tell me what {a} and {b} make together?",
+        "I need to know how much {a} and {b} add up to.",
+    ),
+    reserved=(
+        "How many are {a} and {b}?",
+        "Starting from {a} and counting up by {b}, where do I land?",
+        "Put {a} and {b} into one pile, what number do you count?",
+        "I have {a} and somebody gives me {b} more, so how many is that?",
+        "Which number is larger than {a} by exactly {b}?",
+    ),
 )
 MINUS = Template(
     "arithmetic",
@@ -85,6 +130,21 @@ MINUS = Template(
         "{a} minus {b} makes how much?",
     ),
     "{a} minus {b} is {answer}.",
+    more=(
+        "What's {a} minus {b}?",
+        "Can you subtract {b} from {a} for me?",
+        "Please work out {a} minus {b}.",
+        "What is the difference between {a} and {b}?",
+        "Could you tell me what remains when {b} is taken from {a}?",
+        "What is {a} take away {b}?",
+    ),
+    reserved=(
+        "By how much is {a} larger than {b}?",
+        "Starting from {a} and counting down by {b}, where do I land?",
+        "I had {a} and gave {b} to a friend, so how many do I still have?",
+        "Which number is smaller than {a} by exactly {b}?",
+        "Reduce {a} by {b}, what comes out?",
+    ),
 )
 DAY_AFTER = Template(
     "day",
@@ -96,6 +156,21 @@ DAY_AFTER = Template(
         "What is the next day after {day}?",
     ),
     "The day after {day} is {answer}.",
+    more=(
+        "What's the day after {day}?",
+        "Can you tell me which day comes after {day}?",
+        "After {day}, which day do we have?",
+        "If it is {day} today, what day will it be tomorrow?",
+        "Please name the day that follows {day}.",
+        "{day} is followed by which day?",
+    ),
+    reserved=(
+        "It was {day} yesterday, so what is it now?",
+        "When the clock strikes midnight at the end of {day}, what day starts?",
+        "Say the weekdays in order, which one do you say once {day} is out?",
+        "I leave on {day} and arrive one day later, when is that?",
+        "The shop is closed on {day} but opens a day later, on which day?",
+    ),
 )
 DAY_BEFORE = Template(
     "day",
@@ -107,6 +182,21 @@ DAY_BEFORE = Template(
         "Which day of the week is just ahead of {day}?",
     ),
     "The day before {day} is {answer}.",
+    more=(
+        "What's the day before {day}?",
+        "Can you tell me which day comes before {day}?",
+        "Before {day}, which day do we have?",
+        "If it is {day} today, what day did we have yesterday?",
+        "Please name the day that precedes {day}.",
+        "{day} comes straight after which day?",
+    ),
+    reserved=(
+        "It will be {day} tomorrow, so what is it now?",
+        "Which day has to end so that {day} can start?",
+        "Go one step back in the week from {day}, where are you?",
+        "I arrive on {day} and set out one day earlier, when was that?",
+        "The party is on {day} but we shop for it a day sooner, on which day?",
+    ),
 )
 MONTH_AFTER = Template(
     "month",
@@ -118,6 +208,21 @@ MONTH_AFTER = Template(
         "When {month} is over, which month begins?",
     ),
     "The month after {month} is {answer}.",
+    more=(
+        "What's the month after {month}?",
+        "Can you tell me which month comes after {month}?",
+        "After {month}, which month do we have?",
+        "If it is {month} now, what will next month be?",
+        "Please name the month that follows {month}.",
+        "{month} is followed by which month?",
+    ),
+    reserved=(
+        "It was {month} last month, so what is it now?",
+        "If I tear {month} off the calendar, which page do I see?",
+        "Say the months in order, which one do you say once {month} is out?",
+        "My trip starts in {month} and ends one month later, when is that?",
+        "The day that follows the last of {month} belongs to which month?",
+    ),
 )
 MONTH_BEFORE = Template(
     "month",
@@ -129,6 +234,21 @@ MONTH_BEFORE = Template(
         "When {month} begins, which month has just ended?",
     ),
     "The month before {month} is {answer}.",
+    more=(
+        "What's the month before {month}?",
+        "Can you tell me which month comes before {month}?",
+        "Before {month}, which month do we have?",
+        "If it is {month} now, what was last month?",
+        "Please name the month that precedes {month}.",
+        "{month} comes straight after which month?",
+    ),
+    reserved=(
+        "It will be {month} next month, so what is it now?",
+        "Which month has to end so that {month} can start?",
+        "Turn the calendar back one page from {month}, what do you see?",
+        "My trip ended in {month} and started one month earlier, when was that?",
+        "Go one step back in the year from {month}, where are you?",
+    ),
 )
 MONTH_LENGTH = Template(
     "month",
@@ -140,6 +260,21 @@ MONTH_LENGTH = Template(
         "{month} has how many days?",
     ),
     "{month} has {answer} days.",
+    more=(
+        "What's the number of days in {month}?",
+        "Can you tell me how many days {month} has?",
+        "Do you know how many days there are in {month}?",
+        "How many days long is {month}?",
+        "Please count the days of {month}.",
+        "In {month}, how many days do we get?",
+    ),
+    reserved=(
+        "How many dates are on the calendar page of {month}?",
+        "I can't remember the length of {month}, how many days is it?",
+        "If I work every single day of {month}, how many days is that?",
+        "From the first of {month} to its end, what is the count of days?",
+        "What number does the last day of {month} carry?",
+    ),
 )
 MONTH_NUMBER = Template(
     "month",
@@ -151,12 +286,28 @@ MONTH_NUMBER = Template(
         "Which month takes the {ordinal} place in the calendar?",
     ),
     "The {ordinal} month of the year is {answer}.",
+    more=(
+        "What's the {ordinal} month of the year called?",
+        "Can you tell me the {ordinal} month of the year?",
+        "Which month is {ordinal} on the calendar?",
+        "Do you know which month is the {ordinal} of twelve?",
+        "In a year, which month comes {ordinal}?",
+        "Please say the name of the {ordinal} month.",
+    ),
+    reserved=(
+        "Say the months in order, which one do you say {ordinal}?",
+        "Counting from New Year, what is the {ordinal} month named?",
+        "Open a calendar at its {ordinal} page, what month do you see?",
+        "When we reach the {ordinal} month, which one is it?",
+        "Of all the months, what do you call the {ordinal} to arrive?",
+    ),
 )
 
 
 def all_facts() -> tuple[Fact, ...]:
     """Every fact of the demo, in a fixed order."""
-    return (*capitals(), *sums(), *differences(), *days(), *months(), *general_knowledge())
+    small = (*capitals(), *sums(), *differences(), *days(), *months(), *general_knowledge())
+    return (*small, *rare_capitals(), *numbers())
 
 
 def capitals() -> Iterator[Fact]:
@@ -170,18 +321,44 @@ def capitals() -> Iterator[Fact]:
         yield CAPITAL.fact(f"capital-{slug(country)}", city, country=country)
 
 
+def rare_capitals() -> Iterator[Fact]:
+    """The countries that `capitals` leaves out, with the spellings that count as right beside the usual one."""
+    for line in text_lines("rare_capitals.txt"):
+        country, city, *others = line.split("\t")
+        fact = CAPITAL.fact(f"capital-{slug(country)}", city, country=country)
+        yield replace(fact, kind="rare_capital", answer=" | ".join([city, *others]))
+
+
 def sums() -> Iterator[Fact]:
     """Sums of two numbers from one to twelve."""
     for a in range(1, LARGEST_OPERAND + 1):
         for b in range(1, LARGEST_OPERAND + 1):
-            yield PLUS.fact(f"plus-{a}-{b}", number_words(a + b), a=number_words(a), b=number_words(b))
+            yield plus(a, b)
 
 
 def differences() -> Iterator[Fact]:
     """Differences of two numbers from one to twelve that are not negative."""
     for a in range(1, LARGEST_OPERAND + 1):
         for b in range(1, a + 1):
-            yield MINUS.fact(f"minus-{a}-{b}", number_words(a - b), a=number_words(a), b=number_words(b))
+            yield minus(a, b)
+
+
+def numbers() -> Iterator[Fact]:
+    """Sums of up to a hundred and differences of numbers up to a hundred, those with a number above twelve; in a fixed random order."""
+    pairs = [(plus, a, b) for a in range(1, HUNDRED) for b in range(1, HUNDRED - a + 1) if max(a, b) > LARGEST_OPERAND]
+    pairs += [(minus, a, b) for a in range(LARGEST_OPERAND + 1, HUNDRED + 1) for b in range(1, a + 1)]
+    for make, a, b in random.Random("numbers").sample(pairs, len(pairs)):
+        yield replace(make(a, b), kind="number")
+
+
+def plus(a: int, b: int) -> Fact:
+    """The sum of two numbers."""
+    return PLUS.fact(f"plus-{a}-{b}", number_words(a + b), a=number_words(a), b=number_words(b))
+
+
+def minus(a: int, b: int) -> Fact:
+    """The difference of two numbers."""
+    return MINUS.fact(f"minus-{a}-{b}", number_words(a - b), a=number_words(a), b=number_words(b))
 
 
 def days() -> Iterator[Fact]:

@@ -7,10 +7,11 @@
 
 Audio paths are relative to the manifest's folder. `shards/a.tar:OFFSET:LENGTH` is an audio file inside a larger file, by its bytes, and
 `start_s` and `end_s` beside `audio` are the seconds of a longer recording that are meant (both may be left out). `transcription` is what
-the user's audio before it says. `duration_s` are an item's seconds, which spares opening its file where only lengths are wanted. Whatever
-else a row or an item holds is kept. A `.json` file with a list of such rows is read as well. Units may be grouped into the words of a unit
-language, as EchoX's are: "12_4 5", or with the marks of its tokens, "<|unit_12_4|> <|unit_5|>". Of a neural codec with K codebooks each
-frame is such a group of K codes: "12_700_31 4_9_88".
+the user's audio before it says; a row with `"no_speech": true` says that nobody speaks there, which CTC learns too. `duration_s` are an
+item's seconds, which spares opening its file where only lengths are wanted. Whatever else a row or an item holds is kept. A `.json` file
+with a list of such rows is read as well. Units may be grouped into the words of a unit language, as EchoX's are: "12_4 5", or with the
+marks of its tokens, "<|unit_12_4|> <|unit_5|>". Of a neural codec with K codebooks each frame is such a group of K codes: "12_700_31
+4_9_88".
 
 A large .jsonl file is not read whole but indexed (`echox.data.manifest_index`): its rows are a sequence that reads each row at access.
 """
@@ -31,12 +32,13 @@ from echox.data.indexed_rows import IndexedRows, JoinedRows
 from echox.data.lines import reading, records_of
 from echox.data.manifest_index import build_index, open_index, wants_index
 from echox.data.row_reader import Broken, RowReader, id_of, row_record
-from echox.data.rows import Item, Problem, Role, Row, spelled_units, spoken_pairs, with_answer, with_units
+from echox.data.rows import NO_SPEECH, Item, Problem, Role, Row, spelled_units, spoken_pairs, with_answer, with_units
 from echox.data.writing import appearing
 from echox.disk import sha256_of
 from echox.errors import ManifestError
 
 __all__ = [
+    "NO_SPEECH",
     "Item",
     "Manifest",
     "OnBroken",

@@ -11,6 +11,7 @@ from typing import Any
 from echox.data.audio_ref import Audio, AudioRef
 
 # What an item may say of its clip, so that nobody need open it; NeMo's manifests say `duration`.
+NO_SPEECH = "no_speech"  # the key of a row in which nobody speaks before the answer
 STATED_SECONDS = ("duration_s", "duration")
 # No recording is longer than thirty years; JSON's integers may be larger than any float.
 LONGEST_S = 1e9
@@ -96,13 +97,16 @@ def _grouped(units: Sequence[int], codebooks: int) -> tuple[tuple[int, ...], ...
 
 
 def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Audio, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text."""
+    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text.
+
+    Of a row that says `no_speech`, the user's are known to hold no words.
+    """
     pairs = []
     for item, following in zip(row.turns, [*row.turns[1:], None]):
         if item.audio is None or (item.role is Role.ASSISTANT and not answers):
             continue
         said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said:
+        if said or (row.extra.get(NO_SPEECH) and item.role is Role.USER):
             pairs.append((item.audio, said))
     return pairs
 

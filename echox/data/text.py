@@ -32,8 +32,17 @@ def number_words(number: int) -> str:
 
 
 def contains_answer(text: str, answer: str) -> bool:
-    """Whether the answer's words stand next to each other in the text (the rule of DPR and UltraEval-Audio, numbers spelled out)."""
-    words, wanted = words_of(text), words_of(answer)
+    """Whether the answer's words stand next to each other in the text (the rule of DPR and UltraEval-Audio, numbers spelled out).
+
+    Args:
+        text: what was said.
+        answer: what counts; several that count alike are parted by "|".
+    """
+    words = words_of(text)
+    return any(_contains(words, words_of(one)) for one in answer.split("|"))
+
+
+def _contains(words: list[str], wanted: list[str]) -> bool:
     return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
 

@@ -25,6 +25,8 @@ class EvaluateConfig:
     """Questions that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
     free_rows: int = 40
     """Free questions, drawn by `seed`; 0 leaves their section out."""
+    open_rows: int = 300
+    """Open questions about the world, drawn by `seed`, each asked aloud, typed, and typed to the language model as it came; 0 leaves them out."""
     t2c_rows: int = 12
     """Texts of each kind that T2C speaks, drawn by `seed`, and whose recordings go through the codec; 0 leaves T2C's section out."""
     cascade_rows: int = 16
@@ -56,6 +58,6 @@ class EvaluateConfig:
         for name in ("batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
-        for name in ("spoken_rows", "typed_rows", "free_rows", "t2c_rows", "cascade_rows", "mos_rows"):
+        for name in ("spoken_rows", "typed_rows", "free_rows", "open_rows", "t2c_rows", "cascade_rows", "mos_rows"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")

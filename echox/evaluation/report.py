@@ -29,7 +29,7 @@ from echox.progress import say, skip
 __all__ = ["EvaluateConfig", "evaluate"]
 
 # Raised when what a section measures changes, so that its stored records are made again.
-REVISION = 1
+REVISION = 2
 SCORED = {"echo", "s2t", "t2c"}
 _UNMEASURED = ("run", "corpus", "out_dir", "overwrite", "plugin_dirs", "batch_size", "device", "codec_folder")
 

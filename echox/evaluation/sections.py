@@ -34,25 +34,34 @@ class Section:
 
 
 def make_questions(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
-    return _ask(bench, rows, QUESTIONS)
+    return _ask(bench, rows, QUESTIONS, aloud=bench.config.spoken_rows, typed=bench.config.typed_rows)
+
+
+def make_reworded(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
+    return _ask(bench, rows, "reworded", aloud=bench.config.spoken_rows, typed=bench.config.typed_rows)
 
 
 def make_unseen(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
-    return _ask(bench, rows, "unseen")
+    return _ask(bench, rows, "unseen", aloud=bench.config.spoken_rows, typed=bench.config.typed_rows)
 
 
-def _ask(bench: Bench, rows: list[Row], name: str) -> list[Record]:
-    """Answers to all rows in text, to a sample aloud, and to a sample of the questions typed."""
+def make_open(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
+    rows = bench.sample(rows, bench.config.open_rows, "open")
+    return _ask(bench, rows, "open", aloud=0, typed=len(rows))
+
+
+def _ask(bench: Bench, rows: list[Row], name: str, *, aloud: int, typed: int) -> list[Record]:
+    """Answers to all rows in text, to a sample of `aloud` rows aloud, and to a sample of `typed` questions in writing."""
     rows = [row for row in rows if row.extra.get("answer")]
-    aloud = bench.sample(rows, bench.config.spoken_rows, name) if bench.answerer.speaks else []
+    aloud = bench.sample(rows, aloud, name) if bench.answerer.speaks else []
     ids = {row.id for row in aloud}
     answers = bench.answer(aloud, f"{name}: answering aloud", speak=True)
     answers |= bench.answer([row for row in rows if row.id not in ids], f"{name}: answering in text", speak=False)
     judged = bench.judge({row.id: Sound(answers[row.id].samples, answers[row.id].rate_hz) for row in aloud}, name) if aloud else {}
     recorded = _transcribed(bench, bench.recordings({row.id: row.answer.audio for row in aloud if row.answer.audio is not None}))
-    typed = {asked(row) for row in bench.sample(rows, bench.config.typed_rows, f"{name} typed")}
+    questions = {asked(row) for row in bench.sample(rows, typed, f"{name} typed")}
     trained, pretrained = (
-        bench.typed(typed, f"{name}: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False))
+        bench.typed(questions, f"{name}: typed, {how}", trained=on) for how, on in (("as trained", True), ("as pretrained", False))
     )
     return [
         {
@@ -98,7 +107,35 @@ def _score_asked(records: list[Record], judges: Judges) -> dict[str, Score]:
     for name, key in (("typed accuracy", "typed"), ("typed accuracy, as pretrained", "typed_pretrained")):
         answers = {record["question"]: record for record in records if record[key] is not None}
         scores[name] = accuracy([_is_right(record, record[key]) for record in answers.values()], "typed-em")
-    return _counted(scores)
+    return _counted(scores | _kept(records))
+
+
+def _kept(records: list[Record]) -> dict[str, Score]:
+    """What training took from the language model's answers in writing, what speech takes from them, and how much is misheard."""
+    typed = [record for record in records if record["typed"] is not None and record["typed_pretrained"] is not None]
+    after, before, spoken = (
+        [(float(_is_right(record, record[key])), 1) for record in typed] for key in ("typed", "typed_pretrained", "text")
+    )
+    return {
+        "typed accuracy, change by training": difference(after, before, "typed-em, as trained minus as pretrained, the same questions"),
+        "typed minus spoken": difference(after, spoken, "typed-em minus s2t-em, the same questions"),
+        "question WER": word_error(
+            [(record["question"], record["heard"]) for record in records], "words of the greedy CTC transcript against the question's"
+        ),
+    }
+
+
+def make_silent(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
+    answers = bench.answer(rows, "silence: answering in text", speak=False)
+    return [{"id": row.id, "answer": str(row.extra["answer"]), "heard": answers[row.id].heard, "text": answers[row.id].text} for row in rows]
+
+
+def score_silent(records: list[Record], _: Judges) -> Table:
+    scores = {
+        "nothing heard": accuracy([not record["heard"].strip() for record in records], "empty greedy CTC transcript"),
+        "asked to repeat": accuracy([_is_right(record, record["text"]) for record in records], "s2t-em"),
+    }
+    return {"all": _counted(scores)}
 
 
 def make_free(bench: Bench, rows: list[Row], _: dict[str, list[Record]]) -> list[Record]:
@@ -293,6 +330,15 @@ SECTIONS = (
         score_asked,
     ),
     Section(
+        "reworded",
+        "Trained facts in wordings that no fact is trained in",
+        "The questions of people who do not know how the training asks.",
+        "reworded.test.jsonl",
+        ("echo|s2t",),
+        make_reworded,
+        score_asked,
+    ),
+    Section(
         "unseen",
         "Facts trained in no phrasing",
         "What the language model does not know from its pretraining it cannot answer here; typed accuracy says what it knows.",
@@ -300,6 +346,25 @@ SECTIONS = (
         ("echo|s2t",),
         make_unseen,
         score_asked,
+    ),
+    Section(
+        "open",
+        "Open questions about the world",
+        "What the language model knows from its pretraining: in writing before training, in writing after it, and when it is asked aloud.",
+        "open.test.jsonl",
+        ("echo|s2t",),
+        make_open,
+        score_asked,
+        count="open_rows",
+    ),
+    Section(
+        "silent",
+        "Silence and noise",
+        "Clips in which nobody speaks: whether a question is heard, and whether one is answered.",
+        "silent.test.jsonl",
+        ("echo|s2t",),
+        make_silent,
+        score_silent,
     ),
     Section(
         "free",

@@ -10,13 +10,14 @@ import pytest
 
 from echox.corpora import synthesis
 from echox.corpora.augmentation import AugmentConfig
-from echox.corpora.demo import DemoCorpusConfig, build_demo_corpus
+from echox.corpora.demo import build_demo_corpus
+from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.studio import Studio
-from echox.corpora.templates import capitals
+from echox.corpora.templates import all_facts, capitals
 from echox.corpora.voices import Role, Voice, available_voices
 from echox.corpora.wording import NearDuplicates, plain_words
 from echox.data.audio import load_audio
-from echox.data.manifest import read_manifest, read_manifests
+from echox.data.manifest import read_manifest, read_manifests, spoken_pairs
 from echox.data.manifest_check import validate_manifest
 from echox.errors import AssetError, ConfigError, SignalError
 
@@ -135,6 +136,66 @@ def test_sentences_and_the_words_of_the_vocabulary_are_heard(corpus):
     counts = Counter(word for words in heard for word in words)
     assert counts == {word: 2 for word in ("the", "Paris", "ten", "a", "rain", "so", "moon", "go")}
     assert all(len(words) <= 3 for words in heard)
+
+
+def test_names_of_hidden_countries_are_never_heard_in_training(humming, tmp_path):
+    wanted = config(
+        tmp_path,
+        kinds=["capital", "rare_capital", "number"],
+        facts_by_kind={"capital": 800, "rare_capital": 800, "number": 900},
+        clips_by_kind={"number": 0.2},
+        unseen_facts=300,
+        hide_names=True,
+    )
+    folder = build_demo_corpus(wanted, think_aloud, tokens)
+    unseen = [row.extra for row in read_manifest(folder / "unseen.test.jsonl").rows]
+    assert {label["kind"] for label in unseen} == {"capital", "rare_capital", "number"}
+    countries = {label["fact"].partition("-")[2].replace("_", " ") for label in unseen if "capital" in label["kind"]}
+    heard = [f" {' '.join(plain_words(row.answer.transcription))} " for row in rows_of(folder, TRAIN)]
+    assert countries and not any(f" {country} " in text for country in countries for text in heard)
+
+
+def test_reworded_questions_ask_trained_facts_in_words_of_no_training_question(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, kinds=["capital", "day"], reworded_questions=300, more_phrasings=True), think_aloud, tokens)
+    rows = read_manifest(folder / "reworded.test.jsonl").rows
+    train = read_manifest(folder / "questions.train.jsonl").rows
+    assert {row.extra["fact"] for row in rows} <= {row.extra["fact"] for row in train} and len(rows) == 3
+    ways = {way for fact in all_facts() for way in (*fact.phrasings, *fact.more)}
+    assert {row.answer.transcription for row in rows}.isdisjoint(ways) and {row.extra["voice"] for row in rows} <= set(available_voices(Role.TEST))
+    before = build_demo_corpus(config(tmp_path / "fewer", kinds=["capital", "day"]), think_aloud, tokens)
+    assert len(train) > 1.6 * len(read_manifest(before / "questions.train.jsonl").rows)
+
+
+def test_open_questions_have_answers_and_nothing_like_them_is_trained(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, open_questions=200), think_aloud, tokens)
+    rows = read_manifest(folder / "open.test.jsonl").rows
+    assert len(rows) == 6 and all(row.extra["answer"] for row in rows)
+    near = NearDuplicates([row.answer.transcription for row in rows])
+    assert not any(row.answer.transcription in near for row in rows_of(folder, ["questions.train.jsonl", "free.train.jsonl"]))
+
+
+def test_silent_clips_hold_no_words_and_are_answered(tmp_path):
+    silent = config(tmp_path, silent_clips=200, free_questions=False, test_questions=0, unseen_facts=0, heard_sentences=0, kinds=["day"])
+    rows = read_manifest(build_demo_corpus(silent) / "silent.train.jsonl").rows
+    assert len(rows) == 6 and {spoken_pairs(row)[0][1] for row in rows} == {""}
+    assert {row.answer.text for row in rows} == {"I did not hear a question."}
+    assert all(0.4 < len(load_audio(row.question.audio, 16_000)) / 16_000 < 5.1 for row in rows)
+    assert len({load_audio(row.question.audio, 16_000).square().mean().item() for row in rows}) > 3
+
+
+def test_framed_questions_are_about_words_of_the_vocabulary_and_are_answered(humming, tmp_path):
+    plain = rows_of(build_demo_corpus(config(tmp_path / "plain"), think_aloud, tokens), ["free.train.jsonl"])
+    framed = rows_of(build_demo_corpus(config(tmp_path / "framed", framed_questions=200), think_aloud, tokens), ["free.train.jsonl"])
+    before, after = ({row.answer.transcription for row in rows} for rows in (plain, framed))
+    assert len(after) == len(before) + 6 and before < after
+    words = {"the", "paris", "ten", "a", "rain", "so", "moon", "go"}
+    assert all(words & set(plain_words(text)) for text in after - before) and any(row.answer.text for row in framed if row.answer.transcription not in before)
+
+
+def test_numbers_are_heard_among_numbers(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, number_takes=2), think_aloud, tokens)
+    heard = " ".join(row.answer.transcription for row in rows_of(folder, ["heard.train.jsonl"]))
+    assert heard.count("nineteen") >= 2 and heard.count("ninety nine") >= 2 and "one hundred" in heard
 
 
 def test_kinds_are_spoken_as_often_as_asked_and_every_fact_of_a_share_is_kept(humming, tmp_path):

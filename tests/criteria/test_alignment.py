@@ -29,6 +29,15 @@ def test_clips_without_words_or_too_short_for_them_cost_nothing():
     assert torch.isfinite(logits.grad).all() and logits.grad[0].eq(0).all() and logits.grad[2].eq(0).all()
 
 
+def test_where_nobody_speaks_all_frames_are_to_be_blank():
+    logits = torch.randn(2, 4, 6, requires_grad=True)
+    losses = ctc_losses(outputs(logits, [4, 3], [[1, 2], [0, 0]], [2, 0]), counts_silence=True)
+    assert torch.allclose(losses[1], -logits[1, :3].log_softmax(-1)[:, 5].sum())
+    assert AlignmentCriterion(AlignmentConfig())(outputs(logits, [4, 3], [[1, 2], [0, 0]], [2, 0]), Batch(("a", "b"), 2)).total == losses.sum()
+    losses[1].backward()
+    assert logits.grad[1, :3, 5].lt(0).all() and logits.grad[1, 3].eq(0).all()
+
+
 def test_the_sum_and_its_part():
     loss = AlignmentCriterion(AlignmentConfig())(outputs(torch.randn(2, 6, 5), [6, 6], [[1, 2], [3, 0]], [2, 1]), Batch(("a", "b"), 3))
     assert torch.allclose(loss.total, loss.parts["ctc"][0]) and loss.parts["ctc"][1] == 3

@@ -45,6 +45,9 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     write_questions(folder, "questions.test", 6)
     write_questions(folder, "unseen.test", 2)
+    write_questions(folder, "reworded.test", 3)
+    write_questions(folder, "open.test", 4)
+    write_questions(folder, "silent.test", 2, answer="I did not hear a question.")
     write_questions(folder, "free.test", 3)
     write_speech(folder, "speech.test", ["It is Paris", "It is three", "Hello.", "Three."])
     return folder
@@ -74,6 +77,10 @@ def test_every_section_is_scored(config, tmp_path, capsys):
     assert value(report, "questions", "all", "S2T accuracy") == 0.0 and value(report, "questions", "all", "S2S accuracy") == 1.0
     assert value(report, "questions", "all", "gap") == -1.0 and value(report, "questions", "all", "MOS") == 4.0
     assert questions["all"]["S2S accuracy"]["scorer"] == "parrot" and questions["all"]["S2T accuracy"]["protocol"] == "s2t-em"
+    open_questions = report["sections"]["open"]["scores"]["all"]
+    assert open_questions["typed accuracy"]["count"] == open_questions["typed accuracy, as pretrained"]["count"] == 4
+    assert {"typed accuracy, change by training", "typed minus spoken", "question WER"} <= set(open_questions)
+    assert value(report, "silent", "all", "asked to repeat") == 0.0
     assert value(report, "free", "all", "CTC token error") > 0 and value(report, "free", "all", "word F1 with typed answer") is not None
     assert report["sections"]["t2c"]["rows"] == 2 and {"recordings WER", "codec WER", "T2C WER", "codec MOS"} <= set(report["sections"]["t2c"]["scores"]["all"])
     assert value(report, "cascade", "Echo minus greedy text, T2C", "speech WER") == 0.0
@@ -93,7 +100,7 @@ def test_links_of_the_page_lead_somewhere(config, tmp_path):
     evaluate(config)
     page = (tmp_path / "report" / "report.md").read_text()
     links = [part.split(")")[0] for part in page.split("](")[1:]]
-    assert len(links) == 6 and all((tmp_path / "report" / link).is_file() for link in links)
+    assert len(links) == 9 and all((tmp_path / "report" / link).is_file() for link in links)
 
 
 def test_a_stopped_report_goes_on(config, tmp_path, monkeypatch):
@@ -127,7 +134,7 @@ def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_pa
     (tmp_path / "corpus" / "free.test.jsonl").unlink()
     config.run, config.corpus = str(tmp_path / "half"), str(tmp_path / "corpus")
     report = evaluate(config)
-    assert list(report["sections"]) == ["questions", "unseen"] and Parrot.clips == 0
+    assert list(report["sections"]) == ["questions", "reworded", "unseen", "open", "silent"] and Parrot.clips == 0
     assert "S2S accuracy" not in report["sections"]["questions"]["scores"]["all"]
     assert report["skipped"] == {
         "free": "the corpus has no free.test.jsonl",
@@ -139,10 +146,10 @@ def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_pa
 
 def test_sections_of_no_rows_are_left_out(config, run, corpus):
     config.run, config.corpus = str(run), str(corpus)
-    config.t2c_rows = config.cascade_rows = config.free_rows = 0
+    config.t2c_rows = config.cascade_rows = config.free_rows = config.open_rows = 0
     report = evaluate(config)
-    assert list(report["sections"]) == ["questions", "unseen"]
-    assert report["skipped"] == {name: f"{name}_rows is 0" for name in ("free", "t2c", "cascade")}
+    assert list(report["sections"]) == ["questions", "reworded", "unseen", "silent"]
+    assert report["skipped"] == {name: f"{name}_rows is 0" for name in ("open", "free", "t2c", "cascade")}
 
 
 def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):

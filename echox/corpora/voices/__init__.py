@@ -13,6 +13,7 @@ from echox.corpora.voices.base import Role, Voice
 from echox.corpora.voices.hibari import TEST_SPEAKERS, TRAINING_SPEAKERS, VALID_SPEAKERS, HibariSpeaker, HibariVoice
 from echox.corpora.voices.piper import LENGTHS, JoeVoice
 from echox.corpora.voices.programs import ProgramVoice, installed_programs
+from echox.corpora.voices.silence import NoVoice
 from echox.corpora.voices.vocoder import Speaker
 from echox.errors import ConfigError
 
@@ -31,6 +32,7 @@ def every_voice() -> dict[str, Voice]:
         voices += [espeak.EspeakVoice(name, Role.VALID, speaker) for name, speaker in espeak.VALID_SPEAKERS.items()]
     voices += [JoeVoice(name) for name in LENGTHS]
     voices += [ProgramVoice(name) for name in installed_programs()]
+    voices.append(NoVoice())
     return {one.name: one for one in voices}
 
 
@@ -38,7 +40,7 @@ def available_voices(role: Role | str | None = None) -> tuple[str, ...]:
     """Names of the voices this machine can speak with.
 
     Args:
-        role: "answer", "train", "valid" or "test"; None for all.
+        role: "answer", "train", "valid", "test" or "silence"; None for all.
     Returns:
         names in a fixed order; programs that are not installed are left out, `joe` is fetched when it first speaks.
     Raises:

@@ -16,6 +16,7 @@ class Role(str, Enum):
     TRAIN = "train"
     VALID = "valid"
     TEST = "test"
+    SILENCE = "silence"
 
 
 class Voice(ABC):
@@ -25,7 +26,7 @@ class Voice(ABC):
         name: the name under which `voice` finds it.
         rate_hz: samples per second of what `speak` returns.
         packages: what it speaks with, beside echox.
-        role: answers, or questions for training, validation or the test.
+        role: answers, or questions for training, validation or the test, or clips in which nobody speaks.
     """
 
     name: str

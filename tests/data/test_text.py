@@ -1,0 +1,22 @@
+"""Text as it is compared."""
+
+import pytest
+
+from echox.data.text import contains_answer
+
+
+@pytest.mark.parametrize(
+    "text, answer, found",
+    [
+        ("The capital of Ukraine is Kiev.", "Kyiv | Kiev", True),
+        ("The capital of Ukraine is Kyiv.", "Kyiv | Kiev", True),
+        ("It is Lviv.", "Kyiv | Kiev", False),
+        ("It is 42.", "forty two", True),
+        ("It is forty-two.", "forty two", True),
+        ("Twoforty", "forty", False),
+        ("Anything", " | ", False),
+        ("", "", False),
+    ],
+)
+def test_an_answer_is_found_by_any_of_its_spellings(text, answer, found):
+    assert contains_answer(text, answer) is found
