@@ -32,7 +32,7 @@ def ask(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
 
     def run(body, *words, options=()):
-        done = subprocess.run([sys.executable, *options, script, body, *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, *options, script, body, *words], capture_output=True, text=True, timeout=600)
         return done.stdout.strip() or done.stderr
 
     return run

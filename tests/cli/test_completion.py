@@ -58,7 +58,7 @@ def test_bash_gets_what_follows_the_equals_sign(toy_house, capsys, write):
         _echox_train
         echo "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=600)
     assert done.stdout == "other_ear\n", done.stderr
 
 
@@ -82,6 +82,6 @@ def test_zsh_takes_the_script(toy_house, capsys, write):
         _echox_train
         print -r -- "$COMPREPLY"; print -r -- $_comps[echox-train]
     """
-    done = subprocess.run(["zsh", "-f", "-c", shell], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["zsh", "-f", "-c", shell], capture_output=True, text=True, timeout=600)
     assert done.stdout.splitlines()[0] == "encoder=other_ear", done.stderr
     assert "_bash_complete" in done.stdout

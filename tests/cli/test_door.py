@@ -114,6 +114,6 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_a_module_is_a_door_too(toy_house):
-    done = subprocess.run([sys.executable, "-m", "echox_cli.train", "--config-name", "tyo"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "echox_cli.train", "--config-name", "tyo"], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("echox-train: no recipe named 'tyo'; did you mean 'toy'?") and done.stderr.count("\n") == 1

@@ -22,7 +22,7 @@ def run_toy():
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, *launcher, str(TOY), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, *launcher, str(TOY), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
         )
 
     return run
