@@ -1,4 +1,7 @@
-"""Settings of the whole test run, and the toy parts many tests are made of."""
+"""Settings of the whole test run, and the toy parts many tests are made of.
+
+PyTorch and echox are imported by the fixtures that need them: the process that hands tests out to workers needs neither.
+"""
 
 import os
 
@@ -17,12 +20,6 @@ import textwrap
 
 import pytest
 
-from echox.device import has_bf16_products
-from echox.number_format import VARIABLE
-
-# By the processor's instructions, so that what tests compute does not depend on how fast it is today.
-os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers(config):
@@ -35,6 +32,15 @@ def pytest_xdist_auto_num_workers(config):
     here = config.invocation_params.dir
     whole_folders = all((here / argument.split("::")[0]).is_dir() for argument in config.args)
     return workers if whole_folders and config.option.capture != "no" and os.environ["TRITON_INTERPRET"] != "0" else 0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_number_format():
+    """By the processor's instructions, so that what tests compute does not depend on how fast it is today."""
+    from echox.device import has_bf16_products
+    from echox.number_format import VARIABLE
+
+    os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
 
 
 @pytest.fixture
