@@ -34,6 +34,11 @@ def pytest_xdist_auto_num_workers(config):
     return workers if whole_folders and config.option.capture != "no" and os.environ["TRITON_INTERPRET"] != "0" else 0
 
 
+def pytest_collection_modifyitems(items):
+    """Long files come first: the last worker would be alone with them. The order within a file stays."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_number_format():
     """By the processor's instructions, so that what tests compute does not depend on how fast it is today."""

@@ -20,6 +20,8 @@ from echox_cli import generate, train
 
 RATE_HZ = 16_000
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
