@@ -1,6 +1,7 @@
 """What pyproject.toml installs is what lies on the disk."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import sys
@@ -171,6 +172,7 @@ def test_only_what_has_a_reason_is_bounded_above():
     assert bounded == {"torch", "torchaudio", "hibari-tts", "espeakng-loader"}
 
 
+@functools.cache
 def imported():
     """Top-level name -> files of the toolkit that import it, anywhere in them."""
     found = {}

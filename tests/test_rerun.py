@@ -31,8 +31,9 @@ def made(tmp_path):
         return load_recipe("echo_tiny", [*places, *BEFORE, *overrides])
 
     write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What is it?")
+    plain = recipe()
     for number, stage in enumerate(STAGES):
-        write_stage(recipe(), stage, number)
+        write_stage(plain, stage, number)
     return recipe
 
 
