@@ -26,24 +26,30 @@ def _lines(recipe: Recipe) -> Iterator[str]:
     page = run / "report" / "report.md"
     if recipe.report is not None and page.is_file():
         yield f"  read:   {page}"
-        if wavs := sorted((page.parent / "wavs").rglob("*.wav")):
-            yield f"  listen: {wavs[0]}"
+        if (wav := _answer(page.parent / "wavs")) is not None:
+            yield f"  listen: {wav}"
     _, answer = example_files(recipe)
     if recipe.answers_example and answer.is_file():
         yield f"  listen: {answer}"
     stage = next((stage for stage in ANSWERING if (run / stage / "final").exists()), None)
     if stage is not None:
         final = run / stage / "final"
-        words = ["echox-generate", f"input={_question(recipe)}", *(["output=answer.wav"] if stage == "echo" else [])]
+        clip, said = _question(recipe)
+        words = ["echox-generate", f"input={clip}", *(["output=answer.wav"] if stage == "echo" else [])]
         words += [] if str(final) == GenerateConfig().checkpoint else [f"checkpoint={final}"]
-        yield f"  ask:    {shlex.join(words)}"
+        yield f"  ask:    {shlex.join(words)}" + (f"  # {said}" if said else "")
 
 
-def _question(recipe: Recipe) -> str:
-    """The example's question, a clip that the run was not trained on, or a name for one."""
+def _answer(wavs: Path) -> Path | None:
+    """An answer to a question, or where the report has none aloud, whatever it has."""
+    return next(iter(sorted((wavs / "questions").glob("*.wav")) or sorted(wavs.rglob("*.wav"))), None)
+
+
+def _question(recipe: Recipe) -> tuple[str, str]:
+    """The example's question, a clip that the run was not trained on, or a name for one; and its words where they are known."""
     question, _ = example_files(recipe)
     if recipe.answers_example and question.is_file():
-        return str(question)
+        return str(question), ""
     corpus = recipe.corpus and Path(recipe.corpus.folder)
     for name in ("questions.test.jsonl", "questions.valid.jsonl"):
         if corpus and (corpus / name).is_file():
@@ -51,5 +57,5 @@ def _question(recipe: Recipe) -> str:
                 rows = read_manifest(corpus / name, on_broken=OnBroken.skip).rows
             except EchoxError:  # which is told where the manifest is needed
                 continue
-            return str(rows[0].turns[0].audio)
-    return "question.wav"
+            return str(rows[0].turns[0].audio), rows[0].answer.transcription if rows[0].answer else ""
+    return "question.wav", ""
