@@ -74,6 +74,8 @@ def test_every_text_of_the_demo_can_be_spoken():
             assert clean(text) == text
     for question, answer in open_questions():
         assert clean(question) == question and not contains_answer(question, answer), question
+    for frame in text_lines("frames.txt"):
+        assert "{word}" in frame and clean(filled := frame.format(word="rain", other="moon")) == filled
     for name in ("questions.txt", "sentences.txt"):
         assert all(clean(line) == line for line in text_lines(name))
 
