@@ -20,6 +20,7 @@ NOT_NEGATIVE = (
     "free_valid_questions",
     "framed_questions",
     "heard_sentences",
+    "heard_answers",
     "vocabulary_words",
     "rare_word_takes",
     "number_takes",
@@ -74,6 +75,8 @@ class DemoCorpusConfig:
     """Further free training questions, each about a word of the language model's vocabulary, where its tokens are given."""
     heard_sentences: int = 2_000
     """Sentences that training voices read, at most, for hearing alone."""
+    heard_answers: int = 0
+    """Pieces of the language model's own answers to free training questions that training voices read, at most, for hearing alone."""
     vocabulary_words: int = 10_000
     """Commonest whole words of the language model's vocabulary that are spoken for hearing alone, where its tokens are given; 0 for none."""
     vocabulary_takes: int = 2

@@ -18,10 +18,11 @@ from echox.corpora.studio import Studio, cast, digest, is_program, voices_of
 from echox.corpora.templates import KINDS, Fact, all_facts, capitalised
 from echox.corpora.vocabulary import in_random_company, other_words
 from echox.corpora.voices import Role as Use
-from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, text_lines
+from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, spoken_pieces, text_lines
 from echox.data.manifest import NO_SPEECH, Item, Role, Row
 
 HUNDRED = 100
+PIECE_WORDS = 14  # some five seconds
 NOTHING_HEARD = "I did not hear a question."
 
 
@@ -90,7 +91,7 @@ class Planner:
         manifests["open.test.jsonl"] = self._open_questions()
         manifests["silent.train.jsonl"] = self._silent("train", config.scaled(config.silent_clips))
         manifests["silent.test.jsonl"] = self._silent("test", math.ceil(config.scaled(config.silent_clips) / 10))
-        manifests["heard.train.jsonl"] = self._heard(words, [ask.text for ask in splits.train] + free.train)
+        manifests["heard.train.jsonl"] = self._heard(words, splits, free)
         return {name: rows for name, rows in manifests.items() if rows}
 
     def _questions(self, splits: Splits) -> dict[str, list[Row]]:
@@ -177,11 +178,13 @@ class Planner:
         frames = text_lines("frames.txt")
         return [capitalised(rng.choice(frames).format(word=word, other=rng.choice(words))) for word in chosen]
 
-    def _heard(self, words: list[str], questions: list[str]) -> list[Row]:
-        """Sentences, and words in random company, each by a training voice."""
+    def _heard(self, words: list[str], splits: Splits, free: FreeTexts) -> list[Row]:
+        """Sentences, pieces of the language model's answers, and words in random company, each by a training voice."""
         config = self.config
+        questions = [ask.text for ask in splits.train] + free.train
         sentences = [text for text in self._sentences() if text not in self.hidden]
         texts = [("sentence", text) for text in sentences[: config.scaled(config.heard_sentences)]]
+        texts += [("answer", text) for text in self._answer_pieces(free) if text not in self.hidden]
         rare = other_words(questions, words) if config.rare_word_takes else []
         numbers = list(map(number_words, range(HUNDRED + 1)))
         groups = ((words, config.vocabulary_takes), (rare, config.rare_word_takes), (numbers, config.number_takes))
@@ -193,6 +196,14 @@ class Planner:
             asked = self.studio.clip(text, voice, augmented=True)
             rows.append(self._row(f"heard-{number}", asked, text, "", {"kind": kind, **origin(voice)}))
         return rows
+
+    def _answer_pieces(self, free: FreeTexts) -> list[str]:
+        """What the language model says to free training questions, whole answers, in pieces of a few seconds; each once."""
+        if self.own_answers is None or not self.config.heard_answers:
+            return []
+        asked = free.train[: self.config.answered_questions]
+        pieces = [piece for answer in self.own_answers.to(asked).values() for piece in spoken_pieces(answer, PIECE_WORDS)]
+        return list(dict.fromkeys(pieces))[: self.config.scaled(self.config.heard_answers)]
 
     def _sentences(self) -> list[str]:
         return sample_share(cleaned("sentences.txt"), self.config, "sentences")

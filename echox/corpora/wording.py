@@ -83,6 +83,16 @@ def first_sentence(text: str, max_words: int) -> str | None:
     return sentence if 0 < len(sentence.split()) <= max_words else None
 
 
+def spoken_pieces(text: str, max_words: int) -> list[str]:
+    """The sentences of a text that can be spoken, cleaned, those that are longer than `max_words` cut into pieces of about the same length."""
+    pieces = []
+    for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
+        words = (clean(sentence) or "").split()
+        count = -(-len(words) // max_words)
+        pieces += [" ".join(words[len(words) * number // count : len(words) * (number + 1) // count]) for number in range(count)]
+    return [piece for piece in pieces if len(piece.split()) > 1]
+
+
 def plain_words(text: str) -> tuple[str, ...]:
     """The words of a text in lower case without punctuation: what makes two texts the same to a listener."""
     return tuple(re.findall(r"[a-z']+", text.lower()))

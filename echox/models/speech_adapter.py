@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from echox.errors import ConfigError
 from echox.models.look_back import look_back
+from echox.models.spelling import NgramRows
 from echox.signals import Features, valid_mask
 
 IMPOSSIBLE = -1e4  # a score that leaves nothing of its class in any format
@@ -38,6 +40,9 @@ class SpeechAdapterConfig:
     """Encoder frames in such a span at most."""
     channel_dropout: float = 0.0
     """Probability of dropping an encoder channel from a whole clip in training."""
+    spelling_channels: int = 0
+    """Channels of a network that reads how a token is spelt and adds to the token's row of the CTC head, so that words that training has
+    seldom are told by their letters; 0 leaves each row to its own examples."""
     keep_blanks: bool = False
     """Keep one frame of every run of CTC blanks too, as the EchoX release does."""
 
@@ -71,13 +76,20 @@ class SpeechAdapter(nn.Module):
         "projector": ("projector",),
         "positions": ("position",),
         "alignment encoder": ("layers", "out_norm"),
-        "CTC head": ("ctc_head",),
+        "CTC head": ("ctc_head", "head_spelling"),
         "look-back": ("look_back", "look_back_norm"),
         "token rows": ("token_ids", "token_rows"),
     }  # what people call its parts -> the modules they are
 
-    def __init__(self, config: SpeechAdapterConfig, feature_dim: int, token_ids: Tensor, token_rows: Tensor) -> None:
-        """Args: token_ids [C-1], the LLM's tokens that CTC may emit; token_rows [C-1, H], their embeddings, which start its head."""
+    def __init__(
+        self, config: SpeechAdapterConfig, feature_dim: int, token_ids: Tensor, token_rows: Tensor, token_texts: Sequence[str] = ()
+    ) -> None:
+        """
+        Args:
+            token_ids: [C-1], the LLM's tokens that CTC may emit.
+            token_rows: [C-1, H], their embeddings, which start its head.
+            token_texts: their surface strings, a leading space before what begins a word; only `spelling_channels` needs them.
+        """
         super().__init__()
         self.config = config
         tokens, H = token_rows.shape
@@ -92,6 +104,10 @@ class SpeechAdapter(nn.Module):
         )
         self.out_norm = nn.LayerNorm(H)
         self.ctc_head = nn.Linear(H, tokens + 1)
+        self.head_spelling: NgramRows | None = None
+        self._kept_rows: tuple[object, Tensor] | None = None
+        if config.spelling_channels:
+            self.head_spelling = NgramRows([*token_texts, ""], config.spelling_channels, H)
         self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout)
         self.look_back_norm = nn.LayerNorm(H)
         self.register_buffer("token_rows", token_rows.detach().float().clone(), persistent=False)
@@ -109,13 +125,16 @@ class SpeechAdapter(nn.Module):
 
     def freeze(self, *, alignment: bool, look_back: bool) -> None:
         """Leave parts as they are: what tells the tokens, and what is added to a kept vector."""
-        aligning = (self.projector, self.position, self.layers, self.out_norm, self.ctc_head)
+        aligning = [self.projector, self.position, self.layers, self.out_norm, self.ctc_head]
+        aligning += [] if self.head_spelling is None else [self.head_spelling]
         looking = (self.look_back, self.look_back_norm)
         for module in (*(aligning if alignment else ()), *(looking if look_back else ())):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SpeechAdapter:
         """Where nothing of it learns, it always hears as in use: without masks or dropout, so that a clip has one result."""
+        if mode and self.learns_alignment:
+            self._kept_rows = None  # fused optimisers do not count their changes as versions
         return super().train(mode and self.learns)
 
     @property
@@ -131,7 +150,7 @@ class SpeechAdapter(nn.Module):
     def forward(self, features: Features) -> AdaptedSpeech:
         """Adapt features [B, F, D]; a row's result depends on its own frames only."""
         frames, lengths = self.align(features)
-        logits = self.ctc_head(frames)
+        logits = self.scores(frames)
         vectors, kept = self.shrink(frames, logits, lengths)
         return AdaptedSpeech(logits, lengths, vectors, kept)
 
@@ -152,6 +171,29 @@ class SpeechAdapter(nn.Module):
             states = layer(states, src_key_padding_mask=~real)
         return self.out_norm(states.transpose(0, 1)) * real[..., None], lengths
 
+    def scores(self, frames: Tensor) -> Tensor:
+        """CTC scores [..., C] of aligned frames [..., H], the blank last."""
+        return F.linear(frames, self.head_rows(), self.ctc_head.bias)
+
+    def head_rows(self) -> Tensor:
+        """The CTC head's weight [C, H]: each token's own row and what its spelling adds; the sum is kept where nothing of it can change."""
+        if self.head_spelling is None:
+            return self.ctc_head.weight
+        if self.learns_alignment and (self.training or torch.is_grad_enabled()):
+            return self._spelt_rows()
+        sources = (self.ctc_head.weight, *self.head_spelling.parameters())
+        key = [(source.data_ptr(), source._version, source.device, source.dtype) for source in sources]
+        if self._kept_rows is None or self._kept_rows[0] != key:
+            with torch.no_grad(), torch.autocast(self.ctc_head.weight.device.type, enabled=False):
+                self._kept_rows = (key, self._spelt_rows())
+        return self._kept_rows[1]
+
+    def _spelt_rows(self, chosen: Tensor | None = None) -> Tensor:
+        rows = self.ctc_head.weight if chosen is None else self.ctc_head.weight[chosen]
+        if self.head_spelling is None:
+            return rows
+        return rows + self.head_spelling(chosen)
+
     def sampled_scores(self, frames: Tensor, spoken: Tensor, drawn: int) -> Tensor:
         """CTC scores over the tokens spoken in a batch and over a random draw of all, which stands for the others.
 
@@ -168,7 +210,7 @@ class SpeechAdapter(nn.Module):
         stands_for = torch.where(is_spoken[sample], IMPOSSIBLE, math.log(self.blank / drawn))
         chosen = torch.cat([spoken, sample, spoken.new_tensor([self.blank])])
         bias = self.ctc_head.bias[chosen] + F.pad(stands_for, (len(spoken), 1))
-        return F.linear(frames, self.ctc_head.weight[chosen], bias)
+        return F.linear(frames, self._spelt_rows(chosen), bias)
 
     def masked(self, features: Features) -> Tensor:
         """Features [B, F, D] with spans of frames and some channels of each clip set to zero."""

@@ -65,9 +65,19 @@ class SpeechLLM(nn.Module):
 
 def join_speech_llm(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
     """Encoder and language model with an untrained adapter between them, whose CTC emits `token_ids` [C-1]."""
+    return SpeechLLM(encoder, join_adapter(encoder, backbone, adapter, token_ids), backbone)
+
+
+def join_adapter(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechAdapter:
+    """An untrained adapter from the encoder's frames to the language model, whose CTC emits `token_ids` [C-1]."""
     with torch.no_grad():
         rows = backbone.embed(token_ids)
-    return SpeechLLM(encoder, SpeechAdapter(adapter, encoder.dim, token_ids, rows), backbone)
+    texts: list[str] = []
+    if adapter.spelling_channels:
+        texts = backbone.token_texts()
+        # Ids on the meta device have no values; an outline has all of them.
+        texts = texts if token_ids.is_meta else [texts[token] for token in token_ids.tolist()]
+    return SpeechAdapter(adapter, encoder.dim, token_ids, rows, texts)
 
 
 def splice(ids: Tensor, embedded: Tensor, vectors: Tensor, lengths: Tensor, clip_rows: Tensor) -> Prompted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 LETTERS = "abcdefghijklmnopqrstuvwxyz'0123456789.,!?-"
 PAD, START, OTHER = 0, 1, 2  # START marks a leading space: the token begins a word
 FIRST_LETTER = 3
+LETTERS_IN_GROUP = range(1, 5)
+LETTERS_READ = 16  # of a token; longer ones are rare
+GROUP_SCALE = 0.05
 
 
 def spell(texts: list[str], length: int) -> Tensor:
@@ -81,3 +86,37 @@ class SpellingReader(nn.Module):
         halves = torch.arange(states.shape[2], device=states.device)[None, None] < (count[:, :, None] / 2)
         pooled = torch.cat([(states * halves).sum(2), (states * ~halves).sum(2), states.sum(2) / count], dim=1)
         return self.out(pooled).reshape(*letters.shape[:-1], -1)
+
+
+class NgramRows(nn.Module):
+    """One vector per token: the sum of what its groups of letters are, by the square root of their number.
+
+    It takes so few operations that thousands of tokens are read at each step, and no group is known to one token alone.
+    Source: subword vectors of fastText, Bojanowski et al. 2017 (arXiv:1607.04606).
+    """
+
+    def __init__(self, texts: Sequence[str], channels: int, hidden_size: int) -> None:
+        """Args: texts: surface string of each token; channels: of each group of letters, before they become vectors."""
+        super().__init__()
+        groups = [letter_groups(text) for text in texts]
+        number = {group: place for place, group in enumerate(sorted({group for found in groups for group in found}), start=1)}
+        members = torch.zeros(len(texts), max(map(len, groups)), dtype=torch.int32)
+        for row, found in zip(members, groups):
+            row[: len(found)] = torch.tensor([number[group] for group in found], dtype=torch.int32)
+        self.register_buffer("members", members, persistent=False)
+        self.groups = nn.EmbeddingBag(len(number) + 1, channels, mode="sum", padding_idx=0)
+        self.out = nn.Linear(channels, hidden_size, bias=False)
+        # Rows as long as 1, which those of the CTC head are at their start; groups so small that Adam's steps change them soon.
+        nn.init.normal_(self.groups.weight, std=GROUP_SCALE)
+        nn.init.normal_(self.out.weight, std=1 / (GROUP_SCALE * (channels * hidden_size) ** 0.5))
+
+    def forward(self, tokens: Tensor | None = None) -> Tensor:
+        """Vectors [N, H] of tokens [N], or of all."""
+        members = self.members if tokens is None else self.members[tokens]
+        return self.out(self.groups(members) * (members > 0).sum(1, keepdim=True).rsqrt())
+
+
+def letter_groups(text: str) -> list[str]:
+    """The groups of one to four letters of a token, which starts with "^" where it begins a word and ends with "$"; case is dropped."""
+    marked = ("^" if text.startswith(" ") else "") + text.strip().lower()[:LETTERS_READ] + "$"
+    return [marked[start : start + size] for size in LETTERS_IN_GROUP for start in range(len(marked) - size + 1)]

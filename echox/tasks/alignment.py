@@ -17,6 +17,7 @@ from echox.encoders.base import ENCODERS, Encoder
 from echox.errors import ConfigError, ManifestError
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
+from echox.models.speech_llm import join_adapter
 from echox.signals import Batch, Features
 from echox.tasks.base import TASKS, Examples, Outline, StageContext, Task, TaskConfig, View, named_parts
 from echox.tasks.spoken import Clip, SpokenData, SpokenDataConfig, padded
@@ -118,10 +119,7 @@ class AlignmentTask(Task):
         encoder = ENCODERS.build(self.context.parts.encoder)
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         self.splits = {split: self._clips(split) for split in ("train", "valid")}
-        ids = self._token_ids()
-        with torch.no_grad():
-            rows = self.backbone.embed(ids)
-        return AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, rows))
+        return AlignmentModel(encoder, join_adapter(encoder, self.backbone, self.config.adapter, self._token_ids()))
 
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]
@@ -131,7 +129,7 @@ class AlignmentTask(Task):
         backbone = BACKBONES.entry_of(self.context.parts.backbone).implementation.outline(self.context.parts.backbone)
         with torch.device("meta"):
             ids = torch.arange(backbone.vocab_size)
-            model = AlignmentModel(encoder, SpeechAdapter(self.config.adapter, encoder.dim, ids, backbone.embed(ids)))
+            model = AlignmentModel(encoder, join_adapter(encoder, backbone, self.config.adapter, ids))
         notes = ["the language model gives its embeddings from the CPU's memory and is not on the GPU"]
         if not self.config.full_vocabulary:
             notes.append("CTC is counted over the whole vocabulary; it will be over the tokens of the training texts alone")
@@ -190,7 +188,7 @@ class AlignmentTask(Task):
         if model.training and self.config.drawn_tokens is not None:
             scores = model.adapter.sampled_scores(frames, batch.spoken, self.config.drawn_tokens)
             return SpelledOutputs(scores, lengths, batch.places, batch.target_lengths, spelling)
-        return SpelledOutputs(model.adapter.ctc_head(frames), lengths, batch.targets, batch.target_lengths, spelling)
+        return SpelledOutputs(model.adapter.scores(frames), lengths, batch.targets, batch.target_lengths, spelling)
 
     def score(self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         errors = tokens = 0

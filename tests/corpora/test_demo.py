@@ -192,6 +192,13 @@ def test_framed_questions_are_about_words_of_the_vocabulary_and_are_answered(hum
     assert all(words & set(plain_words(text)) for text in after - before) and any(row.answer.text for row in framed if row.answer.transcription not in before)
 
 
+def test_the_language_models_answers_are_heard_in_pieces(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, heard_answers=500), think_aloud, tokens)
+    heard = [row for row in rows_of(folder, ["heard.train.jsonl"]) if row.extra["kind"] == "answer"]
+    assert len(heard) == 15 and "Then more" in {row.answer.transcription for row in heard}
+    assert not any(row.answer.text for row in heard) and {row.extra["voice"] for row in heard} <= set(available_voices(Role.TRAIN))
+
+
 def test_numbers_are_heard_among_numbers(humming, tmp_path):
     folder = build_demo_corpus(config(tmp_path, number_takes=2), think_aloud, tokens)
     heard = " ".join(row.answer.transcription for row in rows_of(folder, ["heard.train.jsonl"]))

@@ -8,7 +8,7 @@ from echox.corpora.own_answers import OwnAnswers
 from echox.corpora.planner import open_questions
 from echox.corpora.splits import held_out_phrasings, split_questions
 from echox.corpora.templates import KINDS, all_facts
-from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, text_lines
+from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, spoken_pieces, text_lines
 from echox.data.text import contains_answer
 
 
@@ -50,6 +50,13 @@ def test_cleaning(text, cleaned):
 )
 def test_first_sentences(answer, sentence):
     assert first_sentence(answer, max_words=5) == sentence
+
+
+def test_pieces_of_a_text_can_be_spoken():
+    text = "Rain falls in 1969, and it is wet. 你好 there. It costs $5.\n1. One two three four five six seven eight nine. Yes!"
+    pieces = spoken_pieces(text, 6)
+    assert pieces == ["Rain falls in nineteen sixty", "nine, and it is wet.", "One two three four", "five six seven eight nine."]
+    assert spoken_pieces("", 6) == []
 
 
 def test_numbers():

@@ -106,6 +106,55 @@ def test_sampled_scores_estimate_the_loss_over_the_whole_vocabulary():
     assert torch.allclose(normalisers.mean(0), scores.logsumexp(-1).exp(), rtol=0.1)
 
 
+def spelled(texts=(" cat", " cart", "s", " dog", " dogs", " a", "t", " the", "ing")):
+    torch.manual_seed(0)
+    config = SpeechAdapterConfig(heads=4, spelling_channels=8)
+    return SpeechAdapter(config, 6, torch.arange(9), torch.randn(9, 16), texts).eval()
+
+
+def test_tokens_of_one_spelling_score_alike_beyond_their_own_rows():
+    model = spelled((" cat", " Cat", "cat", " dog", " dogs", " a", "t", " the", "ing"))
+    added = model.head_rows() - model.ctc_head.weight
+    assert torch.allclose(added[0], added[1]) and not torch.allclose(added[0], added[2])  # case is no sound; a word's beginning is told
+    assert torch.cosine_similarity(added[3], added[4], dim=0) > torch.cosine_similarity(added[3], added[7], dim=0) + 0.1
+    frames = torch.randn(2, 5, 16)
+    assert torch.allclose(model.scores(frames), frames @ model.head_rows().T + model.ctc_head.bias, atol=1e-5)
+    assert not torch.allclose(model.head_rows(), model.ctc_head.weight)
+    with torch.no_grad():
+        model.ctc_head.weight.zero_()
+    assert model.head_rows()[:8].std(0).mean() > 0.01  # by its letters alone a token is told from others
+
+
+def test_spelling_learns_and_what_was_kept_of_it_is_never_stale():
+    model, frames = spelled(), torch.randn(1, 4, 16)
+    with torch.no_grad():
+        first = model.scores(frames)
+        assert model.head_rows() is model.head_rows()  # computed once where nothing learns
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.train().sampled_scores(frames, torch.tensor([2, 5]), 4).logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.head_spelling.parameters())
+    optimiser.step()
+    with torch.no_grad():
+        second = model.eval().scores(frames)
+        assert not torch.allclose(first, second)
+    assert torch.allclose(second, model.scores(frames), atol=1e-6)  # with gradients: computed anew
+    copy = spelled()
+    with torch.no_grad():
+        copy.scores(frames)
+        copy.load_state_dict(model.state_dict())
+        assert torch.equal(copy.scores(frames), second)
+    model.freeze(alignment=True, look_back=True)
+    assert not model.learns and model.head_rows() is model.head_rows()
+
+
+def test_sampled_scores_read_the_spelling_of_what_they_draw():
+    model, frames, spoken = spelled(), torch.randn(1, 4, 16), torch.tensor([2, 5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randint", lambda size, shape, device: torch.arange(size))
+        sampled = model.sampled_scores(frames, spoken, 9)
+    assert torch.allclose(sampled.log_softmax(-1)[..., [0, 1, -1]], model.scores(frames).log_softmax(-1)[..., [2, 5, 9]], atol=1e-5)
+
+
 def test_autocast_may_choose_the_precision_of_what_is_expected():
     model, features = adapter(), Features(torch.randn(2, 30, 6), torch.tensor([30, 17]), 50.0)
     with torch.autocast("cpu", torch.bfloat16):
