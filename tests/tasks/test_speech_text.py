@@ -8,6 +8,7 @@ import torch
 
 import tiny_run
 
+from echox import checkpoint
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
 from echox.encoders.whisper import WhisperConfig
@@ -23,6 +24,7 @@ from echox.tasks.speech_text import (
     SpeechTextTask,
     SpeechTextTaskConfig,
     build_speech_llm,
+    learned_speech_llm,
     prompt_only,
     teacher_forced,
 )
@@ -36,6 +38,20 @@ def model():
     model = build_speech_llm(parts, SpeechAdapterConfig(heads=4), torch.arange(40)).eval()
     torch.nn.init.normal_(model.adapter.ctc_head.weight)
     return model
+
+
+def test_an_adapter_that_reads_spelling_comes_back_from_its_checkpoint(tmp_path):
+    parts = Parts(WhisperConfig(weights="random"), HubBackboneConfig(weights="random"), KMeansCodecConfig(folder="random"))
+    config, features = SpeechAdapterConfig(heads=4, spelling_channels=8), Features(torch.randn(1, 30, 32), torch.tensor([30]), 50.0)
+    torch.manual_seed(0)
+    before, after = (build_speech_llm(parts, config, torch.arange(64, 100)).eval() for _ in range(2))
+    learned = learned_speech_llm(before)
+    saved = checkpoint.load(checkpoint.save(tmp_path / "final", learned, {}))
+    with torch.no_grad():
+        assert not torch.equal(after.adapter(features).ctc_logits, before.adapter(features).ctc_logits)
+        checkpoint.fill(after, saved, set(learned))
+        assert torch.equal(after.adapter(features).ctc_logits, before.adapter(features).ctc_logits)
+    assert {"adapter.head_spelling.groups.weight", "adapter.head_spelling.out.weight"} <= set(learned)
 
 
 def batch_of(model, prompts, targets, features, clip_rows):
