@@ -4,6 +4,7 @@
     folder/unseen.test.jsonl                    capitals and sums that are trained in no phrasing
     folder/reworded.test.jsonl                  trained facts in phrasings of which no fact is trained in any
     folder/open.test.jsonl                      questions about the world, with answers to be scored by
+    folder/typed.train.jsonl                    sums and differences in writing
     folder/silent.{train,test}.jsonl            silence and noise
     folder/free.{train,valid,test}.jsonl        free English questions, with the language model's own answers
     folder/heard.train.jsonl                    for hearing alone: sentences, and the language model's words in random company
@@ -42,7 +43,7 @@ from echox.packages import OptionalPackage, require
 log = logging.getLogger(__name__)
 
 SUMMARY = "corpus.json"
-MANIFESTS = ("questions", "unseen", "reworded", "open", "silent", "free", "heard", "speech")  # each has a file per use
+MANIFESTS = ("questions", "unseen", "reworded", "open", "typed", "silent", "free", "heard", "speech")  # each has a file per use
 TEXTS = ("questions.txt", "sentences.txt", "open_questions.txt", "frames.txt")
 
 
@@ -136,7 +137,7 @@ def _present(rows: Iterable[Row]) -> list[Row]:
     """Rows whose clips were all recorded; a spoken answer that failed costs only itself."""
     kept = []
     for row in rows:
-        if row.turns[0].audio.exists():
+        if row.turns[0].audio is None or row.turns[0].audio.exists():
             turns = [item if item.audio is None or item.audio.exists() else dataclasses.replace(item, audio=None) for item in row.turns]
             kept.append(dataclasses.replace(row, turns=tuple(turns)))
     return kept
@@ -156,6 +157,6 @@ def _refuse_empty(planned: dict[str, list[Row]], spoken: dict[str, list[Row]], r
 
 def _counts(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """Rows, hours of the rows' own clips, kinds, and the manifest's fingerprint."""
-    hours = sum(duration_s(row.turns[0].audio) for row in rows) / 3600
+    hours = sum(duration_s(row.turns[0].audio) for row in rows if row.turns[0].audio is not None) / 3600
     kinds = dict(Counter(row.extra["kind"] for row in rows))
     return {"rows": len(rows), "hours": round(hours, 3), "kinds": kinds, "fingerprint": manifest_fingerprint(path)}

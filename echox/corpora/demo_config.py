@@ -13,6 +13,7 @@ from echox.errors import ConfigError
 NOT_NEGATIVE = (
     "test_questions",
     "unseen_facts",
+    "typed_numbers",
     "reworded_questions",
     "open_questions",
     "silent_clips",
@@ -59,6 +60,8 @@ class DemoCorpusConfig:
     """Capitals and sums that are trained in no phrasing, asked by test voices."""
     hide_names: bool = False
     """Leave out every text for training that names a country of `unseen_facts`, so that its name is never heard either."""
+    typed_numbers: int = 0
+    """Sums and differences up to a hundred that are asked in writing only, for the answers; those of `unseen_facts` are not among them."""
     reworded_questions: int = 0
     """Trained facts that test voices ask in phrasings of which no fact is trained in any; 0 for none."""
     open_questions: int = 0

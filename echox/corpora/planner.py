@@ -89,6 +89,7 @@ class Planner:
             manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
             manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
         manifests["open.test.jsonl"] = self._open_questions()
+        manifests["typed.train.jsonl"] = self._typed(splits)
         manifests["silent.train.jsonl"] = self._silent("train", config.scaled(config.silent_clips))
         manifests["silent.test.jsonl"] = self._silent("test", math.ceil(config.scaled(config.silent_clips) / 10))
         manifests["heard.train.jsonl"] = self._heard(words, splits, free)
@@ -133,6 +134,18 @@ class Planner:
             (voice,) = cast(question, self.test_voices, 1, self.config.seed)
             labels = {"kind": "open", "answer": answer, **origin(voice)}
             rows.append(self._row(f"open-{digest(question, 12)}", self.studio.clip(question, voice), question, "", labels))
+        return rows
+
+    def _typed(self, splits: Splits) -> list[Row]:
+        """Sums and differences in writing, each once; a sum is no harder to hear than its numbers, but harder to know."""
+        count = self.config.scaled(self.config.typed_numbers)
+        hidden = {ask.fact.topic for ask in splits.unseen}
+        facts = [fact.with_more() for fact in all_facts() if fact.kind == "number" and fact.topic not in hidden] if count else []
+        rng = random.Random(f"{self.config.seed} typed")
+        rows = []
+        for fact in rng.sample(facts, min(count, len(facts))):
+            turns = (Item(Role.USER, rng.choice(fact.phrasings)), Item(Role.ASSISTANT, fact.sentence))
+            rows.append(Row(f"typed-{fact.id}", turns, {"kind": fact.kind, "answer": fact.answer, "fact": fact.id}))
         return rows
 
     def _silent(self, use: str, count: int) -> list[Row]:

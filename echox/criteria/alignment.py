@@ -35,24 +35,22 @@ class AlignmentCriterion(Criterion):
         self.config = config
 
     def forward(self, outputs: AlignmentOutputs, batch: Batch) -> Loss:
-        losses = ctc_losses(outputs, counts_silence=True).sum()
+        losses = ctc_losses(outputs).sum()
         parts = {"ctc": (losses.detach(), outputs.target_lengths.sum())}
         if isinstance(outputs, SpelledOutputs) and self.config.spelling_weight:
-            spelling = ctc_losses(outputs.spelling, counts_silence=True).sum()
+            spelling = ctc_losses(outputs.spelling).sum()
             parts["spelling"] = (spelling.detach(), outputs.spelling.target_lengths.sum())
             losses = losses + self.config.spelling_weight * spelling
         return Loss(losses, batch.count, parts)
 
 
-def ctc_losses(outputs: AlignmentOutputs, *, counts_silence: bool = False) -> Tensor:
-    """Negative log-likelihood of each clip's targets [A]; 0 where a clip is too short for them.
-
-    Args:
-        outputs: scores and targets.
-        counts_silence: a clip without targets is one in which nobody speaks, and is to be blank throughout; else its loss is 0, for its
-            words are not known.
-    """
+def ctc_losses(outputs: AlignmentOutputs) -> Tensor:
+    """Negative log-likelihood of each clip's targets [A], of a silent clip's that all frames are blank; 0 where a clip has no targets for
+    another reason, or is too short for them."""
+    if not len(outputs.targets):
+        return outputs.ctc_logits.float().sum((1, 2))
     log_probs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
     blank = outputs.ctc_logits.shape[2] - 1
     losses = F.ctc_loss(log_probs, outputs.targets, outputs.frame_lengths, outputs.target_lengths, blank=blank, reduction="none", zero_infinity=True)
-    return losses if counts_silence else torch.where(outputs.target_lengths > 0, losses, 0.0)
+    counted = outputs.target_lengths > 0
+    return torch.where(counted if outputs.silent is None else counted | outputs.silent, losses, 0.0)

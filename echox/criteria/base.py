@@ -64,6 +64,7 @@ class AlignmentOutputs(Outputs):
     frame_lengths: Tensor  # [A]
     targets: Tensor  # [A, S] indices into C, right-padded
     target_lengths: Tensor  # [A]; 0 where nothing is known of what was said
+    silent: Tensor | None = field(default=None, kw_only=True)  # bool [A], True where it is known that nobody speaks
 
 
 @dataclass(frozen=True, slots=True)

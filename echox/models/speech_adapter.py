@@ -148,11 +148,12 @@ class SpeechAdapter(nn.Module):
         return self.ctc_head.weight.requires_grad
 
     def forward(self, features: Features) -> AdaptedSpeech:
-        """Adapt features [B, F, D]; a row's result depends on its own frames only."""
-        frames, lengths = self.align(features)
+        """Adapt features [B, F, D]; a row's result depends on its own frames only. No clips, as in a batch of questions in writing, give none."""
+        B = len(features.values)
+        frames, lengths = self.align(features if B else one_silent_clip(features))
         logits = self.scores(frames)
         vectors, kept = self.shrink(frames, logits, lengths)
-        return AdaptedSpeech(logits, lengths, vectors, kept)
+        return AdaptedSpeech(logits[:B], lengths[:B], vectors[:B], kept[:B])
 
     def align(self, features: Features) -> tuple[Tensor, Tensor]:
         """Features [B, F, D] -> aligned frames [B, F / stack, H] and their lengths."""
@@ -245,6 +246,12 @@ class SpeechAdapter(nn.Module):
         spoken = expected.new_zeros(B, N, H)
         spoken[heard] = expected
         return run_means(spoken, run, L) + looked, kept
+
+
+def one_silent_clip(features: Features) -> Features:
+    """A clip of one frame, for layers that take no batch without rows."""
+    values, lengths = features.values, features.lengths
+    return Features(values.new_zeros(1, 1, values.shape[2]), lengths.new_ones(1), features.rate_hz)
 
 
 def runs(best: Tensor, real: Tensor, dropped: int | None) -> tuple[Tensor, Tensor]:

@@ -105,5 +105,8 @@ def splice(ids: Tensor, embedded: Tensor, vectors: Tensor, lengths: Tensor, clip
         flat = out.reshape(B * (P + 1), H)
         index = (clip_rows[:, None] * (P + 1) + at).reshape(-1)
         out = flat.index_copy(0, index, vectors.reshape(A * L, H).to(out.dtype)).reshape(B, P + 1, H)
+    else:
+        # Nothing is added, but what made the vectors has its gradient, of zeros, which ranks that train together wait for.
+        out = out + vectors.sum().to(out.dtype)
     mask = torch.arange(P, device=ids.device)[None] < total[:, None]
     return Prompted(out[:, :P] * mask[..., None], mask, starts)

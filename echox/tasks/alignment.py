@@ -58,6 +58,7 @@ class AlignmentBatch(Batch):
     places: Tensor  # [A, S] the place of each target in `spoken`
     spelling: Tensor  # [A, Y] bytes
     spelling_lengths: Tensor  # [A]
+    silent: Tensor  # bool [A], True where nobody speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +180,17 @@ class AlignmentTask(Task):
             places=padded([[place[token] for token in target] for target in targets], 0),
             spelling=padded([clip.spelling for clip in examples], 0),
             spelling_lengths=torch.tensor([len(clip.spelling) for clip in examples]),
+            silent=torch.tensor([not clip.spelling for clip in examples]),
         )
 
     def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> SpelledOutputs:
         frames, lengths = model.adapter.align(batch.features)
         spelled, spelled_lengths = model.spell(frames, lengths)
-        spelling = AlignmentOutputs(spelled, spelled_lengths, batch.spelling, batch.spelling_lengths)
+        spelling = AlignmentOutputs(spelled, spelled_lengths, batch.spelling, batch.spelling_lengths, silent=batch.silent)
         if model.training and self.config.drawn_tokens is not None:
             scores = model.adapter.sampled_scores(frames, batch.spoken, self.config.drawn_tokens)
-            return SpelledOutputs(scores, lengths, batch.places, batch.target_lengths, spelling)
-        return SpelledOutputs(model.adapter.scores(frames), lengths, batch.targets, batch.target_lengths, spelling)
+            return SpelledOutputs(scores, lengths, batch.places, batch.target_lengths, spelling, silent=batch.silent)
+        return SpelledOutputs(model.adapter.scores(frames), lengths, batch.targets, batch.target_lengths, spelling, silent=batch.silent)
 
     def score(self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         errors = tokens = 0

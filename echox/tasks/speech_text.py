@@ -345,9 +345,9 @@ def collate_conversations(examples: Sequence[Conversation], data: SpokenData, in
         labels=labels,
         prompt_lengths=torch.tensor([len(row.prompt) for row in examples]),
         features=data.features([clip for row in examples for clip in row.clips]),
-        clip_rows=torch.tensor([number for number, row in enumerate(examples) for _ in row.clips]),
+        clip_rows=torch.tensor([number for number, row in enumerate(examples) for _ in row.clips], dtype=torch.int64),
         ctc_targets=padded(said, 0),
-        ctc_lengths=torch.tensor([len(tokens) for tokens in said]),
+        ctc_lengths=torch.tensor([len(tokens) for tokens in said], dtype=torch.int64),
         answers=tuple(row.answer for row in examples),
         shared=common_prefix(ids),
     )

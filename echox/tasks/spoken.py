@@ -151,7 +151,7 @@ class SpokenData(SpokenRows):
         """
         self.cache = ArrayCache(self.folder, f"{encoder.fingerprint()}-{name_of(bf16)}")
         self._encode = partial(_encoded, encoder, bf16)
-        self.rate_hz, self.sample_rate_hz = encoder.frame_rate_hz, encoder.rate_hz
+        self.rate_hz, self.sample_rate_hz, self.dim = encoder.frame_rate_hz, encoder.rate_hz, encoder.dim
         online = self.augmentation is not None and self.config.augmentation.changes_sound
         if online:
             log.warning("augmentation changes how clips sound, so training encodes them at every step instead of once; caches hold the others")
@@ -194,6 +194,8 @@ class SpokenData(SpokenRows):
         Raises:
             ConfigError: clips would have to be encoded on a GPU in a process that loads data.
         """
+        if not clips:
+            return Features(torch.zeros(0, 1, self.dim), torch.zeros(0, dtype=torch.int64), self.rate_hz)
         drawn = [clip for clip in clips if isinstance(clip, DrawnClip)]
         plain = [clip.audio if isinstance(clip, DrawnClip) else clip for clip in clips]
         keys = list(map(clip_key, plain))

@@ -199,6 +199,16 @@ def test_the_language_models_answers_are_heard_in_pieces(humming, tmp_path):
     assert not any(row.answer.text for row in heard) and {row.extra["voice"] for row in heard} <= set(available_voices(Role.TRAIN))
 
 
+def test_typed_numbers_are_asked_in_writing_and_hidden_ones_are_not(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, kinds=["number"], facts_by_kind={"number": 900}, typed_numbers=400_000, unseen_facts=200), think_aloud, tokens)
+    rows = read_manifest(folder / "typed.train.jsonl").rows
+    hidden = {row.extra["fact"] for row in read_manifest(folder / "unseen.test.jsonl").rows}
+    facts = {fact.id: fact for fact in all_facts() if fact.kind == "number"}
+    assert len(rows) > 0.9 * len(facts) and hidden and hidden.isdisjoint(row.extra["fact"] for row in rows)
+    assert all(row.question.audio is None and row.question.text in facts[row.extra["fact"]].with_more().phrasings for row in rows)
+    assert all(row.answer.text == facts[row.extra["fact"]].sentence for row in rows)
+
+
 def test_numbers_are_heard_among_numbers(humming, tmp_path):
     folder = build_demo_corpus(config(tmp_path, number_takes=2), think_aloud, tokens)
     heard = " ".join(row.answer.transcription for row in rows_of(folder, ["heard.train.jsonl"]))

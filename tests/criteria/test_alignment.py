@@ -1,5 +1,7 @@
 """CTC losses: clips that cannot be aligned cost nothing."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 
@@ -31,9 +33,10 @@ def test_clips_without_words_or_too_short_for_them_cost_nothing():
 
 def test_where_nobody_speaks_all_frames_are_to_be_blank():
     logits = torch.randn(2, 4, 6, requires_grad=True)
-    losses = ctc_losses(outputs(logits, [4, 3], [[1, 2], [0, 0]], [2, 0]), counts_silence=True)
+    heard = dataclasses.replace(outputs(logits, [4, 3], [[1, 2], [0, 0]], [2, 0]), silent=torch.tensor([False, True]))
+    losses = ctc_losses(heard)
     assert torch.allclose(losses[1], -logits[1, :3].log_softmax(-1)[:, 5].sum())
-    assert AlignmentCriterion(AlignmentConfig())(outputs(logits, [4, 3], [[1, 2], [0, 0]], [2, 0]), Batch(("a", "b"), 2)).total == losses.sum()
+    assert AlignmentCriterion(AlignmentConfig())(heard, Batch(("a", "b"), 2)).total == losses.sum()
     losses[1].backward()
     assert logits.grad[1, :3, 5].lt(0).all() and logits.grad[1, 3].eq(0).all()
 

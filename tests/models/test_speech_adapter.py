@@ -44,6 +44,14 @@ def test_rows_depend_on_their_own_frames_only():
     assert torch.allclose(batch.ctc_logits[1, :9], alone.ctc_logits[0], atol=1e-4)
 
 
+def test_no_clips_make_no_vectors_and_every_part_has_a_gradient():
+    model = adapter().train()
+    none = model(Features(torch.zeros(0, 1, 6), torch.zeros(0, dtype=torch.int64), 50.0))
+    assert none.ctc_logits.shape == (0, 1, 10) and none.vectors.shape[0] == len(none.lengths) == len(none.frame_lengths) == 0
+    (none.vectors.sum() + none.ctc_logits.sum()).backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_ctc_tokens_merge_repeats_and_drop_blanks():
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 1, 3, 1, 2, 0]]), 4).float()
     assert ctc_tokens(logits, torch.tensor([5])) == [[1, 1, 2]]

@@ -11,11 +11,14 @@ import tiny_run
 from echox import checkpoint
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
+from echox.criteria.base import CRITERIA
+from echox.criteria.speech_text import SpeechTextConfig
+from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
 from echox.encoders.whisper import WhisperConfig
 from echox.models.decoding import greedy_text
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
-from echox.signals import Features
+from echox.signals import Batch, Features
 from echox.tasks.base import Parts, StageContext
 from echox.tasks.echo import answer_states
 from echox.tasks.frozen_states import StatesBatch
@@ -161,6 +164,27 @@ def test_training_from_kept_states_is_training_from_the_clips(tmp_path):
     assert float(sum(gradient.abs().sum() for gradient in gradients)) > 0
     # Validation and audits go on hearing clips.
     assert isinstance(task.collate([task.examples("valid").at(0, 0)]), SpeechTextBatch)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_look_back": True, "train_alignment": True}])
+def test_questions_in_writing_are_learned_too(tmp_path, changes):
+    tiny_run.write_questions(tmp_path, "spoken", 2)
+    answer = Item(Role.ASSISTANT, "It is a number.")
+    typed = [Row(f"typed-{number}", (Item(Role.USER, f"What is {number}?"), answer), {}) for number in range(3)]
+    write_manifest(tmp_path / "asked.jsonl", [*read_manifest(tmp_path / "spoken.jsonl").rows, *typed])
+    task, model = frozen_task(tmp_path, **changes)
+    train = task.examples("train")
+    written = [number for number in range(len(train)) if not train[number].clips]
+    assert len(train) == 5 and len(written) == 3
+    for chosen in (written, range(5)):
+        plain, kept = [train[number] for number in chosen], [train.at(number, 0) for number in chosen]
+        outputs = [task.forward(model, task.collate(rows)) for rows in (plain, kept)]
+        if not changes:
+            assert torch.allclose(outputs[0].text_logits, outputs[1].text_logits, atol=1e-5)
+        loss = CRITERIA.build(SpeechTextConfig())(outputs[0], Batch((), 1)).total
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_kept_states_are_made_anew_for_another_adapter_or_clip(tmp_path):
