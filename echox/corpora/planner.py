@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.own_answers import OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
-from echox.corpora.splits import Ask, Splits, evenly, split_questions, spread
+from echox.corpora.splits import Ask, Splits, country_of, evenly, split_questions, spread
 from echox.corpora.studio import Studio, cast, digest, is_program, voices_of
 from echox.corpora.templates import KINDS, Fact, all_facts, capitalised
 from echox.corpora.vocabulary import in_random_company, other_words
@@ -44,7 +44,7 @@ class Names:
 
     def __init__(self, facts: Sequence[Fact]) -> None:
         """Args: facts: those that are never trained; of capitals the country is kept out, of others nothing."""
-        names = (fact.id.partition("-")[2].replace("_", " ") for fact in facts if fact.template == "capital")
+        names = (country_of(fact) for fact in facts if fact.template == "capital")
         self._names = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names) or r"(?!)", re.IGNORECASE)
 
     def __contains__(self, text: str) -> bool:

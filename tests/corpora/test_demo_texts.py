@@ -6,7 +6,7 @@ import pytest
 
 from echox.corpora.own_answers import OwnAnswers
 from echox.corpora.planner import open_questions
-from echox.corpora.splits import held_out_phrasings, split_questions
+from echox.corpora.splits import country_of, held_out_phrasings, split_questions
 from echox.corpora.templates import KINDS, all_facts
 from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, spoken_pieces, text_lines
 from echox.data.text import contains_answer
@@ -115,6 +115,12 @@ def test_splits_share_no_question_and_spread_over_kinds():
     hidden = {ask.fact.topic for ask in splits.unseen}
     assert hidden.isdisjoint(ask.fact.topic for ask in (*splits.train, *splits.valid, *splits.test))
     assert splits == split_questions(all_facts(), test=160, valid=60, unseen=30, seed=3) != split_questions(all_facts(), test=160, valid=60, unseen=30, seed=4)
+
+
+def test_a_country_is_hidden_only_where_no_other_question_names_it():
+    hidden = {country_of(ask.fact) for ask in split_questions(all_facts(), test=0, valid=1, unseen=5_000, seed=1).unseen if ask.fact.template == "capital"}
+    assert len(hidden) > 180 and {"mongolia", "democratic republic of the congo", "papua new guinea"} <= hidden
+    assert hidden.isdisjoint({"republic of the congo", "guinea", "singapore"})
 
 
 def test_each_phrasing_is_held_out_about_equally_often():
