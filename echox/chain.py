@@ -121,7 +121,7 @@ def _take_restored(frozen: Mapping[str, Any], clock: StepClock, step: str) -> No
 def _make_corpus(recipe: Recipe, device: torch.device) -> None:
     """The corpus: made by the first rank, found ready by the others."""
     language_model = _LanguageModel(recipe, device, uses_bf16(Precision.auto, device))
-    build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts)
+    build_demo_corpus(recipe.corpus, language_model.answers, language_model.token_texts, overwrite=recipe.overwrite)
 
 
 def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:

@@ -151,13 +151,15 @@ class StepClock:
         """Write down what the step cost; what an earlier run had done of it counts as it did then."""
         costs = StepCosts(self.path)
         before = costs.steps.get(self.step.name)
-        took_s = time.monotonic() - self.began_s
-        pace = self._pace(before)
+        if before is None and self.step.left == 0:
+            return  # it took nothing now, and what it took then is not known
         if before is None or (self.is_whole and self.phases and self.step.left == 1.0):
-            cost = StepCost(took_s, self.step.work, self.phases)
+            # Of a phase that an earlier run had begun, all of it.
+            beside_s = time.monotonic() - self.began_s - self.spent_s
+            cost = StepCost(beside_s + sum(phase.seconds for phase in self.phases.values()), self.step.work, self.phases)
         else:
             cost = _corrected(before, self.phases)
-        costs.keep(self.step.name, cost, pace)
+        costs.keep(self.step.name, cost, self._pace(before))
 
     def _pace(self, before: StepCost | None) -> tuple[float, float]:
         """Seconds of phases that ran before too, and what they took then for as many units."""

@@ -68,9 +68,11 @@ def test_what_a_bar_says_of_all(tmp_path, now):
     assert clock_of(tmp_path / "none.json", plan(), 1).left_in_all("encoding", 0.0, 16.0) == ""
 
 
-def test_an_interrupted_step_that_goes_on_is_counted_whole(tmp_path, now):
+@pytest.mark.parametrize("ran_before", [True, False])
+def test_an_interrupted_step_that_goes_on_is_counted_whole(tmp_path, now, ran_before):
     path = tmp_path / "costs.json"
-    run(path, now)
+    if ran_before:
+        run(path, now)
     with step_of(clock_of(path, plan(left=0.2), 2)):
         with Bar("training", 100, initial=80, shows=False) as bar:
             now[0] += 40
@@ -85,6 +87,13 @@ def test_what_was_found_done_keeps_its_cost(tmp_path, now):
         skip()
         now[0] += 1
     assert StepCosts(path).steps["data"].seconds == 50
+
+
+def test_of_what_was_found_done_before_any_cost_is_known_none_is_kept(tmp_path, now):
+    path = tmp_path / "costs.json"
+    with step_of(clock_of(path, plan(left=0.0), 2)):
+        now[0] += 1
+    assert "train" not in StepCosts(path).steps
 
 
 def test_a_step_that_failed_leaves_no_cost_and_a_damaged_file_holds_none(tmp_path, now):

@@ -44,11 +44,16 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "corpus.json"
 MANIFESTS = ("questions", "unseen", "reworded", "open", "typed", "silent", "free", "heard", "speech")  # each has a file per use
+NEUTRAL = ("folder", "workers")  # fields of the config that decide nothing of what is made
 TEXTS = ("questions.txt", "sentences.txt", "open_questions.txt", "frames.txt")
 
 
 def build_demo_corpus(
-    config: DemoCorpusConfig, answer_questions: AnswerQuestions | None = None, token_texts: TokenTexts | None = None
+    config: DemoCorpusConfig,
+    answer_questions: AnswerQuestions | None = None,
+    token_texts: TokenTexts | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Speak and write the corpus, or find it built; safe to kill and call again.
 
@@ -57,10 +62,12 @@ def build_demo_corpus(
         answer_questions: (questions, seed or None for greedy) -> the language model's whole answers; None leaves the free
             questions' answers empty, so that they serve the transcription alone.
         token_texts: () -> the language model's tokens, whose words are spoken too; None leaves them out.
+        overwrite: make a whole corpus again that was made otherwise.
     Returns:
         the folder.
     Raises:
-        AssetError: a voice could not be had and a manifest would be empty, or the folder cannot be written.
+        AssetError: a voice could not be had and a manifest would be empty, the folder holds a whole corpus that was made otherwise,
+            or it cannot be written.
         ConfigError: the machine has no voice of some role. PackageError: what a voice needs is not installed.
     """
     folder = Path(config.folder)
@@ -69,6 +76,8 @@ def build_demo_corpus(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not is_built(folder, fingerprint):
+                if not overwrite:
+                    _refuse_other(folder, config)
                 _build(folder, fingerprint, config, answer_questions, token_texts)
     except OSError as error:
         raise AssetError(f"the corpus folder {folder} could not be written: {error.strerror or error}") from error
@@ -77,9 +86,24 @@ def build_demo_corpus(
 
 def corpus_fingerprint(config: DemoCorpusConfig, *, with_own_answers: bool, with_words: bool) -> str:
     """What the corpus depends on: the config but for its folder and workers, the texts, and this machine's voices."""
-    plain = {key: value for key, value in to_plain(config).items() if key not in ("folder", "workers")}
+    plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
     texts = [[dataclasses.astuple(fact) for fact in all_facts()], *map(text_lines, TEXTS)]
     return digest([REVISION, plain, texts, voices_by_use(config), with_own_answers, with_words])
+
+
+def _refuse_other(folder: Path, config: DemoCorpusConfig) -> None:
+    """Leave alone a whole corpus that was made otherwise: of what runs have learned from it, nothing else could be said any more."""
+    try:
+        before = json.loads((folder / SUMMARY).read_text("utf-8"))["config"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return
+    now = json.loads(json.dumps(to_plain(config)))
+    names = [f"corpus.{name} {before.get(name)} -> {value}" for name, value in now.items() if name not in NEUTRAL and before.get(name) != value]
+    raise AssetError(
+        f"the corpus in {folder} was made otherwise ({', '.join(names) or 'from other texts, or by other voices'}), and runs may have learned "
+        "from it; set corpus.folder to another folder, make it again with overwrite=true (outside a recipe: delete the folder), or go back to "
+        "the old settings"
+    )
 
 
 def corpus_packages(config: DemoCorpusConfig) -> list[OptionalPackage]:

@@ -51,7 +51,7 @@ class DemoCorpusConfig:
     clips_per_question: int = 2
     """Training voices in which each training question is spoken; the synthesisers take turns."""
     clips_by_kind: dict[str, float] = field(default_factory=dict)
-    """The same for the templates' questions of some kinds (capital, arithmetic, day, month, general); 0.5 speaks every second one."""
+    """The same for the templates' questions of some `kinds`; 0.5 speaks every second one."""
     test_questions: int = 160
     """Held-out phrasings of trained facts, asked by test voices; 0 for none."""
     valid_questions: int = 60
@@ -59,7 +59,7 @@ class DemoCorpusConfig:
     unseen_facts: int = 30
     """Capitals and sums that are trained in no phrasing, asked by test voices."""
     hide_names: bool = False
-    """Leave out every text for training that names a country of `unseen_facts`, so that its name is never heard either."""
+    """Leave out every text for training, spoken answers included, that names a country of `unseen_facts`."""
     typed_numbers: int = 0
     """Sums and differences up to a hundred that are asked in writing only, for the answers; those of `unseen_facts` are not among them."""
     reworded_questions: int = 0
@@ -91,7 +91,8 @@ class DemoCorpusConfig:
     words_per_clip: int = 7
     """Words in such a clip."""
     backbone: str = "smollm2-135m-instruct"
-    """Language model whose own answers are used; only a label here, so that another model's answers are not taken for its."""
+    """Language model whose own answers and words are used; only a label here, so that another model's are not taken for its. A recipe
+    that may run with several sets `${backbone.weights}`."""
     answered_questions: int | None = None
     """Free training questions that the language model answers at most; the others serve transcription alone. Null answers all."""
     sampled_answers: int = 0
@@ -123,6 +124,9 @@ class DemoCorpusConfig:
                     raise ConfigError(f"{name} has no kind {kind!r}{near(kind, KINDS)}; kinds are {', '.join(KINDS)}")
         if not self.kinds:
             raise ConfigError(f"kinds is empty; name at least one of {', '.join(KINDS)}")
+        for kind, count in self.facts_by_kind.items():
+            if count < 1:
+                raise ConfigError(f"facts_by_kind.{kind} must be at least 1, and is {count}; leave the kind out of kinds to have none")
         for kind, clips in self.clips_by_kind.items():
             if not (0 < clips < 1 or clips >= 1 and clips == int(clips)):
                 raise ConfigError(f"clips_by_kind.{kind} is {clips}; use a whole number, or a share between 0 and 1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +12,14 @@ from typing import Any, NamedTuple
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.own_answers import OwnAnswers
 from echox.corpora.speech_texts import Line, Pool, choose_speech
-from echox.corpora.splits import Ask, Splits, country_of, evenly, split_questions, spread
+from echox.corpora.splits import Ask, Splits, evenly, names_of, pattern_of, split_questions, spread
 from echox.corpora.studio import Studio, cast, digest, is_program, voices_of
 from echox.corpora.templates import KINDS, Fact, all_facts, capitalised
 from echox.corpora.vocabulary import in_random_company, other_words
 from echox.corpora.voices import Role as Use
-from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, spoken_pieces, text_lines
+from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, plain_words, spoken_pieces, text_lines
 from echox.data.manifest import NO_SPEECH, Item, Role, Row
+from echox.errors import ConfigError
 
 HUNDRED = 100
 PIECE_WORDS = 14  # some five seconds
@@ -44,8 +44,7 @@ class Names:
 
     def __init__(self, facts: Sequence[Fact]) -> None:
         """Args: facts: those that are never trained; of capitals the country is kept out, of others nothing."""
-        names = (country_of(fact) for fact in facts if fact.template == "capital")
-        self._names = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names) or r"(?!)", re.IGNORECASE)
+        self._names = pattern_of(name for fact in facts if fact.template == "capital" for name in names_of(fact))
 
     def __contains__(self, text: str) -> bool:
         return self._names.search(text) is not None
@@ -76,6 +75,11 @@ class Planner:
             "reworded": config.reworded_questions,
         }
         splits = split_questions(facts, seed=config.seed, **{name: config.scaled(count) for name, count in counts.items()})
+        if not splits.valid:
+            raise ConfigError(
+                f"the corpus would have no question to validate on: {len(facts)} facts of the kinds {', '.join(config.kinds)} are too few; "
+                "add kinds, or raise facts_by_kind or share"
+            )
         if config.hide_names:
             self.hidden = Names([ask.fact for ask in splits.unseen])
         words = [word for word in words if word not in self.hidden]
@@ -141,10 +145,12 @@ class Planner:
         count = self.config.scaled(self.config.typed_numbers)
         hidden = {ask.fact.topic for ask in splits.unseen}
         facts = [fact.with_more() for fact in all_facts() if fact.kind == "number" and fact.topic not in hidden] if count else []
+        held_out = {plain_words(ask.text) for ask in splits.held_out}
         rng = random.Random(f"{self.config.seed} typed")
         rows = []
         for fact in rng.sample(facts, min(count, len(facts))):
-            turns = (Item(Role.USER, rng.choice(fact.phrasings)), Item(Role.ASSISTANT, fact.sentence))
+            question = rng.choice([phrasing for phrasing in fact.phrasings if plain_words(phrasing) not in held_out])
+            turns = (Item(Role.USER, question), Item(Role.ASSISTANT, fact.sentence))
             rows.append(Row(f"typed-{fact.id}", turns, {"kind": fact.kind, "answer": fact.answer, "fact": fact.id}))
         return rows
 
@@ -195,8 +201,7 @@ class Planner:
         """Sentences, pieces of the language model's answers, and words in random company, each by a training voice."""
         config = self.config
         questions = [ask.text for ask in splits.train] + free.train
-        sentences = [text for text in self._sentences() if text not in self.hidden]
-        texts = [("sentence", text) for text in sentences[: config.scaled(config.heard_sentences)]]
+        texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
         texts += [("answer", text) for text in self._answer_pieces(free) if text not in self.hidden]
         rare = other_words(questions, words) if config.rare_word_takes else []
         numbers = list(map(number_words, range(HUNDRED + 1)))
@@ -219,7 +224,7 @@ class Planner:
         return list(dict.fromkeys(pieces))[: self.config.scaled(self.config.heard_answers)]
 
     def _sentences(self) -> list[str]:
-        return sample_share(cleaned("sentences.txt"), self.config, "sentences")
+        return [text for text in sample_share(cleaned("sentences.txt"), self.config, "sentences") if text not in self.hidden]
 
     def _free(
         self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, answered: int | None = None, augmented: bool
@@ -240,12 +245,12 @@ class Planner:
             return {}
         whole = self.own_answers.to(questions, seed)
         firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
-        return {question: first for question, first in firsts if first is not None}
+        return {question: first for question, first in firsts if first is not None and first not in self.hidden}
 
     def _speech(self, facts: Sequence[Fact], splits: Splits, free: FreeTexts) -> dict[str, list[Row]]:
-        seeds = (None, *range(self.config.sampled_answers))
+        seeds, unseen = (None, *range(self.config.sampled_answers)), {ask.fact.topic for ask in splits.unseen}
         pool = Pool(
-            answers=[fact.sentence for fact in facts],
+            answers=[fact.sentence for fact in facts if fact.topic not in unseen],
             own_answers=[answer for seed in seeds for answer in self._answers(free.train[: self.config.answered_questions], seed).values()],
             reserved_answers=list(self._answers(free.test).values()),
             sentences=self._sentences(),

@@ -35,51 +35,64 @@ class Splits:
     unseen: tuple[Ask, ...]  # of facts never trained in any phrasing
     reworded: tuple[Ask, ...] = ()  # of trained facts, in phrasings that no fact is trained in
 
+    @property
+    def held_out(self) -> tuple[Ask, ...]:
+        """All that is asked, but never in training."""
+        return (*self.valid, *self.test, *self.unseen, *self.reworded)
+
 
 def split_questions(facts: Sequence[Fact], *, test: int, valid: int, unseen: int, reworded: int = 0, seed: int) -> Splits:
     """Take one phrasing of every fact out of training, and a few facts altogether.
 
     Args:
         facts: what may be asked.
-        test, valid: held-out phrasings wanted in each, spread over the kinds; no fact is in both.
+        test, valid: held-out phrasings wanted in each, spread over the kinds, which share those of a kind that has too few; no fact
+            is in both.
         unseen: capitals and sums never trained; facts that would give them away leave training with them.
         reworded: reserved phrasings of trained facts wanted, spread over the kinds that have some.
     """
     held_out = held_out_phrasings(facts, random.Random(f"{seed} phrasings"))
     # Whoever hears of the Democratic Republic of the Congo hears of the Republic of the Congo.
     named = [fact for fact in facts if fact.template in ("capital", "general")]
-    may_hide = [fact for fact in facts if fact.template == "plus" or (fact.template == "capital" and not says_its_answer(fact))]
+    may_hide = [fact for fact in facts if fact.template in ("plus", "capital") and not says_its_answer(fact)]
     may_hide = [fact for fact in may_hide if fact.template == "plus" or not is_named_by_others(fact, named)]
     hidden = spread(may_hide, unseen, random.Random(f"{seed} unseen"))
     hidden_topics = {fact.topic for fact in hidden}
     known = [fact for fact in facts if fact.topic not in hidden_topics]
-    # A question that says its own answer, as of the capital of Singapore, tests nothing.
+    # A question that says its own answer, as of the capital of Singapore or of six minus three, tests nothing.
     telling = [fact for fact in known if not says_its_answer(fact)]
     chosen = spread(telling, test + valid, random.Random(f"{seed} test"))
-    # Turns are taken by kind, so a prefix and the rest are both spread over the kinds.
     asked = [Ask(fact, held_out[fact.id]) for fact in chosen]
+    validated = evenly(asked, valid, test + valid) or asked[-1:]
+    tested = [ask for ask in asked if ask not in validated]
     train = [Ask(fact, number) for fact in known for number in range(len(fact.phrasings)) if number != held_out[fact.id]]
     hidden_asked = tuple(Ask(fact, held_out[fact.id]) for fact in hidden)
     rng = random.Random(f"{seed} reworded")
     others = spread([fact for fact in telling if fact.reserved], reworded, rng)
     reworded_asked = tuple(Ask(fact, len(fact.phrasings) + rng.randrange(len(fact.reserved))) for fact in others)
-    return Splits(tuple(train), tuple(asked[test:]), tuple(asked[:test]), hidden_asked, reworded_asked)
+    return Splits(tuple(train), tuple(validated), tuple(tested), hidden_asked, reworded_asked)
 
 
 def says_its_answer(fact: Fact) -> bool:
-    """Whether it asks for a capital that has its country's name."""
-    return fact.template == "capital" and contains_answer(fact.phrasings[0], fact.answer)
+    """Whether the answer stands in the question, and so in any answer that repeats the question."""
+    return any(contains_answer(way, fact.answer) for way in fact.ways)
 
 
-def country_of(fact: Fact) -> str:
-    """The country whose capital a fact is, in small letters and without its article."""
-    return fact.id.partition("-")[2].replace("_", " ")
+def names_of(fact: Fact) -> list[str]:
+    """The country whose capital a fact is, in small letters and without its article; of Antigua and Barbuda each."""
+    country = fact.id.partition("-")[2].replace("_", " ").removeprefix("country of ")
+    return [name.removeprefix("the ") for name in country.split(" and ")]
+
+
+def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
+    """What finds any of some names as whole words; of no name nothing."""
+    return re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names) or r"(?!)", re.IGNORECASE)
 
 
 def is_named_by_others(fact: Fact, others: Iterable[Fact]) -> bool:
-    """Whether a question of another fact holds the country's name."""
-    name = re.compile(rf"\b{re.escape(country_of(fact))}\b", re.IGNORECASE)
-    return any(name.search(phrasing) for other in others if other.id != fact.id for phrasing in other.phrasings)
+    """Whether a question of another fact holds a name of the country."""
+    names = pattern_of(names_of(fact))
+    return any(names.search(phrasing) for other in others if other.id != fact.id for phrasing in other.phrasings)
 
 
 def held_out_phrasings(facts: Iterable[Fact], rng: random.Random) -> dict[str, int]:
@@ -104,6 +117,6 @@ def spread(facts: Iterable[Fact], count: int, rng: random.Random) -> list[Fact]:
     return [fact for fact in in_turn if fact is not None][:count]
 
 
-def evenly(asks: list[Ask], share: float) -> list[Ask]:
-    """A share of the questions, every so many of them, so that a fact keeps its share of phrasings."""
-    return [ask for number, ask in enumerate(asks) if int((number + 1) * share) > int(number * share)]
+def evenly(asks: list[Ask], part: float, whole: float = 1) -> list[Ask]:
+    """part / whole of the questions, every so many of them, so that every fact or kind keeps its share."""
+    return [ask for number, ask in enumerate(asks) if (number + 1) * part // whole > number * part // whole]

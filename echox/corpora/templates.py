@@ -24,7 +24,7 @@ class Fact:
     id: str
     kind: str  # one of KINDS
     phrasings: tuple[str, ...]  # ways to ask
-    answer: str  # what counts, in few words: "Paris"; other spellings after " | "
+    answer: str  # what counts, in few words: "Paris"; what counts as well after " | ", other spellings and second capitals
     sentence: str  # what is said: "The capital of France is Paris."
     more: tuple[str, ...] = ()  # further ways to ask, where a corpus takes them
     reserved: tuple[str, ...] = ()  # ways to ask that no fact of its template is trained in
@@ -33,6 +33,11 @@ class Fact:
     def template(self) -> str:
         """The family whose phrasings it shares: "capital", "plus" ... """
         return self.id.split("-")[0]
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """All ways to ask, trained or not."""
+        return (*self.phrasings, *self.more, *self.reserved)
 
     @property
     def topic(self) -> tuple[str, ...]:
@@ -322,7 +327,7 @@ def capitals() -> Iterator[Fact]:
 
 
 def rare_capitals() -> Iterator[Fact]:
-    """The countries that `capitals` leaves out, with the spellings that count as right beside the usual one."""
+    """The countries that `capitals` leaves out, with what counts as right beside the usual name: other spellings, second capitals."""
     for line in text_lines("rare_capitals.txt"):
         country, city, *others = line.split("\t")
         fact = CAPITAL.fact(f"capital-{slug(country)}", city, country=country)

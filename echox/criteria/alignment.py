@@ -52,5 +52,10 @@ def ctc_losses(outputs: AlignmentOutputs) -> Tensor:
     log_probs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
     blank = outputs.ctc_logits.shape[2] - 1
     losses = F.ctc_loss(log_probs, outputs.targets, outputs.frame_lengths, outputs.target_lengths, blank=blank, reduction="none", zero_infinity=True)
-    counted = outputs.target_lengths > 0
-    return torch.where(counted if outputs.silent is None else counted | outputs.silent, losses, 0.0)
+    return torch.where(counted(outputs), losses, 0.0)
+
+
+def counted(outputs: AlignmentOutputs) -> Tensor:
+    """Bool [A], True for clips of which is known what is said, or that nothing is."""
+    is_known = outputs.target_lengths > 0
+    return is_known if outputs.silent is None else is_known | outputs.silent

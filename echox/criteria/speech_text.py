@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from echox.criteria.alignment import ctc_losses
+from echox.criteria.alignment import counted, ctc_losses
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, SpeechTextOutputs
 from echox.signals import Batch, Loss
 
@@ -35,7 +35,7 @@ class SpeechTextCriterion(Criterion):
         labels = correct.new_tensor(outputs.text_labels.numel())
         parts = {"text": (text.detach(), labels), "accuracy": (correct, labels)}
         if outputs.counts_ctc:
-            clips = (outputs.target_lengths > 0).sum()
+            clips = counted(outputs).sum()
             ctc = (ctc_losses(outputs) / outputs.target_lengths.clamp(min=1)).sum()
             total = text + self.config.ctc_weight * batch.count * ctc / clips.clamp(min=1)
             parts["ctc"] = (ctc.detach(), clips)

@@ -19,7 +19,7 @@ from echox.data.audio_ref import Audio, audio_ref
 from echox.data.id_hashes import hash_of
 from echox.data.lines import chunks_of, records_of
 from echox.data.row_reader import Broken, Headers, RowReader, id_of, parsed
-from echox.data.rows import Item, Role, Row, spoken_pairs
+from echox.data.rows import Item, Role, Row, is_silent, spoken_pairs
 from echox.errors import ConfigError, SignalError
 
 # Rows of a .json list handed to a process at once.
@@ -175,7 +175,8 @@ def measure_row(row: Row, line: int, seconds: Sequence[float], settings: Measure
             said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
             clip = _clip(item, length_s, letters_in(said), settings, number)
             found.clips.append(clip)
-            found.findings += [Finding(kind, f"item {number}: {reason}") for kind, reason in _against(clip, settings.limits)]
+            against = _against(clip, settings.limits, may_be_silent=is_silent(row, item))
+            found.findings += [Finding(kind, f"item {number}: {reason}") for kind, reason in against]
     _against_units(found, settings.limits)
     found.findings += [Finding("transcript", reason) for name, value in found.errors if (reason := too_wrong(name, value, settings.limits))]
     return found
@@ -267,20 +268,27 @@ def _content_hash(audio: Audio) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _against(clip: ClipMeasure, limits: RowLimits) -> Iterable[tuple[str, str]]:
+def _against(clip: ClipMeasure, limits: RowLimits, *, may_be_silent: bool) -> Iterable[tuple[str, str]]:
     if clip.seconds < limits.min_s or clip.seconds > limits.max_s:
         yield "duration", f"the clip has {clip.seconds:.2f} s; {limits.min_s:g} to {limits.max_s:g} are wanted"
     if 0 < clip.rate_hz < limits.min_rate_hz:
         yield "rate", f"the clip has {clip.rate_hz} Hz; at least {limits.min_rate_hz} are wanted"
-    if clip.loudest_dbfs < limits.quietest_dbfs:
-        yield "silence", f"the clip's loudest 20 ms have {clip.loudest_dbfs:.0f} dBFS; at least {limits.quietest_dbfs:g} are wanted"
-    elif clip.silence > limits.max_silence:
-        yield "silence", f"{100 * clip.silence:.0f} % of the clip are silent; at most {100 * limits.max_silence:g} % are wanted"
+    if not may_be_silent and (reason := _too_silent(clip, limits)):
+        yield "silence", reason
     if clip.clipped > limits.max_clipped:
         yield "clipping", f"{100 * clip.clipped:.2f} % of the samples stand at full scale; at most {100 * limits.max_clipped:g} % are wanted"
     if clip.letters > limits.max_letters_per_s * max(clip.seconds, 1e-3):
         rate = clip.letters / max(clip.seconds, 1e-3)
         yield "transcript", f"its words would be {rate:.0f} letters a second; at most {limits.max_letters_per_s:g} are said"
+
+
+def _too_silent(clip: ClipMeasure, limits: RowLimits) -> str:
+    """Why a clip cannot be speech, or ""."""
+    if clip.loudest_dbfs < limits.quietest_dbfs:
+        return f"the clip's loudest 20 ms have {clip.loudest_dbfs:.0f} dBFS; at least {limits.quietest_dbfs:g} are wanted"
+    if clip.silence > limits.max_silence:
+        return f"{100 * clip.silence:.0f} % of the clip are silent; at most {100 * limits.max_silence:g} % are wanted"
+    return ""
 
 
 def _against_units(found: RowMeasure, limits: RowLimits) -> None:

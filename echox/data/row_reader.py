@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.data.audio_ref import Audio, AudioRef, audio_ref, byte_range
-from echox.data.rows import LONGEST_S, Item, Role, Row, stated_seconds
+from echox.data.rows import LONGEST_S, NO_SPEECH, Item, Role, Row, stated_seconds
 from echox.errors import SignalError
 
 _ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
@@ -122,6 +122,8 @@ class RowReader:
         items = record.get("conversations")
         if not isinstance(items, list) or not items:
             raise Broken("the row has no list 'conversations' with at least one item")
+        if not isinstance(record.get(NO_SPEECH, False), bool):
+            raise Broken(f"{NO_SPEECH} is a {json_type(record[NO_SPEECH])}; it must be true or false")
         turns = [self._item(number, item) for number, item in enumerate(items, start=1)]
         row = Row(row_id, tuple(item for item, _ in turns), {key: value for key, value in record.items() if key not in ("id", "conversations")})
         return ReadRow(row, tuple(seconds for _, seconds in turns))

@@ -106,9 +106,14 @@ def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Audio, str]]:
         if item.audio is None or (item.role is Role.ASSISTANT and not answers):
             continue
         said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said or (row.extra.get(NO_SPEECH) and item.role is Role.USER):
+        if said or is_silent(row, item):
             pairs.append((item.audio, said))
     return pairs
+
+
+def is_silent(row: Row, item: Item) -> bool:
+    """Whether it is known that nobody speaks in an item's clip."""
+    return row.extra.get(NO_SPEECH, False) and item.role is Role.USER
 
 
 def stated_seconds(item: Item) -> float | None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+SCALES = ("hundred", "thousand")
+NUMBERS = frozenset((*ONES, *TENS, *SCALES))
 
 
 def words_of(text: str) -> list[str]:
@@ -34,6 +36,8 @@ def number_words(number: int) -> str:
 def contains_answer(text: str, answer: str) -> bool:
     """Whether the answer's words stand next to each other in the text (the rule of DPR and UltraEval-Audio, numbers spelled out).
 
+    A number counts whole: "twenty three" answers neither "twenty" nor "three".
+
     Args:
         text: what was said.
         answer: what counts; several that count alike are parted by "|".
@@ -43,7 +47,22 @@ def contains_answer(text: str, answer: str) -> bool:
 
 
 def _contains(words: list[str], wanted: list[str]) -> bool:
-    return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+    N = len(wanted)
+    places = (i for i in range(len(words) - N + 1) if words[i : i + N] == wanted)
+    return N > 0 and any(not _is_cut_from_a_number(words, i, i + N) for i in places)
+
+
+def _is_cut_from_a_number(words: list[str], begin: int, end: int) -> bool:
+    """Whether the word before words[begin:end], or the one after it, belongs to the same number."""
+    before, after = words[begin - 1 : begin + 1] if begin else [], words[end - 1 : end + 1]
+    return any(len(pair) == 2 and _are_one_number(*pair) for pair in (before, after))
+
+
+def _are_one_number(left: str, right: str) -> bool:
+    """Whether two words in a row are of one number: twenty three, two hundred, hundred five."""
+    if left in TENS[2:] and right in ONES[1:10]:
+        return True
+    return (left in SCALES and right in NUMBERS) or (left in NUMBERS and right in SCALES)
 
 
 def edit_distance(left: Sequence, right: Sequence) -> int:

@@ -20,9 +20,9 @@ class EvaluateConfig:
     out_dir: str | None = None
     """Folder of the report; null takes `report` in the run's folder."""
     spoken_rows: int = 64
-    """Test questions whose answers are spoken and transcribed, drawn by `seed`; text is scored on all rows."""
+    """Questions of each section whose answers are spoken and transcribed, drawn by `seed`; text is scored on all rows."""
     typed_rows: int = 32
-    """Questions that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
+    """Questions of each section that are also typed to the language model, drawn by `seed`, to see what it knows without ears."""
     free_rows: int = 40
     """Free questions, drawn by `seed`; 0 leaves their section out."""
     open_rows: int = 300

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from echox import checkpoint
 from echox.backbones.base import BACKBONES
-from echox.config import neutral
+from echox.config import neutral, to_plain
 from echox.criteria.base import SpeechTextOutputs
+from echox.data.manifest import NO_SPEECH
 from echox.data.text import contains_answer
 from echox.encoders.base import ENCODERS
 from echox.errors import CheckpointError, ManifestError
@@ -74,6 +75,7 @@ class SpeechTextBatch(Batch):
     ctc_lengths: Tensor  # [A]
     answers: tuple[str, ...]  # short gold answers, "" where the manifest has none
     shared: int = 0  # ids at the front that all rows have in common
+    silent: Tensor | None = None  # bool [A], True where it is known that nobody speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Conversation:
     clips: tuple[Clip, ...]
     said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
     answer: str
+    silent: bool = False  # whether it is known that nobody speaks in its clips
 
 
 class Conversations(Examples):
@@ -206,7 +209,8 @@ class SpeechTextTask(Task):
         prompt, target, clips = conversation_ids(self.backbone, row)
         said = [following.transcription for item, following in zip(row.turns, row.turns[1:]) if item.audio is not None and item.audio in clips]
         tokens = tuple(tuple(self.backbone.tokenize(text)) for text in said)
-        return Conversation(row.id, tuple(prompt), tuple(target), tuple(clips), tokens, str(row.extra.get("answer", "")))
+        answer, silent = str(row.extra.get("answer", "")), bool(row.extra.get(NO_SPEECH))
+        return Conversation(row.id, tuple(prompt), tuple(target), tuple(clips), tokens, answer, silent)
 
     def learned(self, model: SpeechLLM) -> dict[str, Tensor]:
         return learned_speech_llm(model)
@@ -235,6 +239,8 @@ class SpeechTextTask(Task):
             "encoder": model.encoder.fingerprint(),
             "backbone": model.backbone.fingerprint(),
             "layers": model.backbone.frozen_layers(),
+            # Settings of the adapter that change its vectors and no weight.
+            "adapter": to_plain(self.config.adapter),
             "bf16": self.context.bf16,
         }
         self.states = FrozenStates(self.context.cache_dir / "frozen_states", makers)
@@ -276,6 +282,7 @@ class SpeechTextTask(Task):
             target_lengths=batch.ctc_lengths,
             text_logits=model.backbone.logits(hidden[labels]),
             text_labels=batch.labels[labels],
+            silent=batch.silent,
             counts_ctc=model.adapter.learns_alignment or not model.training,
         )
 
@@ -350,6 +357,7 @@ def collate_conversations(examples: Sequence[Conversation], data: SpokenData, in
         ctc_lengths=torch.tensor([len(tokens) for tokens in said], dtype=torch.int64),
         answers=tuple(row.answer for row in examples),
         shared=common_prefix(ids),
+        silent=torch.tensor([row.silent for row in examples for _ in row.clips], dtype=torch.bool),
     )
 
 

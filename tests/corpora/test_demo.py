@@ -151,8 +151,12 @@ def test_names_of_hidden_countries_are_never_heard_in_training(humming, tmp_path
     unseen = [row.extra for row in read_manifest(folder / "unseen.test.jsonl").rows]
     assert {label["kind"] for label in unseen} == {"capital", "rare_capital", "number"}
     countries = {label["fact"].partition("-")[2].replace("_", " ") for label in unseen if "capital" in label["kind"]}
-    heard = [f" {' '.join(plain_words(row.answer.transcription))} " for row in rows_of(folder, TRAIN)]
-    assert countries and not any(f" {country} " in text for country in countries for text in heard)
+    rows = rows_of(folder, [*TRAIN, "speech.train.jsonl"])
+    texts = [f" {' '.join(plain_words(text))} " for row in rows for text in (row.answer.transcription, row.answer.text)]
+    assert countries and not any(f" {country} " in text for country in countries for text in texts)
+    assert {label["answer"].partition(" | ")[0] for label in unseen if "capital" in label["kind"]}.isdisjoint(
+        row.answer.text.rpartition(" is ")[2].rstrip(".") for row in rows
+    )
 
 
 def test_reworded_questions_ask_trained_facts_in_words_of_no_training_question(humming, tmp_path):
@@ -200,8 +204,12 @@ def test_the_language_models_answers_are_heard_in_pieces(humming, tmp_path):
 
 
 def test_typed_numbers_are_asked_in_writing_and_hidden_ones_are_not(humming, tmp_path):
-    folder = build_demo_corpus(config(tmp_path, kinds=["number"], facts_by_kind={"number": 900}, typed_numbers=400_000, unseen_facts=200), think_aloud, tokens)
+    counts = {"facts_by_kind": {"number": 4_000}, "clips_by_kind": {"number": 0.1}, "typed_numbers": 400_000}
+    tests = {"unseen_facts": 200, "test_questions": 1_500, "reworded_questions": 200, "free_questions": False}
+    folder = build_demo_corpus(config(tmp_path, kinds=["number"], **counts, **tests))
     rows = read_manifest(folder / "typed.train.jsonl").rows
+    held_out = rows_of(folder, ["questions.test.jsonl", "questions.valid.jsonl", "unseen.test.jsonl", "reworded.test.jsonl"])
+    assert {row.question.text for row in rows}.isdisjoint(row.answer.transcription for row in held_out)
     hidden = {row.extra["fact"] for row in read_manifest(folder / "unseen.test.jsonl").rows}
     facts = {fact.id: fact for fact in all_facts() if fact.kind == "number"}
     assert len(rows) > 0.9 * len(facts) and hidden and hidden.isdisjoint(row.extra["fact"] for row in rows)
@@ -285,12 +293,17 @@ def test_template_answers_are_heard_too(corpus):
     assert all(row.answer.audio and row.extra["answer"].lower() in row.answer.text.lower() for row in rows)
 
 
-def test_a_built_corpus_is_left_alone_and_another_config_builds_another(corpus, humming, tmp_path):
+def test_a_built_corpus_is_left_alone_and_another_config_builds_another_where_told(corpus, humming, tmp_path):
     folder = shutil.copytree(corpus, tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     build_demo_corpus(config(folder), think_aloud, tokens)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-    build_demo_corpus(config(folder, clips_per_question=1), think_aloud, tokens)
+    with pytest.raises(AssetError, match=r"copy was made otherwise \(corpus.clips_per_question 2 -> 1\), and runs may have learned from it; .*overwrite=true"):
+        build_demo_corpus(config(folder, clips_per_question=1), think_aloud, tokens)
+    with pytest.raises(AssetError, match="made otherwise .from other texts, or by other voices.,"):
+        build_demo_corpus(config(folder), think_aloud)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    build_demo_corpus(config(folder, clips_per_question=1), think_aloud, tokens, overwrite=True)
     fewer = set(folder.rglob("*.flac"))
     assert fewer < set(before) and all(path.stat().st_mtime_ns == before[path] for path in fewer)
 
@@ -326,7 +339,7 @@ def test_without_a_language_model_free_questions_serve_transcription(humming, tm
 
 def test_free_questions_can_be_left_out_and_leave_nothing_behind(corpus, humming, tmp_path):
     folder = shutil.copytree(corpus, tmp_path / "copy")
-    build_demo_corpus(config(folder, free_questions=False), think_aloud)
+    build_demo_corpus(config(folder, free_questions=False), think_aloud, overwrite=True)
     assert {path.name for path in folder.glob("*.jsonl") if path.name.startswith(("free", "unseen"))} == {"unseen.test.jsonl"}
     assert len(json.loads((folder / "corpus.json").read_text())["manifests"]) == 8
 
@@ -351,7 +364,7 @@ def test_without_test_questions_no_test_voice_is_needed(mute, tmp_path):
     assert {path.name for path in tmp_path.glob("*.test.jsonl")} == {"speech.test.jsonl"}
 
 
-@pytest.mark.parametrize("field, value", [("share", 0.0), ("share", 1.5), ("clips_per_question", 0), ("workers", 0), ("speech_hours", -1.0)])
+@pytest.mark.parametrize("field, value", [("share", 0.0), ("share", 1.5), ("clips_per_question", 0), ("workers", 0), ("speech_hours", -1.0), ("facts_by_kind", {"day": 0})])
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         DemoCorpusConfig(**{field: value})

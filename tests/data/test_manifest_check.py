@@ -56,6 +56,13 @@ FAULTS = [
 ]
 
 
+def test_silence_is_no_fault_where_nobody_is_to_speak(folder):
+    asked = {"from": "user", "value": "", "audio": "silent.wav"}
+    silent = [{"id": f"s{number}", "no_speech": said, "conversations": [asked, {"from": "assistant", "value": "Again?"}]} for number, said in enumerate((True, False))]
+    report = check(write(folder, silent))
+    assert [finding.line for finding in report.examples["silence"]] == [2]
+
+
 def write(folder, rows):
     path = folder / "m.jsonl"
     path.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in rows) + "\n")

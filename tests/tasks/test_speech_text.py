@@ -121,12 +121,9 @@ def frozen_task(tmp_path, **changes):
     if not manifest.exists():
         tiny_run.write_questions(tmp_path, "asked", 5)
     backbone = HubBackboneConfig(weights="random", lora=LoraConfig(rank=4, top_layers=1, dropout=0.0))
-    settings = {"train_alignment": False, "train_look_back": False, **changes}
-    config = SpeechTextTaskConfig(
-        data=SpokenDataConfig(train=[str(manifest)], valid=[str(manifest)]),
-        adapter=SpeechAdapterConfig(heads=4, dropout=0.5, time_masks=2, channel_dropout=0.5),
-        **settings,
-    )
+    adapter = SpeechAdapterConfig(heads=4, dropout=0.5, time_masks=2, channel_dropout=0.5)
+    settings = {"adapter": adapter, "train_alignment": False, "train_look_back": False, **changes}
+    config = SpeechTextTaskConfig(data=SpokenDataConfig(train=[str(manifest)], valid=[str(manifest)]), **settings)
     context = StageContext(
         parts=Parts(WhisperConfig(weights="random"), backbone, None),
         seed=1,
@@ -197,6 +194,35 @@ def test_kept_states_are_made_anew_for_another_adapter_or_clip(tmp_path):
     tiny_run.save_audio(clip, tiny_run.noise(99, 0.7), tiny_run.RATE_HZ)
     recorded, _ = frozen_task(tmp_path)
     assert set(recorded.keys) != set(task.keys)
+
+
+def test_kept_states_are_those_of_the_adapter_s_settings(tmp_path):
+    """Of settings too that change what it makes of a clip and no weight."""
+    makers = set()
+    for settings in ({}, {"expected_text": False, "keep_blanks": True}):
+        task, model = frozen_task(tmp_path, adapter=SpeechAdapterConfig(heads=4, **settings))
+        makers.add(task.states.cache.fingerprint)
+        train = task.examples("train")
+        plain, kept = (task.forward(model, task.collate([row])).text_logits for row in (train[0], train.at(0, 0)))
+        assert torch.allclose(plain, kept, atol=2e-2)
+    assert len(makers) == 2
+
+
+def test_a_clip_without_speech_is_taught_to_be_blank_wherever_the_adapter_learns(tmp_path):
+    tiny_run.write_questions(tmp_path, "spoken", 2)
+    spoken, other = read_manifest(tmp_path / "spoken.jsonl").rows
+    question, answer = other.turns
+    silent = Row("silent", (question, Item(Role.ASSISTANT, answer.text)), {"no_speech": True})
+    unknown = Row("unknown", silent.turns, {})
+    write_manifest(tmp_path / "asked.jsonl", [spoken, silent, unknown])
+    task, model = frozen_task(tmp_path, train_alignment=True)
+    rows = {row.row_id: row for row in map(task.examples("train").__getitem__, range(3))}
+    losses = {}
+    for name in ("silent", "unknown"):
+        batch = task.collate([rows[name]])
+        losses[name] = CRITERIA.build(SpeechTextConfig())(task.forward(model, batch), batch)
+    assert [float(count) for _, count in (loss.parts["ctc"] for loss in losses.values())] == [1, 0]
+    assert losses["silent"].total > losses["unknown"].total
 
 
 @pytest.mark.parametrize("changes", [{"train_look_back": True}, {"train_alignment": True}])
