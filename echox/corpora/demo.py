@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections import Counter
@@ -87,8 +88,13 @@ def build_demo_corpus(
 def corpus_fingerprint(config: DemoCorpusConfig, *, with_own_answers: bool, with_words: bool) -> str:
     """What the corpus depends on: the config but for its folder and workers, the texts, and this machine's voices."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
-    texts = [[dataclasses.astuple(fact) for fact in all_facts()], *map(text_lines, TEXTS)]
-    return digest([REVISION, plain, texts, voices_by_use(config), with_own_answers, with_words])
+    return digest([REVISION, plain, _texts(), voices_by_use(config), with_own_answers, with_words])
+
+
+@functools.cache
+def _texts() -> str:
+    """A digest of all that may be said."""
+    return digest([*map(repr, all_facts()), *map(text_lines, TEXTS)])
 
 
 def _refuse_other(folder: Path, config: DemoCorpusConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -309,6 +310,7 @@ MONTH_NUMBER = Template(
 )
 
 
+@functools.cache
 def all_facts() -> tuple[Fact, ...]:
     """Every fact of the demo, in a fixed order."""
     small = (*capitals(), *sums(), *differences(), *days(), *months(), *general_knowledge())

@@ -89,11 +89,12 @@ def test_a_text_is_kept_until_a_file_changes(run):
     assert run("info") == (0, first, [])
 
     ear.write_text(EAR.format(name="ear", doc="Hears better."))
-    (run.work / "plugins" / "nose.py").write_text(EAR.format(name="nose", doc="Smells."))
     _, second, _ = run("info")
-    assert "Hears better." in second and "Smells." in second and run("info") == (0, second, [])
+    assert "Hears better." in second and run("info") == (0, second, [])
+    (run.work / "plugins" / "nose.py").write_text(EAR.format(name="nose", doc="Smells."))
     recipe.write_text("doc: Everyone's.")
-    assert "Everyone's." in run("info")[1]
+    third = run("info")[1]
+    assert "Smells." in third and "Everyone's." in third
 
 
 def test_a_line_is_completed_from_what_was_offered_before(run):

@@ -29,8 +29,7 @@ from echox.errors import ConfigError
 from echox.number_format import number_format
 
 def writes(path): Path(path).write_text(str(os.getpid()))
-def counts_threads(path): Path(path).write_text(str(torch.get_num_threads()))
-def tells_number_format(path): Path(path).write_text(repr(number_format()))
+def tells(path): Path(path).write_text(f"{os.getpid()} {torch.get_num_threads()} {number_format()!r}")
 def refuses(): raise ConfigError("nothing here")
 def fills_the_disk(): raise OSError(28, "No space left on device", "here")
 def is_interrupted(): raise Interrupted(15)
@@ -94,18 +93,6 @@ def work(tmp_path, monkeypatch):
     sys.modules.pop("work", None)
 
 
-def test_it_works_elsewhere(work, tmp_path):
-    in_own_process(work.writes, str(tmp_path / "pid"))
-    assert int((tmp_path / "pid").read_text()) != os.getpid()
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_it_has_the_threads_of_its_parent(work, tmp_path, threads, set_threads):
-    set_threads(threads)
-    in_own_process(work.counts_threads, str(tmp_path / "threads"))
-    assert int((tmp_path / "threads").read_text()) == threads
-
-
 @pytest.mark.parametrize(
     ("function", "error", "holds"),
     [
@@ -125,15 +112,18 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     assert ("ValueError: a bug" in capfd.readouterr().err) == (function == "has_a_bug")
 
 
-def test_it_multiplies_in_its_parents_number_format_and_measures_nothing(work, tmp_path, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_it_computes_as_its_parent_does_and_measures_nothing(work, tmp_path, monkeypatch, set_threads, threads):
     monkeypatch.delenv(VARIABLE, raising=False)
+    set_threads(threads)
     before, parents = adopted(), NumberFormat(False, "measurement", 12.0, 3.0, "a processor")
     adopt(parents)
     try:
-        in_own_process(work.tells_number_format, str(tmp_path / "told"))
+        in_own_process(work.tells, str(tmp_path / "told"))
     finally:
         adopt(before)
-    assert (tmp_path / "told").read_text() == repr(parents)
+    pid, there, number_format = (tmp_path / "told").read_text().split(" ", 2)
+    assert int(pid) != os.getpid() and (int(there), number_format) == (threads, repr(parents))
 
 
 def test_ranks_form_a_world_and_share_the_threads(work, tmp_path, set_threads):
