@@ -28,6 +28,7 @@ from echox.models.unit_loop.text_speech import decoder_loop
 from echox.signals import Features, Units
 
 USER = "user"
+MAX_TOKENS = 64  # of an answer's text, where nothing else is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Answer:
     rate_hz: int = 0
     timings_s: dict[str, float] = field(default_factory=dict)  # seconds of each part, for the whole batch
     batch: int = 1  # rows that shared those seconds
+    is_cut: bool = False  # whether the text reached the most tokens it may have before its end
 
     @property
     def seconds(self) -> float:
@@ -91,6 +93,7 @@ def answers_of(
     text_of: Callable[[Sequence[int]], str],
     codec: Codec | None,
     clock: Clock,
+    max_tokens: int,
 ) -> list[Answer]:
     """The answers of a batch, from each row's tokens, what was heard as tokens, and its units with their samples."""
     return [
@@ -105,6 +108,7 @@ def answers_of(
             rate_hz=0 if samples is None else codec.rate_hz,
             timings_s=clock.seconds,
             batch=len(said),
+            is_cut=len(tokens) >= max_tokens,
         )
         for tokens, listened, (units, samples) in zip(said, heard, sounds, strict=True)
     ]
@@ -179,7 +183,7 @@ class Voice:
 class Answerer:
     """Hears questions and answers them, aloud where it has a voice."""
 
-    def __init__(self, model: EchoModel | SpeechLLM, codec: Codec | None, *, max_tokens: int = 64, bf16: bool | None = None) -> None:
+    def __init__(self, model: EchoModel | SpeechLLM, codec: Codec | None, *, max_tokens: int = MAX_TOKENS, bf16: bool | None = None) -> None:
         self.echo = model if isinstance(model, EchoModel) else None
         self.speech_llm = model.speech_llm if isinstance(model, EchoModel) else model
         self.backbone = self.speech_llm.backbone
@@ -241,7 +245,10 @@ class Answerer:
         else:
             sounds = list(zip(*Speaker(self.codec, self.bf16).sound(words, clock)))
         ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
-        return answers_of(ids, self._heard(questions, speech), sounds, lambda row: self.backbone.detokenize(list(row)), self.codec, clock)
+        return answers_of(ids, self._heard(questions, speech), sounds, self._text_of, self.codec, clock, self.max_tokens)
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return self.backbone.detokenize(list(ids))
 
     def _listen(self, clips: Sequence[Tensor], clock: Clock) -> AdaptedSpeech:
         """Clips of all rows -> adapted speech, on the device."""

@@ -8,13 +8,13 @@ import torch
 
 from echox.checkpoint import Checkpoint
 from echox.device import device_named, multiplies_bf16_fast
-from echox.generation.answering import Answerer, Voice
+from echox.generation.answering import MAX_TOKENS, Answerer, Voice
 from echox.generation.restoring import backbone_of, check_codec, codec_of, echo_of, load_stage, speech_llm_of, voice_of
 from echox.number_format import recorded
 
 
 def load_answerer(
-    folder: str | Path, *, device: str = "auto", codec_folder: str | None = None, max_tokens: int = 64, bf16: bool | None = None
+    folder: str | Path, *, device: str = "auto", codec_folder: str | None = None, max_tokens: int = MAX_TOKENS, bf16: bool | None = None
 ) -> Answerer:
     """Everything an echo or s2t checkpoint needs to answer; s2t answers in text alone.
 

@@ -16,10 +16,10 @@ from echox.backbones.base import Turn
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
 from echox.data.manifest import Item, Manifest, Problem, Role, Row, examine_manifest, manifest_fingerprint, spelled_units
 from echox.errors import ConfigError, EchoxError, SignalError
-from echox.generation.answering import Answer, Answerer, Question
+from echox.generation.answering import MAX_TOKENS, Answer, Answerer, Question
 from echox.generation.live_run import PIPE, answer_live, refuse_output
 from echox.generation.loading import load_answerer
-from echox.generation.published import PublishedAnswerer, load_published_answerer
+from echox.generation.published import RELEASE_TOKENS, PublishedAnswerer, load_published_answerer
 from echox.generation.records import ANSWERS, Records
 from echox.models.segmenting import SegmentsConfig
 from echox.models.published.folder import is_release, weights_fingerprint
@@ -48,8 +48,8 @@ class GenerateConfig:
     """Folder of a manifest's answers: answers.jsonl and wavs/."""
     batch_size: int = 16
     """Rows answered at once."""
-    max_tokens: int = 64
-    """Text tokens of an answer at most."""
+    max_tokens: int | None = None
+    """Text tokens of an answer at most; null takes 512 for a published folder and 64 for others."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda or cuda:N."""
     codec_folder: str | None = None
@@ -69,8 +69,16 @@ class GenerateConfig:
         if self.manifest and (self.stream or self.output == PIPE):
             raise ConfigError("a stream is of one answer, and a manifest has many; give input=question.wav, or leave out stream=true and output=-")
         for name in ("batch_size", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, and is {value}")
+
+    @property
+    def limit(self) -> int:
+        """Text tokens of an answer at most, from this checkpoint."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return RELEASE_TOKENS if is_release(self.checkpoint) else MAX_TOKENS
 
 
 def generate(config: GenerateConfig) -> int:
@@ -91,8 +99,8 @@ def generate(config: GenerateConfig) -> int:
 
 def _load(config: GenerateConfig) -> Answerer | PublishedAnswerer:
     if is_release(config.checkpoint):
-        return load_published_answerer(config.checkpoint, device=config.device, encoder_folder=config.encoder_folder, max_tokens=config.max_tokens)
-    return load_answerer(config.checkpoint, device=config.device, codec_folder=config.codec_folder, max_tokens=config.max_tokens)
+        return load_published_answerer(config.checkpoint, device=config.device, encoder_folder=config.encoder_folder, max_tokens=config.limit)
+    return load_answerer(config.checkpoint, device=config.device, codec_folder=config.codec_folder, max_tokens=config.limit)
 
 
 def _generate_one(config: GenerateConfig) -> int:
@@ -106,7 +114,8 @@ def _generate_one(config: GenerateConfig) -> int:
     answerer = _load(config)
     with waiting("answering"):
         answer = answerer.answer([load_audio(config.input, answerer.rate_hz)])[0]
-    print(f"heard:    {answer.heard}\nanswered: {answer.text}")
+    cut = f" (cut at {config.limit} tokens; raise max_tokens to read on)" if answer.is_cut else ""
+    print(f"heard:    {answer.heard}\nanswered: {answer.text}{cut}")
     if not answerer.speaks:
         print("not spoken: the checkpoint has no voice; give one of stage echo, or an EchoX folder, to hear the answer", file=sys.stderr)
         return 0
@@ -133,7 +142,7 @@ def _origin(config: GenerateConfig) -> dict[str, Any]:
     return {
         "checkpoint": weights_fingerprint(folder) if is_release(folder) else checkpoint.fingerprint(folder),
         "manifest": manifest_fingerprint(config.manifest),
-        "max_tokens": config.max_tokens,
+        "max_tokens": config.limit,
     }
 
 
@@ -215,6 +224,7 @@ def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[st
         "id": row.id,
         "line": line,
         "text": outcome.text,
+        "cut": "text" if outcome.is_cut else None,
         "heard": outcome.heard,
         "units": spelled_units(outcome.units, outcome.codebooks),
         "audio": audio,
@@ -234,7 +244,7 @@ def _id_of(problem: Problem) -> str:
 
 
 def _failed(row_id: str, line: int, reason: str) -> dict[str, Any]:
-    return {"id": row_id, "line": line, "text": None, "heard": None, "units": None, "audio": None, "seconds": 0.0, "timings_s": {}, "batch": 0, "error": reason}
+    return {"id": row_id, "line": line, "text": None, "cut": None, "heard": None, "units": None, "audio": None, "seconds": 0.0, "timings_s": {}, "batch": 0, "error": reason}
 
 
 def file_name(row_id: str) -> str:

@@ -31,6 +31,9 @@ from echox.models.unit_loop import UnitLoop
 from echox.signals import Features, Units
 
 
+RELEASE_TOKENS = 512  # of an answer's text, as in the release's own script
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What streaming gives: the text so far, and a segment's speech where one was completed."""
@@ -43,7 +46,7 @@ class PublishedAnswerer:
     """Hears questions and answers them aloud, as the release does, batched."""
 
     def __init__(
-        self, model: PublishedEchoX, encoder: Encoder, codec: Codec | None, *, max_tokens: int = 512, rule: SegmentRule = RELEASE_RULE
+        self, model: PublishedEchoX, encoder: Encoder, codec: Codec | None, *, max_tokens: int = RELEASE_TOKENS, rule: SegmentRule = RELEASE_RULE
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -84,7 +87,7 @@ class PublishedAnswerer:
             said = self.model.answer(self._prompt(questions, ids, speech), self.max_tokens)
         sounds = self._sound(said, clock) if speak and self.speaks else [((), None)] * len(questions)
         tokens = [tuple(said.row(row)) for row in range(len(questions))]
-        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock)
+        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock, self.max_tokens)
 
     @torch.no_grad()
     def stream(self, question: Question) -> Iterator[Piece]:
@@ -184,7 +187,7 @@ class PublishedAnswerer:
 
 
 def load_published_answerer(
-    folder: str | Path, *, device: str = "auto", encoder_folder: str | None = None, max_tokens: int = 512
+    folder: str | Path, *, device: str = "auto", encoder_folder: str | None = None, max_tokens: int = RELEASE_TOKENS
 ) -> PublishedAnswerer:
     """Everything a published EchoX or Soundwave folder needs to answer.
 

@@ -51,7 +51,20 @@ def test_every_row_has_a_line_and_a_wav(config, capsys):
         assert row["error"] is None and row["text"] and row["timings_s"]["codec"] > 0
         assert all(unit.isdigit() for unit in row["units"].split())
         assert soundfile.info(f"{config.out_dir}/{row['audio']}").duration == pytest.approx(row["seconds"], abs=1e-3)
+        # What never learned to end goes on as far as it may.
+        assert row["cut"] == "text"
     assert "5 of 5 rows answered, 5 aloud" in capsys.readouterr().out
+
+
+def test_an_answer_is_as_long_as_its_checkpoint_may_say(config, tmp_path):
+    config.max_tokens = None
+    assert config.limit == 64
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "config.json").write_text('{"model_type": "EchoX"}')
+    config.checkpoint = str(tmp_path / "release")
+    assert config.limit == 512
+    config.max_tokens = 7
+    assert config.limit == 7
 
 
 def test_broken_rows_cost_only_themselves(config, tmp_path, capsys):
