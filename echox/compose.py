@@ -174,8 +174,7 @@ def _compose_yaml(schema: type, yaml_name: str | None, folders: Sequence[Path]) 
 
 def _hydra_compose(config_name: str | None, overrides: list[str], folders: Sequence[Path]) -> DictConfig:
     search_path = ",".join(f'"file://{folder.resolve()}"' for folder in folders)
-    GlobalHydra.instance().clear()
-    with warnings.catch_warnings(), hydra.initialize(version_base="1.3", config_path=None):
+    with _own_hydra(), warnings.catch_warnings(), hydra.initialize(version_base="1.3", config_path=None):
         warnings.simplefilter("ignore")
         try:
             return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{search_path}]", *overrides])
@@ -184,6 +183,17 @@ def _hydra_compose(config_name: str | None, overrides: list[str], folders: Seque
         # Hydra checks the shape of defaults lists with plain Python errors.
         except (ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ConfigError(" ".join(str(error).split())) from error
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """A state of Hydra, of which there is one a process, that is not the program's own; that comes back afterwards."""
+    host = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = host
 
 
 def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) -> None:

@@ -6,10 +6,13 @@ A recipe file names its parts in a Hydra defaults list and sets what differs fro
     doc: What this recipe is for.
     defaults:
       - _stages                # the tasks and criteria of align, s2t, t2c and echo
-      - encoder: whisper_base  # a preset in recipes/encoder/, or a registered name
-      - backbone: smollm2_135m
-      - codec: embedded
+      - encoder: whisper       # a registered name, or a preset in recipes/encoder/
+      - backbone: hub
+      - codec: kmeans
       - _self_
+    encoder: {weights: whisper_base}
+    backbone: {weights: smollm2_135m}
+    codec: {folder: "${run_dir}/codec"}
     s2t:
       train:
         steps: 400

@@ -1,8 +1,13 @@
+import inspect
+import textwrap
 from pathlib import Path
 
 import echox_recipes
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from echox import recipe as recipe_module
 from echox.errors import EchoxError
 from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, restore
 
@@ -15,6 +20,23 @@ def message(name, *overrides):
         load_recipe(name, overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_the_example_of_its_page_composes(write):
+    example = inspect.getdoc(recipe_module).partition("differs from the dataclasses' defaults:")[2]
+    write("recipes/my_run.yaml", textwrap.dedent(example.strip("\n")))
+    recipe = load_recipe("my_run")
+    assert (recipe.s2t.train.steps, recipe.encoder.weights, recipe.codec.folder) == (400, "whisper_base", "runs/my_run/codec")
+
+
+def test_a_program_that_uses_hydra_itself_keeps_its_state():
+    GlobalHydra.instance().clear()
+    with hydra.initialize(version_base="1.3", config_path=None):
+        host = GlobalHydra.instance().hydra
+        load_recipe("toy")
+        assert GlobalHydra.instance().hydra is host is not None
+    load_recipe("toy")
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_a_recipe_is_its_file_over_the_defaults():

@@ -29,29 +29,29 @@ class IndexedRows(Sequence[Row]):
     """
 
     def __init__(self, index: Index, *, allow_outside: bool, headers: Headers = Headers.ALL) -> None:
-        self.index = index
+        self._index = index
         self.allow_outside = allow_outside
         self.headers = headers
         self._open()
 
     def _open(self) -> None:
-        self._file = os.open(self.index.manifest, os.O_RDONLY)
-        self._reader = RowReader(self.index.manifest, self.allow_outside, self.headers)
-        self._offsets, self._sizes, self._lines = map(self.index.column, ("offset", "size", "line"))
+        self._file = os.open(self._index.manifest, os.O_RDONLY)
+        self._reader = RowReader(self._index.manifest, self.allow_outside, self.headers)
+        self._offsets, self._sizes, self._lines = map(self._index.column, ("offset", "size", "line"))
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "allow_outside": self.allow_outside, "headers": self.headers}
+        return {"_index": self._index, "allow_outside": self.allow_outside, "headers": self.headers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._open()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self._index)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -78,13 +78,13 @@ class IndexedRows(Sequence[Row]):
             return self._reader.row(line, parsed(os.pread(self._file, size, offset)))
         except Broken as broken:
             raise ManifestError(
-                f"{self.index.manifest}, line {line}: {broken}; it was good when the manifest was indexed. Mend it, and delete "
-                f"{index_path(Path(self.index.manifest.name))} beside it"
+                f"{self._index.manifest}, line {line}: {broken}; it was good when the manifest was indexed. Mend it, and delete "
+                f"{index_path(Path(self._index.manifest.name))} beside it"
             ) from broken
 
     def column(self, name: str) -> np.ndarray:
         """A column [rows] of the index: offset, size, line, id, heard_s, spoken_s, letters, units."""
-        return self.index.column(name)
+        return self._index.column(name)
 
 
 class ChosenRows(Sequence[Row]):
@@ -122,6 +122,10 @@ class JoinedRows(Sequence[Row]):
         number = range(len(self))[index]
         part = int(np.searchsorted(self.ends, number, side="right"))
         return self.parts[part][number - (int(self.ends[part - 1]) if part else 0)]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the parts' indexes, which all of them have."""
+        return np.concatenate([part.column(name) for part in self.parts])
 
     def __iter__(self) -> Iterator[Row]:
         for part in self.parts:

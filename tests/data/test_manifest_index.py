@@ -164,7 +164,8 @@ def test_manifests_are_joined_and_may_not_share_ids(manifest, indexed):
     assert isinstance(rows, JoinedRows)
     assert [one.id for one in rows] == [rows[i].id for i in range(6)] == ["row0", "row1", "m-8", "row5", "row7", "row8"]
     assert [one.id for one in rows[3:5]] == ["row5", "row7"] and rows[-1].id == "row8"
-    assert isinstance(rows[3:5], ChosenRows)
+    assert isinstance(rows[3:5], ChosenRows) and rows[3:5].column("line").tolist() == rows.column("line").tolist()[3:5]
+    assert rows.parts[0].index(rows[1]) == 1
     other.write_text(json.dumps(row(5)))
     with pytest.raises(ManifestError, match="'row5' is in .*m.jsonl and in .*n.jsonl"):
         read_manifests([manifest, other], on_broken=OnBroken.skip)
