@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from echox import checkpoint
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS
 from echox.corpora.demo import build_demo_corpus
+from echox.corpora.own_answers import OwnAnswer
 from echox.corpora.units import UnitsConfig, write_units
 from echox.criteria.base import CRITERIA
 from echox.data.audio import audio_header, duration_s, load_audio, save_audio
@@ -29,7 +31,7 @@ from echox.engine.precision import uses_bf16
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.errors import CheckpointError, ConfigError, ManifestError
-from echox.models.decoding import answer_typed
+from echox.models.decoding import answers_and_ends
 from echox.models.frozen import halve_frozen
 from echox.models.text_loop import text_loop
 from echox.models.unit_loop import UnitLoop
@@ -46,7 +48,7 @@ from echox.step_costs import StepClock, clock_of
 from echox.tasks.base import TASKS, Parts, StageContext, Task
 from echox.threads import on_threads
 
-ANSWER_TOKENS = 48  # an answer whose first sentence is longer is not used
+ANSWER_TOKENS = 48  # as many as the report lets it say
 
 
 def run_recipe(recipe: Recipe) -> None:
@@ -163,11 +165,12 @@ class _LanguageModel:
         """Where it answers, if it may be in a loop."""
         return text_loop(self.backbone)
 
-    def answers(self, questions: list[str], seed: int | None) -> list[str]:
+    def answers(self, questions: list[str], seed: int | None) -> list[OwnAnswer]:
         """Its answers to typed questions: greedy, or drawn where a seed is given."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             temperature = 0.0 if seed is None else 1.0
-            return answer_typed(self.backbone, questions, ANSWER_TOKENS, temperature=temperature, seed=seed, loop=self.loop)
+            found = answers_and_ends(self.backbone, questions, ANSWER_TOKENS, temperature=temperature, seed=seed, loop=self.loop)
+        return list(starmap(OwnAnswer, found))
 
     def token_texts(self) -> list[str]:
         """Its vocabulary in the order of the ids."""

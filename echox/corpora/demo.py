@@ -4,7 +4,7 @@
     folder/unseen.test.jsonl                    capitals and sums that are trained in no phrasing
     folder/reworded.test.jsonl                  trained facts in phrasings of which no fact is trained in any
     folder/open.test.jsonl                      questions about the world, with answers to be scored by
-    folder/typed.train.jsonl                    sums and differences in writing
+    folder/typed.train.jsonl                    facts, sums, differences and the language model's own answers, in writing
     folder/silent.{train,test}.jsonl            silence and noise
     folder/free.{train,valid,test}.jsonl        free English questions, with the language model's own answers
     folder/heard.train.jsonl                    for hearing alone: sentences, and the language model's words in random company
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 SUMMARY = "corpus.json"
 MANIFESTS = ("questions", "unseen", "reworded", "open", "typed", "silent", "free", "heard", "speech")  # each has a file per use
 NEUTRAL = ("folder", "workers")  # fields of the config that decide nothing of what is made
-TEXTS = ("questions.txt", "sentences.txt", "open_questions.txt", "frames.txt")
+TEXTS = ("questions.txt", "sentences.txt", "open_questions.txt", "frames.txt")  # facts hold those of the others
 
 
 def build_demo_corpus(
@@ -60,8 +60,8 @@ def build_demo_corpus(
 
     Args:
         config: what it holds and where.
-        answer_questions: (questions, seed or None for greedy) -> the language model's whole answers; None leaves the free
-            questions' answers empty, so that they serve the transcription alone.
+        answer_questions: (questions, seed or None for greedy) -> the language model's answers; None leaves the free questions'
+            answers empty, so that they serve the transcription alone.
         token_texts: () -> the language model's tokens, whose words are spoken too; None leaves them out.
         overwrite: make a whole corpus again that was made otherwise.
     Returns:

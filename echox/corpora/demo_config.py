@@ -14,6 +14,8 @@ NOT_NEGATIVE = (
     "test_questions",
     "unseen_facts",
     "typed_numbers",
+    "typed_questions",
+    "typed_answers",
     "reworded_questions",
     "open_questions",
     "silent_clips",
@@ -62,6 +64,10 @@ class DemoCorpusConfig:
     """Leave out every text for training, spoken answers included, that names a country of `unseen_facts`."""
     typed_numbers: int = 0
     """Sums and differences up to a hundred that are asked in writing only, for the answers; those of `unseen_facts` are not among them."""
+    typed_questions: int = 0
+    """Trained facts that are asked in writing only, in further ways to ask, spread over the templates."""
+    typed_answers: int = 0
+    """Free training questions in writing only, with the language model's own answer as it gives it, at most `answered_questions`."""
     reworded_questions: int = 0
     """Trained facts that test voices ask in phrasings of which no fact is trained in any; 0 for none."""
     open_questions: int = 0
@@ -98,7 +104,7 @@ class DemoCorpusConfig:
     sampled_answers: int = 0
     """Further answers sampled to each free question, for the speech manifests alone."""
     max_answer_words: int = 24
-    """Words of an own answer's first sentence above which it is not used."""
+    """Words of the first sentences of an own answer that are used at most; none is where the first has more."""
     speech_hours: float = 4.5
     """Hours of training speech in the answers' voice, by estimate; fewer where the texts run out."""
     programs: bool = True

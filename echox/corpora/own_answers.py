@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from echox.progress import Bar
 
-AnswerQuestions = Callable[[list[str], int | None], list[str]]
-"""Questions and a seed (None for greedy) -> one whole answer each."""
+
+class OwnAnswer(NamedTuple):
+    """What the language model said."""
+
+    text: str
+    is_whole: bool = True  # False where it was stopped before its end
+
+
+AnswerQuestions = Callable[[list[str], int | None], list[OwnAnswer]]
+"""Questions and a seed (None for greedy) -> one answer each."""
 
 # Questions per call: what an interruption can lose.
 CHUNK = 128
@@ -23,7 +32,7 @@ class OwnAnswers:
         self.answer_questions = answer_questions
         self._known = self._read()
 
-    def to(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
+    def to(self, questions: Sequence[str], seed: int | None = None) -> dict[str, OwnAnswer]:
         """The model's answers by question; `seed` None asks greedily."""
         distinct = dict.fromkeys(questions)
         missing = [question for question in distinct if (question, seed) not in self._known]
@@ -35,19 +44,20 @@ class OwnAnswers:
                 bar.update(len(chunk))
         return {question: self._known[question, seed] for question in questions}
 
-    def _keep(self, questions: list[str], seed: int | None, answers: list[str]) -> None:
+    def _keep(self, questions: list[str], seed: int | None, answers: list[OwnAnswer]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as out:
             for question, answer in zip(questions, answers, strict=True):
                 self._known[question, seed] = answer
-                out.write(json.dumps({"question": question, "seed": seed, "answer": answer}) + "\n")
+                out.write(json.dumps({"question": question, "seed": seed, "answer": answer.text, "whole": answer.is_whole}) + "\n")
 
-    def _read(self) -> dict[tuple[str, int | None], str]:
+    def _read(self) -> dict[tuple[str, int | None], OwnAnswer]:
         if not self.path.exists():
             return {}
         whole, _, half = self.path.read_text("utf-8").rpartition("\n")
         if half:
             # Killed while writing: what follows must begin a line of its own.
             self.path.write_text(whole + "\n" if whole else "", "utf-8")
-        records = map(json.loads, whole.splitlines())
-        return {(record["question"], record["seed"]): record["answer"] for record in records}
+        records = map(json.loads, whole.split("\n") if whole else [])
+        known = (record for record in records if "whole" in record)  # earlier versions did not say, so those are asked again
+        return {(record["question"], record["seed"]): OwnAnswer(record["answer"], record["whole"]) for record in known}

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterable, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from echox.corpora.studio import Studio, cast, digest, is_program, voices_of
 from echox.corpora.templates import KINDS, Fact, all_facts, capitalised
 from echox.corpora.vocabulary import in_random_company, other_words
 from echox.corpora.voices import Role as Use
-from echox.corpora.wording import NearDuplicates, clean, first_sentence, number_words, plain_words, spoken_pieces, text_lines
-from echox.data.manifest import NO_SPEECH, Item, Role, Row
+from echox.corpora.wording import NearDuplicates, clean, first_sentences, number_words, plain_words, spoken_pieces, text_lines
+from echox.data.manifest import NO_SPEECH, UNFINISHED, Item, Role, Row
 from echox.errors import ConfigError
 
 HUNDRED = 100
@@ -93,7 +94,7 @@ class Planner:
             manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
             manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
         manifests["open.test.jsonl"] = self._open_questions()
-        manifests["typed.train.jsonl"] = self._typed(splits)
+        manifests["typed.train.jsonl"] = [*self._typed_facts(facts, splits), *self._typed_numbers(splits), *self._typed_answers(free)]
         manifests["silent.train.jsonl"] = self._silent("train", config.scaled(config.silent_clips))
         manifests["silent.test.jsonl"] = self._silent("test", math.ceil(config.scaled(config.silent_clips) / 10))
         manifests["heard.train.jsonl"] = self._heard(words, splits, free)
@@ -140,7 +141,19 @@ class Planner:
             rows.append(self._row(f"open-{digest(question, 12)}", self.studio.clip(question, voice), question, "", labels))
         return rows
 
-    def _typed(self, splits: Splits) -> list[Row]:
+    def _typed_facts(self, facts: Iterable[Fact], splits: Splits) -> list[Row]:
+        """Trained facts in writing, in ways to ask that no clip has, as many of each template as there are; spread over the templates."""
+        hidden = {ask.fact.topic for ask in splits.unseen}
+        rng = random.Random(f"{self.config.seed} typed facts")
+        by_template: dict[str, list[tuple[Fact, str]]] = {}
+        for fact in facts:
+            if fact.topic not in hidden:
+                by_template.setdefault(fact.template, []).extend((fact, way) for way in fact.written)
+        in_turn = chain.from_iterable(zip_longest(*(rng.sample(pairs, len(pairs)) for pairs in by_template.values())))
+        chosen = [pair for pair in in_turn if pair is not None][: self.config.scaled(self.config.typed_questions)]
+        return [_typed_row(fact, way) for fact, way in chosen]
+
+    def _typed_numbers(self, splits: Splits) -> list[Row]:
         """Sums and differences in writing, each once; a sum is no harder to hear than its numbers, but harder to know."""
         count = self.config.scaled(self.config.typed_numbers)
         hidden = {ask.fact.topic for ask in splits.unseen}
@@ -149,9 +162,20 @@ class Planner:
         rng = random.Random(f"{self.config.seed} typed")
         rows = []
         for fact in rng.sample(facts, min(count, len(facts))):
-            question = rng.choice([phrasing for phrasing in fact.phrasings if plain_words(phrasing) not in held_out])
-            turns = (Item(Role.USER, question), Item(Role.ASSISTANT, fact.sentence))
-            rows.append(Row(f"typed-{fact.id}", turns, {"kind": fact.kind, "answer": fact.answer, "fact": fact.id}))
+            ways = [way for way in (*fact.phrasings, *fact.written) if plain_words(way) not in held_out]
+            rows.append(_typed_row(fact, rng.choice(ways)))
+        return rows
+
+    def _typed_answers(self, free: FreeTexts) -> list[Row]:
+        """What the language model says to free training questions, as it says it, so that it goes on to."""
+        if self.own_answers is None or not self.config.typed_answers:
+            return []
+        asked = free.train[: self.config.answered_questions][: self.config.scaled(self.config.typed_answers)]
+        rows = []
+        for question, answer in self.own_answers.to(asked).items():
+            if answer.text.strip() and answer.text not in self.hidden:
+                said = Item(Role.ASSISTANT, answer.text.strip(), extra={} if answer.is_whole else {UNFINISHED: True})
+                rows.append(Row(f"typed-{digest(question, 12)}", (Item(Role.USER, question), said), {"kind": "free"}))
         return rows
 
     def _silent(self, use: str, count: int) -> list[Row]:
@@ -220,7 +244,7 @@ class Planner:
         if self.own_answers is None or not self.config.heard_answers:
             return []
         asked = free.train[: self.config.answered_questions]
-        pieces = [piece for answer in self.own_answers.to(asked).values() for piece in spoken_pieces(answer, PIECE_WORDS)]
+        pieces = [piece for answer in self.own_answers.to(asked).values() for piece in spoken_pieces(answer.text, PIECE_WORDS)]
         return list(dict.fromkeys(pieces))[: self.config.scaled(self.config.heard_answers)]
 
     def _sentences(self) -> list[str]:
@@ -243,8 +267,8 @@ class Planner:
         """The language model's usable answers by question."""
         if self.own_answers is None:
             return {}
-        whole = self.own_answers.to(questions, seed)
-        firsts = ((question, first_sentence(answer, self.config.max_answer_words)) for question, answer in whole.items())
+        said = self.own_answers.to(questions, seed)
+        firsts = ((question, first_sentences(answer.text, self.config.max_answer_words)) for question, answer in said.items())
         return {question: first for question, first in firsts if first is not None and first not in self.hidden}
 
     def _speech(self, facts: Sequence[Fact], splits: Splits, free: FreeTexts) -> dict[str, list[Row]]:
@@ -266,6 +290,11 @@ class Planner:
     def _speech_row(self, line: Line) -> Row:
         said = Item(Role.ASSISTANT, line.text, audio=self.studio.clip(line.text, self.reader))
         return Row(f"{line.kind}-{digest(line.text, 12)}", (said,), {"kind": line.kind, "voice": self.reader})
+
+
+def _typed_row(fact: Fact, question: str) -> Row:
+    turns = (Item(Role.USER, question), Item(Role.ASSISTANT, fact.sentence))
+    return Row(f"typed-{fact.id}-{digest(question, 6)}", turns, {"kind": fact.kind, "answer": fact.answer, "fact": fact.id})
 
 
 def origin(voice: str) -> dict[str, str]:

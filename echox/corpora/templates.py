@@ -29,6 +29,7 @@ class Fact:
     sentence: str  # what is said: "The capital of France is Paris."
     more: tuple[str, ...] = ()  # further ways to ask, where a corpus takes them
     reserved: tuple[str, ...] = ()  # ways to ask that no fact of its template is trained in
+    written: tuple[str, ...] = ()  # ways to ask that are trained in writing alone
 
     @property
     def template(self) -> str:
@@ -37,7 +38,7 @@ class Fact:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """All ways to ask, trained or not."""
+        """All ways to ask aloud, trained or not."""
         return (*self.phrasings, *self.more, *self.reserved)
 
     @property
@@ -68,7 +69,8 @@ class Template:
         )
         phrasings, more, reserved = ways
         sentence = capitalised(self.sentence.format(answer=answer, **places))
-        return Fact(fact_id, self.kind, phrasings, answer, sentence, more, reserved)
+        written = tuple(capitalised(way.format(**places)) for way in written_ways().get(fact_id.partition("-")[0], ()))
+        return Fact(fact_id, self.kind, phrasings, answer, sentence, more, reserved, written)
 
 
 CAPITAL = Template(
@@ -308,6 +310,16 @@ MONTH_NUMBER = Template(
         "Of all the months, what do you call the {ordinal} to arrive?",
     ),
 )
+
+
+@functools.cache
+def written_ways() -> dict[str, list[str]]:
+    """Template -> ways to ask, with places in braces, that are trained in writing alone."""
+    ways: dict[str, list[str]] = {}
+    for line in text_lines("ways.txt"):
+        template, way = line.split("\t")
+        ways.setdefault(template, []).append(way)
+    return ways
 
 
 @functools.cache

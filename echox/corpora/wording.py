@@ -66,21 +66,30 @@ def _year_words(year: int) -> str:
     return "hundred" if year == 0 else f"oh {number_words(year)}" if year < 10 else number_words(year)
 
 
-def first_sentence(text: str, max_words: int) -> str | None:
-    """The first sentence of a model's answer, cleaned.
+def first_sentences(text: str, max_words: int) -> str | None:
+    """The sentences at the front of a model's answer that have at most so many words together, cleaned.
 
     Returns:
-        it, or None where it is unfinished, a list, too long, or not speakable.
+        them, or None where already the first is unfinished, part of a list, too long, or not speakable.
     """
-    lines = text.strip().splitlines()
-    end = _SENTENCE_END.search(lines[0]) if lines else None
-    if end is None:
-        return None
-    sentence = clean(lines[0][: end.end()])
+    line, kept, words = text.strip().partition("\n")[0], [], 0
+    while (end := _SENTENCE_END.search(line)) is not None:
+        sentence = _speakable(line[: end.end()])
+        words += 0 if sentence is None else len(sentence.split())
+        if sentence is None or words > max_words:
+            break
+        kept.append(sentence)
+        line = line[end.end() :].lstrip()
+    return " ".join(kept) or None
+
+
+def _speakable(sentence: str) -> str | None:
+    """A sentence cleaned; None where it is none, or has no spoken form."""
+    spoken = clean(sentence)
     # A number alone was the mark of a list, and a lone letter that of an initial or an abbreviation.
-    if sentence is None or re.match(r"\s*\d+[.)]", lines[0]) or re.search(r"\b[A-Z]\.$|\b(?:Mr|Mrs|Ms|Dr|St|vs|etc)\.$|\.\w", sentence):
+    if spoken is None or re.match(r"\s*\d+[.)]", sentence) or re.search(r"\b[A-Z]\.$|\b(?:Mr|Mrs|Ms|Dr|St|vs|etc)\.$|\.\w", spoken):
         return None
-    return sentence if 0 < len(sentence.split()) <= max_words else None
+    return spoken
 
 
 def spoken_pieces(text: str, max_words: int) -> list[str]:

@@ -32,13 +32,14 @@ from echox.data.indexed_rows import IndexedRows, JoinedRows
 from echox.data.lines import reading, records_of
 from echox.data.manifest_index import build_index, open_index, wants_index
 from echox.data.row_reader import Broken, RowReader, id_of, row_record
-from echox.data.rows import NO_SPEECH, Item, Problem, Role, Row, spelled_units, spoken_pairs, with_answer, with_units
+from echox.data.rows import NO_SPEECH, UNFINISHED, Item, Problem, Role, Row, spelled_units, spoken_pairs, with_answer, with_units
 from echox.data.writing import appearing
 from echox.disk import sha256_of
 from echox.errors import ManifestError
 
 __all__ = [
     "NO_SPEECH",
+    "UNFINISHED",
     "Item",
     "Manifest",
     "OnBroken",

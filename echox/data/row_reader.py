@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.data.audio_ref import Audio, AudioRef, audio_ref, byte_range
-from echox.data.rows import LONGEST_S, NO_SPEECH, Item, Role, Row, stated_seconds
+from echox.data.rows import LONGEST_S, NO_SPEECH, UNFINISHED, Item, Role, Row, stated_seconds
 from echox.errors import SignalError
 
 _ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
@@ -122,8 +122,7 @@ class RowReader:
         items = record.get("conversations")
         if not isinstance(items, list) or not items:
             raise Broken("the row has no list 'conversations' with at least one item")
-        if not isinstance(record.get(NO_SPEECH, False), bool):
-            raise Broken(f"{NO_SPEECH} is a {json_type(record[NO_SPEECH])}; it must be true or false")
+        _refuse_no_truth(record, NO_SPEECH, "")
         turns = [self._item(number, item) for number, item in enumerate(items, start=1)]
         row = Row(row_id, tuple(item for item, _ in turns), {key: value for key, value in record.items() if key not in ("id", "conversations")})
         return ReadRow(row, tuple(seconds for _, seconds in turns))
@@ -141,6 +140,7 @@ class RowReader:
         role = record.get("from")
         if not isinstance(role, str) or role not in _ROLES:
             raise Broken(f"{where} is from {role!r}; roles are user and assistant")
+        _refuse_no_truth(record, UNFINISHED, f"{where}: ")
         words = _words(record.get("units"), where)
         item = Item(
             role=_ROLES[role],
@@ -238,6 +238,11 @@ def _word(part: Any, where: str) -> tuple[int, ...]:
     if max(map(len, units)) > UNIT_DIGITS:
         raise Broken(f"{where}: a unit has more than {UNIT_DIGITS} digits, {plain[:UNIT_DIGITS]}...; write spaces between units")
     return tuple(map(int, units))
+
+
+def _refuse_no_truth(record: dict[str, Any], key: str, where: str) -> None:
+    if not isinstance(record.get(key, False), bool):
+        raise Broken(f"{where}{key} is a {json_type(record[key])}; it must be true or false")
 
 
 def _refuse_silence(item: Item, where: str) -> None:

@@ -12,6 +12,7 @@ from echox.data.audio_ref import Audio, AudioRef
 
 # What an item may say of its clip, so that nobody need open it; NeMo's manifests say `duration`.
 NO_SPEECH = "no_speech"  # the key of a row in which nobody speaks before the answer
+UNFINISHED = "unfinished"  # the key of an answer whose text goes on, so that nobody learns to end there
 STATED_SECONDS = ("duration_s", "duration")
 # No recording is longer than thirty years; JSON's integers may be larger than any float.
 LONGEST_S = 1e9

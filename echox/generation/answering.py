@@ -93,9 +93,9 @@ def answers_of(
     text_of: Callable[[Sequence[int]], str],
     codec: Codec | None,
     clock: Clock,
-    max_tokens: int,
+    ended: Sequence[bool],
 ) -> list[Answer]:
-    """The answers of a batch, from each row's tokens, what was heard as tokens, and its units with their samples."""
+    """The answers of a batch, from each row's tokens, what was heard as tokens, its units with their samples, and whether its text ended."""
     return [
         Answer(
             text=text_of(tokens),
@@ -108,9 +108,9 @@ def answers_of(
             rate_hz=0 if samples is None else codec.rate_hz,
             timings_s=clock.seconds,
             batch=len(said),
-            is_cut=len(tokens) >= max_tokens,
+            is_cut=not has_ended,
         )
-        for tokens, listened, (units, samples) in zip(said, heard, sounds, strict=True)
+        for tokens, listened, (units, samples), has_ended in zip(said, heard, sounds, ended, strict=True)
     ]
 
 
@@ -245,7 +245,7 @@ class Answerer:
         else:
             sounds = list(zip(*Speaker(self.codec, self.bf16).sound(words, clock)))
         ids = [tuple(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
-        return answers_of(ids, self._heard(questions, speech), sounds, self._text_of, self.codec, clock, self.max_tokens)
+        return answers_of(ids, self._heard(questions, speech), sounds, self._text_of, self.codec, clock, said.ended.tolist())
 
     def _text_of(self, ids: Sequence[int]) -> str:
         return self.backbone.detokenize(list(ids))

@@ -87,7 +87,7 @@ class PublishedAnswerer:
             said = self.model.answer(self._prompt(questions, ids, speech), self.max_tokens)
         sounds = self._sound(said, clock) if speak and self.speaks else [((), None)] * len(questions)
         tokens = [tuple(said.row(row)) for row in range(len(questions))]
-        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock, self.max_tokens)
+        return answers_of(tokens, self._heard(questions, speech), sounds, self.model.tokens.text, self.codec, clock, said.ended.tolist())
 
     @torch.no_grad()
     def stream(self, question: Question) -> Iterator[Piece]:

@@ -97,10 +97,23 @@ def answer_typed(
     loop: UnitLoop | None = None,
 ) -> list[str]:
     """The language model's answers to typed questions, in one batch; see `greedy_text`."""
+    return [text for text, _ in answers_and_ends(backbone, questions, max_tokens, temperature, seed, loop)]
+
+
+def answers_and_ends(
+    backbone: Backbone,
+    questions: list[str],
+    max_tokens: int = 40,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    loop: UnitLoop | None = None,
+) -> list[tuple[str, bool]]:
+    """The same, and of each answer whether it came to its end before `max_tokens`."""
     prompts = [backbone.prompt([Turn("user", question)])[0] for question in questions]
     width = max(map(len, prompts))
     device = backbone.head_rows().device
     ids = torch.tensor([[*prompt, *[backbone.pad_id] * (width - len(prompt))] for prompt in prompts], device=device)
     mask = torch.arange(width, device=device)[None] < torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
     said = greedy_text(backbone, backbone.embed(ids), mask, max_tokens, temperature, seed, loop)
-    return [backbone.detokenize(row[:length]) for row, length in zip(said.ids.tolist(), said.lengths.tolist())]
+    rows = zip(said.ids.tolist(), said.lengths.tolist(), said.ended.tolist())
+    return [(backbone.detokenize(row[:length]), ended) for row, length, ended in rows]

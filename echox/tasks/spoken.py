@@ -24,7 +24,7 @@ from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
 from echox.data.cache import ArrayCache
 from echox.data.indexed_rows import ChosenRows, JoinedRows
-from echox.data.manifest import OnBroken, Role, Row, manifest_fingerprint, read_manifests
+from echox.data.manifest import UNFINISHED, OnBroken, Role, Row, manifest_fingerprint, read_manifests
 from echox.data.text import edit_distance
 from echox.encoders.base import Encoder
 from echox.errors import ConfigError, SignalError
@@ -238,16 +238,18 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     """A row in the backbone's chat template.
 
     Returns:
-        prompt ids with AUDIO placeholders up to the last answer; that answer's ids with the end token (empty where the row has
-        none); the clips in the order of their placeholders.
+        prompt ids with AUDIO placeholders up to the last answer; that answer's ids with the end token, unless it is unfinished (empty
+        where the row has none); the clips in the order of their placeholders.
     """
     turns = list(row.turns)
     answer = turns.pop() if turns and turns[-1].role is Role.ASSISTANT else None
     pieces = backbone.prompt([Turn(item.role.value, item.text, item.audio is not None and item.role is Role.USER) for item in turns])
     ids = [token for number, piece in enumerate(pieces) for token in ([AUDIO] if number else []) + piece]
     clips = [item.audio for item in turns if item.audio is not None and item.role is Role.USER]
-    target = [*backbone.tokenize(answer.text), backbone.end_id] if answer is not None and answer.text else []
-    return ids, target, clips
+    if answer is None or not answer.text:
+        return ids, [], clips
+    end = [] if answer.extra.get(UNFINISHED, False) else [backbone.end_id]
+    return ids, [*backbone.tokenize(answer.text), *end], clips
 
 
 def unit_distance(said: Sequence[int], wanted: Sequence[int], codebooks: int) -> int:

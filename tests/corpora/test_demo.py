@@ -12,6 +12,7 @@ from echox.corpora import synthesis
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.demo import build_demo_corpus
 from echox.corpora.demo_config import DemoCorpusConfig
+from echox.corpora.own_answers import OwnAnswer
 from echox.corpora.studio import Studio
 from echox.corpora.templates import all_facts, capitals
 from echox.corpora.voices import Role, Voice, available_voices
@@ -58,7 +59,8 @@ def mute(monkeypatch):
 
 def think_aloud(questions, seed):
     """A language model for tests, which answers one question in four with something unusable."""
-    return [f"{seed} 中" if len(question) % 4 == 0 else f"I was asked {question.lower().rstrip('?.!')}. Then more" for question in questions]
+    answers = [f"{seed} 中" if len(question) % 4 == 0 else f"I was asked {question.lower().rstrip('?.!')}. Then more" for question in questions]
+    return [OwnAnswer(answer, is_whole="more" not in answer) for answer in answers]
 
 
 def tokens():
@@ -213,8 +215,24 @@ def test_typed_numbers_are_asked_in_writing_and_hidden_ones_are_not(humming, tmp
     hidden = {row.extra["fact"] for row in read_manifest(folder / "unseen.test.jsonl").rows}
     facts = {fact.id: fact for fact in all_facts() if fact.kind == "number"}
     assert len(rows) > 0.9 * len(facts) and hidden and hidden.isdisjoint(row.extra["fact"] for row in rows)
-    assert all(row.question.audio is None and row.question.text in facts[row.extra["fact"]].with_more().phrasings for row in rows)
+    ways = {fact_id: {*fact.with_more().phrasings, *fact.written} for fact_id, fact in facts.items()}
+    assert all(row.question.audio is None and row.question.text in ways[row.extra["fact"]] for row in rows)
     assert all(row.answer.text == facts[row.extra["fact"]].sentence for row in rows)
+
+
+def test_facts_and_own_answers_are_asked_in_writing_too(humming, tmp_path):
+    folder = build_demo_corpus(config(tmp_path, kinds=["day", "capital"], typed_questions=1_000, typed_answers=2_000, unseen_facts=30), think_aloud, tokens)
+    facts = {fact.id: fact for fact in all_facts()}
+    hidden = {row.extra["fact"] for row in read_manifest(folder / "unseen.test.jsonl").rows}
+    rows = read_manifest(folder / "typed.train.jsonl").rows
+    asked = [row for row in rows if row.extra["kind"] != "free"]
+    assert len(asked) == 30 and {row.extra["kind"] for row in asked} == {"day", "capital"} and hidden.isdisjoint(row.extra["fact"] for row in asked)
+    assert all(row.question.text in facts[row.extra["fact"]].written for row in asked)
+    own = [row for row in rows if row.extra["kind"] == "free"]
+    assert {row.question.text for row in own} <= {row.answer.transcription for row in read_manifest(folder / "free.train.jsonl").rows}
+    # As the language model says it, what no voice can say included; an end is learned only where it ended.
+    assert {row.answer.text[-1] for row in own} == {"e", "中"} and len(own) > 20
+    assert all(row.answer.extra.get("unfinished", False) == row.answer.text.endswith("more") for row in own)
 
 
 def test_numbers_are_heard_among_numbers(humming, tmp_path):

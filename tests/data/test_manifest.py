@@ -75,6 +75,7 @@ BREAKAGES = {
     "an id used before": (record(0), "'row0' was already used in line 1"),
     "an id that is a list": (record(1, id=[]), "id is a list"),
     "a word for silence": ({**record(1), "no_speech": "false"}, "no_speech is a string; it must be true or false"),
+    "a word for an end": (record(1, assistant={"unfinished": "no"}), "item 2: unfinished is a string; it must be true or false"),
     "a silent user": (record(1, user={"audio": None}), "neither audio nor a text"),
     "a silent assistant": (record(1, assistant={"value": " ", "transcription": ""}), "neither a text"),
     "an answer in unknown words": (record(1, assistant={"value": "", "audio": "q.wav"}), "no text ('value') beside"),

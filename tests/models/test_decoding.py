@@ -6,7 +6,8 @@ import torch
 from echox.backbones.hub import HubBackbone, HubBackboneConfig, LoraConfig
 from echox.errors import SignalError
 from echox.models import text_loop as looping
-from echox.models.decoding import answer_typed, greedy_text
+from echox.models import decoding
+from echox.models.decoding import SpokenText, answer_typed, answers_and_ends, greedy_text
 from echox.models.text_loop import text_loop
 
 
@@ -30,6 +31,15 @@ def test_drawn_answers_follow_the_seed():
     backbone = HubBackbone(HubBackboneConfig(weights="random")).eval()
     ask = lambda seed: answer_typed(backbone, ["Why?", "What is this?"], 12, temperature=1.0, seed=seed)  # noqa: E731
     assert ask(1) == ask(1) != ask(2)
+
+
+def test_an_answer_that_was_stopped_is_told_from_one_that_ended(monkeypatch):
+    backbone = HubBackbone(HubBackboneConfig(weights="random")).eval()
+    said = SpokenText(torch.full((2, 5), 40), torch.zeros(2, 5, backbone.hidden_size), torch.tensor([3, 5]), torch.tensor([True, False]))
+    monkeypatch.setattr(decoding, "greedy_text", lambda *_: said)
+    found = answers_and_ends(backbone, ["Why?", "What is this?"], 5)
+    assert [ended for _, ended in found] == [True, False]
+    assert [text for text, _ in found] == [backbone.detokenize([40] * length) for length in (3, 5)]
 
 
 def taught_backbone():

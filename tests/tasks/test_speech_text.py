@@ -184,6 +184,17 @@ def test_questions_in_writing_are_learned_too(tmp_path, changes):
         assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
+def test_of_an_unfinished_answer_no_end_is_learned(tmp_path):
+    spoken = tiny_run.write_questions(tmp_path, "spoken", 1)
+    (row,) = read_manifest(spoken).rows
+    question, answer = row.turns
+    goes_on = Row("on", (question, Item(Role.ASSISTANT, answer.text, extra={"unfinished": True})), {})
+    write_manifest(tmp_path / "asked.jsonl", [row, goes_on])
+    task, model = frozen_task(tmp_path)
+    whole, cut = (task.examples("train")[number].target for number in range(2))
+    assert whole == (*cut, model.backbone.end_id)
+
+
 def test_kept_states_are_made_anew_for_another_adapter_or_clip(tmp_path):
     task, _ = frozen_task(tmp_path)
     before = task.states.cache
