@@ -1,4 +1,4 @@
-"""`echox-bench SUBJECT ...`: how fast a kernel, a large manifest or the making of units is here, and under load."""
+"""`echox-bench SUBJECT ...`: speed of a kernel, a large manifest, unit encoding, a busy machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from echox.bench.decode import DecodeBenchConfig, bench_decode
 from echox.bench.load import LoadBenchConfig, bench_load
 from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.bench.manifest import ManifestBenchConfig, bench_manifest
-from echox.config import near
-from echox.errors import ConfigError
-from echox.unit_bench import UnitsBenchConfig, bench_units
+from echox.bench.units import UnitsBenchConfig, bench_units
+from echox.core.config import near
+from echox.core.errors import ConfigError
 from echox_cli.arguments import OPTIONS, split
+from echox_cli.command import answered_at_once, run_command
 from echox_cli.completion import Offers
-from echox_cli.door import answered_at_once, run_door
 from echox_cli.fields import summary
 from echox_cli.guard import guarded
 from echox_cli.offers import config_offers
 
 PROGRAM = "echox-bench"
-# The field is the one that words without `=` belong to.
+# Subject -> config, function, and the field that words without `=` belong to.
 SUBJECTS = {
     "loss": (LossBenchConfig, bench_loss, "shapes"),
     "decode": (DecodeBenchConfig, bench_decode, "shapes"),
@@ -36,25 +36,43 @@ SUBJECTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `echox-bench` and return its exit code.
+
+    Args:
+        argv: the words after the program's name; None takes those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in SUBJECTS:
         config_type, function, positional = SUBJECTS[words[0]]
-        return run_door(f"{PROGRAM} {words[0]}", config_type, function, words[1:], positional)
+        return run_command(f"{PROGRAM} {words[0]}", config_type, function, words[1:], positional)
     return guarded(PROGRAM, lambda: _without_subject(words))
 
 
 def _without_subject(words: list[str]) -> None:
+    """Print the list of subjects, whether it was asked for or no subject was given."""
     arguments = split(words, takes_recipe=False)
     if answered_at_once(PROGRAM, arguments):
         return
     if faulty := [*arguments.words, *arguments.overrides]:
-        raise ConfigError(f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; subjects are {', '.join(SUBJECTS)}")
-    print(f"Measure kernels, manifests, the making of units, and a busy machine.\n\nusage: {PROGRAM} SUBJECT [field=value ...]\n\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+        raise ConfigError(
+            f"no subject {faulty[0]!r}{near(faulty[0], SUBJECTS)}; "
+            f"subjects are {', '.join(SUBJECTS)}"
+        )
+    print(
+        "Measure kernels, manifests, the making of units, and a busy machine.\n\n"
+        f"usage: {PROGRAM} SUBJECT [field=value ...]\n\n"
+        f"subjects ({PROGRAM} SUBJECT --help explains one):"
+    )
     for name, (config_type, _, _) in SUBJECTS.items():
         print(f"  {name:<10} {summary(config_type.__doc__)}")
 
 
 def offers(before: Sequence[str]) -> Offers:
+    """Return what may follow on a command line of `echox-bench`.
+
+    Args:
+        before: the finished words after the program's name.
+    """
     if before and before[0] in SUBJECTS:
         return config_offers(SUBJECTS[before[0]][0], before[1:])
     return Offers([*SUBJECTS, *OPTIONS])

@@ -10,36 +10,51 @@ from collections.abc import Iterator
 
 from omegaconf import MISSING
 
-from echox.compose import type_name
-from echox.config import field_docs, to_plain
+from echox.core.config import field_docs, to_plain
+from echox.pipeline.compose import type_name
 
+# Characters of a line. Not the terminal's, because cached texts serve terminals of any width.
 WIDTH = 110
 
 
 def field_lines(config_type: type, indent: str = "  ") -> Iterator[str]:
-    """Each field: `name=default`, its type, and its sentence of documentation below."""
+    """Yield lines for each field: `name=default`, its type, and its sentence below.
+
+    Args:
+        config_type: a config dataclass.
+        indent: what each line begins with.
+    """
     docs = field_docs(config_type)
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         yield f"{indent}{field.name}={_default(field)}   ({type_name(hints[field.name])})"
-        yield from textwrap.wrap(docs.get(field.name, ""), WIDTH, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    ")
+        # An empty sentence yields no line.
+        yield from textwrap.wrap(
+            docs.get(field.name, ""),
+            WIDTH,
+            initial_indent=f"{indent}    ",
+            subsequent_indent=f"{indent}    ",
+        )
 
 
 def _default(field: dataclasses.Field) -> str:
-    """A field's default as it would be written in an override; empty for a required field."""
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    """Return a field's default as it would be written in an override."""
+    has_factory = field.default_factory is not dataclasses.MISSING
+    value = field.default_factory() if has_factory else field.default
+    # Either library's mark: dataclasses' own, or OmegaConf's "???" in a config.
     if value is dataclasses.MISSING or value == MISSING:
         return "<required>"
     plain = to_plain(value)
     if isinstance(plain, dict):
+        # A part by its name; its fields are explained by `echox-info`.
         return str(plain.get("name", "{...}" if plain else "{}"))
     if isinstance(plain, list):
         return f"[{','.join(map(str, plain))}]"
     if plain is None or isinstance(plain, bool):
-        return json.dumps(plain)
+        return json.dumps(plain)  # null, true and false, as in YAML
     return str(plain)
 
 
 def summary(text: str | None) -> str:
-    """The first sentence line of a docstring."""
+    """Return the first line of a docstring, or "" if there is none."""
     return (text or "").strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""`echox-generate manifest=... ` or `echox-generate input=question.wav output=answer.wav`: answer spoken questions aloud."""
+"""`echox-generate manifest=...` or `input=question.wav output=answer.wav`: answer speech aloud."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from echox_cli import start
 if __name__ == "__main__":  # python -m; first, because what follows takes seconds and may fail
     sys.exit(start.generate())
 
-from echox.generation.manifest_run import GenerateConfig, generate
+from echox.inference.batch_run import GenerateConfig, generate
+from echox_cli.command import run_command
 from echox_cli.completion import Offers
-from echox_cli.door import run_door
 from echox_cli.offers import config_offers
 
 
 def offers(before: Sequence[str]) -> Offers:
+    """Return what may follow on a command line of `echox-generate`.
+
+    Args:
+        before: the finished words after the program's name.
+    """
     return config_offers(GenerateConfig, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_door("echox-generate", GenerateConfig, generate, argv)
+    """Run `echox-generate` and return its exit code.
+
+    Args:
+        argv: the words after the program's name; None takes those of the process.
+    """
+    return run_command("echox-generate", GenerateConfig, generate, argv)

@@ -1,6 +1,7 @@
-"""Turns the end of a command into an exit code, and what went wrong into one line.
+"""Turns the end of a command into an exit code, and an error into one line.
 
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted; a bug of ours keeps its traceback and exits with 1.
+Exit codes: 0 done, 2 an error that the user can mend, 130 interrupted. A bug of echox keeps its
+traceback and exits with 1.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import os
 import sys
 from collections.abc import Callable
 
-from echox.errors import EchoxError
-from echox.packages import library_fault
+from echox.core.errors import EchoxError
+from echox.core.packages import library_fault
 
-# Faults of the machine rather than of the program: each is one sentence of the operating system.
-_ENVIRONMENT = {
+# Faults of the machine rather than of the program: each is one sentence of the operating system,
+# here with the way out.
+_WAYS_OUT = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
     errno.EROFS: "choose a folder that can be written",
+    # A file in place of a folder is ENOTDIR on the way to it, and EEXIST where it is made.
     errno.ENOTDIR: "a file stands where a folder is needed, so move it or choose another folder",
     errno.EEXIST: "a file stands where a folder is needed, so move it or choose another folder",
     errno.EISDIR: "name a file in it",
@@ -29,29 +32,41 @@ _ENVIRONMENT = {
 
 
 def guarded(program: str, body: Callable[[], object]) -> int:
-    """Run a door's work and turn its end into an exit code; an integer that `body` returns is taken as it is."""
+    """Run a command's work and return its exit code.
+
+    Args:
+        program: the command's name, which an error's line begins with.
+        body: does the work; an integer that it returns is the exit code.
+
+    Raises:
+        Exception: any that `body` raises and that is a bug, with its traceback.
+    """
     try:
         status = body()
     except EchoxError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return _failed(program, str(error), 2)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        # 128 and the number of SIGINT, as shells report it.
+        return _failed(program, "interrupted", 130)
     except BrokenPipeError:  # `echox-info | head`
+        # Python flushes stdout at exit, and would report the same error once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if (sentence := _of_the_machine(error)) is None:
+        if (sentence := _machine_fault(error)) is None:
             raise
-        print(f"{program}: {sentence}", file=sys.stderr)
-        return 2
+        return _failed(program, sentence, 2)
     return status if isinstance(status, int) else 0
 
 
-def _of_the_machine(error: Exception) -> str | None:
-    """The sentence for a fault of the machine or of a library that is installed on it; None for a bug."""
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        return f"{error.strerror}: {error.filename or 'while writing'}; {_ENVIRONMENT[error.errno]}"
+def _failed(program: str, sentence: str, status: int) -> int:
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return status
+
+
+def _machine_fault(error: Exception) -> str | None:
+    """Return the sentence for a fault of the machine or an installed library; None for a bug."""
+    if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+        return f"{error.strerror}: {error.filename or 'while writing'}; {_WAYS_OUT[error.errno]}"
     fault = library_fault(error)
     return None if fault is None else str(fault)

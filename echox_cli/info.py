@@ -18,41 +18,89 @@ import torch
 import yaml
 
 from echox.assets import CATALOGUE
-from echox.compose import finish, options, parse_overrides, part
-from echox.config import near, to_plain
-from echox.errors import ConfigError
-from echox.number_format import VARIABLE, measured, name_of, number_format
-from echox.plugins import REGISTRIES, Discovery, discover
-from echox.recipe import find_recipe, freeze, list_recipes, load_recipe, plugin_dirs_of, recipe_doc, recipe_folders
+from echox.core.config import near, to_plain
+from echox.core.errors import ConfigError
+from echox.core.number_format import VARIABLE, measured, name_of, number_format
+from echox.pipeline.compose import finish, options, parse_overrides, part
+from echox.pipeline.plugins import REGISTRIES, Discovery, discover
+from echox.pipeline.recipe import (
+    find_recipe,
+    list_recipes,
+    load_recipe,
+    plugin_dirs_of,
+    recipe_doc,
+    recipe_folders,
+    to_dict,
+)
 from echox_cli.arguments import split
+from echox_cli.command import answered_at_once
 from echox_cli.completion import Offers
-from echox_cli.door import answered_at_once
 from echox_cli.fields import WIDTH, field_lines, summary
 from echox_cli.guard import guarded
 from echox_cli.texts import INFO, TOPICS, info_help
 
-PACKAGES = ("echox", "torch", "torchaudio", "transformers", "hydra-core", "omegaconf", "sentencepiece", "peft", "triton")
+# Packages whose versions the overview lists: those whose releases change what echox does.
+PACKAGES = (
+    "echox",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "hydra-core",
+    "omegaconf",
+    "sentencepiece",
+    "peft",
+    "triton",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `echox-info` and return its exit code.
+
+    Args:
+        argv: the words after the program's name; None takes those of the process.
+    """
     return guarded(INFO, lambda: _info(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _info(argv: list[str]) -> None:
-    # `kind=name` says the same as `kind name`: it is what the other doors take.
-    topics = [part for word in argv for part in (word.split("=", 1) if word.partition("=")[0] in TOPICS else [word])]
-    arguments = split(topics, takes_recipe=False)
+    arguments = split(_separated(argv), takes_recipe=False)
     if answered_at_once(INFO, arguments):
         return
+    # Checked before the help is printed, so that a wrong word is an error there too.
+    plugin_dirs = _plugin_dirs(arguments.overrides)
+    if "--help" in arguments.options:
+        print(info_help())
+    else:
+        print("\n".join(_answer(arguments.words, plugin_dirs)))
+
+
+def _separated(argv: list[str]) -> list[str]:
+    # `kind=name` means the same as `kind name`: it is what the other commands take.
+    return [
+        term
+        for word in argv
+        for term in (word.split("=", 1) if word.partition("=")[0] in TOPICS else [word])
+    ]
+
+
+def _plugin_dirs(overrides: Sequence[str]) -> list[str]:
     plugin_dirs: list[str] = []
-    for assignment in parse_overrides(arguments.overrides):
+    for assignment in parse_overrides(overrides):
         if assignment.key != "plugin_dirs" or not isinstance(assignment.value, list):
-            raise ConfigError(f"cannot explain {assignment.text!r}; write {INFO} [KIND [NAME]] [plugin_dirs=[a,b]]")
+            raise ConfigError(
+                f"cannot explain {assignment.text!r}; "
+                f"write {INFO} [KIND [NAME]] [plugin_dirs=[a,b]]"
+            )
         plugin_dirs = assignment.value
-    print(info_help() if "--help" in arguments.options else "\n".join(_answer(arguments.words, plugin_dirs)))
+    return plugin_dirs
 
 
 def offers(before: Sequence[str]) -> Offers:
+    """Return what may follow on a command line of `echox-info`.
+
+    Args:
+        before: the finished words after the program's name.
+    """
     if not before:
         return Offers([*TOPICS, "--help", "--version", "--completion"])
     discover()
@@ -62,6 +110,7 @@ def offers(before: Sequence[str]) -> Offers:
 def _names(topic: str) -> list[str]:
     if topic in REGISTRIES:
         return options(topic, recipe_folders())
+    # Any other word has no names: `list` makes an empty list.
     return list({"recipe": list_recipes, "asset": CATALOGUE.copy}.get(topic, list)())
 
 
@@ -69,36 +118,50 @@ def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
     if len(words) > 2:
         raise ConfigError(f"cannot explain {' '.join(words)!r}; write {INFO} [KIND [NAME]]")
     if words and words[0] not in TOPICS:
-        raise ConfigError(f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}")
-    found = discover(plugin_dirs)
+        raise ConfigError(
+            f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}"
+        )
+    # Before any topic, because plugins add parts, and their failures explain missing ones.
+    discovery = discover(plugin_dirs)
     if not words:
-        yield from _overview(found)
+        yield from _overview(discovery)
+    elif words[0] == "device":
+        yield from _device_answer(words)
     elif words[0] == "recipe":
         yield from _recipe(words[1]) if len(words) == 2 else _recipes()
-    elif words == ["device"]:
-        yield from _devices()
-        yield from _number_format()
-    elif words[0] == "device":
-        raise ConfigError(f"devices are explained together, and {words[1]!r} is one too many; write {INFO} device")
     elif words[0] == "asset":
         yield from _asset(words[1]) if len(words) == 2 else _assets()
     else:
         yield from _entry(words[0], words[1]) if len(words) == 2 else _registry(words[0])
 
 
-def _overview(found: Discovery) -> Iterator[str]:
-    yield from _section("versions", [f"python {platform.python_version()} on {platform.system()} {platform.machine()}", *_versions()])
+def _device_answer(words: list[str]) -> Iterator[str]:
+    if len(words) > 1:
+        raise ConfigError(
+            f"devices are explained together, and {words[1]!r} is one too many; write {INFO} device"
+        )
+    yield from _devices()
+    yield from _number_format()
+
+
+def _overview(discovery: Discovery) -> Iterator[str]:
+    python = f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield from _section("versions", [python, *_versions()])
     yield from _section("devices", _devices())
     for kind in REGISTRIES:
         yield from _section(f"{kind}s" if kind != "criterion" else "criteria", _registry(kind))
-    yield from _section("plugins run from folders", map(str, found.files))
-    yield from _section("plugins that failed to load", (f"{failure.origin}: {failure.reason}" for failure in found.failures))
+    yield from _section("plugins run from folders", map(str, discovery.files))
+    yield from _section(
+        "plugins that failed to load",
+        (f"{failure.origin}: {failure.reason}" for failure in discovery.failures),
+    )
     yield from _section("recipes", _recipes())
     yield from _section("assets", _assets())
 
 
 def _section(title: str, lines: Iterator[str] | list[str]) -> Iterator[str]:
     yield f"{title}:"
+    # A list first, because an iterator does not tell whether it is empty.
     yield from [f"  {line}" for line in lines] or ["  none"]
     yield ""
 
@@ -119,18 +182,24 @@ def _devices() -> Iterator[str]:
 
 
 def _number_format() -> Iterator[str]:
-    """What a CPU multiplies in, which takes a moment to measure."""
+    """Yield the rates of a CPU in each number format, which take a moment to measure."""
     chosen = number_format()
-    found = chosen if chosen.rates else measured()
-    yield from (f"{name:<10} {rate} of {found.cpu}" for name, rate in found.rates.items())
-    yield f"chosen for new runs on the cpu: {name_of(chosen.bf16)}, by {chosen.chosen_by}; {VARIABLE}=fp32 or bf16 decides instead"
+    # The user's own choice comes without rates, which are what this topic is asked for.
+    rated = chosen if chosen.rates else measured()
+    yield from (f"{name:<10} {rate} of {rated.cpu}" for name, rate in rated.rates.items())
+    yield (
+        f"chosen for new runs on the cpu: {name_of(chosen.bf16)}, by {chosen.chosen_by}; "
+        f"{VARIABLE}=fp32 or bf16 decides instead"
+    )
 
 
 def _registry(kind: str) -> Iterator[str]:
     registry = REGISTRIES[kind]
     for name in sorted(registry):
         entry = registry[name]
-        yield f"{name:<18} {summary(entry.implementation.__doc__ or entry.config_type.__doc__)}  [{entry.origin}]"
+        # A class without a docstring is described by that of its config.
+        doc = summary(entry.implementation.__doc__ or entry.config_type.__doc__)
+        yield f"{name:<18} {doc}  [{entry.origin}]"
         if second := registry.contested(name):
             yield f"{'':<18} registered a second time by {second}: rename one"
     presets = [option for option in options(kind, recipe_folders()) if option not in registry]
@@ -140,20 +209,25 @@ def _registry(kind: str) -> Iterator[str]:
 
 def _entry(kind: str, name: str) -> Iterator[str]:
     folders = recipe_folders()
+    # Composed first: an unknown name is an error here, with its near match.
     config = part(kind, name, folders)
     if name not in REGISTRIES[kind]:
         yield from _preset(kind, name, folders, finish(config))
         return
     entry = REGISTRIES[kind][name]
     implementation = entry.implementation
-    yield f"{kind} {name}: {implementation.__module__}.{implementation.__qualname__}, from {entry.origin}"
+    place = f"{implementation.__module__}.{implementation.__qualname__}"
+    yield f"{kind} {name}: {place}, from {entry.origin}"
     if implementation.__doc__:
-        yield from ("", textwrap.indent(textwrap.dedent(f"    {implementation.__doc__.strip()}"), "  "))
+        # The first line of a docstring lacks the indentation of the others.
+        doc = textwrap.dedent(f"    {implementation.__doc__.strip()}")
+        yield from ("", textwrap.indent(doc, "  "))
     yield from ("", f"fields of {entry.config_type.__name__}: {summary(entry.config_type.__doc__)}")
     yield from list(field_lines(entry.config_type)) or ["  none"]
 
 
 def _preset(kind: str, name: str, folders: Sequence[Path], config: object) -> Iterator[str]:
+    # The first folder wins, as it does where recipes are composed.
     path = next(file for folder in folders if (file := folder / kind / f"{name}.yaml").is_file())
     yield f"{kind} {name}: a preset of {kind} {REGISTRIES[kind].name_of(config)}, {path}"
     yield from ("", yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True).rstrip())
@@ -161,14 +235,19 @@ def _preset(kind: str, name: str, folders: Sequence[Path], config: object) -> It
 
 def _recipes() -> Iterator[str]:
     for name, path in sorted(list_recipes().items()):
-        yield from textwrap.wrap(f"{name:<18} {recipe_doc(path)}  [{path.parent}]", WIDTH, subsequent_indent=" " * 19)
+        # Further lines are aligned with the description, after 18 characters and a space.
+        yield from textwrap.wrap(
+            f"{name:<18} {recipe_doc(path)}  [{path.parent}]", WIDTH, subsequent_indent=" " * 19
+        )
 
 
 def _recipe(name: str) -> Iterator[str]:
     path = find_recipe(name)
+    # The recipe's own plugins, without which its parts may be unknown.
     discover(plugin_dirs_of(name))
     yield f"recipe {name}: {path}"
-    yield from ("", yaml.safe_dump(freeze(load_recipe(name)), sort_keys=False, allow_unicode=True).rstrip())
+    plain = to_dict(load_recipe(name))
+    yield from ("", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _assets() -> Iterator[str]:
@@ -178,8 +257,19 @@ def _assets() -> Iterator[str]:
 
 def _asset(name: str) -> Iterator[str]:
     if name not in CATALOGUE:
-        raise ConfigError(f"no asset named {name!r}{near(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}")
+        raise ConfigError(
+            f"no asset named {name!r}{near(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}"
+        )
     asset = CATALOGUE[name]
     yield f"asset {name}: {asset.doc}"
-    yield from ("", f"  hub id   {asset.hub_id or 'none'}", f"  licence  {asset.licence}", f"  files    {', '.join(asset.contents)}")
-    yield from (f"  wheel    {wheel.package}=={wheel.version}, {wheel.size_bytes / 1e6:.0f} MB" for wheel in asset.wheels)
+    yield from (
+        "",
+        f"  hub id   {asset.hub_id or 'none'}",
+        f"  licence  {asset.licence}",
+        f"  files    {', '.join(asset.contents)}",
+    )
+    # The pinned packages that hold the asset where there is no hub.
+    yield from (
+        f"  wheel    {wheel.package}=={wheel.version}, {wheel.size_bytes / 1e6:.0f} MB"
+        for wheel in asset.wheels
+    )

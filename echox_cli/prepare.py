@@ -1,4 +1,4 @@
-"""`echox-prepare COMMAND ...`: what has to be there before training: manifests, assets, plugins."""
+"""`echox-prepare COMMAND ...`: make what training needs: manifests, units, weights, plugins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.prepare())
 
 from echox.assets import CATALOGUE, asset_folder
-from echox.chain import audit_stages
-from echox.config import near
+from echox.core.config import near
+from echox.core.errors import ConfigError
 from echox.corpora.compression import CompressionConfig, report_compression
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.data.manifest_index import IndexConfig, index_manifests
@@ -22,9 +22,9 @@ from echox.data.manifest_making import MakeManifestConfig, make_manifest
 from echox.data.manifest_split import SplitConfig, split_manifest
 from echox.data.manifest_stats import StatsConfig, print_stats
 from echox.data.windows import WindowsConfig, write_windows
-from echox.errors import ConfigError
 from echox.evaluation.manifest_validation import ValidateConfig, validate
-from echox.preparation import (
+from echox.pipeline.encode_units import EncodeUnitsConfig, encode_units
+from echox.pipeline.preparation import (
     BeginConfig,
     ExportConfig,
     FitCodecConfig,
@@ -36,12 +36,12 @@ from echox.preparation import (
     make_corpus,
     write_labels,
 )
-from echox.recipe import Recipe
-from echox.scaffold import ScaffoldConfig, write_plugin
-from echox.unit_encoding import EncodeUnitsConfig, encode_units
+from echox.pipeline.recipe import Recipe
+from echox.pipeline.run import audit_stages
+from echox.pipeline.scaffold import ScaffoldConfig, write_plugin
 from echox_cli.arguments import OPTIONS, split
+from echox_cli.command import answered_at_once, run_command, run_recipe_command
 from echox_cli.completion import Offers
-from echox_cli.door import answered_at_once, run_door, run_recipe_door
 from echox_cli.fields import summary
 from echox_cli.guard import guarded
 from echox_cli.offers import config_offers, recipe_offers
@@ -54,30 +54,38 @@ class AssetsConfig:
     """Fetch weights and voices by name, and say where they lie."""
 
     names: list[str] = field(default_factory=list)
-    """Names in the catalogue (`echox-info asset` lists them), hub ids or local folders; none means the whole catalogue."""
+    """Names in the catalogue (`echox-info asset` lists them), hub ids or local folders; none
+    means the whole catalogue."""
 
 
 def fetch_assets(config: AssetsConfig) -> None:
+    """Fetch assets that are not there yet, and print the folder of each.
+
+    Raises:
+        AssetError: a name is unknown, or its files could not be obtained.
+        PackageError: a package that converts the files is not installed.
+    """
     for name in config.names or CATALOGUE:
         print(f"{name}: {asset_folder(name)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: its config, its work, and the field that words without `=` belong to."""
+    """A command of `echox-prepare` whose config is one dataclass."""
 
     config_type: type
     function: Callable[[Any], object]
-    positional: str | None = None
+    positional: str | None = None  # the field that words without `=` belong to
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeCommand:
-    """One command that takes a whole recipe."""
+    """A command of `echox-prepare` that takes a recipe."""
 
     function: Callable[[Recipe], object]
 
 
+# In the order of the help, which is the order in which people need them.
 COMMANDS = {
     "manifest": Command(MakeManifestConfig, make_manifest, "sources"),
     "validate": Command(ValidateConfig, validate, "path"),
@@ -100,28 +108,48 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `echox-prepare` and return its exit code.
+
+    Args:
+        argv: the words after the program's name; None takes those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in COMMANDS:
-        command, program = COMMANDS[words[0]], f"{PROGRAM} {words[0]}"
-        if isinstance(command, RecipeCommand):
-            return run_recipe_door(program, command.function, words[1:], summary(command.function.__doc__))
-        return run_door(program, command.config_type, command.function, words[1:], command.positional)
-    return guarded(PROGRAM, lambda: _without_command(words))
+    if not words or words[0] not in COMMANDS:
+        return guarded(PROGRAM, lambda: _without_command(words))
+    command, program, rest = COMMANDS[words[0]], f"{PROGRAM} {words[0]}", words[1:]
+    if isinstance(command, RecipeCommand):
+        doc = summary(command.function.__doc__)
+        return run_recipe_command(program, command.function, rest, doc)
+    return run_command(program, command.config_type, command.function, rest, command.positional)
 
 
 def _without_command(words: list[str]) -> None:
+    """Print the list of commands, whether it was asked for or no command was given."""
     arguments = split(words, takes_recipe=False)
     if answered_at_once(PROGRAM, arguments):
         return
     if faulty := [*arguments.words, *arguments.overrides]:
-        raise ConfigError(f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; commands are {', '.join(COMMANDS)}")
-    print(f"Prepare data, weights and plugins.\n\nusage: {PROGRAM} COMMAND [field=value ...]\n\ncommands ({PROGRAM} COMMAND --help explains one):")
+        raise ConfigError(
+            f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; "
+            f"commands are {', '.join(COMMANDS)}"
+        )
+    print(
+        "Prepare data, weights and plugins.\n\n"
+        f"usage: {PROGRAM} COMMAND [field=value ...]\n\n"
+        f"commands ({PROGRAM} COMMAND --help explains one):"
+    )
     for name, command in COMMANDS.items():
+        # A recipe has one docstring for all commands, so theirs is the function's.
         about = command.function if isinstance(command, RecipeCommand) else command.config_type
         print(f"  {name:<11} {summary(about.__doc__)}")
 
 
 def offers(before: Sequence[str]) -> Offers:
+    """Return what may follow on a command line of `echox-prepare`.
+
+    Args:
+        before: the finished words after the program's name.
+    """
     command = COMMANDS.get(before[0]) if before else None
     if command is None:
         return Offers([*COMMANDS, *OPTIONS])

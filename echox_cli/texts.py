@@ -1,12 +1,12 @@
-"""Answers that depend on nothing but echox itself, so that they need none of its parts."""
+"""Texts that depend on nothing but echox itself, so that no part of it has to be imported."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
 
-from echox.errors import ConfigError
-from echox.registry import KINDS
+from echox.core.errors import ConfigError
+from echox.core.registry import KINDS
 from echox_cli.arguments import OPTIONS
 
 INFO = "echox-info"
@@ -14,7 +14,9 @@ TOPICS = (*KINDS, "recipe", "asset", "device")
 """What `echox-info` explains."""
 SHELLS = ("bash", "zsh")
 
-# Bash splits words at "=", so there only what follows the last "=" may be offered; zsh takes whole words.
+# Bash splits words at "=", so there only what follows the last "=" may be offered; zsh takes
+# the complete words. `default` falls back on file names where nothing is offered; `nospace`,
+# because a field goes on after its dot or equals sign.
 _SCRIPT = """\
 _{function}() {{
     local line word
@@ -28,7 +30,8 @@ _{function}() {{
 }}
 complete -o default -o nospace -F _{function} {program}"""
 
-# In zsh, `complete` comes from bashcompinit, and that needs compinit, which a bare shell has not loaded.
+# In zsh, `complete` comes from bashcompinit, and that needs compinit, which a bare shell has
+# not loaded.
 _ZSH = """\
 (( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }
 autoload -U +X bashcompinit && bashcompinit
@@ -36,50 +39,61 @@ autoload -U +X bashcompinit && bashcompinit
 
 
 def script(program: str, shell: str) -> str:
-    """The completion script of a door; to be used as `eval "$(echox-train --completion bash)"`.
+    """Return the completion script of a command, for `eval "$(echox-train --completion bash)"`.
+
+    Args:
+        program: the command's name.
+        shell: one of `SHELLS`.
 
     Raises:
         ConfigError: the shell is unknown.
     """
     if shell not in SHELLS:
         raise ConfigError(f"no completion for {shell!r}; use --completion {' or '.join(SHELLS)}")
+    # POSIX allows no dash in the name of a function.
     body = _SCRIPT.format(function=program.replace("-", "_"), program=program)
     return body if shell == "bash" else _ZSH + body
 
 
 def version(program: str) -> str:
+    """Return a command's name and the version of echox."""
     return f"{program} {importlib.metadata.version('echox')}"
 
 
 def info_help() -> str:
-    """The help of `echox-info`."""
+    """Return the help of `echox-info`."""
     return f"""\
 Show versions, devices, and everything that is registered.
 
 usage: {INFO} [KIND [NAME]]
 
-kinds: {', '.join(TOPICS)}
+kinds: {", ".join(TOPICS)}
 
   {INFO} encoder           lists the encoders
   {INFO} encoder whisper   explains one
   {INFO} recipe echo_mini  shows a recipe in full
   {INFO} device            measures how fast this processor multiplies in each number format
 
-  {'--version':<14} {OPTIONS['--version']}
-  {'--completion':<14} {OPTIONS['--completion']}"""
+  {"--version":<14} {OPTIONS["--version"]}
+  {"--completion":<14} {OPTIONS["--completion"]}"""
 
 
 def fixed_answer(program: str, argv: Sequence[str]) -> str | None:
-    """The answer to a command line that asks for one of these texts, or None.
+    """Return the answer to a command line that asks for one of these texts, or None.
+
+    Args:
+        program: the command's name.
+        argv: the words after it.
 
     Raises:
-        ConfigError: there is no completion for a shell.
+        ConfigError: there is no completion for the shell.
     """
     match list(argv):
         case ["--version"]:
             return version(program)
         case ["--completion", shell]:
             return script(program, shell)
+        # The help of other commands lists fields of configs, which have to be imported.
         case ["--help" | "-h"] if program == INFO:
             return info_help()
     return None

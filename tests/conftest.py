@@ -1,49 +1,55 @@
 """Settings of the whole test run, and the toy parts many tests are made of.
 
-PyTorch and echox are imported by the fixtures that need them: the process that hands tests out to workers needs neither.
+PyTorch and echox are imported by the fixtures that need them: the process that distributes tests to
+workers needs neither.
 """
 
 import os
 
-# Before anything imports Triton or the hub client: kernels are interpreted, and no test reaches for the network.
+# Before anything imports Triton or the hub client: kernels are interpreted, and no test uses the
+# network.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Before PyTorch is loaded, here and in every process that a test starts: parts this small are slower on several threads, and
-# there is a worker for every core already.
+# Before PyTorch is loaded, here and in every process that a test starts: parts this small are
+# slower on several threads, and there is a worker for every core already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Before PyTorch is loaded too: it sets how threads wait, without which tests beside other processes take many times as long.
-import echox_cli  # noqa: F401
-
+# Before PyTorch is loaded too: it sets how threads wait, without which tests beside other processes
+# take many times as long.
 import textwrap
 
 import pytest
+
+import echox_cli  # noqa: F401
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers(config):
     """How many workers `-n auto` means: one for each core where whole folders are tested.
 
-    None, that is all in this process, for named files and tests, for output as it comes (`-s`), and where kernels are compiled for a GPU,
-    which all workers would share.
+    None, so that all tests run in this process, for named files and tests, for unbuffered output
+    (`-s`), and where kernels are compiled for a GPU, which all workers would share.
     """
     workers = yield
-    here = config.invocation_params.dir
-    whole_folders = all((here / argument.split("::")[0]).is_dir() for argument in config.args)
-    return workers if whole_folders and config.option.capture != "no" and os.environ["TRITON_INTERPRET"] != "0" else 0
+    folder = config.invocation_params.dir
+    are_folders = all((folder / argument.split("::")[0]).is_dir() for argument in config.args)
+    is_captured = config.option.capture != "no"
+    is_interpreted = os.environ["TRITON_INTERPRET"] != "0"
+    return workers if are_folders and is_captured and is_interpreted else 0
 
 
 def pytest_collection_modifyitems(items):
-    """Long files come first: the last worker would be alone with them. The order within a file stays."""
+    """Run long files first, since the last worker would be alone with them."""
+    # The sort is stable, so the order within a file stays.
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_number_format():
-    """By the processor's instructions, so that what tests compute does not depend on how fast it is today."""
-    from echox.device import has_bf16_products
-    from echox.number_format import VARIABLE
+    """Choose the number format by the processor's instructions, and not by measuring its speed."""
+    from echox.core.device import has_bf16_products
+    from echox.core.number_format import VARIABLE
 
     os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
 
@@ -59,12 +65,12 @@ def set_threads():
 
 
 @pytest.fixture
-def house(monkeypatch, tmp_path):
+def workspace(monkeypatch, tmp_path):
     """An empty working folder, and registries that forget what the test registered."""
     from hydra.core.config_store import ConfigStore
 
-    from echox import plugins
-    from echox.registry import FAILURES
+    from echox.core.registry import FAILURES
+    from echox.pipeline import plugins
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ECHOX_PLUGINS", raising=False)
@@ -77,18 +83,21 @@ def house(monkeypatch, tmp_path):
     monkeypatch.setattr(plugins, "_ran", [])
     monkeypatch.setattr(plugins, "_published", dict(plugins._published))
     store = ConfigStore.instance().repo
-    before, groups = list(FAILURES), {kind: dict(store.get(kind, {})) for kind in plugins.REGISTRIES}
+    before, groups = (
+        list(FAILURES),
+        {kind: dict(store.get(kind, {})) for kind in plugins.REGISTRIES},
+    )
     yield tmp_path
     FAILURES[:] = before
     store.update(groups)
 
 
 @pytest.fixture
-def write(house):
+def write(workspace):
     """Writes a text file below the working folder, with the folders it needs."""
 
     def write_text(path, text):
-        path = house / path
+        path = workspace / path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
@@ -97,15 +106,15 @@ def write(house):
 
 
 @pytest.fixture
-def toy_house(house, write):
+def toy_workspace(workspace, write):
     """A working folder with a plugin of every kind and the recipe `toy`."""
-    from echox import plugins
+    from echox.pipeline import plugins
 
     write("plugins/toy.py", TOY_PLUGIN)
     write("recipes/toy.yaml", TOY_RECIPE)
     write("recipes/encoder/wide_ear.yaml", "defaults:\n  - toy_ear\n  - _self_\nwidth: 9\n")
     plugins.discover()
-    return house
+    return workspace
 
 
 TOY_PLUGIN = '''
@@ -116,7 +125,7 @@ TOY_PLUGIN = '''
     from echox.codecs.base import CODECS, CodecConfig
     from echox.criteria.base import CRITERIA, CriterionConfig
     from echox.encoders.base import ENCODERS, EncoderConfig
-    from echox.errors import ConfigError
+    from echox.core.errors import ConfigError
     from echox.tasks.base import TASKS, TaskConfig
 
 
@@ -177,6 +186,10 @@ TOY_PLUGIN = '''
             self.config = config
 
 
+    class Work(Part):
+        parents, continues, needs, takes, use = (), (), (), (), None
+
+
     for registry, name, config in (
         (ENCODERS, "toy_ear", EarConfig),
         (ENCODERS, "other_ear", OtherEarConfig),
@@ -186,7 +199,7 @@ TOY_PLUGIN = '''
         (TASKS, "other_work", OtherWorkConfig),
         (CRITERIA, "toy_aim", AimConfig),
     ):
-        registry.register(name, config)(Part)
+        registry.register(name, config)(Work if registry is TASKS else Part)
 '''
 
 TOY_RECIPE = """
@@ -195,11 +208,11 @@ TOY_RECIPE = """
       - encoder: wide_ear
       - backbone: toy_mind
       - codec: toy_voice
-      - task@s2t.task: toy_work
-      - criterion@s2t.criterion: toy_aim
+      - task@stages.s2t.task: toy_work
+      - criterion@stages.s2t.criterion: toy_aim
       - _self_
-    stages: [s2t]
-    s2t:
-      train:
-        steps: 7
+    stages:
+      s2t:
+        train:
+          steps: 7
 """

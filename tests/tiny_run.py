@@ -1,4 +1,7 @@
-"""A finished run of tiny random parts, written by hand in a second: checkpoints of s2t, t2c and echo that belong together."""
+"""A finished run of tiny random parts: checkpoints of s2t, t2c and echo that belong together.
+
+It is written by hand in a second, without training.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from echox import checkpoint, plugins
 from echox.backbones.base import BACKBONES
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.base import CODECS
-from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
-from echox.config import to_plain
+from echox.codecs.kmeans.codec import KMeansCodecConfig
+from echox.core import checkpoint
+from echox.core.config import to_plain
 from echox.data.audio import save_audio
 from echox.data.manifest import Item, Role, Row, write_manifest
 from echox.encoders.whisper import WhisperConfig
-from echox.models.denoising import DenoisingConfig
+from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.unit_decoder import UnitDecoderConfig
+from echox.pipeline import plugins
 from echox.tasks.base import Parts
-from echox.tasks.echo import EchoTaskConfig
-from echox.tasks.speech_text import SpeechTextTaskConfig, build_speech_llm, learned_speech_llm
-from echox.tasks.text_units import TextUnitsTaskConfig, build_voice
-from echox.models.denoising import DenoisingAdapter
+from echox.tasks.echo.task import EchoTaskConfig
+from echox.tasks.s2t.task import SpeechTextTaskConfig, build_speech_llm, learned_speech_llm
+from echox.tasks.t2c.task import TextUnitsTaskConfig, t2c_model_of
 
 RATE_HZ = 16_000
 TOKENS = 40  # that CTC may emit
@@ -36,32 +39,55 @@ class TinyRecipe:
     """What a recipe records of its parts and tasks."""
 
     encoder: WhisperConfig = field(default_factory=lambda: WhisperConfig(weights="random"))
-    backbone: HubBackboneConfig = field(default_factory=lambda: HubBackboneConfig(weights="random", lora=LoraConfig(rank=4)))
+    backbone: HubBackboneConfig = field(
+        default_factory=lambda: HubBackboneConfig(weights="random", lora=LoraConfig(rank=4))
+    )
     codec: KMeansCodecConfig = field(default_factory=lambda: KMeansCodecConfig(folder="random"))
-    s2t: dict = field(default_factory=lambda: {"task": SpeechTextTaskConfig(adapter=SpeechAdapterConfig(heads=4))})
+    s2t: dict = field(
+        default_factory=lambda: {"task": SpeechTextTaskConfig(adapter=SpeechAdapterConfig(heads=4))}
+    )
     t2c: dict = field(
         default_factory=lambda: {
-            "task": TextUnitsTaskConfig(decoder=UnitDecoderConfig(layers=2, width=32, heads=2, feed_forward=64, max_words_per_token=4), spelling_channels=8)
+            "task": TextUnitsTaskConfig(
+                decoder=UnitDecoderConfig(
+                    layers=2, width=32, heads=2, feed_forward=64, max_words_per_token=4
+                ),
+                spelling_channels=8,
+            )
         }
     )
-    echo: dict = field(default_factory=lambda: {"task": EchoTaskConfig(denoiser=DenoisingConfig(feed_forward=32))})
+    echo: dict = field(
+        default_factory=lambda: {"task": EchoTaskConfig(denoiser=DenoisingConfig(feed_forward=32))}
+    )
 
 
 def write_run(run: Path) -> Path:
-    """Random but talkative: every text token is spoken, and what is heard decides what is answered."""
+    """Write random models with output: every text token has units, and audio changes the answer."""
     plugins.discover()
     recipe = TinyRecipe()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = _model(recipe)
-        _make_talkative(model)
+        _strengthen_outputs(model)
     codec = {"codec": CODECS.build(recipe.codec).fingerprint()}
     speech_llm = learned_speech_llm(model.speech_llm)
-    voice = dict(model.voice.state_dict())
-    echo = {f"speech_llm.{name}": tensor for name, tensor in speech_llm.items()} | {f"voice.{name}": tensor for name, tensor in voice.items()}
+    t2c = dict(model.voice.state_dict())
+    echo = {f"speech_llm.{name}": tensor for name, tensor in speech_llm.items()} | {
+        f"voice.{name}": tensor for name, tensor in t2c.items()
+    }
     echo |= {f"denoiser.{name}": tensor for name, tensor in model.denoiser.state_dict().items()}
-    for stage, tensors, data in (("s2t", speech_llm, {}), ("t2c", voice, codec), ("echo", echo, codec)):
-        meta = {"stage": stage, "recipe": to_plain(recipe), "lineage": {"parents": {}, "data": data}, "step": 1, "metrics": {}}
+    for stage, tensors, data in (
+        ("s2t", speech_llm, {}),
+        ("t2c", t2c, codec),
+        ("echo", echo, codec),
+    ):
+        meta = {
+            "stage": stage,
+            "recipe": to_plain(recipe),
+            "lineage": {"parents": {}, "data": data},
+            "step": 1,
+            "metrics": {},
+        }
         checkpoint.save(run / stage / "final", tensors, meta)
     return run
 
@@ -70,12 +96,16 @@ def _model(recipe: TinyRecipe) -> EchoModel:
     parts = Parts(recipe.encoder, recipe.backbone, recipe.codec)
     ids = torch.arange(64, 64 + TOKENS)  # letters of the byte tokenizer
     speech_llm = build_speech_llm(parts, recipe.s2t["task"].adapter, ids)
-    voice = build_voice(recipe.t2c["task"], speech_llm.backbone, CODECS.build(recipe.codec))
-    return EchoModel(speech_llm, DenoisingAdapter(recipe.echo["task"].denoiser, speech_llm.backbone.hidden_size), voice)
+    t2c = t2c_model_of(recipe.t2c["task"], speech_llm.backbone, CODECS.build(recipe.codec))
+    return EchoModel(
+        speech_llm,
+        DenoisingAdapter(recipe.echo["task"].denoiser, speech_llm.backbone.hidden_size),
+        t2c,
+    )
 
 
 @torch.no_grad()
-def _make_talkative(model: EchoModel) -> None:
+def _strengthen_outputs(model: EchoModel) -> None:
     for name, parameter in model.speech_llm.backbone.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.5)
@@ -91,7 +121,7 @@ def backbone():
 
 
 def noise(seed: int, seconds: float) -> torch.Tensor:
-    """A clip [T] to be heard as anything."""
+    """A clip [T] of white noise."""
     return 0.2 * torch.randn(int(seconds * RATE_HZ), generator=torch.Generator().manual_seed(seed))
 
 
@@ -101,8 +131,16 @@ def write_questions(folder: Path, name: str, count: int, **extra) -> Path:
     for number in range(count):
         clip = folder / "clips" / f"{name}-{number}.wav"
         save_audio(clip, noise(number, 0.4 + 0.15 * number), RATE_HZ)
-        labels = {"kind": ("capital", "day")[number % 2], "voice": "noise", "answer": "Paris", **extra}
-        turns = (Item(Role.USER, audio=clip), Item(Role.ASSISTANT, "It is Paris.", transcription=f"What is {number}?"))
+        labels = {
+            "kind": ("capital", "day")[number % 2],
+            "voice": "noise",
+            "answer": "Paris",
+            **extra,
+        }
+        turns = (
+            Item(Role.USER, audio=clip),
+            Item(Role.ASSISTANT, "It is Paris.", transcription=f"What is {number}?"),
+        )
         rows.append(Row(f"{name}/{number}", turns, labels))
     write_manifest(folder / f"{name}.jsonl", rows)
     return folder / f"{name}.jsonl"
@@ -114,6 +152,12 @@ def write_speech(folder: Path, name: str, texts: list[str]) -> Path:
     for number, text in enumerate(texts):
         clip = folder / "clips" / f"{name}-{number}.wav"
         save_audio(clip, noise(100 + number, 0.8), RATE_HZ)
-        rows.append(Row(f"{name}-{number}", (Item(Role.ASSISTANT, text, audio=clip),), {"kind": ("answer", "sentence")[number % 2], "voice": "noise"}))
+        rows.append(
+            Row(
+                f"{name}-{number}",
+                (Item(Role.ASSISTANT, text, audio=clip),),
+                {"kind": ("answer", "sentence")[number % 2], "voice": "noise"},
+            )
+        )
     write_manifest(folder / f"{name}.jsonl", rows)
     return folder / f"{name}.jsonl"

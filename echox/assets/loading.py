@@ -1,4 +1,4 @@
-"""Reading pretrained weights, with a sentence where a folder holds something else."""
+"""Context managers around the loading of pretrained weights by transformers."""
 
 from __future__ import annotations
 
@@ -12,41 +12,55 @@ from pathlib import Path
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from echox.errors import AssetError
-from echox.progress import waiting
+from echox.core.errors import AssetError
+from echox.core.progress import waiting
 
 
 @contextmanager
 def loading(what: str, folder: str | Path) -> Iterator[None]:
-    """Around the library's own reading of `folder`, which is named if it takes long.
+    """Translate transformers' loading errors, and report progress if loading takes long.
 
     Args:
-        what: what it should hold, with its article ("a Whisper model").
+        what: the expected content of the folder, with its article ("a Whisper model").
+        folder: the folder or name that the error names.
+
     Raises:
-        AssetError: it holds no such thing, or damaged files.
+        AssetError: the folder holds another model, or missing or damaged files.
     """
     try:
         with waiting(f"loading {what}"), without_library_bars():
             yield
-    # The library says with any of these that a file is missing, unreadable or of another model.
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    # transformers raises any of these for a missing, unreadable or foreign file.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        # The first line says what failed, the others give transformers' general advice.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         way_out = "name another folder, a hub id, or an asset of `echox-info asset`"
-        raise AssetError(f"{folder} does not hold {what} that can be read ({reason}); {way_out}") from error
+        raise AssetError(
+            f"{folder} does not hold {what} that can be read ({reason}); {way_out}"
+        ) from error
 
 
 @contextmanager
 def without_library_bars() -> Iterator[None]:
-    """The transformers library draws no bars of its own meanwhile, if it is in use at all."""
+    """Switch transformers' own progress bars off inside the block."""
+    # Not imported for this: it takes seconds, and without it there is nothing to switch off.
     if "transformers" not in sys.modules:
         yield
         return
     from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
+    # The user may have switched the bars off before; then they stay off.
     were_shown, gguf_bar = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
-    # The bar of this module alone is tqdm's own, which the library's switch does not reach.
+    # This module draws tqdm's own bar, which the switch of transformers does not reach.
     gguf.tqdm = partial(tqdm, disable=True)
     try:
         yield

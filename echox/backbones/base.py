@@ -1,4 +1,4 @@
-"""The backbone interface: a causal language model that takes embeddings and gives hidden states."""
+"""The backbone interface: a causal language model, embeddings -> hidden states."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from echox.errors import ConfigError
-from echox.packages import OptionalPackage
-from echox.registry import Registry
+from echox.core.errors import ConfigError
+from echox.core.packages import OptionalPackage
+from echox.core.registry import Registry
 
 
 @dataclass(kw_only=True, slots=True)
 class BackboneConfig:
-    """Base of every backbone's config."""
+    """Base class of every backbone's config."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,55 +35,70 @@ class LoraConfig:
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     """Names of the linear layers that get an adapter."""
     top_layers: int | None = None
-    """Transformer layers, counted from the top, that get adapters; null gives them to all. Below them nothing is trained, so their states
-    of a text can be kept (`s2t.task.train_look_back`)."""
+    """Transformer layers, counted from the top, that get adapters; null gives them to all. Below
+    them nothing is trained, so their states of a text can be kept (`s2t.task.train_look_back`)."""
 
     def __post_init__(self) -> None:
         if self.top_layers is not None and self.top_layers < 1:
-            raise ConfigError(f"lora.top_layers is {self.top_layers}; use 1 or more, or null for all layers")
+            raise ConfigError(
+                f"lora.top_layers is {self.top_layers}; use 1 or more, or null for all layers"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneState:
-    """One forward pass of a backbone."""
+    """Result of one forward pass of a backbone."""
 
-    hidden: Tensor  # [B, S, H] after the final norm: what `logits` takes
+    hidden: Tensor  # [B, S, H] after the final norm, the input of `logits`
     cache: Any  # opaque key/value cache for the next call, or None
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation as a chat template sees it."""
+    """One turn of a conversation, the input of a chat template."""
 
     role: str  # "system", "user" or "assistant"
     text: str
-    has_audio: bool = False  # an audio stands before the text of this turn
+    has_audio: bool = False  # an audio precedes the text of this turn
 
 
 class Backbone(nn.Module, ABC):
-    """A causal LM with its tokenizer. Token ids are int64; padding never influences real positions."""
+    """A causal language model with its tokenizer.
 
-    hidden_size: int
-    vocab_size: int
+    Token ids are int64, and padding never influences real positions.
+    """
+
+    hidden_size: int  # channels H
+    vocab_size: int  # rows V of the output head, which may exceed the tokenizer's ids
     end_id: int  # ends an assistant turn
-    other_end_ids: tuple[int, ...] = ()  # end an answer too, where a model says one of them instead
+    other_end_ids: tuple[int, ...] = ()  # further ids that end an answer
     pad_id: int
-    max_positions: int | None = None  # of a conversation with its answer; None where there is no limit
+    max_positions: int | None = None  # of a conversation with its answer; None is no limit
 
     @classmethod
     def outline(cls, config: Any) -> Backbone:
-        """The backbone with its true shapes on the meta device: no weights are read, and it computes nothing."""
+        """Build the backbone with its true shapes on the meta device, without reading weights.
+
+        Args:
+            config: the backbone's config.
+
+        Returns:
+            a module that has shapes and dtypes, but cannot compute.
+
+        Raises:
+            AssetError: the shape of the configured model is not known on this machine.
+        """
         with torch.device("meta"):
             return cls(config)
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:
-        """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
+        """List the files the backbone needs that echox can neither find, make nor fetch."""
         return []
 
     @classmethod
     def packages(cls, config: Any) -> Sequence[OptionalPackage]:
-        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        """List the optional packages the constructor imports; a run checks them first."""
         return ()
 
     @abstractmethod
@@ -91,45 +106,60 @@ class Backbone(nn.Module, ABC):
         """Token ids [...] -> input embeddings [..., H]."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False) -> BackboneState:
-        """Run the decoder.
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False
+    ) -> BackboneState:
+        """Run all layers.
 
         Args:
-            embeddings: [B, S, H]; with a cache, only the new positions.
-            mask: bool [B, S_all] over cached and new positions, True where real; left or right padded.
-            cache: what the previous call returned.
+            embeddings: [B, S, H]; with a cache, the new positions only.
+            mask: bool [B, S_all] over cached and new positions, True where real; rows may be
+                padded on the left or on the right.
+            cache: the cache of the previous call.
+            use_cache: return a cache for the next call.
+
+        Returns:
+            hidden states [B, S, H] of the new positions, and the cache.
         """
 
-    def whole(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
-        """Hidden states of whole sequences [B, S, H], as `forward` gives them without a cache.
+    def forward_prefix_shared(self, embeddings: Tensor, mask: Tensor, shared: int) -> Tensor:
+        """Run all layers on rows with a common prefix, which a backbone may compute once.
 
         Args:
-            shared: columns at the front that are the same in every row (a chat template's opening, say); a backbone may compute
-                them once for all rows.
+            embeddings: [B, S, H] whole sequences, right-padded.
+            mask: bool [B, S], True where real.
+            shared: leading positions that are equal in every row, such as a chat template's start.
+
+        Returns:
+            hidden states [B, S, H], equal to those of `forward` without a cache.
         """
         return self(embeddings, mask).hidden
 
     def frozen_layers(self) -> int:
-        """Transformer layers at the bottom in which nothing is trained; 0 where `lower` and `upper` cannot run apart."""
+        """Count the lowest layers without a trained weight; 0 if the model cannot be split."""
         return 0
 
-    def lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+    def forward_lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Run the frozen layers alone.
 
         Args:
-            embeddings: [B, S, H]; mask: bool [B, S], True where real.
+            embeddings: [B, S, H].
+            mask: bool [B, S], True where real.
+
         Returns:
-            states [B, S, H], which `upper` takes.
+            states [B, S, H], the input of `forward_upper`.
         """
         return embeddings
 
-    def upper(self, states: Tensor, mask: Tensor) -> Tensor:
+    def forward_upper(self, states: Tensor, mask: Tensor) -> Tensor:
         """Run the layers above the frozen ones: `upper(lower(e, m), m)` is `self(e, m).hidden`.
 
         Args:
-            states: [B, S, H] of `lower`; mask: bool [B, S], True where real.
+            states: [B, S, H] of `forward_lower`.
+            mask: bool [B, S], True where real.
+
         Returns:
-            hidden [B, S, H], after the final norm.
+            hidden states [B, S, H] after the final norm.
         """
         return self(states, mask).hidden
 
@@ -139,53 +169,68 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def head_rows(self) -> Tensor:
-        """The output head's weight [V, H]: the space hidden states live in, the text rows of the unit decoder."""
+        """Return the output head's weight [V, H]; the unit decoder uses its rows as text input."""
 
     def llama(self) -> transformers.LlamaModel | None:
-        """The model inside, where it is a Llama whose logits are products with `head_rows`: a loop of ours can then step it."""
+        """Return the Llama inside, if its logits are products with `head_rows`, else None.
+
+        The decode engine runs such a model step by step with its own kernels.
+        """
         return None
 
     def weight_of(self, projection: nn.Linear) -> Tensor:
-        """The weight [out, in] of a projection of `llama`, with what is trained beside it as it is now."""
+        """Return the weight [out, in] of a projection of `llama`, current adapters included."""
         return projection.weight
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Plain text -> ids, without any special token."""
+        """Encode plain text as token ids, without any special token."""
 
     @abstractmethod
     def detokenize(self, ids: list[int]) -> str:
-        """Ids -> plain text, special tokens dropped."""
+        """Decode token ids to plain text; special tokens are dropped."""
 
     @abstractmethod
     def token_texts(self) -> list[str]:
-        """The surface string of every id, length V ("" for special tokens)."""
+        """List the text of every token id, V strings; special tokens have ""."""
 
     @abstractmethod
     def prompt(self, turns: list[Turn]) -> list[list[int]]:
-        """A conversation in this model's chat template, opened for the assistant's answer.
+        """Render a conversation in the model's chat template, open for the assistant's answer.
+
+        Args:
+            turns: the conversation in order.
 
         Returns:
-            n + 1 id lists for n audios: audio i belongs between lists i and i + 1.
+            N + 1 lists of token ids for N audios: audio i belongs between lists i and i + 1.
+
+        Raises:
+            ConfigError: the model has no chat template, or the template refuses the roles.
         """
 
     def as_pretrained(self) -> AbstractContextManager[None]:
-        """Inside, the model as it came, without what echox trained on top (LoRA); the default trains nothing on top."""
+        """Return a context in which the model computes without the adapters echox trained."""
         return nullcontext()
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of the weights' origin and the settings that change what the model computes."""
+        """Hash the weights' origin and the settings that change what the model computes."""
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Put adapters into a language model's layers, in place; rank 0 adds none.
+    """Insert LoRA adapters into a language model, in place; rank 0 inserts none.
+
+    Args:
+        model: a transformers language model; the adapters' random weights are drawn here.
+        config: rank, scale, and the layers to adapt.
 
     Raises:
-        ConfigError: no layer has one of the names, or `top_layers` are more than there are.
+        ConfigError: no layer has one of the names in `targets`, or the model has fewer than
+            `top_layers` layers.
     """
     if not config.rank:
         return
+    # Imported here, because a run without adapters does not need peft.
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -195,25 +240,33 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
-        layers_to_transform=_top(model, config.top_layers),
+        layers_to_transform=_top_layers(model, config.top_layers),
     )
     try:
+        # In place, without peft's wrapper around the model, which keeps its class: `llama` of the
+        # hub backbone asks for it.
         inject_adapter_in_model(settings, model)
     except ValueError as error:
-        raise ConfigError(f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use names such as q_proj") from error
+        raise ConfigError(
+            f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use "
+            "names such as q_proj"
+        ) from error
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            # Autocast brings inputs to the adapter's format; to float32 and back first is thousands of copies a step.
+            # Autocast casts the inputs anyway; peft's own cast to the adapter's float32 before
+            # it would add thousands of copies a step.
             layer.cast_input_dtype_enabled = False
 
 
-def _top(model: nn.Module, count: int | None) -> list[int] | None:
-    """Numbers of the uppermost `count` transformer layers, as peft takes them; None for all."""
+def _top_layers(model: nn.Module, count: int | None) -> list[int] | None:
+    """Return the indices of the uppermost `count` layers in peft's form: None is all layers."""
     if count is None:
         return None
     layers = model.config.num_hidden_layers
     if count > layers:
-        raise ConfigError(f"lora.top_layers is {count}, but {type(model).__name__} has {layers} layers")
+        raise ConfigError(
+            f"lora.top_layers is {count}, but {type(model).__name__} has {layers} layers"
+        )
     return list(range(layers - count, layers))
 
 

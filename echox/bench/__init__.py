@@ -1,1 +1,1 @@
-"""Benchmarks of kernels against what people use today, one file per subject."""
+"""Benchmarks against what people use today, one module per subject."""

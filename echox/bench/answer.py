@@ -1,4 +1,7 @@
-"""Where the time of a spoken answer goes: the language model's text, units, their assembly, the vocoder; true shapes, untrained."""
+"""Time of a spoken answer by part: text, units, their assembly, vocoder.
+
+Models have the shapes of the demo and random weights, so nothing has to be trained or fetched.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
-from echox.models.decoding import greedy_text
-from echox.models.text_loop import text_loop
+from echox.core.signals import Units, Waveform
+from echox.decoding.greedy_text import greedy_text
+from echox.decoding.text import text_decode_engine
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
-from echox.models.unit_loop.text_speech import decoder_loop, speak_targets
-from echox.signals import Units
+from echox.models.unit_generation import generate_targets, unit_decode_engine
 from echox.vocoders.layout import CONFIG, TINY, build_generator
 
 BACKBONE = "random:HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT_TOKENS, ANSWER_TOKENS = 48, 24
-WORDS_PER_TOKEN = 5
-# The public unit vocoder of Lee et al. 2022 (fairseq, mHuBERT units, 16 kHz): 320 samples a frame, 512 channels.
+WORDS_PER_TOKEN = 5  # at most; an untrained decoder ends by this rule alone
+# The public unit vocoder of Lee et al. 2022 (fairseq, mHuBERT units, 16 kHz): 320 samples a frame,
+# 512 channels.
 VOCODER = {
     "upsample_rates": [5, 4, 4, 2, 2],
     "upsample_kernel_sizes": [11, 8, 8, 4, 4],
@@ -30,7 +35,12 @@ VOCODER = {
     "num_embeddings": 1000,
     "embedding_dim": 128,
     "model_in_dim": 128,
-    "dur_predictor_params": {"encoder_embed_dim": 128, "var_pred_hidden_dim": 128, "var_pred_kernel_size": 3, "var_pred_dropout": 0.5},
+    "dur_predictor_params": {
+        "encoder_embed_dim": 128,
+        "var_pred_hidden_dim": 128,
+        "var_pred_kernel_size": 3,
+        "var_pred_dropout": 0.5,
+    },
 }
 
 
@@ -40,60 +50,97 @@ class AnswerTime:
 
     batch: int
     text_s: float
-    library_text_s: float  # the same text by the language model's own library, step by step
+    library_text_s: float  # the same text by transformers, step by step
     units_s: float
     assembly_s: float
     vocoder_s: float
-    speech_s: float  # length of the speech, all rows together
+    speech_s: float  # duration of the speech, all rows together
 
 
 class AnswerBench:
-    """Parts of the demo's size, of random weights, so that nothing has to be trained or fetched."""
+    """The models of a spoken answer, in the demo's size, with random weights.
+
+    Args:
+        device: the models run on.
+        seed: of the weights.
+    """
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.device = device
+        # The weights are drawn on the CPU; a forked generator leaves the caller's as it is.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone: Backbone = BACKBONES.build(BACKBONES.parse({"name": "hub", "weights": BACKBONE})).eval().to(device)
+            backbone_config = BACKBONES.parse({"name": "hub", "weights": BACKBONE})
+            self.backbone: Backbone = BACKBONES.build(backbone_config).eval().to(device)
             self.codec = _codec().to(device)
-            config = UnitDecoderConfig(max_words_per_token=WORDS_PER_TOKEN)
-            self.decoder = UnitDecoder(config, self.backbone.hidden_size, self.codec.word_count).eval().to(device)
-        self.loop = decoder_loop(self.decoder)
-        self.text_loop = text_loop(self.backbone)
+            decoder_config = UnitDecoderConfig(max_words_per_token=WORDS_PER_TOKEN)
+            decoder = UnitDecoder(
+                decoder_config, self.backbone.hidden_size, self.codec.unit_vocab_size
+            )
+            self.decoder = decoder.eval().to(device)
+        self.unit_engine = unit_decode_engine(self.decoder)
+        self.text_engine = text_decode_engine(self.backbone)
 
     @torch.no_grad()
-    def measured(self, batch: int) -> AnswerTime:
-        """One batch of answers of `ANSWER_TOKENS` tokens, the second time it is made."""
-        prompt = torch.randint(self.backbone.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)).to(self.device)
-        embeddings, mask = self.backbone.embed(prompt), torch.ones_like(prompt, dtype=torch.bool)
-        for _ in range(2):
-            marks = [self._now_s()]
-            said = greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS, loop=self.text_loop)
-            marks.append(self._now_s())
-            greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS)
-            marks.append(self._now_s())
-            targets = speak_targets(self.decoder, said.hidden, said.lengths, 1024, loop=self.loop)
-            marks.append(self._now_s())
-            units = self._assembled([[word for word in row if word < self.decoder.word_count] for row in targets])
-            marks.append(self._now_s())
-            wave = self.codec.decode(units)
-            marks.append(self._now_s())
-        parts = [after - before for before, after in zip(marks, marks[1:])]
-        return AnswerTime(batch, *parts, float(wave.lengths.sum()) / wave.rate_hz)
+    def measure(self, batch: int) -> AnswerTime:
+        """Measure one batch of answers of `ANSWER_TOKENS` tokens.
 
-    def _assembled(self, words: list[list[int]]) -> Units:
-        rows = [torch.tensor(self.codec.units_of(row), dtype=torch.int64) for row in words]
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return Units(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device), lengths, None)
+        Args:
+            batch: B, answers that are generated together from prompts [B, P].
+
+        Returns:
+            seconds of each part, and of the speech.
+        """
+        generator = torch.Generator().manual_seed(0)
+        size = (batch, PROMPT_TOKENS)
+        prompt = torch.randint(self.backbone.vocab_size, size, generator=generator).to(self.device)
+        embeddings, mask = self.backbone.embed(prompt), torch.ones_like(prompt, dtype=torch.bool)
+        # The second run counts: the first one compiles, captures and allocates.
+        for _ in range(2):
+            marks_s, wave = self._run(embeddings, mask)
+        parts_s = [end - start for start, end in zip(marks_s, marks_s[1:])]
+        return AnswerTime(batch, *parts_s, float(wave.lengths.sum()) / wave.rate_hz)
+
+    def _run(self, embeddings: Tensor, mask: Tensor) -> tuple[list[float], Waveform]:
+        """The times between the parts in the order of `AnswerTime`, and the speech.
+
+        Args:
+            embeddings: prompts [B, P, H].
+            mask: bool [B, P].
+        """
+        marks_s = [self._now_s()]
+        text = greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS, engine=self.text_engine)
+        marks_s.append(self._now_s())
+        greedy_text(self.backbone, embeddings, mask, ANSWER_TOKENS)
+        marks_s.append(self._now_s())
+        targets = generate_targets(
+            self.decoder, text.hidden, text.lengths, 1024, engine=self.unit_engine
+        )
+        marks_s.append(self._now_s())
+        units = self._assemble(targets)
+        marks_s.append(self._now_s())
+        wave = self.codec.decode(units)
+        marks_s.append(self._now_s())
+        return marks_s, wave
+
+    def _assemble(self, targets: list[list[int]]) -> Units:
+        """Units of decoded targets, whose marks are left out."""
+        vocab_size = self.decoder.unit_vocab_size
+        rows = [
+            self.codec.units_of([token for token in row if token < vocab_size]) for row in targets
+        ]
+        return Units.of_rows(rows, codebooks=1, device=self.device)
 
     def _now_s(self) -> float:
+        # Kernels run asynchronously: without waiting, their time would count for a later part.
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def _codec() -> Codec:
-    """A unit vocoder of the public size; its words are its units."""
+    """A unit vocoder of the public size; its unit tokens are its units."""
+    # A folder "random" has the smallest size, so its generator is replaced by one of `VOCODER`.
     codec = CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": "random"}))
     settings = TINY | VOCODER
     codec.net = build_generator(settings, Path(CONFIG)).requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""Head and sampling of a unit decoder as echox and others compute them: hidden states in, one drawn token of each row out."""
+"""Samplers of a unit decoder, of echox and others: from hidden states to one token of each row."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.bench.measure import Spent, medians
-from echox.kernels.unit_decode import Impl, UnitHead, UnitParams, UnitRequest, UnitState, reference, sample_units
-from echox.packages import FLASHINFER
+from echox.bench.measure import CallTime, medians
+from echox.bench.tables import number_text, table_lines
+from echox.core.packages import FLASHINFER
+from echox.kernels.unit_decode import (
+    Impl,
+    UnitHead,
+    UnitParams,
+    UnitRequest,
+    UnitState,
+    reference,
+    sample_units,
+)
 
 Step = Callable[[], Tensor]  # tokens [B]
-GREEDY_NAME = "product and argmax"  # the floor of whoever draws
+Call = Callable[[], None]  # many steps
+GREEDY_NAME = "product and argmax"  # the lower bound of every sampler
+CHECKED_STEPS = 8  # whose tokens are compared with the reference
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingProblem:
-    """One step's sizes and settings."""
+    """Sizes and sampling settings of one step.
+
+    A step reads hidden states [B, D] with B rows and D channels, and a weight [V, D] of V entries.
+    """
 
     rows: int
     channels: int
@@ -29,29 +43,35 @@ class SamplingProblem:
     top_p: float = 0.9
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, D] and weight [V, D] with scores of about 2 in size."""
-        draw = torch.Generator().manual_seed(self.entries)
-        hidden = torch.randn(self.rows, self.channels, generator=draw)
-        weight = torch.randn(self.entries, self.channels, generator=draw) * 2 * self.channels**-0.5
+        """Draw hidden states [B, D] and a weight [V, D]; scores have a deviation of about 2."""
+        generator = torch.Generator().manual_seed(self.entries)
+        hidden = torch.randn(self.rows, self.channels, generator=generator)
+        weight = torch.randn(self.entries, self.channels, generator=generator)
+        weight = weight * 2 * self.channels**-0.5
         return hidden.to(device, dtype), weight.to(device, dtype)
 
     @property
     def request(self) -> UnitRequest:
+        """The sampling settings as a request of one row."""
         return UnitRequest(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One way to take a step."""
+    """One implementation of a step.
+
+    A step draws tokens [B] from hidden states [B, D].
+    """
 
     name: str
-    make: Callable[[SamplingProblem, Tensor, Tensor], Step] | None  # None where it cannot be had
-    reason: str = ""  # why it cannot
+    # Problem, hidden states [B, D] and weight [V, D] -> step; None where it cannot run.
+    make: Callable[[SamplingProblem, Tensor, Tensor], Step] | None
+    reason: str = ""  # why it cannot run
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerTime:
-    """What was measured of one sampler; numbers are None where nothing was."""
+    """Times of one sampler in microseconds; None where nothing was measured."""
 
     problem: SamplingProblem
     sampler: str
@@ -62,43 +82,85 @@ class SamplerTime:
 
 
 def samplers(device: torch.device) -> list[Sampler]:
-    """All of them, also those that cannot run here."""
-    found = [Sampler("echox", _echox(Impl.auto))]
-    found += [Sampler("echox torch", _echox(Impl.torch))] if device.type == "cuda" else []
-    return [*found, Sampler("eager top-k, top-p, multinomial", _eager), _flashinfer(device), Sampler(GREEDY_NAME, _greedy)]
+    """Return all samplers, those that cannot run on the device included."""
+    ours = [Sampler("echox", _echox(Impl.auto))]
+    # On a CPU both are the same.
+    ours += [Sampler("echox torch", _echox(Impl.torch))] if device.type == "cuda" else []
+    return [
+        *ours,
+        Sampler("eager top-k, top-p, multinomial", _eager),
+        _flashinfer(device),
+        Sampler(GREEDY_NAME, _greedy),
+    ]
 
 
-def sampler_times(problem: SamplingProblem, device: torch.device, dtype: torch.dtype, repeats: int = 9, steps: int = 50) -> list[SamplerTime]:
-    """Median time of a step of every sampler; they take turns, `steps` steps at a time.
+def sampler_times(
+    problem: SamplingProblem,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int = 9,
+    steps: int = 50,
+) -> list[SamplerTime]:
+    """Measure the median time of a step of every sampler, in alternation.
 
-    On a GPU a step is timed twice: called from Python, and within a graph of all `steps`.
+    On a GPU a step is timed twice: called from Python, and within a CUDA graph.
+
+    Args:
+        problem: sizes and settings.
+        device: the samplers run on.
+        dtype: of hidden states [B, D] and weight [V, D].
+        repeats: rounds at least.
+        steps: steps of a timed call, and of a graph.
+
+    Returns:
+        a line for each sampler, those that cannot run included.
     """
+    notes, eager, graphs = _prepare(problem, device, dtype, steps)
+    eager_times = medians(eager, device, repeats)
+    graph_times = medians(graphs, device, repeats)
+    return [
+        SamplerTime(
+            problem,
+            name,
+            eager_us=_us(eager_times.get(name), "wall_ms", steps),
+            cpu_us=_us(eager_times.get(name), "cpu_ms", steps),
+            graph_us=_us(graph_times.get(name), "wall_ms", steps),
+            note=note,
+        )
+        for name, note in notes.items()
+    ]
+
+
+def _prepare(
+    problem: SamplingProblem, device: torch.device, dtype: torch.dtype, steps: int
+) -> tuple[dict[str, str], dict[str, Call], dict[str, Call]]:
+    """The note of each sampler, and its calls of so many steps: from Python, and as a graph."""
     hidden, weight = problem.inputs(device, dtype)
-    lines, eager, graphs = {}, {}, {}
+    notes: dict[str, str] = {}
+    eager: dict[str, Call] = {}
+    graphs: dict[str, Call] = {}
     for sampler in samplers(device):
         if sampler.make is None:
-            lines[sampler.name] = SamplerTime(problem, sampler.name, note=sampler.reason)
+            notes[sampler.name] = sampler.reason
             continue
         step = sampler.make(problem, hidden, weight)
-        lines[sampler.name] = SamplerTime(problem, sampler.name, note=_fault(step, problem, hidden, weight))
-        eager[sampler.name] = _many(step, steps)
+        notes[sampler.name] = _fault(step, problem, hidden, weight)
+        eager[sampler.name] = _repeated(step, steps)
         if device.type == "cuda":
-            graphs[sampler.name], reason = captured(eager[sampler.name])
-            lines[sampler.name] = SamplerTime(problem, sampler.name, note=lines[sampler.name].note or reason)
-    of_eager = medians(eager, device, repeats)
-    of_graph = medians({name: call for name, call in graphs.items() if call is not None}, device, repeats)
-    found = []
-    for name, line in lines.items():
-        times = [_us(of_eager.get(name), "wall_ms", steps), _us(of_eager.get(name), "cpu_ms", steps), _us(of_graph.get(name), "wall_ms", steps)]
-        found.append(SamplerTime(problem, name, *times, line.note))
-    return found
+            graph, reason = captured(eager[sampler.name])
+            # Wrong tokens matter more than a graph that cannot be captured.
+            notes[sampler.name] = notes[sampler.name] or reason
+            if graph is not None:
+                graphs[sampler.name] = graph
+    return notes, eager, graphs
 
 
-def _us(spent: Spent | None, which: str, steps: int) -> float | None:
-    return None if spent is None else 1e3 * getattr(spent, which) / steps
+def _us(time: CallTime | None, field: str, steps: int) -> float | None:
+    """Microseconds of a step, of the milliseconds of a call with so many steps."""
+    return None if time is None else 1e3 * getattr(time, field) / steps
 
 
-def _many(step: Step, steps: int) -> Callable[[], None]:
+def _repeated(step: Step, steps: int) -> Call:
     def call() -> None:
         for _ in range(steps):
             step()
@@ -106,8 +168,14 @@ def _many(step: Step, steps: int) -> Callable[[], None]:
     return call
 
 
-def captured(call: Callable[[], object]) -> tuple[Callable[[], None] | None, str]:
-    """A call as one CUDA graph to replay, or the reason why it cannot be one."""
+def captured(call: Callable[[], object]) -> tuple[Call | None, str]:
+    """Capture a call as a CUDA graph.
+
+    Returns:
+        replay: replays the graph; None where the call cannot be captured.
+        reason: why it cannot, or empty.
+    """
+    # Warmed up on another stream, as PyTorch's documentation of CUDA graphs requires.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -125,25 +193,27 @@ def captured(call: Callable[[], object]) -> tuple[Callable[[], None] | None, str
 def _fault(step: Step, problem: SamplingProblem, hidden: Tensor, weight: Tensor) -> str:
     """What is wrong with a sampler's tokens: each must be one the float64 reference could draw."""
     head = UnitHead.of(weight.detach().cpu().double())
-    scores = reference.head_scores(hidden.cpu(), head)
+    scores = reference.head_scores(hidden.cpu(), head)  # [B, V]
     params = UnitParams.of([problem.request], head)
-    tokens = torch.stack([step() for _ in range(8)]).cpu()
-    supports = torch.stack([reference.support(row, 0, params) for row in scores])
-    share = supports.gather(1, tokens.T).float().mean()
-    return "" if share == 1 else f"{1 - float(share):.0%} of its tokens are outside the reference's support"
+    tokens = torch.stack([step() for _ in range(CHECKED_STEPS)]).cpu()  # [steps, B]
+    supports = torch.stack([reference.support(row, 0, params) for row in scores])  # bool [B, V]
+    share = float(supports.gather(1, tokens.T).float().mean())
+    if share == 1:
+        return ""
+    return f"{1 - share:.0%} of its tokens are outside the reference's support"
 
 
 def _echox(impl: Impl) -> Callable[[SamplingProblem, Tensor, Tensor], Step]:
     def make(problem: SamplingProblem, hidden: Tensor, weight: Tensor) -> Step:
-        head, asked = UnitHead.of(weight), [problem.request] * problem.rows
-        params, state = UnitParams.of(asked, head), UnitState.of(asked, head)
+        head, requests = UnitHead.of(weight), [problem.request] * problem.rows
+        params, state = UnitParams.of(requests, head), UnitState.of(requests, head)
         return lambda: sample_units(hidden, head, params, state, impl=impl).tokens[:, 0]
 
     return make
 
 
 def _eager(problem: SamplingProblem, hidden: Tensor, weight: Tensor) -> Step:
-    """As generation loops are commonly written: filters one after the other, each over the whole vocabulary."""
+    """As generation loops are commonly written: each filter over the whole vocabulary in turn."""
 
     def step() -> Tensor:
         scores = F.linear(hidden, weight).float() / problem.temperature
@@ -151,7 +221,7 @@ def _eager(problem: SamplingProblem, hidden: Tensor, weight: Tensor) -> Step:
         scores = scores.masked_fill(scores < kth, float("-inf"))
         rising, order = scores.sort(dim=-1)
         drop = rising.softmax(-1).cumsum(-1) <= 1 - problem.top_p
-        drop[:, -1] = False
+        drop[:, -1] = False  # the likeliest token always stays
         scores = scores.masked_fill(drop.scatter(1, order, drop), float("-inf"))
         return torch.multinomial(scores.softmax(-1), 1)[:, 0]
 
@@ -178,8 +248,9 @@ def _flashinfer(device: torch.device) -> Sampler:
         offset = torch.zeros_like(seed)
 
         def step() -> Tensor:
-            # A seed by value would be frozen in a captured graph.
-            offset.add_(32)  # more draws than rejection may take
+            # A tensor: an offset by value would be frozen in a captured graph, whose replays would
+            # all draw the same tokens.
+            offset.add_(32)  # more draws than rejection sampling may take
             scores = F.linear(hidden, weight).float() / problem.temperature
             return function(scores, problem.top_k, problem.top_p, seed=seed, offset=offset).long()
 
@@ -189,11 +260,13 @@ def _flashinfer(device: torch.device) -> Sampler:
 
 
 def sampler_table(lines: Sequence[SamplerTime]) -> str:
-    """The lines as a Markdown table."""
+    """Return the lines as a Markdown table."""
     head = ["rows x channels x entries", "who", "us, eager", "CPU us", "us, in a graph", "note"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for line in lines:
-        p = line.problem
-        numbers = ["" if time is None else f"{time:.1f}" for time in (line.eager_us, line.cpu_us, line.graph_us)]
-        rows.append([f"{p.rows}x{p.channels}x{p.entries}", line.sampler, *numbers, line.note])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+        problem = line.problem
+        size = f"{problem.rows}x{problem.channels}x{problem.entries}"
+        times = (line.eager_us, line.cpu_us, line.graph_us)
+        numbers = [number_text(time, ".1f") for time in times]
+        rows.append([size, line.sampler, *numbers, line.note])
+    return "\n".join(table_lines(head, rows)) + "\n"

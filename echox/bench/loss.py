@@ -1,7 +1,8 @@
-"""`echox-bench loss`: the codec-head loss, forward and backward, against what people use today."""
+"""`echox-bench loss`: the codec-head loss, forward and backward, beside what people use today."""
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,17 +12,36 @@ import torch
 from torch import Tensor
 
 from echox.bench.loss_contenders import EAGER, Contender, contenders
-from echox.bench.measure import Spent, machine, medians, peak_bytes, write_tables
-from echox.device import device_named
-from echox.errors import ConfigError
+from echox.bench.measure import CallTime, machine, medians, peak_bytes
+from echox.bench.tables import facts_line, number_text, table_lines, write_tables
+from echox.core.device import device_named
+from echox.core.errors import ConfigError
+from echox.core.progress import progress
 from echox.kernels.codec_head_loss import Impl, codec_head_loss
-from echox.progress import progress
 
-GPU_SHAPES = ["8192x2048x1024", "8192x2048x4096", "8192x2048x16384", "8192x2048x65536", "8192x2048x8*1024", "1024x2048x8*1024", "8192x4096x4096"]
-CPU_SHAPES = ["512x256x1024", "2048x256x1024", "2048x256x4096", "1024x512x16384", "2048x512x65536", "2048x256x8*1024"]
-# Relative Frobenius errors beyond which a result is marked as wrong, of gradients; they are those of the tests.
+GPU_SHAPES = [
+    "8192x2048x1024",
+    "8192x2048x4096",
+    "8192x2048x16384",
+    "8192x2048x65536",
+    "8192x2048x8*1024",
+    "1024x2048x8*1024",
+    "8192x4096x4096",
+]
+CPU_SHAPES = [
+    "512x256x1024",
+    "2048x256x1024",
+    "2048x256x4096",
+    "1024x512x16384",
+    "2048x512x65536",
+    "2048x256x8*1024",
+]
+# Relative Frobenius errors of gradients beyond which a result is marked as wrong; they are those of
+# the tests.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 NOT_MEASURED = "not yet measured"
+PRODUCTS = "the three products"  # timed beside the contenders, as their lower bound
+LOOP = "loop over heads"  # ending of the name of a contender that needs several codebooks
 
 
 class Dtype(enum.Enum):
@@ -35,18 +55,25 @@ class Dtype(enum.Enum):
 
 @dataclass(kw_only=True, slots=True)
 class LossBenchConfig:
-    """Time, memory and error of the codec-head loss, forward and backward, against PyTorch, Liger-Kernel and cut-cross-entropy."""
+    """Compare the codec-head loss with PyTorch and libraries: time, memory and error.
+
+    Raises:
+        ConfigError: `repeats` is below 1, or a shape is written otherwise.
+    """
 
     shapes: list[str] = field(default_factory=list)
-    """Shapes as NxDxV (rows, channels, entries) or NxDxK*V for K codebooks; none takes the device's own list."""
+    """Shapes as NxDxV (rows, channels, entries) or NxDxK*V for K codebooks; none takes the device's
+    own list."""
     dtype: Dtype = Dtype.auto
     """Precision of the inputs; auto is bfloat16 on a GPU and float32 on a CPU."""
     repeats: int = 9
-    """Timed calls of each contender at the least, whose median is taken; they take turns, short ones for two seconds."""
+    """Timed calls of each contender at the least, whose median is taken; they alternate, short ones
+    for two seconds."""
     only: list[str] = field(default_factory=list)
     """Contenders to measure, by name; none takes all."""
     peak_tflops: float | None = None
-    """Matrix throughput the roofline is drawn from, in TFLOP/s; null measures the three bare matrix products instead."""
+    """Matrix throughput the roofline is drawn from, in TFLOP/s; null measures the three bare matrix
+    products instead."""
     seed: int = 0
     """Seed of the inputs."""
     device: str = "auto"
@@ -63,7 +90,11 @@ class LossBenchConfig:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The shape of one loss."""
+    """The shape of one loss.
+
+    Hidden states are [N, D], the weight [K * V, D] and targets [N, K]: N rows, D channels, K
+    codebooks of V entries.
+    """
 
     rows: int
     channels: int
@@ -72,24 +103,28 @@ class Problem:
 
     @classmethod
     def parse(cls, text: str) -> Problem:
-        """NxDxV or NxDxK*V.
+        """Parse a shape written as NxDxV or NxDxK*V.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: it is written otherwise, or a number is not positive.
         """
         try:
             rows, channels, entries = text.split("x")
             codebooks, _, size = entries.rpartition("*")
-            found = cls(int(rows), int(channels), int(codebooks or 1), int(size))
+            numbers = (int(rows), int(channels), int(codebooks or 1), int(size))
         except ValueError as error:
-            raise ConfigError(f"shape {text!r} is neither NxDxV nor NxDxK*V; write 8192x2048x4096 or 8192x2048x8*1024") from error
-        if min(found.rows, found.channels, found.codebooks, found.entries) < 1:
+            raise ConfigError(
+                f"shape {text!r} is neither NxDxV nor NxDxK*V; "
+                "write 8192x2048x4096 or 8192x2048x8*1024"
+            ) from error
+        if min(numbers) < 1:
             raise ConfigError(f"shape {text!r} must have positive numbers")
-        return found
+        return cls(*numbers)
 
     @property
     def flops(self) -> int:
-        """Of the three matrix products."""
+        """Floating-point operations of the three matrix products, forward and backward."""
+        # Two for each multiply-add, of N x D x K * V of them in each product.
         return 6 * self.rows * self.channels * self.codebooks * self.entries
 
 
@@ -103,24 +138,29 @@ class Line:
     contender: str
     time_ms: float | None = None
     of_eager: float | None = None  # its time over PyTorch eager's
-    cpu_ms: float | None = None  # of all the process's threads; on a GPU, to give it its work
+    cpu_ms: float | None = None  # of all the process's threads; on a GPU, to launch its work
     cpu_of_eager: float | None = None
     peak_mib: float | None = None
     roofline_share: float | None = None  # time of the three matrix products over the contender's
     loss_error: float | None = None  # relative, against float64
-    gradient_error: float | None = None  # the larger of hidden states' and weight's
+    gradient_error: float | None = None  # the larger one of hidden states and weight
     note: str = ""
 
 
 def bench_loss(config: LossBenchConfig) -> None:
-    """Measure, print and write the table; what was measured is written after every shape."""
+    """Measure all shapes, write the table after each of them, and print it.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     device = device_named(config.device)
     facts = machine(device) | {"repeats": str(config.repeats)}
     lines: list[Line] = []
     for shape in progress(_shapes(config, device), "measuring", unit="shape"):
         lines += _measured(shape, config, device)
         page = table(lines, facts)
-        write_tables(config.output, page, {"machine": facts, "lines": [asdict(line) for line in lines]})
+        results = {"machine": facts, "lines": [asdict(line) for line in lines]}
+        write_tables(config.output, page, results)
     print(page)
 
 
@@ -134,107 +174,192 @@ def _dtype(config: LossBenchConfig, device: torch.device) -> torch.dtype:
     return getattr(torch, config.dtype.value)
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of one loss."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [K * V, D]
+    targets: Tensor  # int64 [N, K]
+    sizes: list[int]  # [K] entries of each codebook
+
+
+def _inputs(problem: Problem, seed: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+    # Drawn on the CPU in float32, so that all devices and precisions have the same inputs.
+    generator = torch.Generator().manual_seed(seed)
+    N, D, K = problem.rows, problem.channels, problem.codebooks
+    hidden = torch.randn(N, D, generator=generator)
+    weight = torch.randn(K * problem.entries, D, generator=generator).mul_(D**-0.5)
+    targets = torch.randint(problem.entries, (N, K), generator=generator)
+    return Inputs(
+        hidden.to(device, dtype).requires_grad_(),
+        weight.to(device, dtype).requires_grad_(),
+        targets.to(device),
+        [problem.entries] * K,
+    )
+
+
 def _measured(shape: str, config: LossBenchConfig, device: torch.device) -> list[Line]:
-    torch.compiler.reset()  # or shapes measured before would count as recompilations, and too many of them end compilation
+    """The lines of all contenders on one shape."""
+    # Or shapes measured before would count as recompilations, and too many of them end compilation.
+    torch.compiler.reset()
     problem, dtype = Problem.parse(shape), _dtype(config, device)
-    draw = torch.Generator().manual_seed(config.seed)
-    V = problem.codebooks * problem.entries
-    hidden = torch.randn(problem.rows, problem.channels, generator=draw).to(device, dtype).requires_grad_()
-    weight = torch.randn(V, problem.channels, generator=draw).mul_(problem.channels**-0.5).to(device, dtype).requires_grad_()
-    targets = torch.randint(problem.entries, (problem.rows, problem.codebooks), generator=draw).to(device)
-    sizes = [problem.entries] * problem.codebooks
-    truth = _truth(hidden, weight, targets, sizes)
-    chosen = [contender for contender in contenders(device) if not config.only or contender.name in config.only]
-    where = {"shape": shape, "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
+    inputs = _inputs(problem, config.seed, device, dtype)
+    truth = _truth(inputs)
+    case = {"shape": shape, "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
     lines, calls = {}, {}
-    for contender in chosen:
-        if contender.name.endswith("loop over heads") and problem.codebooks == 1:
+    for contender in contenders(device):
+        if config.only and contender.name not in config.only:
             continue
-        line, call = _tried(contender, (hidden, weight, targets, sizes), truth, where)
-        lines[contender.name] = line
+        # With one codebook the loop is plain eager.
+        if contender.name.endswith(LOOP) and problem.codebooks == 1:
+            continue
+        lines[contender.name], call = _check(contender, inputs, truth, case)
         if call is not None:
             calls[contender.name] = call
-    floor = "the three products"
-    times = medians(calls | {floor: _products(hidden, weight)}, device, config.repeats)
-    floor_ms = times[floor].wall_ms if config.peak_tflops is None else problem.flops / config.peak_tflops / 1e9
+    products = _products(inputs.hidden, inputs.weight)
+    times = medians(calls | {PRODUCTS: products}, device, config.repeats)
+    roofline_ms = times[PRODUCTS].wall_ms
+    if config.peak_tflops is not None:
+        roofline_ms = problem.flops / config.peak_tflops / 1e9
     for name, call in calls.items():
-        share = {"peak_mib": peak_bytes(call, device) / 2**20, "roofline_share": floor_ms / times[name].wall_ms}
-        lines[name] = Line(**{**asdict(lines[name]), **_times(times[name], times.get(EAGER)), **share})
+        # Apart from the timed calls, because the profiler that counts bytes slows a call down.
+        lines[name] = dataclasses.replace(
+            lines[name],
+            **_times(times[name], times.get(EAGER)),
+            peak_mib=peak_bytes(call, device) / 2**20,
+            roofline_share=roofline_ms / times[name].wall_ms,
+        )
     return list(lines.values())
 
 
-def _times(spent: Spent, eager: Spent | None) -> dict[str, float | None]:
-    found = {"time_ms": spent.wall_ms, "cpu_ms": spent.cpu_ms}
+def _times(time: CallTime, eager: CallTime | None) -> dict[str, float]:
+    """The fields of a line about time; ratios only where eager was measured."""
+    fields = {"time_ms": time.wall_ms, "cpu_ms": time.cpu_ms}
     if eager is not None:
-        found |= {"of_eager": spent.wall_ms / eager.wall_ms, "cpu_of_eager": spent.cpu_ms / eager.cpu_ms}
-    return found
+        fields |= {
+            "of_eager": time.wall_ms / eager.wall_ms,
+            "cpu_of_eager": time.cpu_ms / eager.cpu_ms,
+        }
+    return fields
 
 
-def _truth(hidden: Tensor, weight: Tensor, targets: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and both gradients in float64, in chunks."""
-    leaves = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
-    cuts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    loss = codec_head_loss(*leaves, targets, segments=cuts, impl=Impl.torch).loss
+def _truth(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, and gradients of hidden states [N, D] and weight [V, D], in float64."""
+    leaves = [
+        tensor.detach().double().requires_grad_() for tensor in (inputs.hidden, inputs.weight)
+    ]
+    cuts = [sum(inputs.sizes[:k]) for k in range(len(inputs.sizes) + 1)]
+    # In chunks: all float64 logits [N, K * V] of a large shape would take gigabytes.
+    loss = codec_head_loss(*leaves, inputs.targets, segments=cuts, impl=Impl.torch).loss
     return loss.detach(), *torch.autograd.grad(loss, leaves)
 
 
-def _tried(contender: Contender, inputs: tuple, truth: tuple[Tensor, Tensor, Tensor], where: dict[str, str]) -> tuple[Line, Callable[[], object] | None]:
+def _check(
+    contender: Contender,
+    inputs: Inputs,
+    truth: tuple[Tensor, Tensor, Tensor],
+    case: dict[str, str],
+) -> tuple[Line, Callable[[], object] | None]:
     """A line with the contender's errors, and the call to be timed; None where it fails."""
-    hidden, weight, targets, sizes = inputs
-    line = {**where, "contender": contender.name}
+    fields = {**case, "contender": contender.name}
     if contender.function is None:
-        return Line(**line, note=f"{NOT_MEASURED}: {contender.reason}"), None
+        return Line(**fields, note=f"{NOT_MEASURED}: {contender.reason}"), None
 
     def call() -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss = contender.function(hidden, weight, targets, sizes)
-        return loss, torch.autograd.grad(loss, (hidden, weight))
+        loss = contender.function(inputs.hidden, inputs.weight, inputs.targets, inputs.sizes)
+        return loss, torch.autograd.grad(loss, (inputs.hidden, inputs.weight))
 
     try:
         loss, gradients = call()  # compiles, too
     except Exception as error:  # a rival that fails is a line of the table, not the end of it
-        return Line(**line, note=f"{NOT_MEASURED}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"), None
-    of_loss, *of_gradients = (_error(found, target) for found, target in zip((loss, *gradients), truth))
-    worst = max(of_gradients)
-    note = "" if worst <= TOLERANCE[hidden.dtype] else "gradients beyond tolerance"
-    return Line(**line, loss_error=of_loss, gradient_error=worst, note=note), call
+        reason, *_ = str(error).strip().splitlines() or [""]
+        return Line(**fields, note=f"{NOT_MEASURED}: {type(error).__name__}: {reason}"), None
+    loss_error, *gradient_errors = (
+        _relative_error(tensor, target) for tensor, target in zip((loss, *gradients), truth)
+    )
+    gradient_error = max(gradient_errors)
+    is_close = gradient_error <= TOLERANCE[inputs.hidden.dtype]
+    note = "" if is_close else "gradients beyond tolerance"
+    line = Line(**fields, loss_error=loss_error, gradient_error=gradient_error, note=note)
+    return line, call
 
 
-def _error(found: Tensor, truth: Tensor) -> float:
-    return float((found.detach().double() - truth).norm() / truth.norm())
+def _relative_error(tensor: Tensor, truth: Tensor) -> float:
+    return float((tensor.detach().double() - truth).norm() / truth.norm())
 
 
 def _products(hidden: Tensor, weight: Tensor) -> Callable[[], object]:
-    """The three matrix products and nothing else: the floor of every contender that keeps its logits."""
+    """The three matrix products alone: the lower bound of contenders that keep their logits."""
     x, w = hidden.detach(), weight.detach()
-    scores = x @ w.T
+    scores = x @ w.T  # [N, V], allocated once
 
     def call() -> object:
         torch.mm(x, w.T, out=scores)
+        # As the gradients of hidden states [N, D] and weight [V, D].
         return scores @ w, scores.T @ x
 
     return call
 
 
+HEAD = [
+    "shape",
+    "device",
+    "inputs",
+    "who",
+    "ms",
+    "of eager",
+    "CPU ms",
+    "of eager's",
+    "peak MiB",
+    "of roofline",
+    "loss error",
+    "gradient error",
+    "note",
+]
+
+
 def table(lines: Sequence[Line], facts: dict[str, str]) -> str:
-    """The lines as a Markdown page."""
-    head = ["shape", "device", "inputs", "who", "ms", "of eager", "CPU ms", "of eager's", "peak MiB", "of roofline", "loss error", "gradient error", "note"]
-    rows = [head, ["---"] * len(head)]
-    for line in lines:
-        numbers = [_number(value, ".2f") for value in (line.time_ms, line.of_eager, line.cpu_ms, line.cpu_of_eager)]
-        numbers += [_number(line.peak_mib, ".1f"), _number(line.roofline_share, ".0%")]
-        errors = [_number(line.loss_error, ".0e"), _number(line.gradient_error, ".0e")]
-        rows.append([line.shape, line.device, line.dtype, line.contender, *numbers, *errors, line.note])
-    page = ["# Codec-head loss, forward and backward", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
-    page += ["; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
-    page += [
-        "Shapes are rows x channels x entries, K*V for K codebooks. On a GPU short calls are queued, up to 20, as in training; its CPU time",
-        "is what it takes to give it its work. Times are medians, taken in turns in one process: where others",
-        "use the machine too, trust the ratios (\"of eager\": time over PyTorch eager's) more than the milliseconds, and of them those of the",
-        "time this process had on the CPU (\"CPU ms\", all its threads together), which does not count the others'; memory is the allocator's",
-        "peak beyond the inputs, gradients included; the roofline is the time of the three bare matrix products; errors are against float64.",
+    """Return the lines as a Markdown page.
+
+    Args:
+        lines: of all shapes.
+        facts: about the machine.
+    """
+    page = [
+        "# Codec-head loss, forward and backward",
+        "",
+        *table_lines(HEAD, map(_row, lines)),
+        "",
+        facts_line(facts),
+        "",
+        "Shapes are rows x channels x entries, K*V for K codebooks. On a GPU short calls are "
+        "queued, up to 20, as in training; its CPU time",
+        "is what it takes to give it its work. Times are medians, taken in turns in one process: "
+        "where others",
+        'use the machine too, trust the ratios ("of eager": time over PyTorch eager\'s) more than '
+        "the milliseconds, and of them those of the",
+        'time this process had on the CPU ("CPU ms", all its threads together), which does not '
+        "count the others'; memory is the allocator's",
+        "peak beyond the inputs, gradients included; the roofline is the time of the three bare "
+        "matrix products; errors are against float64.",
     ]
     return "\n".join(page) + "\n"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _row(line: Line) -> list[str]:
+    return [
+        line.shape,
+        line.device,
+        line.dtype,
+        line.contender,
+        number_text(line.time_ms, ".2f"),
+        number_text(line.of_eager, ".2f"),
+        number_text(line.cpu_ms, ".2f"),
+        number_text(line.cpu_of_eager, ".2f"),
+        number_text(line.peak_mib, ".1f"),
+        number_text(line.roofline_share, ".0%"),
+        number_text(line.loss_error, ".0e"),
+        number_text(line.gradient_error, ".0e"),
+        line.note,
+    ]

@@ -1,1 +1,1 @@
-"""Codecs: waveform <-> units."""
+"""Codecs: waveform <-> discrete units."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.errors import ConfigError
-from echox.packages import OptionalPackage
-from echox.registry import Registry
-from echox.signals import Units, Waveform
+from echox.codecs.quantization.folder import codec_name_in
+from echox.core.errors import ConfigError
+from echox.core.packages import OptionalPackage
+from echox.core.registry import Registry
+from echox.core.signals import Units, Waveform
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,134 +26,193 @@ class CodecConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecodeState:
-    """What a stream of units leaves behind between two chunks. It is a value: nothing in it is ever changed, and a codec keeps none."""
+    """State of a stream of units between two chunks.
+
+    It is an immutable value and the codec keeps no copy, so one codec serves many streams, and a
+    chunk can be decoded again from the same state.
+    """
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingUnits(DecodeState):
-    """All units so far, for a codec that speaks when it has them all."""
+class PendingUnits(DecodeState):
+    """All units of a stream so far, for a codec that decodes only with the last chunk."""
 
     rows: tuple[Tensor, ...]  # each [U], or [K, U]
 
 
 class Codec(nn.Module, ABC):
-    """Speech as a sequence of small integers, and back. Attributes are set by the constructor."""
+    """Encoder of speech to small integers and decoder back to speech.
+
+    The constructor sets the attributes that have no default here.
+    """
 
     rate_hz: int  # sample rate of both waveforms, Hz
     unit_rate_hz: float  # units per second before repeats are merged
     vocab_size: int  # number of units, in each codebook where there are several
-    codebooks: int = 1  # K; several are written frame after frame where units are a list
-    merges: bool = True  # whether adjacent repeats are merged; False gives `unit_rate_hz` units every second
-    encodes: bool = True  # False where units can be turned into speech alone, and `encode` refuses
-    decodes: bool = True  # False where speech can be turned into units alone, and `decode` refuses
-    streams: bool = False  # True where `decode_chunk` gives sound before the last chunk
+    codebooks: int = 1  # K; several are flattened frame after frame where units are a list
+    merges: bool = True  # adjacent repeats are merged; False: `unit_rate_hz` units every second
+    encodes: bool = True  # False: units can only be decoded, and `encode` raises
+    decodes: bool = True  # False: speech can only be encoded, and `decode` raises
+    streams: bool = False  # `decode_chunk` returns samples before the last chunk
 
     @abstractmethod
     def encode(self, wave: Waveform) -> Units:
-        """Samples [B, T] -> units [B, U], or [B, K, U]; adjacent repeats merged where the codec works on merged units.
+        """Encode samples [B, T] to units [B, U], or [B, K, U] for K codebooks.
+
+        Adjacent repeats are merged where the codec works on merged units.
 
         Raises:
             SignalError: the sample rate is not the codec's.
         """
 
     def encode_frames(self, wave: Waveform) -> Units:
-        """Samples [B, T] -> a unit per frame [B, F], `unit_rate_hz` a second, repeats and all: what a vocoder learns durations from.
+        """Encode samples [B, T] to one unit per frame [B, F], repeats included.
+
+        A vocoder learns durations from these units; there are `unit_rate_hz` of them per second.
 
         Raises:
-            SignalError: as `encode`. ConfigError: the codec merges repeats and does not say how often each was there.
+            SignalError: the sample rate is not the codec's.
+            ConfigError: the codec merges repeats and does not keep their counts.
         """
         units = self.encode(wave)
         if units.rate_hz is None:
-            raise ConfigError(f"{type(self).__name__} merges repeated units and does not say how long each lasted; use a codec that does")
+            raise ConfigError(
+                f"{type(self).__name__} merges repeated units and does not say how long each "
+                "lasted; use a codec that does"
+            )
         return units
 
     @abstractmethod
     def decode(self, units: Units) -> Waveform:
-        """Units [B, U], or [B, K, U], -> samples [B, T]; an empty row gives a waveform of length 0.
+        """Decode units [B, U], or [B, K, U], to samples [B, T]; an empty row has length 0.
 
         Raises:
-            ConfigError: the codec has nothing to speak with (`decodes` is False).
+            ConfigError: the codec has no decoder (`decodes` is False).
         """
 
-    def decode_chunk(self, units: Units, state: DecodeState | None = None, *, last: bool) -> tuple[Waveform, DecodeState]:
-        """The next units of a stream -> the samples that are settled by now; joined over all chunks they are `decode` of all units.
+    def decode_chunk(
+        self, units: Units, state: DecodeState | None = None, *, last: bool
+    ) -> tuple[Waveform, DecodeState]:
+        """Decode the next units of a stream to the samples that no later unit changes.
 
-        Here everything is decoded with the last chunk, which is right for every codec; one that can speak earlier overrides it.
+        The samples of all chunks joined equal `decode` of all units. This default decodes
+        everything with the last chunk, which is correct for every codec; override it to stream.
 
         Args:
-            units: ids [B, U] or [B, K, U], the same B rows in every chunk; a row may have no units in a chunk.
-            state: None for the first chunk, then what the chunk before returned. The state given is left as it is.
-            last: no more units follow in any row, so all that is left is given.
+            units: ids [B, U] or [B, K, U], the same B rows in every chunk; a row may be empty.
+            state: None for the first chunk, then the state that the last call returned.
+            last: no more units follow in any row, so all remaining samples are returned.
+
         Returns:
-            samples [B, T], lengths 0 where nothing is settled yet; and the state for the next chunk.
+            samples [B, T], length 0 where no sample is final yet; the state for the next chunk.
         """
-        before = state.rows if state is not None else [units.ids[row, ..., :0] for row in range(len(units.ids))]
-        rows = tuple(torch.cat([row, ids[..., :length]], dim=-1) for row, ids, length in zip(before, units.ids, units.lengths.tolist()))
-        lengths = torch.tensor([row.shape[-1] for row in rows], device=units.ids.device)
-        if last:
-            padded = pad_sequence([row.movedim(-1, 0) for row in rows], batch_first=True).movedim(1, -1)
-            return self.decode(Units(padded, lengths, units.rate_hz)), WaitingUnits(rows)
-        nothing = torch.zeros(len(rows), 0, device=units.ids.device)
-        return Waveform(nothing, torch.zeros_like(lengths), self.rate_hz), WaitingUnits(rows)
+        B = len(units.ids)
+        pending = state.rows if state is not None else [units.ids[b, ..., :0] for b in range(B)]
+        rows = tuple(
+            torch.cat([seen, ids[..., :length]], dim=-1)
+            for seen, ids, length in zip(pending, units.ids, units.lengths.tolist())
+        )
+        lengths = torch.tensor([ids.shape[-1] for ids in rows], device=units.ids.device)
+        if not last:
+            silence = torch.zeros(B, 0, device=units.ids.device)
+            return Waveform(silence, torch.zeros_like(lengths), self.rate_hz), PendingUnits(rows)
+        # `pad_sequence` pads the first axis, so [K, U] goes through it as [U, K].
+        padded = pad_sequence([ids.movedim(-1, 0) for ids in rows], batch_first=True)
+        ids = padded.movedim(1, -1)  # [B, U] or [B, K, U]
+        return self.decode(Units(ids, lengths, units.rate_hz)), PendingUnits(rows)
 
     def words(self, units: list[int]) -> list[int]:
-        """Units -> unit-language words, the tokens the unit decoder predicts. [U] -> [W], W <= U; here a word is a unit, or a code of K codebooks, frame after frame [U * K]."""
+        """Group units [U] into words [W] of the unit language, the unit decoder's tokens.
+
+        In this default a word is a unit, or for K codebooks a code, frame after frame [U * K].
+        """
         return list(units)
 
     def units_of(self, words: list[int]) -> list[int]:
-        """Unit-language words -> units; the inverse of `words`."""
+        """Expand words [W] of the unit language to units [U]; the inverse of `words`."""
         return list(words)
 
     @property
-    def word_count(self) -> int:
+    def unit_vocab_size(self) -> int:
         """Size of the unit language; `vocab_size` where a word is a unit."""
         return self.vocab_size
 
     @classmethod
-    def expected_word_count(cls, config: Any) -> int:
-        """`word_count` of the codec that a config describes, also where it is not fitted yet; here it is built and asked."""
-        return cls(config).word_count
+    def expected_unit_vocab_size(cls, config: Any) -> int:
+        """Return the `unit_vocab_size` of a config's codec, also before it is fitted.
+
+        This default builds the codec; override it where the size is known without the weights.
+        """
+        return cls(config).unit_vocab_size
 
     @classmethod
     def expected_codebooks(cls, config: Any) -> int:
-        """`codebooks` of the codec that a config describes, without building it."""
+        """Return the `codebooks` of a config's codec without building it."""
         return cls.codebooks
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:
-        """Files it needs, to be built or to be fitted, that are not here and that echox does not make or fetch from a pinned package."""
+        """List the absent files that the codec needs to be built or fitted.
+
+        Files that echox makes or fetches from a pinned package are left out.
+        """
         return []
 
     @classmethod
     def packages(cls, config: Any) -> Sequence[OptionalPackage]:
-        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        """List the optional packages the codec needs; they are checked before a run begins."""
         return ()
 
     @classmethod
-    def why_mute(cls, config: Any) -> str | None:
-        """Why the codec that a config describes cannot decode, and the way out; None where it can. Nothing is built."""
-        return None if cls.decodes else f"{cls.__name__} turns speech into units alone; name a codec that speaks"
+    def cannot_decode_reason(cls, config: Any) -> str | None:
+        """Return why a config's codec cannot decode, and the way out; None where it can.
+
+        Nothing is built, so that a run can be refused before weights are loaded.
+        """
+        if cls.decodes:
+            return None
+        return f"{cls.__name__} only turns speech into units; name a codec that decodes them"
 
     @classmethod
     def is_ready(cls, config: CodecConfig) -> bool:
-        """Whether the codec can be built; a codec that is fitted to a voice first says here whether that is done."""
+        """Return whether the codec can be built; False while it has not been fitted."""
         return True
 
     @classmethod
     def fit(cls, config: CodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:
-        """Fit what must be fitted before the codec can be built; resumable.
+        """Fit the codec to recordings; an interrupted fit resumes.
 
         Args:
-            clips: recordings of the voice it shall speak with, samples [T] at the codec's rate, read lazily.
+            config: names the folder to write and the settings of the fit.
+            clips: recordings, samples [T] each at the codec's rate, read lazily.
+            device: where the models run.
+
         Raises:
             ConfigError: this codec needs no fitting.
         """
-        raise ConfigError(f"{cls.__name__} comes ready made and cannot be fitted")
+        raise ConfigError(f"{cls.__name__} is ready to use and cannot be fitted")
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of everything that decides `encode` and `words`, and of how units sound where that is fitted to them; manifests and
-        checkpoints record it."""
+        """Return a short hash of everything that decides `encode` and `words`.
+
+        Where the decoder is fitted to the units, the hash covers it too. Manifests and checkpoints
+        record the hash.
+        """
 
 
 CODECS: Registry[Codec] = Registry("codec", CodecConfig)
+
+
+def config_of_folder(folder: Path, **settings: Any) -> CodecConfig:
+    """Return the config of the codec that was fitted to a folder.
+
+    Args:
+        folder: as `echox-prepare codec` or a run wrote it.
+        settings: fields of the codec's config.
+
+    Raises:
+        CheckpointError: the folder holds no fitted codec.
+        ConfigError, PluginError: a setting is no field of it, or its plugin is not there.
+    """
+    return CODECS.parse({"name": codec_name_in(folder), "folder": str(folder), **settings})

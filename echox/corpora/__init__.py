@@ -1,1 +1,1 @@
-"""Corpora: spoken data made on the spot."""
+"""Corpora: synthesized spoken data, and the encoding of manifests into units."""

@@ -1,4 +1,4 @@
-"""The language model's own answers to typed questions, kept on disk because they take minutes."""
+"""The language model's own answers to typed questions, stored because they take minutes."""
 
 from __future__ import annotations
 
@@ -7,57 +7,84 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from echox.progress import Bar
+from echox.core.progress import Bar
 
 
 class OwnAnswer(NamedTuple):
-    """What the language model said."""
+    """An answer of the language model."""
 
     text: str
-    is_whole: bool = True  # False where it was stopped before its end
+    is_whole: bool = True  # False where generation was stopped before its end
 
 
 AnswerQuestions = Callable[[list[str], int | None], list[OwnAnswer]]
-"""Questions and a seed (None for greedy) -> one answer each."""
+"""Questions [N] and a seed (None for greedy) -> answers [N]."""
 
-# Questions per call: what an interruption can lose.
+# Questions per call: the work that an interruption can lose.
 CHUNK = 128
 
 
 class OwnAnswers:
-    """Answers in a JSONL file, asked for once."""
+    """Answers of the language model, each generated once and stored in a JSONL file.
+
+    Args:
+        path: the file; it is read if it exists, and appended to.
+        answer_questions: generates the answers that the file lacks.
+    """
 
     def __init__(self, path: Path, answer_questions: AnswerQuestions) -> None:
         self.path = path
         self.answer_questions = answer_questions
-        self._known = self._read()
+        self._stored = self._read()
 
     def to(self, questions: Sequence[str], seed: int | None = None) -> dict[str, OwnAnswer]:
-        """The model's answers by question; `seed` None asks greedily."""
+        """Return the answers to questions, generating those that are not stored.
+
+        Args:
+            questions: in writing.
+            seed: of the sampling; None decodes greedily.
+
+        Returns:
+            question -> answer.
+        """
+        # A dict keeps the order of the questions, so that the batches are the same in every run.
         distinct = dict.fromkeys(questions)
-        missing = [question for question in distinct if (question, seed) not in self._known]
+        missing = [question for question in distinct if (question, seed) not in self._stored]
         label = "asking the language model" + ("" if seed is None else f", sample {seed}")
-        with Bar(label, len(distinct), unit="question", initial=len(distinct) - len(missing)) as bar:
+        with Bar(
+            label, len(distinct), unit="question", initial=len(distinct) - len(missing)
+        ) as bar:
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
-                self._keep(chunk, seed, self.answer_questions(chunk, seed))
+                # Written chunk by chunk: an interrupted run goes on from here.
+                self._store(chunk, seed, self.answer_questions(chunk, seed))
                 bar.update(len(chunk))
-        return {question: self._known[question, seed] for question in questions}
+        return {question: self._stored[question, seed] for question in questions}
 
-    def _keep(self, questions: list[str], seed: int | None, answers: list[OwnAnswer]) -> None:
+    def _store(self, questions: list[str], seed: int | None, answers: list[OwnAnswer]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as out:
             for question, answer in zip(questions, answers, strict=True):
-                self._known[question, seed] = answer
-                out.write(json.dumps({"question": question, "seed": seed, "answer": answer.text, "whole": answer.is_whole}) + "\n")
+                self._stored[question, seed] = answer
+                record = {
+                    "question": question,
+                    "seed": seed,
+                    "answer": answer.text,
+                    "whole": answer.is_whole,
+                }
+                out.write(json.dumps(record) + "\n")
 
     def _read(self) -> dict[tuple[str, int | None], OwnAnswer]:
         if not self.path.exists():
             return {}
-        whole, _, half = self.path.read_text("utf-8").rpartition("\n")
-        if half:
-            # Killed while writing: what follows must begin a line of its own.
-            self.path.write_text(whole + "\n" if whole else "", "utf-8")
-        records = map(json.loads, whole.split("\n") if whole else [])
-        known = (record for record in records if "whole" in record)  # earlier versions did not say, so those are asked again
-        return {(record["question"], record["seed"]): OwnAnswer(record["answer"], record["whole"]) for record in known}
+        lines, _, unfinished = self.path.read_text("utf-8").rpartition("\n")
+        if unfinished:
+            # Killed while writing: the next record must begin a line of its own.
+            self.path.write_text(lines + "\n" if lines else "", "utf-8")
+        records = map(json.loads, lines.split("\n") if lines else [])
+        # Earlier versions did not store whether an answer is whole; those are generated again.
+        return {
+            (record["question"], record["seed"]): OwnAnswer(record["answer"], record["whole"])
+            for record in records
+            if "whole" in record
+        }

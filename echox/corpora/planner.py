@@ -1,335 +1,417 @@
-"""Which rows the demo corpus has: what is asked, in which words, by whom, and what only the tests hold."""
+"""Rows of the demo corpus: the questions of each manifest, their voices and their answers."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import random
-from collections.abc import Iterable, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from echox.core.errors import ConfigError
 from echox.corpora.demo_config import DemoCorpusConfig
+from echox.corpora.free_questions import (
+    FreeQuestions,
+    cleaned,
+    free_questions,
+    open_questions,
+    sample_share,
+)
 from echox.corpora.own_answers import OwnAnswers
+from echox.corpora.recording import ClipRecorder, assign_voices, digest, is_program, voices_of
 from echox.corpora.speech_texts import Line, Pool, choose_speech
-from echox.corpora.splits import Ask, Splits, evenly, names_of, pattern_of, split_questions, spread
-from echox.corpora.studio import Studio, cast, digest, is_program, voices_of
-from echox.corpora.templates import KINDS, Fact, all_facts, capitalised
-from echox.corpora.vocabulary import in_random_company, other_words
-from echox.corpora.voices import Role as Use
-from echox.corpora.wording import NearDuplicates, clean, first_sentences, number_words, plain_words, spoken_pieces, text_lines
-from echox.data.manifest import NO_SPEECH, UNFINISHED, Item, Role, Row
-from echox.errors import ConfigError
+from echox.corpora.splits import HiddenNames, Question, Splits, every_nth, split_questions, spread
+from echox.corpora.templates import HUNDRED, KINDS, Fact, all_facts
+from echox.corpora.typed_questions import typed_answers, typed_facts, typed_numbers
+from echox.corpora.vocabulary import other_words, random_word_texts
+from echox.corpora.voices import Role as VoiceRole
+from echox.corpora.wording import first_sentences, spoken_pieces
+from echox.data.manifest import NO_SPEECH, Item, Role, Row
+from echox.data.text import number_words
 
-HUNDRED = 100
-PIECE_WORDS = 14  # some five seconds
+PIECE_WORDS = 14  # about five seconds of speech
+# The answer to silence, and what the test of silence counts as right.
 NOTHING_HEARD = "I did not hear a question."
 
 
 def voices_by_use(config: DemoCorpusConfig) -> dict[str, tuple[str, ...]]:
-    """Role -> names of the voices that have it on this machine."""
-    return {use.value: voices_of(use, config.programs and use is not Use.ANSWER) for use in Use}
+    """Return role -> names of the voices that have it on this machine.
 
-
-class FreeTexts(NamedTuple):
-    """Free questions by use."""
-
-    train: list[str]
-    valid: list[str]
-    test: list[str]
-
-
-class Names:
-    """Names of countries that training is not to hear; tells which texts hold one."""
-
-    def __init__(self, facts: Sequence[Fact]) -> None:
-        """Args: facts: those that are never trained; of capitals the country is kept out, of others nothing."""
-        self._names = pattern_of(name for fact in facts if fact.template == "capital" for name in names_of(fact))
-
-    def __contains__(self, text: str) -> bool:
-        return self._names.search(text) is not None
+    Raises:
+        ConfigError: there is no voice for a role.
+    """
+    return {
+        # All answers have one voice, which must not depend on what is installed.
+        role.value: voices_of(role, config.programs and role is not VoiceRole.ANSWER)
+        for role in VoiceRole
+    }
 
 
 class Planner:
-    """Decides every row of every manifest, and asks the studio for its clips."""
+    """Decides every row of every manifest, and requests the clips of the rows.
 
-    def __init__(self, config: DemoCorpusConfig, studio: Studio, own_answers: OwnAnswers | None) -> None:
+    Args:
+        config: what the corpus holds.
+        recorder: of its clips.
+        own_answers: of the language model; None leaves free questions without answers.
+
+    Raises:
+        ConfigError: there is no voice for a role.
+    """
+
+    def __init__(
+        self, config: DemoCorpusConfig, recorder: ClipRecorder, own_answers: OwnAnswers | None
+    ) -> None:
         self.config = config
-        self.studio = studio
+        self.recorder = recorder
         self.own_answers = own_answers
-        self.voices = voices_by_use(config)
-        self.reader = self.voices[Use.ANSWER.value][0]
-        self.test_voices = [voice for voice in self.voices[Use.TEST.value] if not is_program(voice)]
-        self.program_voices = [voice for voice in self.voices[Use.TEST.value] if is_program(voice)]
+        voices = voices_by_use(config)
+        self.answer_voice = voices[VoiceRole.ANSWER.value][0]
+        self.silence = voices[VoiceRole.SILENCE.value][0]
+        self.train_voices = voices[VoiceRole.TRAIN.value]
+        self.valid_voices = voices[VoiceRole.VALID.value]
+        # Programs have rows of their own, because not every machine has them: the other rows are
+        # the same everywhere, and their scores compare.
+        test_voices = voices[VoiceRole.TEST.value]
+        self.test_voices = [voice for voice in test_voices if not is_program(voice)]
+        self.program_voices = [voice for voice in test_voices if is_program(voice)]
+        # Set by `_speech_manifests`: the texts that have a clip in the answers' voice.
         self.spoken_answers: set[str] = set()
-        self.hidden = Names([])
+        self.hidden = HiddenNames([])
 
     def manifests(self, words: list[str]) -> dict[str, list[Row]]:
-        """File name -> rows, whose clips are asked for but not recorded yet; `words` are spoken beside the questions."""
+        """Plan all rows.
+
+        Args:
+            words: of the language model's vocabulary, which are spoken beside the questions.
+
+        Returns:
+            file name -> rows, whose clips are requested but not recorded yet.
+
+        Raises:
+            ConfigError: there are too few facts for a validation question.
+        """
         config = self.config
-        facts = spread_share(asked_facts(config), config)
-        counts = {
-            "test": config.test_questions,
-            "valid": config.valid_questions,
-            "unseen": config.unseen_facts,
-            "reworded": config.reworded_questions,
-        }
-        splits = split_questions(facts, seed=config.seed, **{name: config.scaled(count) for name, count in counts.items()})
-        if not splits.valid:
-            raise ConfigError(
-                f"the corpus would have no question to validate on: {len(facts)} facts of the kinds {', '.join(config.kinds)} are too few; "
-                "add kinds, or raise facts_by_kind or share"
-            )
+        facts = spread_share(selected_facts(config), config)
+        splits = self._splits(facts)
         if config.hide_names:
-            self.hidden = Names([ask.fact for ask in splits.unseen])
+            self.hidden = HiddenNames([question.fact for question in splits.unseen])
+        # A hidden name leaves every text for training, single words included.
         words = [word for word in words if word not in self.hidden]
-        free = self._free_texts(facts, words)
-        manifests = self._speech(facts, splits, free)
-        manifests |= self._questions(splits)
+        free = free_questions(config, facts, words, self.hidden)
+        # First, because it decides which answers are spoken, in the rows of all other manifests.
+        manifests = self._speech_manifests(facts, splits, free)
+        manifests |= self._question_manifests(splits)
         if config.free_questions:
-            clips = config.clips_per_question
-            voices, answered = self.voices[Use.TRAIN.value], config.answered_questions
-            manifests["free.train.jsonl"] = self._free(free.train, voices, clips=clips, answered=answered, augmented=True)
-            manifests["free.valid.jsonl"] = self._free(free.valid, self.voices[Use.VALID.value], answered=0, augmented=False)
-            manifests["free.test.jsonl"] = self._free(free.test, self.test_voices, augmented=False)
-        manifests["open.test.jsonl"] = self._open_questions()
-        manifests["typed.train.jsonl"] = [*self._typed_facts(facts, splits), *self._typed_numbers(splits), *self._typed_answers(free)]
-        manifests["silent.train.jsonl"] = self._silent("train", config.scaled(config.silent_clips))
-        manifests["silent.test.jsonl"] = self._silent("test", math.ceil(config.scaled(config.silent_clips) / 10))
-        manifests["heard.train.jsonl"] = self._heard(words, splits, free)
+            manifests |= self._free_manifests(free)
+        silent_clips = config.scaled(config.silent_clips)
+        manifests |= {
+            "open.test.jsonl": self._open_rows(),
+            "typed.train.jsonl": self._typed_rows(facts, splits, free),
+            "silent.train.jsonl": self._silent_rows("train", silent_clips),
+            "silent.test.jsonl": self._silent_rows("test", math.ceil(silent_clips / 10)),
+            "heard.train.jsonl": self._transcription_rows(words, splits, free),
+        }
+        # A manifest without rows could not be read again.
         return {name: rows for name, rows in manifests.items() if rows}
 
-    def _questions(self, splits: Splits) -> dict[str, list[Row]]:
-        testing = self.test_voices
-        test = self._asked("test", splits.test, testing) + self._asked("test_program", splits.test, self.program_voices)
-        unseen = self._asked("unseen", splits.unseen, testing) + self._asked("unseen_program", splits.unseen, self.program_voices)
+    def _splits(self, facts: Sequence[Fact]) -> Splits:
+        config = self.config
+        splits = split_questions(
+            facts,
+            test=config.scaled(config.test_questions),
+            valid=config.scaled(config.valid_questions),
+            unseen=config.scaled(config.unseen_facts),
+            reworded=config.scaled(config.reworded_questions),
+            seed=config.seed,
+        )
+        if not splits.valid:
+            raise ConfigError(
+                f"the corpus would have no question to validate on: {len(facts)} facts of the "
+                f"kinds {', '.join(config.kinds)} are too few; "
+                "add kinds, or raise facts_by_kind or share"
+            )
+        return splits
+
+    def _question_manifests(self, splits: Splits) -> dict[str, list[Row]]:
+        """Rows of the templates' questions, by manifest."""
+        test = self._question_rows("test", splits.test, self.test_voices)
+        test += self._question_rows("test_program", splits.test, self.program_voices)
+        unseen = self._question_rows("unseen", splits.unseen, self.test_voices)
+        unseen += self._question_rows("unseen_program", splits.unseen, self.program_voices)
         return {
-            "questions.train.jsonl": self._trained(splits.train),
-            "questions.valid.jsonl": self._asked("valid", splits.valid, self.voices[Use.VALID.value]),
+            "questions.train.jsonl": self._trained_rows(splits.train),
+            "questions.valid.jsonl": self._question_rows("valid", splits.valid, self.valid_voices),
             "questions.test.jsonl": test,
-            "reworded.test.jsonl": self._asked("reworded", splits.reworded, testing),
-            "unseen.test.jsonl": [dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen],
+            "reworded.test.jsonl": self._question_rows(
+                "reworded", splits.reworded, self.test_voices
+            ),
+            "unseen.test.jsonl": [
+                dataclasses.replace(row, extra={**row.extra, "unseen_fact": True}) for row in unseen
+            ],
         }
 
-    def _trained(self, asks: Sequence[Ask]) -> list[Row]:
+    def _trained_rows(self, questions: Sequence[Question]) -> list[Row]:
         rows = []
-        for kind in dict.fromkeys(ask.fact.kind for ask in asks):
+        # Kinds in the order of the questions; a set would have another order in every process.
+        for kind in dict.fromkeys(question.fact.kind for question in questions):
             clips = self.config.clips_by_kind.get(kind, self.config.clips_per_question)
-            chosen = evenly([ask for ask in asks if ask.fact.kind == kind], min(1.0, clips))
-            rows += self._asked("train", chosen, self.voices[Use.TRAIN.value], clips=math.ceil(clips), augmented=True)
+            of_kind = [question for question in questions if question.fact.kind == kind]
+            # A fraction below 1 speaks so many of the questions, each once.
+            rows += self._question_rows(
+                "train",
+                every_nth(of_kind, min(1.0, clips)),
+                self.train_voices,
+                clips=math.ceil(clips),
+                augmented=True,
+            )
         return rows
 
-    def _asked(self, use: str, asks: Sequence[Ask], voices: Sequence[str], *, clips: int = 1, augmented: bool = False) -> list[Row]:
+    def _question_rows(
+        self,
+        use: str,
+        questions: Sequence[Question],
+        voices: Sequence[str],
+        *,
+        clips: int = 1,
+        augmented: bool = False,
+    ) -> list[Row]:
         """One row per question and clip, each clip in another voice as long as there are voices."""
         rows = []
-        for ask in asks:
-            fact, text = ask.fact, ask.text
-            labels = {"kind": fact.kind, "answer": fact.answer, "fact": fact.id, "phrasing": ask.phrasing}
-            for clip, voice in enumerate(cast(text, voices, clips, self.config.seed)):
-                asked = self.studio.clip(text, voice, augmented=augmented, take=clip // len(voices))
-                row_id = f"{use}-{fact.id}-p{ask.phrasing}" + (f"-c{clip}" if clips > 1 else "")
-                rows.append(self._row(row_id, asked, text, fact.sentence, {**labels, **origin(voice)}))
+        for question in questions:
+            fact, text, phrasing = question.fact, question.text, question.phrasing
+            for number, voice, path in self._clips(text, voices, clips, augmented):
+                labels = {
+                    "kind": fact.kind,
+                    "answer": fact.answer,
+                    "fact": fact.id,
+                    "phrasing": phrasing,
+                    **voice_labels(voice),
+                }
+                # Made of the row's contents, so that ids stay the same when other rows come or go.
+                row_id = f"{use}-{fact.id}-p{phrasing}" + (f"-c{number}" if clips > 1 else "")
+                rows.append(self._row(row_id, path, text, fact.sentence, labels))
         return rows
 
-    def _open_questions(self) -> list[Row]:
-        """Questions about the world with short answers, asked by test voices."""
-        rows = []
-        for question, answer in open_questions()[: self.config.scaled(self.config.open_questions)]:
-            (voice,) = cast(question, self.test_voices, 1, self.config.seed)
-            labels = {"kind": "open", "answer": answer, **origin(voice)}
-            rows.append(self._row(f"open-{digest(question, 12)}", self.studio.clip(question, voice), question, "", labels))
-        return rows
+    def _clips(
+        self, text: str, voices: Sequence[str], clips: int, augmented: bool
+    ) -> Iterator[tuple[int, str, Path]]:
+        """Number, voice and path of each clip of a text."""
+        chosen = assign_voices(text, voices, clips, self.config.seed)
+        for number, voice in enumerate(chosen):
+            # With more clips than voices a voice comes again, and then in another rendition.
+            take = number // len(voices)
+            yield number, voice, self.recorder.clip(text, voice, augmented=augmented, take=take)
 
-    def _typed_facts(self, facts: Iterable[Fact], splits: Splits) -> list[Row]:
-        """Trained facts in writing, in ways to ask that no clip has, as many of each template as there are; spread over the templates."""
-        hidden = {ask.fact.topic for ask in splits.unseen}
-        rng = random.Random(f"{self.config.seed} typed facts")
-        by_template: dict[str, list[tuple[Fact, str]]] = {}
-        for fact in facts:
-            if fact.topic not in hidden:
-                by_template.setdefault(fact.template, []).extend((fact, way) for way in fact.written)
-        in_turn = chain.from_iterable(zip_longest(*(rng.sample(pairs, len(pairs)) for pairs in by_template.values())))
-        chosen = [pair for pair in in_turn if pair is not None][: self.config.scaled(self.config.typed_questions)]
-        return [_typed_row(fact, way) for fact, way in chosen]
-
-    def _typed_numbers(self, splits: Splits) -> list[Row]:
-        """Sums and differences in writing, each once; a sum is no harder to hear than its numbers, but harder to know."""
-        count = self.config.scaled(self.config.typed_numbers)
-        hidden = {ask.fact.topic for ask in splits.unseen}
-        facts = [fact.with_more() for fact in all_facts() if fact.kind == "number" and fact.topic not in hidden] if count else []
-        held_out = {plain_words(ask.text) for ask in splits.held_out}
-        rng = random.Random(f"{self.config.seed} typed")
-        rows = []
-        for fact in rng.sample(facts, min(count, len(facts))):
-            ways = [way for way in (*fact.phrasings, *fact.written) if plain_words(way) not in held_out]
-            rows.append(_typed_row(fact, rng.choice(ways)))
-        return rows
-
-    def _typed_answers(self, free: FreeTexts) -> list[Row]:
-        """What the language model says to free training questions, as it says it, so that it goes on to."""
-        if self.own_answers is None or not self.config.typed_answers:
-            return []
-        asked = free.train[: self.config.answered_questions][: self.config.scaled(self.config.typed_answers)]
-        rows = []
-        for question, answer in self.own_answers.to(asked).items():
-            if answer.text.strip() and answer.text not in self.hidden:
-                said = Item(Role.ASSISTANT, answer.text.strip(), extra={} if answer.is_whole else {UNFINISHED: True})
-                rows.append(Row(f"typed-{digest(question, 12)}", (Item(Role.USER, question), said), {"kind": "free"}))
-        return rows
-
-    def _silent(self, use: str, count: int) -> list[Row]:
-        """Clips in which nobody speaks, and the request to say it again."""
-        voice = self.voices[Use.SILENCE.value][0]
-        rows = []
-        for number in range(count):
-            turns = (
-                Item(Role.USER, audio=self.studio.clip(f"{use} {number}", voice)),
-                Item(Role.ASSISTANT, NOTHING_HEARD),
-            )
-            labels = {"kind": "silence", NO_SPEECH: True, "answer": NOTHING_HEARD, "voice": voice}
-            rows.append(Row(f"silent-{use}-{number}", turns, labels))
-        return rows
-
-    def _row(self, row_id: str, asked: Path, question: str, answer: str, labels: dict[str, Any]) -> Row:
-        spoken = self.studio.clip(answer, self.reader) if answer in self.spoken_answers else None
-        return Row(row_id, (Item(Role.USER, audio=asked), Item(Role.ASSISTANT, answer, audio=spoken, transcription=question)), labels)
-
-    def _free_texts(self, facts: Iterable[Fact], words: Sequence[str]) -> FreeTexts:
-        """Free questions by use, nothing like a trained kind's, and no training one like one that is held out."""
-        if not self.config.free_questions:
-            return FreeTexts([], [], [])
-        templates = NearDuplicates([phrasing for fact in facts for phrasing in fact.phrasings])
-        texts = sample_share(cleaned("questions.txt"), self.config, "free questions")
-        texts = [text for text in texts if text not in templates]
-        wanted = [self.config.scaled(count) for count in (self.config.free_test_questions, self.config.free_valid_questions)]
-        test, valid = (min(count, len(texts) // 4) for count in wanted)
-        held_out = texts[: test + valid]
-        others = texts[len(held_out) :]
-        rng = random.Random(f"{self.config.seed} places of framed questions")
-        # Between the others, so that the language model answers as large a share of them.
-        for framed in self._framed(words):
-            others.insert(rng.randrange(len(others) + 1), framed)
-        kept_out = NearDuplicates(held_out + [question for question, _ in open_questions()])
-        train = [text for text in others if text not in kept_out and text not in self.hidden]
-        return FreeTexts(train, held_out[test:], held_out[:test])
-
-    def _framed(self, words: Sequence[str]) -> list[str]:
-        """Questions about words of the vocabulary, each word in a frame drawn for it; some frames take another word beside it."""
-        rng = random.Random(f"{self.config.seed} frames")
-        chosen = rng.sample(words, min(self.config.scaled(self.config.framed_questions), len(words)))
-        frames = text_lines("frames.txt")
-        return [capitalised(rng.choice(frames).format(word=word, other=rng.choice(words))) for word in chosen]
-
-    def _heard(self, words: list[str], splits: Splits, free: FreeTexts) -> list[Row]:
-        """Sentences, pieces of the language model's answers, and words in random company, each by a training voice."""
+    def _free_manifests(self, free: FreeQuestions) -> dict[str, list[Row]]:
         config = self.config
-        questions = [ask.text for ask in splits.train] + free.train
-        texts = [("sentence", text) for text in self._sentences()[: config.scaled(config.heard_sentences)]]
-        texts += [("answer", text) for text in self._answer_pieces(free) if text not in self.hidden]
-        rare = other_words(questions, words) if config.rare_word_takes else []
-        numbers = list(map(number_words, range(HUNDRED + 1)))
-        groups = ((words, config.vocabulary_takes), (rare, config.rare_word_takes), (numbers, config.number_takes))
-        for several, takes in groups:
-            texts += [("words", text) for text in in_random_company(several, takes, config.words_per_clip, config.seed)]
-        rows = []
-        for number, (kind, text) in enumerate(texts):
-            (voice,) = cast(text, self.voices[Use.TRAIN.value], 1, config.seed)
-            asked = self.studio.clip(text, voice, augmented=True)
-            rows.append(self._row(f"heard-{number}", asked, text, "", {"kind": kind, **origin(voice)}))
-        return rows
+        return {
+            "free.train.jsonl": self._free_rows(
+                free.train,
+                self.train_voices,
+                clips=config.clips_per_question,
+                answered=config.answered_questions,
+                augmented=True,
+            ),
+            "free.valid.jsonl": self._free_rows(
+                free.valid, self.valid_voices, answered=0, augmented=False
+            ),
+            "free.test.jsonl": self._free_rows(free.test, self.test_voices, augmented=False),
+        }
 
-    def _answer_pieces(self, free: FreeTexts) -> list[str]:
-        """What the language model says to free training questions, whole answers, in pieces of a few seconds; each once."""
-        if self.own_answers is None or not self.config.heard_answers:
-            return []
-        asked = free.train[: self.config.answered_questions]
-        pieces = [piece for answer in self.own_answers.to(asked).values() for piece in spoken_pieces(answer.text, PIECE_WORDS)]
-        return list(dict.fromkeys(pieces))[: self.config.scaled(self.config.heard_answers)]
-
-    def _sentences(self) -> list[str]:
-        return [text for text in sample_share(cleaned("sentences.txt"), self.config, "sentences") if text not in self.hidden]
-
-    def _free(
-        self, questions: Sequence[str], voices: Sequence[str], *, clips: int = 1, answered: int | None = None, augmented: bool
+    def _free_rows(
+        self,
+        questions: Sequence[str],
+        voices: Sequence[str],
+        *,
+        clips: int = 1,
+        answered: int | None = None,
+        augmented: bool,
     ) -> list[Row]:
-        """Free questions, of which the language model answers the first `answered` (None is all)."""
+        """Free questions, the first `answered` of them (None is all) with own answers."""
         answers = self._answers(questions[:answered])
         rows = []
         for question in questions:
-            for clip, voice in enumerate(cast(question, voices, clips, self.config.seed)):
-                asked = self.studio.clip(question, voice, augmented=augmented, take=clip // len(voices))
-                row_id = f"free-{digest(question, 12)}" + (f"-c{clip}" if clips > 1 else "")
-                rows.append(self._row(row_id, asked, question, answers.get(question, ""), {"kind": "free", **origin(voice)}))
+            for number, voice, path in self._clips(question, voices, clips, augmented):
+                # By the text, for the number of a free question changes with the share.
+                row_id = f"free-{digest(question, 12)}" + (f"-c{number}" if clips > 1 else "")
+                labels = {"kind": "free", **voice_labels(voice)}
+                rows.append(self._row(row_id, path, question, answers.get(question, ""), labels))
         return rows
+
+    def _open_rows(self) -> list[Row]:
+        """Questions about the world with short answers, in test voices."""
+        # Without an assistant's text: the answer is to be scored by, not to be learned.
+        rows = []
+        for question, answer in open_questions()[: self.config.scaled(self.config.open_questions)]:
+            ((_, voice, path),) = self._clips(question, self.test_voices, 1, augmented=False)
+            labels = {"kind": "open", "answer": answer, **voice_labels(voice)}
+            rows.append(self._row(f"open-{digest(question, 12)}", path, question, "", labels))
+        return rows
+
+    def _typed_rows(self, facts: Sequence[Fact], splits: Splits, free: FreeQuestions) -> list[Row]:
+        config = self.config
+        answered = free.train[: config.answered_questions]
+        return [
+            *typed_facts(config, facts, splits),
+            *typed_numbers(config, splits),
+            *typed_answers(config, answered, self.own_answers, self.hidden),
+        ]
+
+    def _silent_rows(self, use: str, count: int) -> list[Row]:
+        """Clips without speech, answered by a request to repeat the question."""
+        rows = []
+        for number in range(count):
+            # The text only names the clip: other numbers are other silences.
+            turns = (
+                Item(Role.USER, audio=self.recorder.clip(f"{use} {number}", self.silence)),
+                Item(Role.ASSISTANT, NOTHING_HEARD),
+            )
+            labels = {
+                "kind": "silence",
+                NO_SPEECH: True,
+                "answer": NOTHING_HEARD,
+                "voice": self.silence,
+            }
+            rows.append(Row(f"silent-{use}-{number}", turns, labels))
+        return rows
+
+    def _transcription_rows(
+        self, words: list[str], splits: Splits, free: FreeQuestions
+    ) -> list[Row]:
+        """Rows without an answer, which train transcription alone, each in one training voice.
+
+        They hold sentences, pieces of the language model's answers, and words grouped at random.
+        """
+        rows = []
+        # The numbers are part of the ids: the kinds keep their order.
+        for number, (kind, text) in enumerate(self._transcription_texts(words, splits, free)):
+            ((_, voice, path),) = self._clips(text, self.train_voices, 1, augmented=True)
+            labels = {"kind": kind, **voice_labels(voice)}
+            rows.append(self._row(f"heard-{number}", path, text, "", labels))
+        return rows
+
+    def _transcription_texts(
+        self, words: list[str], splits: Splits, free: FreeQuestions
+    ) -> list[tuple[str, str]]:
+        """Kind and text of each row that trains transcription alone."""
+        config = self.config
+        sentences = self._sentences()[: config.scaled(config.heard_sentences)]
+        pieces = [text for text in self._answer_pieces(free) if text not in self.hidden]
+        texts = [("sentence", text) for text in sentences] + [("answer", text) for text in pieces]
+        questions = [question.text for question in splits.train] + free.train
+        # Words that the vocabulary splits into several tokens, such as names.
+        rare = other_words(questions, words) if config.rare_word_takes else []
+        numbers = list(map(number_words, range(HUNDRED + 1)))
+        for group, takes in (
+            (words, config.vocabulary_takes),
+            (rare, config.rare_word_takes),
+            (numbers, config.number_takes),
+        ):
+            grouped = random_word_texts(group, takes, config.words_per_clip, config.seed)
+            texts += [("words", text) for text in grouped]
+        return texts
+
+    def _answer_pieces(self, free: FreeQuestions) -> list[str]:
+        """Distinct pieces of a few seconds of the language model's whole answers."""
+        if self.own_answers is None or not self.config.heard_answers:
+            return []
+        answers = self.own_answers.to(free.train[: self.config.answered_questions])
+        pieces = [
+            piece
+            for answer in answers.values()
+            for piece in spoken_pieces(answer.text, PIECE_WORDS)
+        ]
+        return list(dict.fromkeys(pieces))[: self.config.scaled(self.config.heard_answers)]
+
+    def _sentences(self) -> list[str]:
+        sentences = sample_share(cleaned("sentences.txt"), self.config, "sentences")
+        return [text for text in sentences if text not in self.hidden]
 
     def _answers(self, questions: Sequence[str], seed: int | None = None) -> dict[str, str]:
         """The language model's usable answers by question."""
         if self.own_answers is None:
             return {}
-        said = self.own_answers.to(questions, seed)
-        firsts = ((question, first_sentences(answer.text, self.config.max_answer_words)) for question, answer in said.items())
-        return {question: first for question, first in firsts if first is not None and first not in self.hidden}
+        answers = {}
+        # Those of other questions are dropped, and the questions serve transcription alone.
+        for question, answer in self.own_answers.to(questions, seed).items():
+            text = first_sentences(answer.text, self.config.max_answer_words)
+            if text is not None and text not in self.hidden:
+                answers[question] = text
+        return answers
 
-    def _speech(self, facts: Sequence[Fact], splits: Splits, free: FreeTexts) -> dict[str, list[Row]]:
-        seeds, unseen = (None, *range(self.config.sampled_answers)), {ask.fact.topic for ask in splits.unseen}
-        pool = Pool(
+    def _speech_manifests(
+        self, facts: Sequence[Fact], splits: Splits, free: FreeQuestions
+    ) -> dict[str, list[Row]]:
+        """Sentences in the voice of the answers; also sets `spoken_answers`."""
+        config = self.config
+        pool = self._speech_pool(facts, splits, free)
+        hours = config.speech_hours * config.share
+        texts = choose_speech(pool, hours=hours, share=config.share, seed=config.seed)
+        lines = {"train": texts.train, "valid": texts.valid, "test": texts.test}
+        self.spoken_answers = {line.text for of_use in lines.values() for line in of_use}
+        return {
+            f"speech.{use}.jsonl": [self._speech_row(line) for line in of_use]
+            for use, of_use in lines.items()
+        }
+
+    def _speech_pool(self, facts: Sequence[Fact], splits: Splits, free: FreeQuestions) -> Pool:
+        config = self.config
+        unseen = {question.fact.topic for question in splits.unseen}
+        answered = free.train[: config.answered_questions]
+        own_answers = [
+            answer
+            for seed in (None, *range(config.sampled_answers))  # greedy, then samples
+            for answer in self._answers(answered, seed).values()
+        ]
+        return Pool(
             answers=[fact.sentence for fact in facts if fact.topic not in unseen],
-            own_answers=[answer for seed in seeds for answer in self._answers(free.train[: self.config.answered_questions], seed).values()],
+            own_answers=own_answers,
             reserved_answers=list(self._answers(free.test).values()),
             sentences=self._sentences(),
             questions=free.train,
-            fillers=[ask.text for ask in splits.train],
+            fillers=[question.text for question in splits.train],
         )
-        hours = self.config.speech_hours * self.config.share
-        texts = choose_speech(pool, hours=hours, share=self.config.share, seed=self.config.seed)
-        lines = {"train": texts.train, "valid": texts.valid, "test": texts.test}
-        self.spoken_answers = {line.text for use in lines.values() for line in use}
-        return {f"speech.{use}.jsonl": [self._speech_row(line) for line in chosen] for use, chosen in lines.items()}
 
     def _speech_row(self, line: Line) -> Row:
-        said = Item(Role.ASSISTANT, line.text, audio=self.studio.clip(line.text, self.reader))
-        return Row(f"{line.kind}-{digest(line.text, 12)}", (said,), {"kind": line.kind, "voice": self.reader})
+        path = self.recorder.clip(line.text, self.answer_voice)
+        turns = (Item(Role.ASSISTANT, line.text, audio=path),)
+        labels = {"kind": line.kind, "voice": self.answer_voice}
+        return Row(f"{line.kind}-{digest(line.text, 12)}", turns, labels)
+
+    def _row(
+        self, row_id: str, question_audio: Path, question: str, answer: str, labels: dict[str, Any]
+    ) -> Row:
+        # The same clip as in the speech manifests: no answer is synthesized for its question alone.
+        is_spoken = answer in self.spoken_answers
+        answer_audio = self.recorder.clip(answer, self.answer_voice) if is_spoken else None
+        turns = (
+            Item(Role.USER, audio=question_audio),
+            Item(Role.ASSISTANT, answer, audio=answer_audio, transcription=question),
+        )
+        return Row(row_id, turns, labels)
 
 
-def _typed_row(fact: Fact, question: str) -> Row:
-    turns = (Item(Role.USER, question), Item(Role.ASSISTANT, fact.sentence))
-    return Row(f"typed-{fact.id}-{digest(question, 6)}", turns, {"kind": fact.kind, "answer": fact.answer, "fact": fact.id})
-
-
-def origin(voice: str) -> dict[str, str]:
-    """The labels of a row that say who speaks, and whether pip alone brings that voice."""
+def voice_labels(voice: str) -> dict[str, str]:
+    """Return the labels of a row about its voice, and whether pip alone installs that voice."""
     return {"voice": voice, "voice_source": "program" if is_program(voice) else "pip"}
 
 
-def asked_facts(config: DemoCorpusConfig) -> list[Fact]:
-    """The facts of the config's kinds, at most as many of each as it says, in their order."""
-    found: list[Fact] = []
+def selected_facts(config: DemoCorpusConfig) -> list[Fact]:
+    """Return the facts of the config's kinds in their order, at most `facts_by_kind` of each."""
+    selected: list[Fact] = []
     for kind in KINDS:
         facts = [fact for fact in all_facts() if fact.kind == kind] if kind in config.kinds else []
         count = min(len(facts), config.facts_by_kind.get(kind, len(facts)))
-        found += [facts[place * len(facts) // count] for place in range(count)]
-    return [fact.with_more() for fact in found] if config.more_phrasings else found
+        # At even distances: the lists are in alphabetical or numerical order.
+        selected += [facts[place * len(facts) // count] for place in range(count)]
+    return [fact.with_more() for fact in selected] if config.more_phrasings else selected
 
 
 def spread_share(facts: Sequence[Fact], config: DemoCorpusConfig) -> list[Fact]:
-    """The config's share of the facts, spread over the kinds; all of them in their order where it is 1."""
+    """Return the config's share of the facts, spread over the kinds."""
+    # All of them stay in their order, on which the draws of the splits depend.
     if config.share == 1:
         return list(facts)
     return spread(facts, config.scaled(len(facts)), random.Random(f"{config.seed} facts"))
-
-
-def sample_share(texts: Sequence[str], config: DemoCorpusConfig, purpose: str) -> list[str]:
-    """The config's share of texts, in random order."""
-    return random.Random(f"{config.seed} {purpose}").sample(texts, config.scaled(len(texts)))
-
-
-def cleaned(name: str) -> list[str]:
-    """The lines of a text file that can be spoken, each once."""
-    return list(dict.fromkeys(text for line in text_lines(name) if (text := clean(line)) is not None))
-
-
-def open_questions() -> list[tuple[str, str]]:
-    """Question and answer of every line of `open_questions.txt`, in a fixed random order."""
-    lines = text_lines("open_questions.txt")
-    return [tuple(line.split("\t")) for line in random.Random("open").sample(lines, len(lines))]

@@ -1,4 +1,7 @@
-"""What the demo is asked: facts of seven kinds, each with several ways to ask and one way to answer."""
+"""Facts of the demo corpus: seven kinds, each with phrasings of the question and one answer.
+
+Every text here decides what the corpus says: `demo.corpus_fingerprint` hashes them all.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +10,61 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from echox.corpora.wording import number_words, text_lines
+from echox.corpora.wording import text_lines
+from echox.data.text import number_words
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
+# Of a common year: leap days would make the length of February ambiguous.
 DAYS_OF_MONTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-LARGEST_OPERAND = 12
-HUNDRED = 100
+ORDINALS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+)
+LARGEST_OPERAND = 12  # of the kind "arithmetic"
+HUNDRED = 100  # the largest number of the kind "number"
 KINDS = ("capital", "arithmetic", "day", "month", "general", "rare_capital", "number")
 
 
+# Fingerprints of corpora hash the repr of all facts: another name of the class or of a field, or
+# another order of the fields, makes every corpus be built again.
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing to be asked about."""
+    """One fact with its questions and its answer."""
 
     id: str
     kind: str  # one of KINDS
-    phrasings: tuple[str, ...]  # ways to ask
-    answer: str  # what counts, in few words: "Paris"; what counts as well after " | ", other spellings and second capitals
-    sentence: str  # what is said: "The capital of France is Paris."
-    more: tuple[str, ...] = ()  # further ways to ask, where a corpus takes them
-    reserved: tuple[str, ...] = ()  # ways to ask that no fact of its template is trained in
-    written: tuple[str, ...] = ()  # ways to ask that are trained in writing alone
+    phrasings: tuple[str, ...]  # of the question
+    answer: str  # "Paris"; further accepted answers (spellings, second capitals) after " | "
+    sentence: str  # the spoken answer: "The capital of France is Paris."
+    more: tuple[str, ...] = ()  # further phrasings, for corpora with `more_phrasings`
+    reserved: tuple[str, ...] = ()  # phrasings in which no fact of the template is trained
+    written: tuple[str, ...] = ()  # phrasings that are trained in writing alone
 
     @property
     def template(self) -> str:
-        """The family whose phrasings it shares: "capital", "plus" ... """
+        """Name of the template whose phrasings it has, such as "capital" or "plus"."""
         return self.id.split("-")[0]
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """All ways to ask aloud, trained or not."""
+        """All phrasings of the spoken question, trained or not."""
         return (*self.phrasings, *self.more, *self.reserved)
 
     @property
     def topic(self) -> tuple[str, ...]:
-        """The same for facts that give each other away: three plus four, and four plus three."""
+        """Key that facts share whose answers are the same: three plus four, four plus three."""
         return tuple(sorted(self.id.split("-")))
 
     def with_more(self) -> Fact:
-        """The same, asked in the further ways too."""
+        """Return the fact with its further phrasings among the trained ones."""
         return replace(self, phrasings=self.phrasings + self.more, more=())
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Ways to ask and the way to answer, with places in braces."""
+    """Phrasings of a question and of its answer, with placeholders in braces."""
 
     kind: str
     phrasings: tuple[str, ...]
@@ -62,14 +73,23 @@ class Template:
     reserved: tuple[str, ...] = ()
 
     def fact(self, fact_id: str, answer: str, **places: str) -> Fact:
-        """Fill the places; every text begins with a capital letter."""
-        ways = (
-            tuple(capitalised(phrasing.format(**places)) for phrasing in phrasings)
-            for phrasings in (self.phrasings, self.more, self.reserved)
+        """Fill the placeholders.
+
+        Args:
+            fact_id: begins with the name of the template.
+            answer: in few words.
+            places: placeholder -> text.
+
+        Returns:
+            a fact whose texts begin with capital letters.
+        """
+        # From a file, for there are many more of them than of the others.
+        written_phrasings = written_ways().get(fact_id.partition("-")[0], ())
+        phrasings, more, reserved, written = (
+            tuple(capitalised(phrasing.format(**places)) for phrasing in texts)
+            for texts in (self.phrasings, self.more, self.reserved, written_phrasings)
         )
-        phrasings, more, reserved = ways
         sentence = capitalised(self.sentence.format(answer=answer, **places))
-        written = tuple(capitalised(way.format(**places)) for way in written_ways().get(fact_id.partition("-")[0], ()))
         return Fact(fact_id, self.kind, phrasings, answer, sentence, more, reserved, written)
 
 
@@ -314,26 +334,27 @@ MONTH_NUMBER = Template(
 
 @functools.cache
 def written_ways() -> dict[str, list[str]]:
-    """Template -> ways to ask, with places in braces, that are trained in writing alone."""
-    ways: dict[str, list[str]] = {}
+    """Return the phrasings that are trained in writing alone, by template."""
+    phrasings: dict[str, list[str]] = {}
     for line in text_lines("ways.txt"):
-        template, way = line.split("\t")
-        ways.setdefault(template, []).append(way)
-    return ways
+        template, phrasing = line.split("\t")
+        phrasings.setdefault(template, []).append(phrasing)
+    return phrasings
 
 
 @functools.cache
 def all_facts() -> tuple[Fact, ...]:
-    """Every fact of the demo, in a fixed order."""
+    """Return every fact of the demo corpus, in a fixed order."""
+    # The order is part of the recorded corpora: `splits` draws by it.
     small = (*capitals(), *sums(), *differences(), *days(), *months(), *general_knowledge())
     return (*small, *rare_capitals(), *numbers())
 
 
 def capitals() -> Iterator[Fact]:
-    """Countries (and some of their parts) and their capitals.
+    """Yield countries (and some of their parts) and their capitals.
 
-    Left out are names that the scorer writes otherwise when it hears the recording itself ("Kiev", "Valetta", "keto"): of those an
-    answer could not be found right, however well it was spoken.
+    Names are left out that the recogniser of the scores spells otherwise even for the recording
+    ("Kiev", "Valetta", "keto"): their answers could not be found right, however well synthesized.
     """
     for line in text_lines("capitals.txt"):
         country, city = line.split("\t")
@@ -341,7 +362,10 @@ def capitals() -> Iterator[Fact]:
 
 
 def rare_capitals() -> Iterator[Fact]:
-    """The countries that `capitals` leaves out, with what counts as right beside the usual name: other spellings, second capitals."""
+    """Yield the countries that `capitals` leaves out.
+
+    Their answers accept other spellings and second capitals beside the usual name.
+    """
     for line in text_lines("rare_capitals.txt"):
         country, city, *others = line.split("\t")
         fact = CAPITAL.fact(f"capital-{slug(country)}", city, country=country)
@@ -349,65 +373,81 @@ def rare_capitals() -> Iterator[Fact]:
 
 
 def sums() -> Iterator[Fact]:
-    """Sums of two numbers from one to twelve."""
+    """Yield the sums of two numbers from one to twelve."""
+    # Both orders of the operands: they are other questions, of the same topic.
     for a in range(1, LARGEST_OPERAND + 1):
         for b in range(1, LARGEST_OPERAND + 1):
             yield plus(a, b)
 
 
 def differences() -> Iterator[Fact]:
-    """Differences of two numbers from one to twelve that are not negative."""
+    """Yield the differences of two numbers from one to twelve that are not negative."""
     for a in range(1, LARGEST_OPERAND + 1):
         for b in range(1, a + 1):
             yield minus(a, b)
 
 
 def numbers() -> Iterator[Fact]:
-    """Sums of up to a hundred and differences of numbers up to a hundred, those with a number above twelve; in a fixed random order."""
-    pairs = [(plus, a, b) for a in range(1, HUNDRED) for b in range(1, HUNDRED - a + 1) if max(a, b) > LARGEST_OPERAND]
-    pairs += [(minus, a, b) for a in range(LARGEST_OPERAND + 1, HUNDRED + 1) for b in range(1, a + 1)]
+    """Yield the sums up to a hundred, and the differences of numbers up to a hundred.
+
+    Those of `sums` and `differences` are left out; the order is random, but fixed.
+    """
+    pairs = [
+        (plus, a, b)
+        for a in range(1, HUNDRED)
+        for b in range(1, HUNDRED - a + 1)
+        if max(a, b) > LARGEST_OPERAND
+    ]
+    pairs += [
+        (minus, a, b) for a in range(LARGEST_OPERAND + 1, HUNDRED + 1) for b in range(1, a + 1)
+    ]
+    # Shuffled, so that a share of them has small and large numbers of both operations.
     for make, a, b in random.Random("numbers").sample(pairs, len(pairs)):
         yield replace(make(a, b), kind="number")
 
 
 def plus(a: int, b: int) -> Fact:
-    """The sum of two numbers."""
+    """Return the fact of a sum of two numbers."""
     return PLUS.fact(f"plus-{a}-{b}", number_words(a + b), a=number_words(a), b=number_words(b))
 
 
 def minus(a: int, b: int) -> Fact:
-    """The difference of two numbers."""
+    """Return the fact of a difference of two numbers."""
     return MINUS.fact(f"minus-{a}-{b}", number_words(a - b), a=number_words(a), b=number_words(b))
 
 
 def days() -> Iterator[Fact]:
-    """The days of the week around each other."""
+    """Yield the days of the week and their neighbours."""
     for place, day in enumerate(DAYS):
         yield DAY_AFTER.fact(f"dayafter-{slug(day)}", DAYS[(place + 1) % 7], day=day)
+        # The day before the first is index -1: Sunday.
         yield DAY_BEFORE.fact(f"daybefore-{slug(day)}", DAYS[place - 1], day=day)
 
 
 def months() -> Iterator[Fact]:
-    """The months of the year: neighbours, lengths and places."""
+    """Yield the months of the year: neighbours, lengths and numbers."""
     for place, month in enumerate(MONTHS):
         yield MONTH_AFTER.fact(f"monthafter-{slug(month)}", MONTHS[(place + 1) % 12], month=month)
         yield MONTH_BEFORE.fact(f"monthbefore-{slug(month)}", MONTHS[place - 1], month=month)
-        yield MONTH_LENGTH.fact(f"monthlength-{slug(month)}", number_words(DAYS_OF_MONTHS[place]), month=month)
+        yield MONTH_LENGTH.fact(
+            f"monthlength-{slug(month)}", number_words(DAYS_OF_MONTHS[place]), month=month
+        )
         yield MONTH_NUMBER.fact(f"monthnumber-{place + 1}", month, ordinal=ORDINALS[place])
 
 
 def general_knowledge() -> Iterator[Fact]:
-    """Plain questions about the world, from `texts/facts.txt`."""
+    """Yield general knowledge from `texts/facts.txt`."""
     for number, line in enumerate(text_lines("facts.txt"), start=1):
         question, others, answer, sentence = line.split("\t")
-        yield Fact(f"general-{number}", "general", (question, *others.split(" | ")), answer, sentence)
+        phrasings = (question, *others.split(" | "))
+        yield Fact(f"general-{number}", "general", phrasings, answer, sentence)
 
 
 def slug(name: str) -> str:
-    """A name as part of an id: "the Czech Republic" -> "czech_republic"."""
+    """Convert a name to a part of an id: "the Czech Republic" -> "czech_republic"."""
     return name.lower().removeprefix("the ").replace(" ", "_")
 
 
 def capitalised(text: str) -> str:
-    """The text with its first letter in upper case and the others as they are."""
+    """Return the text with its first letter in upper case and the others as they are."""
     return text[:1].upper() + text[1:]

@@ -1,7 +1,8 @@
-"""The shards of a manifest whose units are being made: by whom, what is finished, and the manifest they become.
+"""Shards of a manifest whose units are encoded by any number of processes, and their merging.
 
-A finished shard is a `.jsonl` with its rows as the manifest will hold them, and a `.json` written after it that says so. Whoever works on
-a shard holds its lock, which the operating system takes from a process that ends in any way.
+A finished shard is a `.jsonl` with its rows as the manifest will have them, and a `.json` marker
+that is written after it. The process that works on a shard holds its lock, which the operating
+system releases when the process ends in any way.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from echox.core.errors import AssetError, ManifestError
+from echox.core.files import atomic_write
 from echox.data.line_shards import LineShards
 from echox.data.row_reader import row_record
 from echox.data.rows import Problem, Row
-from echox.data.writing import appearing
-from echox.errors import AssetError, ManifestError
 
-# How long a process that has nothing else to do waits before it looks again at the shards that others hold.
+# How long a process without other work waits before it tries the shards again that others hold.
 POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What became of a shard."""
+class EncodedShard:
+    """The rows of a shard with their units."""
 
     rows: list[tuple[int, Row]]  # with units, each with its line
-    problems: list[Problem]
+    problems: list[Problem]  # rows that have no units, because they are broken
     audio_s: float  # seconds encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What is remembered of a finished shard."""
+class ShardSummary:
+    """Counts of a finished shard."""
 
     rows: int
     broken: int
     audio_s: float
-    size_bytes: int  # of its rows
+    size_bytes: int  # of the file with its rows
 
 
 class UnitShards:
@@ -52,7 +53,8 @@ class UnitShards:
 
     Args:
         source: the manifest.
-        folder: of the finished shards; belongs to this manifest, this codec and this size of shards alone.
+        folder: of the finished shards; it belongs to this manifest, this codec and this size of
+            shards alone.
         target: the manifest with units.
     """
 
@@ -60,32 +62,41 @@ class UnitShards:
         self.source = source
         self.folder = folder
         self.target = target
-        self._done: dict[int, Finished] = {}
+        # Summaries that were read once: a finished shard does not change any more.
+        self._done: dict[int, ShardSummary] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def done(self) -> dict[int, Finished]:
-        """The finished shards, whoever finished them."""
+    def done(self) -> dict[int, ShardSummary]:
+        """Return the finished shards by number, whichever process finished them."""
         for path in self.folder.glob("[0-9]*.json"):
             self._is_done(int(path.stem))
         return self._done
 
     def _is_done(self, number: int) -> bool:
-        """Whether one shard is finished, without a look at the others, of which there may be thousands."""
+        """Whether one shard is finished, without a look at the thousands of others."""
         if number not in self._done:
             try:
-                about = self._marker(number)
-                finished = Finished(len(about["lines"]), len(about["problems"]), about["audio_s"], about["size_bytes"])
-                if self._rows_file(number).stat().st_size == finished.size_bytes:
-                    self._done[number] = finished
+                marker = self._marker(number)
+                rows, broken = len(marker["lines"]), len(marker["problems"])
+                summary = ShardSummary(rows, broken, marker["audio_s"], marker["size_bytes"])
+                # The marker may have reached the disk before the rows, in a loss of power.
+                if self._rows_file(number).stat().st_size == summary.size_bytes:
+                    self._done[number] = summary
             except (FileNotFoundError, ValueError, KeyError):
-                # Not there yet, or cut off with the machine's power: it is made again.
+                # Not finished, or cut off with the machine's power: it is encoded again.
                 return False
         return number in self._done
 
-    def make(self, numbers: Sequence[int], make: Callable[[int], Made]) -> None:
-        """Work until all of `numbers` are finished, here or by another process; a shard that another process is at is left to it.
+    def encode(self, numbers: Sequence[int], encode_shard: Callable[[int], EncodedShard]) -> None:
+        """Work until all of `numbers` are finished, here or by another process.
+
+        A shard that another process works on is left to it, unless that process dies.
+
+        Args:
+            numbers: of the shards, in the order in which they are tried.
+            encode_shard: returns the rows of a shard with their units.
 
         Raises:
             AssetError: the disk is full, or the folder cannot be written.
@@ -94,55 +105,71 @@ class UnitShards:
             self.folder.mkdir(parents=True, exist_ok=True)
             waiting, patience_s = list(numbers), 0.0
             while waiting := [number for number in waiting if not self._is_done(number)]:
-                held = [number for number in waiting if not self._make_one(number, make, patience_s)]
-                # Then it waits for the others, and takes over where one has died.
+                held = [
+                    number
+                    for number in waiting
+                    if not self._encode_one(number, encode_shard, patience_s)
+                ]
+                # A lock is waited for only when all remaining shards are held; that is also how the
+                # shard of a process that died is taken over.
                 patience_s = POLL_S if len(held) == len(waiting) else 0.0
 
     def merge(self) -> bool:
-        """Write the target from the shards, if all are finished; one that is up to date is left alone.
+        """Write the target from the shards, if all are finished and it is not up to date.
 
         Returns:
             whether the target is complete.
+
         Raises:
-            ManifestError: there is no row with units. AssetError: the disk is full.
+            ManifestError: there is no row with units.
+            AssetError: the disk is full.
         """
         if len(self.done()) < len(self):
             return False
         stamp = self.folder / "merged.stamp"
+        # Processes that finish at the same time merge once.
         with self._writable(), FileLock(self.folder / "merge.lock"):
-            if not (self.target.is_file() and stamp.is_file() and stamp.read_text() == _state(self.target)):
+            files_exist = self.target.is_file() and stamp.is_file()
+            if not (files_exist and stamp.read_text() == _file_stamp(self.target)):
                 self._write_target()
-                stamp.write_text(_state(self.target))
+                stamp.write_text(_file_stamp(self.target))
         return True
 
     @property
     def broken_path(self) -> Path:
-        """The side file that names every row left out for a fault and says why; it exists if there is one."""
+        """Path of the file that names each row left out and why; absent if there is none."""
         return self.target.with_suffix(".broken.jsonl")
 
-    def _make_one(self, number: int, make: Callable[[int], Made], patience_s: float) -> bool:
-        """Make a shard unless another process holds it; returns whether it is finished."""
+    def _encode_one(
+        self, number: int, encode_shard: Callable[[int], EncodedShard], patience_s: float
+    ) -> bool:
+        """Encode a shard unless another process holds it; returns whether it is finished."""
         try:
             with FileLock(self.folder / f"{number:06d}.lock", timeout=patience_s):
+                # Again, because another process may have finished it before the lock was free.
                 if not self._is_done(number):
-                    self._write(number, make(number))
+                    self._write(number, encode_shard(number))
         except Timeout:
             return False
         return True
 
-    def _write(self, number: int, made: Made) -> None:
+    def _write(self, number: int, shard: EncodedShard) -> None:
         root = self.target.parent
-        content = "".join(json.dumps(row_record(row, root), ensure_ascii=False) + "\n" for _, row in made.rows).encode()
-        with appearing(self._rows_file(number)) as unfinished:
+        records = [row_record(row, root) for _, row in shard.rows]
+        content = "".join(
+            json.dumps(record, ensure_ascii=False) + "\n" for record in records
+        ).encode()
+        with atomic_write(self._rows_file(number)) as unfinished:
             unfinished.write_bytes(content)
+        # After the rows: whoever finds the marker finds them complete.
         marker = {
-            "audio_s": round(made.audio_s, 3),
+            "audio_s": round(shard.audio_s, 3),
             "size_bytes": len(content),
-            "lines": [line for line, _ in made.rows],
-            "ids": "".join(_short(row.id) for _, row in made.rows),
-            "problems": [_record(problem) for problem in made.problems],
+            "lines": [line for line, _ in shard.rows],
+            "ids": "".join(_id_hash(row.id) for _, row in shard.rows),
+            "problems": [_problem_record(problem) for problem in shard.problems],
         }
-        with appearing(self.folder / f"{number:06d}.json") as unfinished:
+        with atomic_write(self.folder / f"{number:06d}.json") as unfinished:
             unfinished.write_text(json.dumps(marker))
 
     def _rows_file(self, number: int) -> Path:
@@ -152,41 +179,76 @@ class UnitShards:
         return json.loads((self.folder / f"{number:06d}.json").read_text("utf-8"))
 
     def _write_target(self) -> None:
-        used_twice, first_line = self._hashes_used_twice(), {}
-        written = broken = 0
         self.broken_path.unlink(missing_ok=True)
-        with appearing(self.target) as rows_file, rows_file.open("wb") as out, appearing(self.broken_path) as side_file, side_file.open("wb") as side:
-            for number in range(len(self)):
-                marker = self._marker(number)
-                problems = marker["problems"] + self._copy(number, marker, used_twice, first_line, out)
-                problems.sort(key=lambda problem: problem["line"])
-                side.write("".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems).encode())
-                broken += len(problems)
-                written += len(marker["lines"])
+        with (
+            atomic_write(self.target) as rows_file,
+            rows_file.open("wb") as out,
+            atomic_write(self.broken_path) as side_file,
+            side_file.open("wb") as side,
+        ):
+            written, broken = self._merge_into(out, side)
+            # Raised inside the block, so that neither file appears.
             if not written:
-                raise ManifestError(f"no row of {self.source.path} has an answer with usable audio: {broken} are broken, the others have none")
+                raise ManifestError(
+                    f"no row of {self.source.path} has an answer with usable audio: "
+                    f"{broken} are broken, the others have none"
+                )
+        # Created empty above, for whether a row is broken is known at the end alone.
         if not broken:
             self.broken_path.unlink()
 
-    def _copy(self, number: int, marker: dict[str, Any], used_twice: set[str], first_line: dict[str, int], out: BinaryIO) -> list[dict[str, Any]]:
-        """Copy a shard's rows, without those whose id a shard before had; returns these as problems."""
-        shorts = _shorts(marker)
+    def _merge_into(self, out: BinaryIO, side: BinaryIO) -> tuple[int, int]:
+        """Write rows and problems of all shards; returns the numbers of rows and of broken rows."""
+        # Ids are compared across shards here, because each shard is encoded by itself.
+        repeated, first_line = self._repeated_hashes(), {}
+        written = broken = 0
+        for number in range(len(self)):
+            marker = self._marker(number)
+            problems = marker["problems"]
+            problems += self._copy_rows(number, marker, repeated, first_line, out)
+            problems.sort(key=lambda problem: problem["line"])
+            for problem in problems:
+                side.write((json.dumps(problem, ensure_ascii=False) + "\n").encode())
+            broken += len(problems)
+            written += len(marker["lines"])
+        return written, broken
+
+    def _copy_rows(
+        self,
+        number: int,
+        marker: dict[str, Any],
+        repeated: set[str],
+        first_line: dict[str, int],
+        out: BinaryIO,
+    ) -> list[dict[str, Any]]:
+        """Copy a shard's rows to the manifest, without those whose id an earlier shard has.
+
+        Returns those as records of problems, and adds the ids of the others to `first_line`.
+        """
+        hashes = _id_hashes(marker)
         with self._rows_file(number).open("rb") as rows:
-            if used_twice.isdisjoint(shorts):
+            # The common case, in which no row has to be parsed.
+            if repeated.isdisjoint(hashes):
                 shutil.copyfileobj(rows, out, 1 << 20)
                 return []
             problems = []
-            for line, short, raw in zip(marker["lines"], shorts, rows, strict=True):
-                row_id = json.loads(raw)["id"] if short in used_twice else None
+            for line, id_hash, content in zip(marker["lines"], hashes, rows, strict=True):
+                # Ids of the same hash may differ, so the ids themselves are compared.
+                row_id = json.loads(content)["id"] if id_hash in repeated else None
                 if row_id is not None and first_line.setdefault(row_id, line) != line:
-                    problems.append(_record(Problem(line, row_id, f"id {row_id!r} was already used in line {first_line[row_id]}")))
+                    reason = f"id {row_id!r} was already used in line {first_line[row_id]}"
+                    problems.append(_problem_record(Problem(line, row_id, reason)))
                 else:
-                    out.write(raw)
+                    out.write(content)
             return problems
 
-    def _hashes_used_twice(self) -> set[str]:
-        """Of all ids; eight bytes a row are held for that."""
-        hashes = [np.frombuffer(bytes.fromhex(self._marker(number)["ids"]), dtype=">u8") for number in range(len(self))]
+    def _repeated_hashes(self) -> set[str]:
+        """Hashes that several ids of the manifest have; eight bytes a row are held for that."""
+        # Big-endian, so that the numbers are in hex again as they stand in the markers.
+        hashes = [
+            np.frombuffer(bytes.fromhex(self._marker(number)["ids"]), dtype=">u8")
+            for number in range(len(self))
+        ]
         values, counts = np.unique(np.concatenate(hashes), return_counts=True)
         return {f"{value:016x}" for value in values[counts > 1].tolist()}
 
@@ -195,23 +257,28 @@ class UnitShards:
         try:
             yield
         except OSError as error:
-            where = error.filename or self.folder
-            way_out = "finished shards are kept: free space or choose another folder, and start again to go on"
-            raise AssetError(f"units could not be made, for {where} says: {error.strerror or error}; {way_out}") from error
+            path = error.filename or self.folder
+            raise AssetError(
+                f"units could not be made, for {path} says: {error.strerror or error}; "
+                "finished shards are kept: free space or choose another folder, and start again "
+                "to go on"
+            ) from error
 
 
-def _short(row_id: str) -> str:
+def _id_hash(row_id: str) -> str:
     return hashlib.blake2b(row_id.encode(), digest_size=8).hexdigest()
 
 
-def _shorts(marker: dict[str, Any]) -> list[str]:
+def _id_hashes(marker: dict[str, Any]) -> list[str]:
+    """The hashes of a marker's ids, which stand in one string of 16 hex digits each."""
     return [marker["ids"][start : start + 16] for start in range(0, len(marker["ids"]), 16)]
 
 
-def _record(problem: Problem) -> dict[str, Any]:
+def _problem_record(problem: Problem) -> dict[str, Any]:
     return {"line": problem.line, "id": problem.row_id, "reason": problem.reason}
 
 
-def _state(path: Path) -> str:
-    about = path.stat()
-    return f"{about.st_size} {about.st_mtime_ns}"
+def _file_stamp(path: Path) -> str:
+    """Size and time of a file, which tell whether it was changed since it was written."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,7 @@
-"""Writing a codec's units into manifests: shard by shard, by any number of processes, in batches of like length."""
+"""Encoding of manifests' audio into a codec's units.
+
+The work is done shard by shard, by any number of processes, in batches of clips of similar length.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,46 +20,54 @@ import torch
 from torch import Tensor
 
 from echox.codecs.base import Codec
-from echox.corpora.unit_shards import Finished, Made, UnitShards
+from echox.core.errors import ConfigError, ManifestError, SignalError
+from echox.core.number_format import name_of
+from echox.core.progress import Bar
+from echox.corpora.unit_shards import EncodedShard, ShardSummary, UnitShards
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import cost_batches
 from echox.data.line_shards import LineShards
 from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_units
-from echox.errors import ConfigError, ManifestError, SignalError
-from echox.number_format import name_of
-from echox.progress import Bar
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".units.jsonl"
 BATCH_CLIPS = 32
-# Share of a batch that may be padding. A CPU gains nothing from batches that would pay for more of it, and in a shard of hundreds of clips
-# there are enough of like length for a GPU.
+# Share of a batch that may be padding. A CPU gains nothing from batches that would pay for more of
+# it, and in a shard of hundreds of clips there are enough of similar length for a GPU.
 PADDING = 0.1
 # Batches whose audio is read while the codec is busy with one.
 READ_AHEAD = 2
-SHOWN_EVERY_S = 1.0
+SHOWN_EVERY_S = 1.0  # between updates of the bar, each of which lists a folder
+COSTS_PER_S = 100  # costs of clips are hundredths of seconds, because batches are cut by integers
 
 
 @dataclass(kw_only=True, slots=True)
 class UnitsConfig:
-    """Encode the assistant's audio of manifests with a fitted codec; NAME.jsonl becomes NAME.units.jsonl beside it."""
+    """Encode the assistant's audio of manifests; NAME.jsonl becomes NAME.units.jsonl beside it.
+
+    Raises:
+        ConfigError: a number is out of range, or `part` is written otherwise.
+    """
 
     manifests: list[str] = field(default_factory=list)
     """Manifests to read."""
     on_broken: OnBroken = OnBroken.skip
-    """What to do with broken rows: skip them, each named with its line in NAME.units.broken.jsonl, or stop at the first shard with one."""
+    """What to do with broken rows: skip them, each named with its line in NAME.units.broken.jsonl,
+    or stop at the first shard with one."""
     allow_outside: bool = False
     """Allow audio outside a manifest's folder."""
     cache_dir: str = "runs/cache"
-    """Folder of finished shards, so that a killed run goes on; shared by all processes that work together."""
+    """Folder of finished shards, so that a killed run goes on; shared by all processes that work
+    together."""
     batch_s: float = 120.0
     """Audio encoded at once, seconds with padding."""
     rows_per_shard: int = 512
     """Lines of a manifest that are one piece of work, which a killed process loses at most."""
     part: str = "1/1"
-    """Which of so many equal parts of the shards this job makes: 2/8 is the second of eight. Jobs that see the same cache_dir need no parts,
-    for each takes what is left; the last to finish writes the manifest."""
+    """Which of so many equal parts of the shards this job makes: 2/8 is the second of eight. Jobs
+    that see the same cache_dir need no parts, for each takes what is left; the last to finish
+    writes the manifest."""
     reading_threads: int = 2
     """Threads that read audio while the codec works."""
 
@@ -67,39 +78,84 @@ class UnitsConfig:
         _part(self.part)
 
 
-def write_units(config: UnitsConfig, codec: Codec, *, device: torch.device, bf16: bool, first: float = 0.0, shows: bool = True) -> list[Path]:
-    """Encode and write what no other process has; safe to kill and call again, and to call from any number of processes.
+def write_units(
+    config: UnitsConfig,
+    codec: Codec,
+    *,
+    device: torch.device,
+    bf16: bool,
+    first: float = 0.0,
+    shows: bool = True,
+) -> list[Path]:
+    """Encode the shards that no other process has, and merge the manifests that are complete.
+
+    It may be killed and called again, and called from any number of processes.
 
     Args:
+        config: manifests and how to read them.
         codec: on `device`.
+        device: of the codec.
         bf16: encode under bfloat16 autocast.
-        first: where among the shards to begin, 0 to 1, so that processes started together meet at few.
+        first: where among the shards to begin, 0 to 1, so that processes started together meet at
+            few of them.
         shows: draw a bar.
+
     Returns:
         the manifests that are complete; every row names the codec's fingerprint as "codec".
+
     Raises:
-        ManifestError: a manifest is missing, has no usable row, or has a broken one and `on_broken` is refuse. AssetError: the disk is full.
+        ManifestError: a manifest is missing, has no usable row, or has a broken row while
+            `on_broken` is refuse.
+        AssetError: the disk is full.
     """
-    return [path for name in config.manifests if (path := _write(Path(name), config, codec, device, bf16, first, shows)) is not None]
+    paths = [
+        _write(Path(name), config, codec, device, bf16, first, shows) for name in config.manifests
+    ]
+    return [path for path in paths if path is not None]
 
 
 def units_path(manifest: str | Path) -> Path:
-    """Where the manifest with units stands."""
+    """Return the path of the manifest with units: NAME.units.jsonl for NAME.jsonl."""
     return Path(str(manifest).removesuffix(".jsonl") + SUFFIX)
 
 
 def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str, bf16: bool) -> UnitShards:
-    """The shards of one manifest; finished ones are found by the manifest's content, which audio is accepted, the codec, the
-    number format it is computed in and the size of shards."""
+    """Return the shards of one manifest.
+
+    Finished shards are found again by everything that their content depends on: the manifest's
+    content, which audio is accepted, the codec, its number format, and the lines of a shard.
+
+    Args:
+        path: of the manifest.
+        config: of the encoding.
+        codec_fingerprint: of the codec.
+        bf16: encode under bfloat16 autocast.
+
+    Raises:
+        ManifestError: the manifest is missing, unreadable or empty.
+    """
     source = LineShards(path, config.rows_per_shard, allow_outside=config.allow_outside)
-    name = f"{codec_fingerprint}-{name_of(bf16)}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+    name = (
+        f"{codec_fingerprint}-{name_of(bf16)}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+    )
+    # A shard in which rows were refused for their paths must not serve a run that accepts them.
     name += "-outside" if config.allow_outside else ""
     return UnitShards(source, Path(config.cache_dir) / "units" / name, units_path(path))
 
 
 def shard_numbers(shards: UnitShards, part: str, first: float = 0.0) -> list[int]:
-    """The shards of a job's part, beginning at `first` of them."""
+    """Return the numbers of the shards of a job.
+
+    Args:
+        shards: of a manifest.
+        part: such as "2/8", the second of eight equal parts.
+        first: where to begin, as a share of the job's shards, 0 to 1; those before come last.
+
+    Raises:
+        ConfigError: `part` is written otherwise.
+    """
     index, count = _part(part)
+    # Every `count`-th, so that all parts are of the same size wherever the long clips are.
     mine = list(range(index - 1, len(shards), count))
     begin = int(first * len(mine))
     return mine[begin:] + mine[:begin]
@@ -112,95 +168,175 @@ def _part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _write(path: Path, config: UnitsConfig, codec: Codec, device: torch.device, bf16: bool, first: float, shows: bool) -> Path | None:
+def _write(
+    path: Path,
+    config: UnitsConfig,
+    codec: Codec,
+    device: torch.device,
+    bf16: bool,
+    first: float,
+    shows: bool,
+) -> Path | None:
     shards = unit_shards(path, config, codec.fingerprint(), bf16)
     with UnitsBar(shards, path.name, shows) as bar:
-        shards.make(shard_numbers(shards, config.part, first), _Encoding(shards.source, config, codec, device, bf16, bar))
+        encoder = _ShardEncoder(shards.source, config, codec, device, bf16, bar)
+        shards.encode(shard_numbers(shards, config.part, first), encoder)
+    # Whichever process finishes the last shard merges; here it may be another's.
     if not shards.merge():
-        log.warning("%s: %d of %d shards are finished; the others are other jobs' parts", shards.target, len(shards.done()), len(shards))
+        log.warning(
+            "%s: %d of %d shards are finished; the others are other jobs' parts",
+            shards.target,
+            len(shards.done()),
+            len(shards),
+        )
         return None
-    if shows and shards.broken_path.exists():
-        log.warning("%s: rows without units are named in %s; once they are mended, delete %s to try them again", shards.target, shards.broken_path, shards.folder)
+    if shows:
+        _warn_of_broken_rows(shards)
     return shards.target
 
 
+def _warn_of_broken_rows(shards: UnitShards) -> None:
+    if shards.broken_path.exists():
+        log.warning(
+            "%s: rows without units are named in %s; once they are mended, delete %s to try them "
+            "again",
+            shards.target,
+            shards.broken_path,
+            shards.folder,
+        )
+
+
 class UnitsBar:
-    """Rows done of a manifest, by whomever; hours of audio encoded per hour; time left."""
+    """Progress of a manifest over all processes: rows, hours of audio per hour, time left.
+
+    Args:
+        shards: of the manifest.
+        label: name of the manifest.
+        shows: draw the bar.
+    """
 
     def __init__(self, shards: UnitShards, label: str, shows: bool) -> None:
         self._shards = shards
         done = shards.done()
-        self._found_s = _audio_s(done)
+        self._before_s = _audio_s(done)  # encoded by earlier runs, which do not count for the pace
         self._began_s = self._shown_s = time.monotonic()
-        self._bar = Bar(f"units of {label}", shards.source.lines, initial=self._rows(done), shows=shows)
+        self._bar = Bar(
+            f"units of {label}", shards.source.lines, initial=self._rows(done), shows=shows
+        )
 
     def __enter__(self) -> UnitsBar:
         self._bar.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        # Without a shard in progress, so that the last line shows what is on the disk.
         self.update()
         self._bar.__exit__(*raised)
 
     def update(self, rows: int = 0, audio_s: float = 0.0) -> None:
-        """Show all finished shards, and so many rows and seconds of one that is not; now and then, for it looks through a folder."""
+        """Show all finished shards and the progress in an unfinished one.
+
+        Args:
+            rows: done of the unfinished shard; with 0 the bar is drawn at once, otherwise at most
+                every `SHOWN_EVERY_S`.
+            audio_s: seconds encoded of the unfinished shard.
+        """
         if not self._bar.shows or (rows and time.monotonic() - self._shown_s < SHOWN_EVERY_S):
             return
         self._shown_s = time.monotonic()
         done = self._shards.done()
-        encoded_s = _audio_s(done) - self._found_s + audio_s
+        # Other processes' shards count too: the pace is that of all together.
+        encoded_s = _audio_s(done) - self._before_s + audio_s
         pace = encoded_s / max(time.monotonic() - self._began_s, 1e-3)
-        broken = sum(finished.broken for finished in done.values())
-        note = f"{pace:,.0f} h of audio per h, {(self._found_s + encoded_s) / 3600:,.2f} h done"
+        broken = sum(summary.broken for summary in done.values())
+        note = f"{pace:,.0f} h of audio per h, {(self._before_s + encoded_s) / 3600:,.2f} h done"
+        # Another process may have finished the very shard whose rows are added here.
         now = min(self._rows(done) + rows, self._bar.total)
         self._bar.update(now - self._bar.n, note + (f", {broken} rows broken" if broken else ""))
 
-    def _rows(self, done: dict[int, Finished]) -> int:
+    def _rows(self, done: dict[int, ShardSummary]) -> int:
+        # By lines, not by rows with units: the last shard may have fewer than the others.
         size, lines = self._shards.source.size, self._shards.source.lines
         return sum(min(size, lines - number * size) for number in done)
 
 
-def _audio_s(done: dict[int, Finished]) -> float:
-    return sum(finished.audio_s for finished in done.values())
+def _audio_s(done: dict[int, ShardSummary]) -> float:
+    return sum(summary.audio_s for summary in done.values())
 
 
-class _Encoding:
-    """What makes a shard: its rows read, their answers encoded in batches of like length."""
+class _ShardEncoder:
+    """Reads the rows of a shard and encodes their answers in batches of similar length."""
 
-    def __init__(self, source: LineShards, config: UnitsConfig, codec: Codec, device: torch.device, bf16: bool, bar: UnitsBar) -> None:
-        self.source, self.config, self.codec, self.device, self.bf16, self.bar = source, config, codec, device, bf16, bar
+    def __init__(
+        self,
+        source: LineShards,
+        config: UnitsConfig,
+        codec: Codec,
+        device: torch.device,
+        bf16: bool,
+        bar: UnitsBar,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.codec = codec
+        self.device = device
+        self.bf16 = bf16
+        self.bar = bar
 
-    def __call__(self, number: int) -> Made:
-        found = list(self.source.rows(number))
-        problems = [row for _, row in found if isinstance(row, Problem)]
-        spoken = {row.id: (line, row) for line, row in found if isinstance(row, Row) and row.answer is not None and row.answer.audio is not None}
-        costs = {row_id: _cost(row) for row_id, (_, row) in spoken.items()}
-        batches = cost_batches(sorted((costs[row_id], row_id) for row_id in spoken), round(self.config.batch_s * 100), BATCH_CLIPS, PADDING)
+    def __call__(self, number: int) -> EncodedShard:
+        lines = list(self.source.rows(number))
+        problems = [row for _, row in lines if isinstance(row, Problem)]
+        rows = {
+            row.id: (line, row)
+            for line, row in lines
+            if isinstance(row, Row) and row.answer is not None and row.answer.audio is not None
+        }
         units: dict[str, list[int]] = {}
-        audio_s = 0.0
-        for ids, clips in self._read(batches, spoken):
-            heard = {row_id: clip for row_id, clip in zip(ids, clips) if isinstance(clip, Tensor)}
-            problems += [Problem(spoken[row_id][0], row_id, clip) for row_id, clip in zip(ids, clips) if isinstance(clip, str)]
+        audio_s = 0.0  # encoded
+        for ids, clips in self._read(self._batches(rows), rows):
+            waves = {row_id: clip for row_id, clip in zip(ids, clips) if isinstance(clip, Tensor)}
+            problems += [
+                Problem(rows[row_id][0], row_id, reason)
+                for row_id, reason in zip(ids, clips)
+                if isinstance(reason, str)
+            ]
+            # Before the codec runs: a refused manifest should not take the time of a batch.
             self._refuse(problems)
-            units.update(zip(heard, self._encode(list(heard.values())) if heard else []))
-            audio_s += sum(map(len, heard.values())) / self.codec.rate_hz
+            units.update(zip(waves, self._encode(list(waves.values())) if waves else []))
+            audio_s += sum(map(len, waves.values())) / self.codec.rate_hz
             self.bar.update(len(units), audio_s)
+        # Once more, for a shard without any batch.
         self._refuse(problems)
-        rows = [(line, _with_units(row, units[row_id], self.codec)) for row_id, (line, row) in spoken.items() if row_id in units]
-        return Made(rows, sorted(problems, key=lambda problem: problem.line), audio_s)
+        # In the manifest's order, not in that of the batches.
+        encoded = [
+            (line, _with_units(row, units[row_id], self.codec))
+            for row_id, (line, row) in rows.items()
+            if row_id in units
+        ]
+        return EncodedShard(encoded, sorted(problems, key=lambda problem: problem.line), audio_s)
 
-    def _read(self, batches: Iterable[list[str]], spoken: dict[str, tuple[int, Row]]) -> Iterator[tuple[list[str], list[Tensor | str]]]:
-        """Every batch with its clips, or why one cannot be heard, read ahead in threads."""
+    def _batches(self, rows: dict[str, tuple[int, Row]]) -> Iterator[list[str]]:
+        """Ids of the rows of each batch, the shortest clips first."""
+        order = sorted((_cost(row), row_id) for row_id, (_, row) in rows.items())
+        batch_cost = round(self.config.batch_s * COSTS_PER_S)
+        return cost_batches(order, batch_cost, BATCH_CLIPS, PADDING)
+
+    def _read(
+        self, batches: Iterable[list[str]], rows: dict[str, tuple[int, Row]]
+    ) -> Iterator[tuple[list[str], list[Tensor | str]]]:
+        """Each batch with its clips [T] or the reasons why they cannot be read, read in threads."""
         with ThreadPoolExecutor(self.config.reading_threads) as pool:
-            ahead: deque = deque()
+            ahead: deque[tuple[list[str], list[Future]]] = deque()
             for ids in batches:
-                ahead.append((ids, [pool.submit(_clip, spoken[row_id][1], self.codec.rate_hz) for row_id in ids]))
+                clips = [pool.submit(_clip, rows[row_id][1], self.codec.rate_hz) for row_id in ids]
+                ahead.append((ids, clips))
                 if len(ahead) > READ_AHEAD:
-                    yield _finished(ahead.popleft())
-            yield from map(_finished, ahead)
+                    yield _results(ahead.popleft())
+            yield from map(_results, ahead)
 
     @torch.no_grad()
     def _encode(self, clips: Sequence[Tensor]) -> list[list[int]]:
+        """Units of each clip [T]."""
         wave = pad_waveforms(clips, self.codec.rate_hz).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             units = self.codec.encode(wave)
@@ -208,24 +344,32 @@ class _Encoding:
 
     def _refuse(self, problems: Sequence[Problem]) -> None:
         if problems and self.config.on_broken is OnBroken.refuse:
-            raise ManifestError(f"a broken row in {self.source.path}: {problems[0]}; mend it, or leave it out by on_broken=skip")
+            raise ManifestError(
+                f"a broken row in {self.source.path}: {problems[0]}; "
+                "mend it, or leave it out by on_broken=skip"
+            )
 
 
 def _cost(row: Row) -> int:
-    return round(audio_header(row.answer.audio).duration_s * 100)
+    # From the header: lengths are needed before any audio is read.
+    return round(audio_header(row.answer.audio).duration_s * COSTS_PER_S)
 
 
 def _clip(row: Row, rate_hz: int) -> Tensor | str:
+    """The answer's samples [T], or the reason why they cannot be read."""
     try:
         return load_audio(row.answer.audio, rate_hz)
     except SignalError as error:
+        # Returned, not raised: the other clips of the batch are still encoded.
         return str(error)
 
 
-def _finished(batch: tuple[list[str], list]) -> tuple[list[str], list[Tensor | str]]:
+def _results(batch: tuple[list[str], list[Future]]) -> tuple[list[str], list[Tensor | str]]:
     ids, futures = batch
     return ids, [future.result() for future in futures]
 
 
 def _with_units(row: Row, units: list[int], codec: Codec) -> Row:
-    return dataclasses.replace(with_units(row, units, codec.codebooks), extra={**row.extra, "codec": codec.fingerprint()})
+    # The fingerprint keeps later steps from reading the units with another codec.
+    extra = {**row.extra, "codec": codec.fingerprint()}
+    return dataclasses.replace(with_units(row, units, codec.codebooks), extra=extra)

@@ -1,4 +1,4 @@
-"""CTC: clips against the words spoken in them."""
+"""CTC of audio clips against the words spoken in them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, AlignmentOutputs, Criterion, CriterionConfig, SpelledOutputs
-from echox.signals import Batch, Loss
+from echox.core.signals import Batch, Loss
+from echox.criteria.base import (
+    CRITERIA,
+    AlignmentOutputs,
+    Criterion,
+    CriterionConfig,
+    SpelledOutputs,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,12 +28,14 @@ class AlignmentConfig(CriterionConfig):
 
 @CRITERIA.register("alignment", AlignmentConfig)
 class AlignmentCriterion(Criterion):
-    """Connectionist temporal classification over tokens, and over the bytes of their spelling, summed over tokens.
+    """Connectionist temporal classification over tokens and over the bytes of their spelling.
 
-    A few thousand clips hold most tokens a few times at most, but every letter often: what is learned for the letters serves the
-    tokens, also in voices and words that were never trained on.
-    Source: Graves et al. 2006; stage I of Soundwave (arXiv:2502.12900); spelling beside subwords as in Sanabria and Metze 2018
-    (arXiv:1807.06234).
+    The loss is summed over tokens. A few thousand clips contain most tokens a few times at most,
+    but every letter often: what is trained on letters also helps tokens, and speakers and words
+    outside the training data.
+
+    Source: Graves et al. 2006; stage I of Soundwave (arXiv:2502.12900); spelling beside subwords
+    as in Sanabria and Metze 2018 (arXiv:1807.06234).
     """
 
     def __init__(self, config: AlignmentConfig) -> None:
@@ -35,6 +43,7 @@ class AlignmentCriterion(Criterion):
         self.config = config
 
     def forward(self, outputs: AlignmentOutputs, batch: Batch) -> Loss:
+        """Sum the CTC losses of the clips [A], and the weighted ones of their spelling."""
         losses = ctc_losses(outputs).sum()
         parts = {"ctc": (losses.detach(), outputs.target_lengths.sum())}
         if isinstance(outputs, SpelledOutputs) and self.config.spelling_weight:
@@ -45,17 +54,35 @@ class AlignmentCriterion(Criterion):
 
 
 def ctc_losses(outputs: AlignmentOutputs) -> Tensor:
-    """Negative log-likelihood of each clip's targets [A], of a silent clip's that all frames are blank; 0 where a clip has no targets for
-    another reason, or is too short for them."""
+    """Compute the negative log-likelihood of each clip's targets.
+
+    Args:
+        outputs: logits [A, F, C] of A clips, and their targets [A, S].
+
+    Returns:
+        losses [A] float32. A clip that is known to be silent has the loss of predicting the blank
+        in every frame; any other clip without targets, or too short for its targets, has 0.
+    """
     if not len(outputs.targets):
+        # No clip: an empty tensor that keeps the graph, so that the loss can be differentiated.
         return outputs.ctc_logits.float().sum((1, 2))
-    log_probs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
-    blank = outputs.ctc_logits.shape[2] - 1
-    losses = F.ctc_loss(log_probs, outputs.targets, outputs.frame_lengths, outputs.target_lengths, blank=blank, reduction="none", zero_infinity=True)
-    return torch.where(counted(outputs), losses, 0.0)
+    # In float32: long sums of log-probabilities are not exact enough in bfloat16.
+    log_probs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)  # [F, A, C]
+    losses = F.ctc_loss(
+        log_probs,
+        outputs.targets,
+        outputs.frame_lengths,
+        outputs.target_lengths,
+        blank=outputs.ctc_logits.shape[2] - 1,
+        reduction="none",
+        # Targets longer than the frames have infinite loss, which would end the run.
+        zero_infinity=True,
+    )
+    # Without targets the loss is that of silence, which is right for clips known to be silent only.
+    return torch.where(has_known_targets(outputs), losses, 0.0)
 
 
-def counted(outputs: AlignmentOutputs) -> Tensor:
-    """Bool [A], True for clips of which is known what is said, or that nothing is."""
+def has_known_targets(outputs: AlignmentOutputs) -> Tensor:
+    """Return bool [A], True for clips with a known transcript and for clips known to be silent."""
     is_known = outputs.target_lengths > 0
     return is_known if outputs.silent is None else is_known | outputs.silent

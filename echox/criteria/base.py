@@ -1,4 +1,4 @@
-"""The criterion interface, and the outputs of forward passes that criteria read."""
+"""The criterion interface, and the forward outputs that criteria read."""
 
 from __future__ import annotations
 
@@ -7,48 +7,71 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from echox.errors import ConfigError
+from echox.core.errors import ConfigError
+from echox.core.registry import Registry
+from echox.core.signals import Batch, Loss, Outputs, Scored
 from echox.kernels.codec_head_loss import CodecHead
-from echox.registry import Registry
-from echox.signals import Batch, Loss, Outputs, Scored
 from echox.vocoders.discriminators import Discriminators
 
 
 @dataclass(kw_only=True, slots=True)
 class CriterionConfig:
-    """Base of every criterion's config."""
+    """Base class of every criterion's config."""
 
 
 class Criterion(nn.Module, ABC):
-    """A training objective; it owns no trained weight and reads nothing but its arguments."""
+    """A training objective without trained weights, a function of its arguments alone."""
 
     @abstractmethod
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:
-        """The summed loss of one batch; see `Loss` for the convention."""
+        """Compute the loss of one batch.
+
+        Args:
+            outputs: what the task's forward pass returned, of the type this criterion reads.
+            batch: the batch it was computed from.
+
+        Returns:
+            the loss summed over the batch's targets; see `Loss` for the convention.
+        """
 
     def discriminator(self, outputs: Outputs, batch: Batch) -> Loss:
-        """The loss of a stage's discriminator on the same outputs; its total is not added to `forward`'s.
+        """Compute the loss of the stage's discriminator, which `forward` does not include.
 
         Raises:
             ConfigError: this criterion has none.
         """
-        raise ConfigError(f"{type(self).__name__} has no loss for a discriminator; give the stage a criterion that has, such as vocoder")
+        raise ConfigError(
+            f"{type(self).__name__} has no loss for a discriminator; give the stage a criterion "
+            "that has, such as vocoder"
+        )
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", CriterionConfig)
 
 
-def refuse_negative(first_codebook: float) -> None:
-    """
+def check_first_codebook(weight: float) -> None:
+    """Check a config's relative weight of the first codebook.
+
     Raises:
-        ConfigError: the weight of the first codebook is below 0.
+        ConfigError: the weight is below 0, or not a number.
     """
-    if not first_codebook >= 0:
-        raise ConfigError(f"first_codebook is a weight, 0 or more, and is {first_codebook}; 1 weighs all codebooks alike")
+    # Not `weight < 0`, which is false for NaN.
+    if not weight >= 0:
+        raise ConfigError(
+            f"first_codebook is a weight, 0 or more, and is {weight}; 1 weighs all codebooks alike"
+        )
 
 
 def codebook_weights(head: CodecHead, first_codebook: float) -> list[float] | None:
-    """Weights of a head's K codebooks, the first `first_codebook` times the others', 1 on average; None where all are 1."""
+    """Compute the loss weights of a head's codebooks.
+
+    Args:
+        head: scores K codebooks.
+        first_codebook: weight of the first codebook as a multiple of each other's.
+
+    Returns:
+        weights [K] with mean 1, so that the scale of the loss stays; None where all are 1.
+    """
     K = len(head.segments) - 1
     if K == 1 or first_codebook == 1:
         return None
@@ -58,103 +81,134 @@ def codebook_weights(head: CodecHead, first_codebook: float) -> list[float] | No
 
 @dataclass(frozen=True, slots=True)
 class AlignmentOutputs(Outputs):
-    """Clips scored against the words spoken in them."""
+    """CTC scores of A audio clips, and the tokens of their transcripts."""
 
     ctc_logits: Tensor  # [A, F, C], the blank last
     frame_lengths: Tensor  # [A]
     targets: Tensor  # [A, S] indices into C, right-padded
-    target_lengths: Tensor  # [A]; 0 where nothing is known of what was said
-    silent: Tensor | None = field(default=None, kw_only=True)  # bool [A], True where it is known that nobody speaks
+    target_lengths: Tensor  # [A]; 0 where the transcript is not known
+    # bool [A], True for clips known to contain no speech; None where no clip is
+    silent: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class SpelledOutputs(AlignmentOutputs):
-    """The same clips scored against the bytes of those words too."""
+    """CTC scores of clips against their tokens and against the bytes of the same words."""
 
-    spelling: AlignmentOutputs
+    spelling: AlignmentOutputs  # C counts bytes here
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechTextOutputs(AlignmentOutputs):
-    """A language model's predictions of its answers, at label positions only; without CTC's scores (None) where no clip was read."""
+    """A language model's predictions of its answers, at label positions only.
+
+    The CTC fields are None where the batch holds no audio clip.
+    """
 
     text_logits: Tensor  # [N, V]
     text_labels: Tensor  # [N]
-    counts_ctc: bool = field(default=True, kw_only=True)  # False where the alignment is frozen and its loss would teach nothing
+    # False where the alignment is frozen, so that its loss has no gradient
+    counts_ctc: bool = field(default=True, kw_only=True)
 
     def scored(self) -> dict[str, Scored]:
+        """Return the answer's tokens [N] as "text", with their logits."""
         return {"text": Scored(self.text_labels, self.text_logits)}
 
 
 def scored_units(labels: Tensor, states: Tensor) -> Scored:
-    """Units [N] or [N, K] and their states [N, C]; of K codebooks the first, in which the marks are."""
+    """Describe unit targets for an audit.
+
+    Args:
+        labels: units [N], or [N, K] of K codebooks.
+        states: [N, C], from which the unit head computes the logits.
+    """
+    # Of several codebooks only the first has the special tokens (end, next), which audits check.
     return Scored(labels if labels.ndim == 1 else labels[:, 0], states, are_scores=False)
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOutputs(Outputs):
-    """A unit decoder's states at label positions, and the layer that scores them: a criterion asks it for the loss or for logits."""
+    """A unit decoder's states at label positions, and the head that scores them.
+
+    The head is passed on instead of logits, because its fused loss never stores them.
+    """
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
-    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where a codebook has no target
+    unit_head: CodecHead  # states [N, C] -> logits [N, W] of all codebooks
 
     def scored(self) -> dict[str, Scored]:
+        """Return the units [N] as "units", with the states that predict them."""
         return {"units": scored_units(self.unit_labels, self.unit_states)}
 
 
 @dataclass(frozen=True, slots=True)
 class EchoOutputs(Outputs):
-    """Units predicted from hidden states, and what the denoising adapter made of those."""
+    """Units predicted from hidden states, and the denoising adapter's output for those."""
 
     unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where one says nothing
-    unit_head: CodecHead  # states [N, C] -> logits [N, W], of all codebooks
-    denoised: Tensor  # [M, H] the adapter's text vectors
-    text_vectors: Tensor  # [M, H] those of the pseudo-label text
+    unit_labels: Tensor  # [N], or [N, K] of K codebooks, -100 where a codebook has no target
+    unit_head: CodecHead  # states [N, C] -> logits [N, W] of all codebooks
+    denoised: Tensor  # [M, H] output of the denoising adapter
+    text_vectors: Tensor  # [M, H] embeddings of the pseudo-label text, the adapter's targets
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
-    unit_weights: Tensor | None = None  # [N] of each unit beside the others; None weighs all alike
+    unit_weights: Tensor | None = None  # [N] relative weight of each unit; None weighs all alike
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
+        """Return the answer's tokens as "text" and its units [N] as "units"."""
+        return {
+            "text": Scored(self.text_labels, self.text_logits),
+            "units": scored_units(self.unit_labels, self.unit_states),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class VoicedOutputs(Outputs):
-    """Units spoken from hidden states in samples of their own, as the EchoX release trains them."""
+    """Units predicted from hidden states, per training sample, as in the EchoX release."""
 
     unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
-    distances: Tensor  # [K] per sample, 1 - cosine of denoised states and their tokens' vectors, summed over positions
+    # [R], one a sample: 1 - cosine of denoised states and their tokens' vectors, summed over
+    # positions
+    distances: Tensor
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
+        """Return the answer's tokens as "text" and its units [N] as "units"."""
+        return {
+            "text": Scored(self.text_labels, self.text_logits),
+            "units": scored_units(self.unit_labels, self.unit_states),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class VocoderOutputs(Outputs):
-    """Speech made from units beside the recording of it, and the nets that tell them apart."""
+    """Speech synthesized from units, its recording, and the discriminators of the two."""
 
-    real: Tensor  # [B, T]
-    made: Tensor  # [B, T]
-    log_frames: Tensor | None  # [B, U] log(1 + frames) of each unit, as predicted; None where nothing predicts
-    frames: Tensor  # [B, U] frames of each unit, 0 on padding
-    judges: Discriminators | None  # None where nothing judges
+    real: Tensor  # [B, T] samples of the recordings
+    made: Tensor  # [B, T] samples synthesized from their units
+    # [B, U] predicted log(1 + frames) of each unit; None without a duration predictor
+    log_frames: Tensor | None
+    frames: Tensor  # [B, U] true frames of each unit, 0 on padding
+    judges: Discriminators | None  # None where training is not adversarial
     rate_hz: int
 
 
 @dataclass(frozen=True, slots=True)
 class JointOutputs(SpeechTextOutputs):
-    """What is heard, what is answered, and the answer's units, in one pass."""
+    """CTC scores of the question, predictions of the answer and of its units, in one pass."""
 
     unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
-    distances: Tensor  # [K] as in VoicedOutputs
+    distances: Tensor  # [R] as in `VoicedOutputs`
 
     def scored(self) -> dict[str, Scored]:
-        return {"text": Scored(self.text_labels, self.text_logits), "units": scored_units(self.unit_labels, self.unit_states)}
+        """Return the answer's tokens as "text" and its units [N] as "units"."""
+        return {
+            "text": Scored(self.text_labels, self.text_logits),
+            "units": scored_units(self.unit_labels, self.unit_states),
+        }

@@ -1,4 +1,4 @@
-"""Echo: pseudo-label units from hidden states, denoising, and the text the model must not forget."""
+"""The Echo loss: pseudo-label units from hidden states, denoising, and reference text."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, EchoOutputs, codebook_weights, refuse_negative
+from echox.core.errors import ConfigError
+from echox.core.signals import Batch, Loss
+from echox.criteria.base import (
+    CRITERIA,
+    Criterion,
+    CriterionConfig,
+    EchoOutputs,
+    check_first_codebook,
+    codebook_weights,
+)
 from echox.criteria.denoising import CAPPED_SHARE, capped_weight
-from echox.errors import ConfigError
-from echox.kernels.codec_head_loss import Impl, Reduction
-from echox.signals import Batch, Loss
+from echox.kernels.codec_head_loss import HeadLoss, Impl, Reduction
 
 
 @dataclass(kw_only=True, slots=True)
 class EchoTermsConfig(CriterionConfig):
-    """What both forms of the Echo loss share."""
+    """Settings shared by both forms of the Echo loss."""
 
     text_weight: float = 1.0
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
     first_codebook: float = 1.0
-    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
+    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several;
+    it also says where text tokens end."""
     impl: Impl = Impl.auto
-    """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
+    """How the unit loss is computed: auto, reference (whole logits), torch (chunks of rows),
+    chunked or fused (Triton, on a GPU)."""
 
     def __post_init__(self) -> None:
-        refuse_negative(self.first_codebook)
+        check_first_codebook(self.first_codebook)
 
 
 @dataclass(kw_only=True, slots=True)
 class EchoConfig(EchoTermsConfig):
-    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t, the paper's form."""
+    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t (paper)."""
 
     denoising_weight: float = 0.5
     """Weight lambda of the cosine term; the paper's value is not known, this one is ours."""
@@ -42,19 +51,23 @@ class EchoConfig(EchoTermsConfig):
 
 @dataclass(kw_only=True, slots=True)
 class CappedEchoConfig(EchoTermsConfig):
-    """L = L_echo + L_denoising, held at a share of L_echo, + text_weight * L_s2t, the release's form."""
+    """L = L_echo + L_denoising capped at a share of L_echo + text_weight * L_s2t (release)."""
 
     denoising_share: float = CAPPED_SHARE
     """Share of the unit loss, above 0, that the cosine term may reach; 0.2 in the release."""
 
     def __post_init__(self) -> None:
+        # super() without arguments fails in a dataclass with slots, which is a second class.
         EchoTermsConfig.__post_init__(self)
         if not self.denoising_share > 0:
             raise ConfigError(f"denoising_share must be above 0, and is {self.denoising_share}")
 
 
 class EchoTerms(Criterion):
-    """Units, denoising and text, the first and the last as means over their own targets; a leaf says what the denoising term weighs."""
+    """Unit, denoising and text terms; a subclass weights the denoising term.
+
+    The unit and the text term are means over their own targets.
+    """
 
     def __init__(self, config: EchoTermsConfig) -> None:
         super().__init__()
@@ -62,14 +75,45 @@ class EchoTerms(Criterion):
 
     @abstractmethod
     def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
-        """The weighted denoising term.
+        """Compute the weighted denoising term [].
 
         Args:
-            cosine: [] sum of 1 - cosine over `count` positions of `rows` answers; units: [] mean unit loss.
+            cosine: sum [] of 1 - cosine over all positions.
+            count: number of positions.
+            rows: number of answers the positions belong to.
+            units: mean unit loss [].
         """
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
-        found = outputs.unit_head(
+        """Add the three terms, and scale their sum to the batch's count of targets."""
+        head_loss = self._unit_loss(outputs)
+        units, correct = head_loss.loss, head_loss.correct.sum()
+        # In float32 under autocast too: a cosine near 1 loses its distance from 1 in bfloat16.
+        denoised, vectors = outputs.denoised.float(), outputs.text_vectors.float()
+        cosine = (1 - F.cosine_similarity(denoised, vectors, dim=-1)).sum()
+        text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
+        # Counts of at least 1, because a batch may have no target of a kind.
+        unit_count = head_loss.valid.sum().clamp(min=1)
+        cosine_count = max(1, outputs.denoised.shape[0])
+        text_count = max(1, outputs.text_labels.shape[0])
+        unit_weight = _weight_sum(outputs, head_loss.valid, unit_count)
+        unit_mean = units / unit_weight
+        rows = max(1, len(batch.row_ids))
+        mean = (
+            unit_mean
+            + self.denoising(cosine, cosine_count, rows, unit_mean)
+            + self.config.text_weight * text / text_count
+        )
+        parts = {
+            "units": (units.detach(), unit_weight),
+            "denoising": (cosine.detach(), correct.new_tensor(cosine_count)),
+            "text": (text.detach(), correct.new_tensor(text_count)),
+            "accuracy": (correct, unit_count),
+        }
+        return Loss(mean * batch.count, batch.count, parts)
+
+    def _unit_loss(self, outputs: EchoOutputs) -> HeadLoss:
+        return outputs.unit_head(
             outputs.unit_states,
             outputs.unit_labels,
             token_weight=outputs.unit_weights,
@@ -78,41 +122,37 @@ class EchoTerms(Criterion):
             reduction=Reduction.sum,
             impl=self.config.impl,
         )
-        units, correct = found.loss, found.correct.sum()
-        cosine = (1 - F.cosine_similarity(outputs.denoised.float(), outputs.text_vectors.float(), dim=-1)).sum()
-        text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
-        unit_count = found.valid.sum().clamp(min=1)
-        cosine_count, text_count = (max(1, labels.shape[0]) for labels in (outputs.denoised, outputs.text_labels))
-        unit_weight = unit_count if outputs.unit_weights is None else (found.valid.reshape(len(outputs.unit_weights), -1) * outputs.unit_weights[:, None]).sum()
-        unit_mean = units / unit_weight
-        mean = unit_mean + self.denoising(cosine, cosine_count, max(1, len(batch.row_ids)), unit_mean) + self.config.text_weight * text / text_count
-        count = correct.new_tensor
-        parts = {
-            "units": (units.detach(), unit_weight),
-            "denoising": (cosine.detach(), count(cosine_count)),
-            "text": (text.detach(), count(text_count)),
-            "accuracy": (correct, unit_count),
-        }
-        return Loss(mean * batch.count, batch.count, parts)
+
+
+def _weight_sum(outputs: EchoOutputs, valid: Tensor, count: Tensor) -> Tensor:
+    """Sum the weights of the valid targets [N] or [N, K]; their count where all weigh alike."""
+    if outputs.unit_weights is None:
+        return count
+    per_unit = valid.reshape(len(outputs.unit_weights), -1)  # [N, K]
+    return (per_unit * outputs.unit_weights[:, None]).sum()
 
 
 @CRITERIA.register("echo", EchoConfig)
 class EchoCriterion(EchoTerms):
-    """The sum of EchoX's three losses, each a mean over its own targets, the cosine term with a fixed weight.
+    """EchoX's three losses, each a mean over its targets, the cosine term with a fixed weight.
 
     Source: EchoX (arXiv:2509.09174), section on Echo training.
     """
 
     def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+        """Return the mean cosine distance over positions [], times the fixed weight."""
         return self.config.denoising_weight * cosine / count
 
 
 @CRITERIA.register("echo_capped", CappedEchoConfig)
 class CappedEchoCriterion(EchoTerms):
-    """The same with an adaptive weight: the cosine term, summed over an answer's positions and averaged over answers, counts as it is
-    up to a share of the unit loss, and is scaled down to that share beyond; see `capped_weight`.
+    """EchoX's three losses, the cosine term capped at a share of the unit loss.
+
+    The cosine term is summed over an answer's positions and averaged over answers. Above the cap
+    it is scaled down to it; see `capped_weight`.
     """
 
     def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+        """Return the mean cosine distance over answers [], capped at a share of `units`."""
         term = cosine / rows
         return term * capped_weight(units, term, self.config.denoising_share)

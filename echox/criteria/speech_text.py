@@ -1,4 +1,4 @@
-"""S2T: cross-entropy of the answer, and CTC of the question."""
+"""The S2T loss: cross-entropy of the answer, and CTC of the question."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from echox.criteria.alignment import counted, ctc_losses
+from echox.core.signals import Batch, Loss
+from echox.criteria.alignment import ctc_losses, has_known_targets
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, SpeechTextOutputs
-from echox.signals import Batch, Loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,20 +23,30 @@ class SpeechTextConfig(CriterionConfig):
 
 @CRITERIA.register("s2t", SpeechTextConfig)
 class SpeechTextCriterion(Criterion):
-    """Mean token cross-entropy plus the weighted mean of per-clip CTC (each clip's loss divided by its tokens)."""
+    """Token cross-entropy plus weighted CTC, each clip's CTC loss divided by its tokens.
+
+    Source: Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174).
+    """
 
     def __init__(self, config: SpeechTextConfig) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, outputs: SpeechTextOutputs, batch: Batch) -> Loss:
-        total = text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum", label_smoothing=self.config.label_smoothing)
+        """Sum the losses of the answer tokens [N], and add the weighted mean over clips [A]."""
+        total = text = F.cross_entropy(
+            outputs.text_logits.float(),
+            outputs.text_labels,
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing,
+        )
         correct = (outputs.text_logits.argmax(-1) == outputs.text_labels).sum()
         labels = correct.new_tensor(outputs.text_labels.numel())
         parts = {"text": (text.detach(), labels), "accuracy": (correct, labels)}
         if outputs.counts_ctc:
-            clips = counted(outputs).sum()
+            clips = has_known_targets(outputs).sum()
             ctc = (ctc_losses(outputs) / outputs.target_lengths.clamp(min=1)).sum()
+            # Times the count of targets, by which the training loop divides the total again.
             total = text + self.config.ctc_weight * batch.count * ctc / clips.clamp(min=1)
             parts["ctc"] = (ctc.detach(), clips)
         return Loss(total, batch.count, parts)

@@ -1,12 +1,19 @@
-"""T2C: cross-entropy of unit-language words."""
+"""The T2C loss: cross-entropy of the speech units of a text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs, codebook_weights, refuse_negative
+from echox.core.signals import Batch, Loss
+from echox.criteria.base import (
+    CRITERIA,
+    Criterion,
+    CriterionConfig,
+    UnitOutputs,
+    check_first_codebook,
+    codebook_weights,
+)
 from echox.kernels.codec_head_loss import Impl, Reduction
-from echox.signals import Batch, Loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,24 +23,30 @@ class UnitsConfig(CriterionConfig):
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
     first_codebook: float = 1.0
-    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several; it also says where text tokens end."""
+    """Weight of the first codebook's loss as a multiple of each other's, with a codec of several;
+    it also says where text tokens end."""
     impl: Impl = Impl.auto
-    """How the loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or fused (Triton, on a GPU)."""
+    """How the loss is computed: auto, reference (whole logits), torch (chunks of rows), chunked or
+    fused (Triton, on a GPU)."""
 
     def __post_init__(self) -> None:
-        refuse_negative(self.first_codebook)
+        check_first_codebook(self.first_codebook)
 
 
 @CRITERIA.register("t2c", UnitsConfig)
 class UnitsCriterion(Criterion):
-    """Cross-entropy on units only; text is never a target (EchoX, stage II)."""
+    """Cross-entropy of units alone; text is never a target.
+
+    Source: EchoX (arXiv:2509.09174), stage II.
+    """
 
     def __init__(self, config: UnitsConfig) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, outputs: UnitOutputs, batch: Batch) -> Loss:
-        found = outputs.unit_head(
+        """Sum the cross-entropy of the units [N], or [N, K] of K codebooks."""
+        head_loss = outputs.unit_head(
             outputs.unit_states,
             outputs.unit_labels,
             label_smoothing=self.config.label_smoothing,
@@ -41,6 +54,8 @@ class UnitsCriterion(Criterion):
             reduction=Reduction.sum,
             impl=self.config.impl,
         )
-        loss, correct = found.loss, found.correct.sum()
-        labels = found.valid.sum()
-        return Loss(loss, batch.count, {"units": (loss.detach(), labels), "accuracy": (correct, labels)})
+        loss, correct = head_loss.loss, head_loss.correct.sum()
+        # Not the number of labels: a codebook has no target beside a special token.
+        count = head_loss.valid.sum()
+        parts = {"units": (loss.detach(), count), "accuracy": (correct, count)}
+        return Loss(loss, batch.count, parts)

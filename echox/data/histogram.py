@@ -1,4 +1,4 @@
-"""Distributions and counts in memory that does not grow with what is counted."""
+"""Histograms and counts of names in memory that does not grow with what is counted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Names told apart in a tally; of more, the rest are counted together.
+# Names told apart in a tally; those beyond them are counted together.
 TALLY_NAMES = 100_000
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Values by bins: bin i holds edges[i] <= value < edges[i + 1]; the first and last take what lies beyond."""
+    """Counts [N] of values by bins with edges [N + 1]: edges[i] <= value < edges[i + 1].
+
+    The first and the last bin also count what lies beyond them.
+    """
 
     edges: list[float]
     counts: list[int] = field(default_factory=list)
@@ -29,46 +32,65 @@ class Histogram:
 
     def add(self, value: float) -> None:
         """Count one value."""
-        self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += 1
+        # By bisection, for edges may be of any spacing.
+        position = bisect_right(self.edges, value) - 1
+        self.counts[min(max(position, 0), len(self.counts) - 1)] += 1
         self.count += 1
         self.total += value
         self.low, self.high = min(self.low, value), max(self.high, value)
 
     @property
     def mean(self) -> float:
-        """Exact; NaN of nothing."""
+        """Exact mean of the values; NaN without any."""
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Where so much of the values lies below, to within a bin; NaN of nothing."""
-        left = share * self.count
+        """Return the value below which a share, 0 to 1, of the values lies, to within a bin.
+
+        Within its bin it is interpolated linearly; NaN without any value.
+        """
+        remaining = share * self.count
         for number, count in enumerate(self.counts):
-            if count and left <= count:
-                start, end = max(self.edges[number], self.low), min(self.edges[number + 1], self.high)
-                return start + (end - start) * left / count
-            left -= count
+            if count and remaining <= count:
+                # The outermost bins hold values beyond their edges, none beyond low and high.
+                start = max(self.edges[number], self.low)
+                end = min(self.edges[number + 1], self.high)
+                return start + (end - start) * remaining / count
+            remaining -= count
+        # Rounding may leave a remainder after the last bin.
         return self.high if self.count else math.nan
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the histogram as JSON values."""
         if not self.count:
             return {"count": 0}
-        quantiles = {f"p{round(100 * share)}": self.quantile(share) for share in (0.01, 0.05, 0.5, 0.95, 0.99)}
-        return {"count": self.count, "mean": self.mean, "min": self.low, **quantiles, "max": self.high, "edges": self.edges, "counts": self.counts}
+        quantiles = {
+            f"p{round(100 * share)}": self.quantile(share)
+            for share in (0.01, 0.05, 0.5, 0.95, 0.99)
+        }
+        return {
+            "count": self.count,
+            "mean": self.mean,
+            "min": self.low,
+            **quantiles,
+            "max": self.high,
+            "edges": self.edges,
+            "counts": self.counts,
+        }
 
 
-def even(low: float, high: float, bins: int) -> Histogram:
-    """Bins of equal width."""
+def uniform_histogram(low: float, high: float, bins: int) -> Histogram:
+    """Return an empty histogram with bins [N] of equal width."""
     return Histogram([low + (high - low) * number / bins for number in range(bins + 1)])
 
 
-def geometric(low: float, high: float, bins: int) -> Histogram:
-    """Bins of equal ratio."""
+def geometric_histogram(low: float, high: float, bins: int) -> Histogram:
+    """Return an empty histogram with bins [N] of equal ratio, for values over magnitudes."""
     return Histogram([low * (high / low) ** (number / bins) for number in range(bins + 1)])
 
 
 class Tally:
-    """How often each name occurs."""
+    """Counts of how often each name occurs."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -76,6 +98,7 @@ class Tally:
 
     def add(self, name: str, count: int = 1) -> None:
         """Count a name."""
+        # The first names are kept, whichever are the most frequent: a bound on memory, not a rank.
         if name in self.counts or len(self.counts) < TALLY_NAMES:
             self.counts[name] += count
         else:
@@ -83,9 +106,9 @@ class Tally:
 
     @property
     def names(self) -> str:
-        """How many there are."""
+        """Number of different names, as text for a report."""
         return f"more than {TALLY_NAMES:,}" if self.others else f"{len(self.counts):,}"
 
     def most(self, count: int = 20) -> Sequence[tuple[str, int]]:
-        """The commonest."""
+        """Return the most frequent names with their counts, the most frequent first."""
         return self.counts.most_common(count)

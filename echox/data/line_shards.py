@@ -1,4 +1,7 @@
-"""A manifest in shards of so many lines: each can be read by itself, so nothing grows with the number of rows but a place per shard."""
+"""A manifest in shards of a number of lines, each of which can be read by itself.
+
+Memory grows with the number of shards alone, by the offset of each.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from echox.data.lines import chunks_of, reading, records_of
-from echox.data.row_reader import Broken, RowReader, id_of, parsed
+from echox.core.errors import ManifestError
+from echox.data.lines import open_manifest, read_chunks, read_records
+from echox.data.row_reader import BrokenRow, RowReader, parse_line, stated_id
 from echox.data.rows import Problem, Row
-from echox.errors import ManifestError
 
 
 class LineShards:
-    """Shards of a .jsonl manifest; a .json list, in which lines mean nothing, is one shard.
+    """Shards of a .jsonl manifest; a .json list, whose rows are not lines, is one shard.
 
     Args:
         path: the manifest.
         size: lines in a shard.
         allow_outside: accept audio outside the manifest's folder.
+
     Raises:
         ManifestError: the manifest is missing, unreadable or empty.
     """
@@ -29,7 +33,10 @@ class LineShards:
         self.path = path
         self.size = size
         self.allow_outside = allow_outside
-        self._starts, self.lines = (array("q", [0]), size) if path.suffix == ".json" else _places(path, size)
+        # A list has no lines to count without parsing it.
+        self._starts, self.lines = (
+            (array("q", [0]), size) if path.suffix == ".json" else _shard_offsets(path, size)
+        )
         if not self.lines:
             raise ManifestError(f"the manifest {path} is empty; it needs at least one row")
 
@@ -37,38 +44,48 @@ class LineShards:
         return len(self._starts)
 
     def rows(self, number: int) -> Iterator[tuple[int, Row | Problem]]:
-        """The rows of a shard, each with its line, and in place of a broken one what is wrong with it; an id used twice is found where
-        both are in the shard."""
+        """Yield the rows of a shard, each with its line; in place of a broken row its problem.
+
+        An id that is used twice is a problem where both rows are in this shard; across shards it is
+        for the caller to find.
+
+        Args:
+            number: shard, counted from 0.
+
+        Raises:
+            ManifestError: the manifest cannot be read any more.
+        """
         reader = RowReader(self.path, self.allow_outside)
         first_line: dict[str, int] = {}
         for line, record in self._records(number):
             try:
                 row = reader.row(line, record)
                 if first_line.setdefault(row.id, line) != line:
-                    raise Broken(f"id {row.id!r} was already used in line {first_line[row.id]}")
+                    raise BrokenRow(f"id {row.id!r} was already used in line {first_line[row.id]}")
                 yield line, row
-            except Broken as broken:
-                yield line, Problem(line, id_of(record), str(broken))
+            except BrokenRow as broken:
+                yield line, Problem(line, stated_id(record), str(broken))
 
     def _records(self, number: int) -> Iterator[tuple[int, Any]]:
         if self.path.suffix == ".json":
-            yield from records_of(self.path)
+            yield from read_records(self.path)
             return
-        with reading(self.path) as file:
+        with open_manifest(self.path) as file:
             file.seek(self._starts[number])
             for line, raw in enumerate(islice(file, self.size), start=number * self.size + 1):
                 if raw.strip():
-                    yield line, parsed(raw)
+                    yield line, parse_line(raw)
 
 
-def _places(path: Path, size: int) -> tuple[array[int], int]:
-    """The first byte of every shard, and the number of lines."""
+def _shard_offsets(path: Path, size: int) -> tuple[array[int], int]:
+    """Offset of every shard in bytes, and the number of lines."""
+    # An array takes 8 bytes a shard, a list of integers several times as much.
     starts, lines = array("q"), 0
-    for chunk in chunks_of(path):
-        at = chunk.offset
+    for chunk in read_chunks(path):
+        offset = chunk.offset
         for raw in chunk.lines:
             if lines % size == 0:
-                starts.append(at)
-            at += len(raw)
+                starts.append(offset)
+            offset += len(raw)
             lines += 1
     return starts, lines

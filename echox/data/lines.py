@@ -1,4 +1,4 @@
-"""The records of large files, read as a stream: lines of JSONL by the chunk, elements of a JSON list one by one."""
+"""Large manifests read as streams: JSONL by chunks of lines, a JSON list element by element."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from echox.data.row_reader import json_type, parsed, writable
-from echox.errors import ConfigError, ManifestError
+from echox.core.errors import ConfigError, ManifestError
+from echox.data.row_reader import check_surrogates, json_type, parse_line
 
-A, R = TypeVar("A"), TypeVar("R")
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
 CHUNK_BYTES = 1 << 20
-# Chunks handed out beyond those whose results were taken: enough that no process waits, few enough that memory stays flat.
+# Items submitted per process beyond those whose results were yielded: enough that no process waits,
+# few enough that memory stays flat.
 AHEAD = 3
 _SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Neighbouring lines of a file."""
+    """Consecutive lines of a file."""
 
     first_line: int  # counted from 1
     offset: int  # bytes before the first line
     lines: list[bytes]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the lines, blank ones included."""
+        return sum(map(len, self.lines))
+
     def places(self) -> Iterator[tuple[int, int, bytes]]:
-        """Number, offset in bytes and content of each line that is not blank."""
+        """Yield number, offset in bytes and content of each line that is not blank."""
         offset = self.offset
         for line, raw in enumerate(self.lines, start=self.first_line):
             if raw.strip():
@@ -44,157 +51,206 @@ class Chunk:
             offset += len(raw)
 
 
-def chunks_of(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """The lines of a file, about `chunk_bytes` at a time.
+def read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """Yield the lines of a file in chunks of about `chunk_bytes` bytes.
 
     Raises:
         ManifestError: the file cannot be read.
     """
-    with reading(path) as file:
+    with open_manifest(path) as file:
         line, offset = 1, 0
+        # `readlines` takes whole lines until they have that many bytes.
         while lines := file.readlines(chunk_bytes):
-            yield Chunk(line, offset, lines)
-            line, offset = line + len(lines), offset + sum(map(len, lines))
+            chunk = Chunk(line, offset, lines)
+            yield chunk
+            line, offset = line + len(lines), offset + chunk.size
 
 
-def records_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and parsed JSON of a .jsonl or .json file; a line that is none comes as the `Broken` that says so.
+def read_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield line numbers and JSON values of a .jsonl or .json file.
+
+    In place of a row that has no JSON value comes the `BrokenRow` that says why.
 
     Raises:
         ManifestError: the file cannot be read, or is a .json file that holds no list.
     """
     if path.suffix == ".json":
-        yield from enumerate(map(writable, list_items(path)), start=1)
+        yield from enumerate(map(check_surrogates, list_items(path)), start=1)
         return
-    with reading(path) as file:
+    with open_manifest(path) as file:
         for line, raw in enumerate(file, start=1):
             if raw.strip():
-                yield line, parsed(raw)
+                yield line, parse_line(raw)
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """A manifest opened to be read.
+def open_manifest(path: Path) -> Iterator[BinaryIO]:
+    """Open a manifest for reading.
 
     Raises:
-        ManifestError: it cannot be.
+        ManifestError: the manifest is missing, a folder, or unreadable; faults while it is read in
+            the block included.
     """
     try:
+        # In bytes: offsets into the file are bytes, and a bad line must not end the stream.
         with path.open("rb") as file:
             yield file
     except IsADirectoryError as error:
-        raise ManifestError(f"the manifest {path} is a folder; name the .jsonl file in it") from error
+        raise ManifestError(
+            f"the manifest {path} is a folder; name the .jsonl file in it"
+        ) from error
     except FileNotFoundError as error:
         raise ManifestError(f"the manifest {path} does not exist") from error
     except OSError as error:
-        raise ManifestError(f"the manifest {path} could not be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise ManifestError(f"the manifest {path} could not be read: {reason}") from error
 
 
 def list_items(path: Path) -> Iterator[Any]:
-    """The elements of a JSON list, without holding more than one of them.
+    """Yield the elements of a file's JSON list without holding more than one of them.
 
     Raises:
-        ManifestError: the file cannot be read, is no JSON, or holds something else than a list.
+        ManifestError: the file cannot be read, is not JSON, or holds something else than a list.
     """
-    with reading(path) as file:
+    with open_manifest(path) as file:
         yield from list_items_in(file, path)
 
 
 def list_items_in(file: BinaryIO, path: Path | str) -> Iterator[Any]:
-    """As `list_items`, of an open file; `path` is what errors call it."""
+    """Yield the elements of an open file's JSON list, as `list_items`.
+
+    Args:
+        file: file at the beginning of its text.
+        path: name of the file in errors.
+
+    Raises:
+        ManifestError: the text is not UTF-8, not JSON, or something else than a list.
+    """
     try:
-        yield from _ListReader(file, path).items()
+        yield from _JsonListReader(file, path).items()
     except UnicodeDecodeError as error:
         raise ManifestError(f"the manifest {path} cannot be read: not UTF-8 text") from error
+    # A number of thousands of digits is a ValueError, brackets without end a RecursionError.
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"the manifest {path} cannot be read: not JSON ({error}); where each row has a line of its own, name it .jsonl") from error
+        raise ManifestError(
+            f"the manifest {path} cannot be read: not JSON ({error}); "
+            "where each row has a line of its own, name it .jsonl"
+        ) from error
 
 
-class _ListReader:
-    """A JSON list by its elements: text is read on while the element at hand is not whole."""
+class _JsonListReader:
+    """Parses a JSON list element by element.
+
+    `text` holds what was read and not yet parsed, `position` is the next character to parse. More
+    is read while the element at hand is incomplete.
+    """
 
     def __init__(self, file: BinaryIO, path: Path | str) -> None:
         self.file, self.path = file, path
+        # Incremental, because a piece of the file may end within a character.
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self.text, self.at, self.ended = "", 0, False
+        self.text, self.position, self.ended = "", 0, False
 
     def items(self) -> Iterator[Any]:
-        if self._next() != "[":
-            whole = json.loads(self.text[self.at :] + self._rest())
-            kind = json_type(whole)
-            raise ManifestError(f"the manifest {self.path} holds a JSON {kind}; a .json manifest is a list of rows, else name it .jsonl")
-        self.at += 1
-        if self._next() != "]":
+        if self._next_character() != "[":
+            self._refuse_other_value()
+        self.position += 1
+        if self._next_character() != "]":
             yield self._element()
-            while self._next() == ",":
-                self.at += 1
-                self._next()
+            while self._next_character() == ",":
+                self.position += 1
+                self._next_character()
                 yield self._element()
-        if self._next() != "]":
-            raise json.JSONDecodeError("expecting ',' or ']' between the rows of a list", self.text, self.at)
-        self.at += 1
-        if self._next():
-            raise json.JSONDecodeError("text after the end of the list", self.text, self.at)
+        if self._next_character() != "]":
+            raise self._syntax_error("expecting ',' or ']' between the rows of a list")
+        self.position += 1
+        if self._next_character():
+            raise self._syntax_error("text after the end of the list")
 
-    def _next(self) -> str:
-        """The next character that is no space, "" at the end."""
+    def _refuse_other_value(self) -> None:
+        # Parsed as a whole, so that text that is no JSON at all is named as such.
+        value = json.loads(self.text[self.position :] + self._rest())
+        raise ManifestError(
+            f"the manifest {self.path} holds a JSON {json_type(value)}; "
+            "a .json manifest is a list of rows, else name it .jsonl"
+        )
+
+    def _syntax_error(self, reason: str) -> json.JSONDecodeError:
+        return json.JSONDecodeError(reason, self.text, self.position)
+
+    def _next_character(self) -> str:
+        """The next character that is no space, without consuming it; "" at the end."""
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self._read_on()
+            self.position = _SPACE.match(self.text, self.position).end()
+            if self.position < len(self.text) or self.ended:
+                return self.text[self.position : self.position + 1]
+            self._read_more()
 
     def _element(self) -> Any:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
+                value, end = _DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError:
+                # Before the end of the file the element may only be incomplete.
                 if self.ended:
                     raise
             else:
                 # A number may go on in what is not read yet.
                 if end < len(self.text) or self.ended:
-                    self.at = end
+                    self.position = end
                     return value
-            self._read_on()
+            self._read_more()
 
-    def _read_on(self) -> None:
-        # As much again as is waiting, so that an element larger than a piece is not parsed once per piece.
-        raw = self.file.read(max(CHUNK_BYTES, len(self.text) - self.at))
+    def _read_more(self) -> None:
+        # As much again as is unparsed, so that an element larger than a chunk is not parsed once
+        # per chunk.
+        raw = self.file.read(max(CHUNK_BYTES, len(self.text) - self.position))
         self.ended = not raw
-        self.text, self.at = self.text[self.at :] + self.decoder.decode(raw, final=self.ended), 0
+        self.text = self.text[self.position :] + self.decoder.decode(raw, final=self.ended)
+        self.position = 0
 
     def _rest(self) -> str:
         return self.decoder.decode(self.file.read(), final=True)
 
 
-_DECODER = json.JSONDecoder()
+def map_in_order(
+    function: Callable[[Argument], Result], items: Iterable[Argument], processes: int = 1
+) -> Iterator[Result]:
+    """Apply a function to a stream in several processes and yield the results in order.
 
-
-def in_order(function: Callable[[A], R], items: Iterable[A], processes: int = 1) -> Iterator[R]:
-    """The results of a function of a module over a stream, in order, by so many processes; the stream is never read far ahead.
+    Args:
+        function: function of a module, or a partial of one, which processes can import.
+        items: arguments; at most AHEAD * processes of them are taken before their results are.
+        processes: number of processes; 1 computes in this one.
 
     Raises:
-        ConfigError: `processes` is below 1. ManifestError: one of them was killed.
+        ConfigError: `processes` is below 1.
+        ManifestError: one of the processes was killed.
     """
     if processes < 1:
         raise ConfigError(f"processes is {processes}; use 1 or more")
     if processes == 1:
         yield from map(function, items)
         return
-    waiting: deque[Future[R]] = deque()
+    # Not by fork, which copies locks that PyTorch's threads may hold.
+    context = get_context("spawn")
+    waiting: deque[Future[Result]] = deque()
     try:
-        # Not by fork, which copies locks that PyTorch's threads may hold.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=_use_one_thread) as pool:
             for item in items:
+                # One at a time, for `pool.map` takes the whole stream before its first result.
                 waiting.append(pool.submit(function, item))
                 if len(waiting) >= AHEAD * processes:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+    # A process that the kernel kills for its memory leaves no exception of its own.
     except BrokenProcessPool as error:
-        raise ManifestError(f"one of {processes} processes was killed, perhaps for its memory; use fewer processes") from error
+        raise ManifestError(
+            f"one of {processes} processes was killed, perhaps for its memory; use fewer processes"
+        ) from error
 
 
 def _use_one_thread() -> None:
+    # The processes share the cores; threads of each would only wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

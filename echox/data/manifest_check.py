@@ -1,6 +1,6 @@
-"""The check of a manifest that people run: every broken row named, what speaks against others, and what the good ones hold.
+"""The check of a manifest: broken rows, findings against others, and what the good ones hold.
 
-The file is read as a stream; what is kept of a row is 24 bytes, in a file that vanishes.
+The file is read as a stream; a row leaves a note of 24 bytes in a temporary file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,36 +17,40 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
+from echox.core.errors import ConfigError, ManifestError, SignalError
+from echox.core.files import atomic_write
+from echox.core.progress import Bar
 from echox.data.audio import load_audio
-from echox.data.histogram import even
-from echox.data.id_hashes import repeated
-from echox.data.lines import in_order, reading
-from echox.data.manifest_report import BROKEN, RATIO, REPEATED_AUDIO, REPEATED_ID, ManifestReport, count_row
+from echox.data.audio_ref import Audio
+from echox.data.corpus_findings import (
+    NOTE,
+    ids_at,
+    repeated_audio,
+    repeated_ids,
+    unusual_ratios,
+)
+from echox.data.histogram import uniform_histogram
+from echox.data.lines import map_in_order, open_manifest
+from echox.data.manifest_report import BROKEN, REPEATED_ID, ManifestReport, count_row
+from echox.data.row_batches import line_of, read_batches
 from echox.data.row_measures import (
     Finding,
     MeasureSettings,
     RowLimits,
     RowMeasure,
-    batches_of,
+    error_rate_fault,
     measure_rows,
-    too_wrong,
-)  # fmt: skip
-from echox.data.row_reader import Headers, RowReader, parsed
+)
 from echox.data.rows import Problem
 from echox.data.text import error_rates
-from echox.data.writing import appearing
-from echox.errors import ConfigError, ManifestError, SignalError
-from echox.progress import Bar
 
-# Kept of each kind of finding; the count says how many more there are.
+# Examples kept of each kind of finding; the count says how many more there are.
 KEPT_EXAMPLES = 200
-# A standard deviation is so many median absolute deviations of a normal distribution.
-_MAD = 1.4826
-_SMALLEST_SPREAD = 0.05
-HEAR_HZ = 16_000
-_HEARD_AT_ONCE = 64
-_NOTE = np.dtype([("line", "<u4"), ("ratio", "<f4"), ("id", "<u8"), ("audio", "<u8")])
+# Sampling rate at which clips are transcribed.
+TRANSCRIBED_HZ = 16_000
+_TRANSCRIBED_AT_ONCE = 64
 
+# Clips [T_i] at a sampling rate in Hz -> their transcripts.
 Hear = Callable[[Sequence[Tensor], int], list[str]]
 
 
@@ -57,117 +61,186 @@ class ManifestCheckConfig(RowLimits):
     path: str = ""
     """File of the manifest, .jsonl or .json."""
     check_audio: bool = True
-    """Decode every clip, which finds truncated files, samples that are no numbers, silence and clipping; off, headers alone are read."""
+    """Decode every clip, which finds truncated files, samples that are no numbers, silence and
+    clipping; off, headers alone are read."""
     allow_outside: bool = False
     """Accept audio outside the manifest's folder."""
     hash_audio: bool = False
     """Find rows whose first clip is there twice, by its bytes."""
     ratio_deviations: float = 6.0
-    """How far units per letter may lie from the median, in standard deviations of their logarithm."""
+    """How far units per letter may lie from the median, in standard deviations of their
+    logarithm."""
     filtered: str | None = None
-    """Manifest of the rows that nothing speaks against, in the same folder; NAME.left_out.jsonl beside it says why the others are not there."""
+    """Manifest of the rows that nothing speaks against, in the same folder; NAME.left_out.jsonl
+    beside it says why the others are not there."""
     processes: int = 1
     """Processes that read and decode."""
 
 
-def validate_manifest(path: str | Path, check_audio: bool = True, *, allow_outside: bool = False, progress: bool = False) -> ManifestReport:
-    """Check every row of a manifest by the limits of old, and count what the good ones hold.
-
-    Raises:
-        ManifestError: the file is missing, unreadable or empty (broken rows are in the report instead).
-    """
-    return check_rows(ManifestCheckConfig(path=str(path), check_audio=check_audio, allow_outside=allow_outside), progress=progress)
-
-
-def check_rows(config: ManifestCheckConfig, hear: Hear | None = None, *, progress: bool = True) -> ManifestReport:
-    """Check every row of a manifest, and write what is left of it where the config names a place.
+def validate_manifest(
+    path: str | Path,
+    check_audio: bool = True,
+    *,
+    allow_outside: bool = False,
+    progress: bool = False,
+) -> ManifestReport:
+    """Check every row of a manifest by the default limits, and count what the good ones hold.
 
     Args:
-        hear: writes down clips [T] at a rate; None leaves transcripts unchecked.
+        path: a .jsonl file, or a .json file with a list.
+        check_audio: decode every clip, rather than read its header alone.
+        allow_outside: accept audio outside the manifest's folder.
+        progress: show the progress bar.
+
     Raises:
-        ConfigError: no path, or no place for the filtered manifest. ManifestError: the file is missing, unreadable or empty, or the
-            filtered one cannot be written.
+        ManifestError: the file is missing, unreadable or empty (broken rows are in the report
+            instead).
+    """
+    config = ManifestCheckConfig(
+        path=str(path), check_audio=check_audio, allow_outside=allow_outside
+    )
+    return check_rows(config, progress=progress)
+
+
+def check_rows(
+    config: ManifestCheckConfig, transcribe: Hear | None = None, *, progress: bool = True
+) -> ManifestReport:
+    """Check every row of a manifest, and write the rows without findings where the config says so.
+
+    Args:
+        config: limits, and what is checked.
+        transcribe: turns clips [T_i] at a rate in Hz into texts, which are compared with the rows'
+            words; None leaves these unchecked.
+        progress: show the progress bar.
+
+    Raises:
+        ConfigError: no path is named, the filtered manifest would be in another folder or replace
+            the manifest, or `processes` is below 1.
+        ManifestError: the file is missing, unreadable or empty, or the filtered one cannot be
+            written.
     """
     if not config.path:
         raise ConfigError("no manifest was named; give path=FILE.jsonl")
     path = Path(config.path)
-    _refuse_place(config, path)
+    _refuse_target(config, path)
     try:
-        with tempfile.TemporaryFile() as notes, tempfile.TemporaryFile() as found:
-            report = _Check(config, path, hear, notes, found).run(progress)
+        with tempfile.TemporaryFile() as notes, tempfile.TemporaryFile() as suspects:
+            report = _ManifestCheck(config, path, transcribe, notes, suspects).run(progress)
             if config.filtered:
-                _write_filtered(path, Path(config.filtered), found)
+                _write_filtered(path, Path(config.filtered), suspects)
             return report
     except OSError as error:
-        raise ManifestError(f"checking {path} failed: {error.strerror or error}: {error.filename or 'temporary files'}; free some space") from error
+        raise ManifestError(
+            f"checking {path} failed: {error.strerror or error}: "
+            f"{error.filename or 'temporary files'}; free some space"
+        ) from error
 
 
-def _refuse_place(config: ManifestCheckConfig, path: Path) -> None:
+def _refuse_target(config: ManifestCheckConfig, path: Path) -> None:
     if config.filtered is None:
         return
     target = Path(config.filtered)
-    if target.suffix != ".jsonl" or target.parent.resolve() != path.parent.resolve() or target.resolve() == path.resolve():
-        raise ConfigError(f"filtered is {target}; it must be another .jsonl file in {path.parent}, for rows name their audio from there")
+    # Audio paths are relative to the manifest's folder.
+    if (
+        target.suffix != ".jsonl"
+        or target.parent.resolve() != path.parent.resolve()
+        or target.resolve() == path.resolve()
+    ):
+        raise ConfigError(
+            f"filtered is {target}; it must be another .jsonl file in {path.parent}, "
+            "for rows name their audio from there"
+        )
 
 
-class _Check:
+class _ManifestCheck:
     """One pass over a manifest.
 
     Args:
-        notes: takes an entry per good row.
-        found: takes a line [line, id, [[kind, reason], ...]] per row that something speaks against, in the end in the manifest's order.
+        config: limits, and what is checked.
+        path: the manifest.
+        transcribe: turns clips into texts, or None.
+        notes: empty file, which takes an entry per good row.
+        suspects: empty file, which takes a line [line, id, [[kind, reason], ...]] per row with
+            findings; a row whose findings are made at two times has two.
     """
 
-    def __init__(self, config: ManifestCheckConfig, path: Path, hear: Hear | None, notes: BinaryIO, found: BinaryIO) -> None:
-        self.config, self.path, self.hear, self.notes, self.found = config, path, hear, notes, found
+    def __init__(
+        self,
+        config: ManifestCheckConfig,
+        path: Path,
+        transcribe: Hear | None,
+        notes: BinaryIO,
+        suspects: BinaryIO,
+    ) -> None:
+        self.config, self.path, self.transcribe = config, path, transcribe
+        self.notes, self.suspects = notes, suspects
         self.report = ManifestReport(path)
         # By the natural logarithm of units per letter, finely enough for a median and a deviation.
-        self.ratios = even(-6, 6, 2400)
+        self.ratios = uniform_histogram(-6, 6, 2400)
 
     def run(self, progress: bool) -> ManifestReport:
-        settings = MeasureSettings(
-            _plain_limits(self.config), self.config.check_audio, self.config.allow_outside, self.config.hash_audio, transcribed=self.hear is not None
-        )
-        measure = functools.partial(measure_rows, self.path, settings)
-        with reading(self.path):
+        measure = functools.partial(measure_rows, self.path, self._settings())
+        # Opened for its errors, which name the manifest.
+        with open_manifest(self.path):
             size = self.path.stat().st_size
-        with Bar(f"checking {self.path.name}", size, unit="B", in_bytes=True, shows=progress) as bar:
-            for measures, read_bytes in in_order(measure, batches_of(self.path), self.config.processes):
-                self._take(measures)
+        label = f"checking {self.path.name}"
+        with Bar(label, size, unit="B", in_bytes=True, shows=progress) as bar:
+            batches = map_in_order(measure, read_batches(self.path), self.config.processes)
+            for measures, read_bytes in batches:
+                self._add(measures)
                 bar.update(read_bytes)
         if not self.report.rows and not self.report.broken:
             raise ManifestError(f"the manifest {self.path} is empty; it needs at least one row")
-        self._take_later(self._later())
+        self._add_late_findings(self._late_findings())
         return self.report
 
-    def _take(self, measures: list[RowMeasure]) -> None:
-        if self.hear is not None:
-            self._listen([measure for measure in measures if measure.broken is None])
-        entries = []
+    def _settings(self) -> MeasureSettings:
+        # The limits alone: the whole config would be pickled with every batch.
+        names = RowLimits.__dataclass_fields__
+        return MeasureSettings(
+            RowLimits(**{name: getattr(self.config, name) for name in names}),
+            self.config.check_audio,
+            self.config.allow_outside,
+            self.config.hash_audio,
+            transcribed=self.transcribe is not None,
+        )
+
+    def _add(self, measures: list[RowMeasure]) -> None:
+        """Count the rows of a batch, and note them and their findings."""
+        # First, for it adds error rates and findings to the measures.
+        if self.transcribe is not None:
+            self._check_words([measure for measure in measures if measure.broken is None])
+        notes = []
         for measure in measures:
             if measure.broken is None:
                 count_row(measure, self.report)
-                entries.append((measure.line, self._ratio(measure), measure.id_hash, measure.clips[0].content if measure.clips else 0))
+                content = measure.clips[0].content if measure.clips else 0
+                notes.append((measure.line, self._log_ratio(measure), measure.id_hash, content))
             else:
-                measure.findings = [Finding(BROKEN, measure.broken)]
-                self.report.broken += 1
-                if len(self.report.problems) < KEPT_EXAMPLES:
-                    self.report.problems.append(Problem(measure.line, measure.row_id, measure.broken))
+                self._add_broken(measure)
             if measure.findings:
-                self._note(measure.line, measure.row_id, measure.findings)
-        self.notes.write(np.array(entries, dtype=_NOTE).tobytes())
+                self._add_findings(measure.line, measure.row_id, measure.findings)
+        self.notes.write(np.array(notes, dtype=NOTE).tobytes())
 
-    def _note(self, line: int, row_id: str | None, findings: list[Finding]) -> None:
+    def _add_broken(self, measure: RowMeasure) -> None:
+        measure.findings = [Finding(BROKEN, measure.broken)]
+        self.report.broken += 1
+        if len(self.report.problems) < KEPT_EXAMPLES:
+            self.report.problems.append(Problem(measure.line, measure.row_id, measure.broken))
+
+    def _add_findings(self, line: int, row_id: str | None, findings: list[Finding]) -> None:
+        # A row counts once for each kind, however many of its clips have a finding of it.
         for kind in dict.fromkeys(finding.kind for finding in findings):
             self.report.findings[kind] += 1
             examples = self.report.examples.setdefault(kind, [])
             if len(examples) < KEPT_EXAMPLES:
                 reasons = "; ".join(finding.reason for finding in findings if finding.kind == kind)
                 examples.append(Problem(line, row_id, reasons))
-        self.found.write(json.dumps([line, row_id, [[finding.kind, finding.reason] for finding in findings]]).encode() + b"\n")
+        reasons = [[finding.kind, finding.reason] for finding in findings]
+        self.suspects.write(json.dumps([line, row_id, reasons]).encode() + b"\n")
         self.report.left_out += 1
 
-    def _ratio(self, measure: RowMeasure) -> float:
+    def _log_ratio(self, measure: RowMeasure) -> float:
         """Logarithm of units per letter, NaN where there are none."""
         if not measure.units or not measure.unit_letters:
             return math.nan
@@ -175,116 +248,91 @@ class _Check:
         self.ratios.add(ratio)
         return ratio
 
-    def _listen(self, measures: list[RowMeasure]) -> None:
-        """Compare what clips are heard to say with the words of their rows."""
-        pairs = [(measure, audio, said) for measure in measures for audio, said in measure.spoken]
-        for start in range(0, len(pairs), _HEARD_AT_ONCE):
-            some = pairs[start : start + _HEARD_AT_ONCE]
-            heard = self.hear([_samples(audio) for _, audio, _ in some], HEAR_HZ)
-            for (measure, _, said), text in zip(some, heard):
-                self._compare(measure, said, text)
+    def _check_words(self, measures: list[RowMeasure]) -> None:
+        """Compare the transcripts of clips with the words of their rows."""
+        clips = [(measure, audio, text) for measure in measures for audio, text in measure.spoken]
+        # Decoded batch by batch, so that memory holds the samples of one alone.
+        for start in range(0, len(clips), _TRANSCRIBED_AT_ONCE):
+            batch = clips[start : start + _TRANSCRIBED_AT_ONCE]
+            transcripts = self.transcribe(
+                [_samples(audio) for _, audio, _ in batch], TRANSCRIBED_HZ
+            )
+            for (measure, _, text), transcript in zip(batch, transcripts):
+                self._compare(measure, text, transcript)
 
-    def _compare(self, measure: RowMeasure, said: str, heard: str) -> None:
-        for name, value in error_rates(said, heard):
+    def _compare(self, measure: RowMeasure, text: str, transcript: str) -> None:
+        for name, value in error_rates(text, transcript):
             measure.errors.append((name, value))
-            if reason := too_wrong(name, value, self.config):
-                measure.findings.append(Finding("transcript", f"{reason}: {said!r} is heard as {heard!r}"))
+            if reason := error_rate_fault(name, value, self.config):
+                reason = f"{reason}: {text!r} is heard as {transcript!r}"
+                measure.findings.append(Finding("transcript", reason))
 
-    def _later(self) -> dict[int, list[Finding]]:
-        """Line -> what only all rows together tell."""
+    def _late_findings(self) -> dict[int, list[Finding]]:
+        """Line -> findings that need all rows: repeated ids and clips, unusual ratios."""
         self.notes.flush()
         size = self.notes.tell()
-        notes = np.memmap(self.notes, dtype=_NOTE, mode="r", shape=(size // _NOTE.itemsize,)) if size else np.empty(0, dtype=_NOTE)
-        later: dict[int, list[Finding]] = {}
-        for line, finding in [*self._repeated_ids(notes), *_repeated_audio(notes), *self._odd_ratios(notes)]:
-            later.setdefault(line, []).append(finding)
-        return later
+        # An empty file cannot be mapped.
+        notes = (
+            np.memmap(self.notes, dtype=NOTE, mode="r", shape=(size // NOTE.itemsize,))
+            if size
+            else np.empty(0, dtype=NOTE)
+        )
+        late: dict[int, list[Finding]] = {}
+        for findings in (
+            repeated_ids(self.path, notes),
+            repeated_audio(notes),
+            unusual_ratios(notes, self.ratios, self.config.ratio_deviations),
+        ):
+            for line, finding in findings:
+                late.setdefault(line, []).append(finding)
+        return late
 
-    def _repeated_ids(self, notes: np.ndarray) -> Iterator[tuple[int, Finding]]:
-        lines = notes["line"][repeated(notes["id"])].tolist()
-        ids = _ids_at(self.path, set(lines))
-        first: dict[str, int] = {}
-        for line in lines:
-            row_id = ids[line]
-            if row_id in first:
-                yield line, Finding(REPEATED_ID, f"id {row_id!r} was already used in line {first[row_id]}")
-            else:
-                first[row_id] = line
-
-    def _odd_ratios(self, notes: np.ndarray) -> Iterator[tuple[int, Finding]]:
-        if not self.ratios.count:
+    def _add_late_findings(self, late: dict[int, list[Finding]]) -> None:
+        """Add the findings that need all rows to those that were made row by row."""
+        if not late:
             return
-        middle = self.ratios.quantile(0.5)
-        known = notes["ratio"][~np.isnan(notes["ratio"])]
-        spread = max(_MAD * float(np.median(np.abs(known - middle))), _SMALLEST_SPREAD)
-        odd = np.flatnonzero(np.abs(notes["ratio"] - middle) > self.config.ratio_deviations * spread)
-        for line, ratio in zip(notes["line"][odd].tolist(), notes["ratio"][odd].tolist()):
-            reason = f"{math.exp(ratio):.2f} units a letter, where the median is {math.exp(middle):.2f}"
-            yield line, Finding(RATIO, reason)
-
-    def _take_later(self, later: dict[int, list[Finding]]) -> None:
-        """Join what was found at once with what was found at the end."""
-        if not later:
-            return
-        self.found.seek(0)
-        earlier = sum(line in later for line, _, _ in map(json.loads, self.found))
-        self.found.seek(0, 2)
-        ids = _ids_at(self.path, set(later))
-        for line, findings in sorted(later.items()):
-            self._note(line, ids[line], findings)
-        self.report.left_out -= earlier
-        again = self.report.findings[REPEATED_ID]
-        self.report.rows, self.report.broken = self.report.rows - again, self.report.broken + again
-        self.report.problems = sorted([*self.report.problems, *self.report.examples.get(REPEATED_ID, [])], key=lambda problem: problem.line)
+        # Read back from the file: in memory they would grow with the manifest.
+        self.suspects.seek(0)
+        counted = sum(line in late for line, _, _ in map(json.loads, self.suspects))
+        self.suspects.seek(0, 2)
+        ids = ids_at(self.path, set(late))
+        # By line, so that the examples of a kind are its first rows.
+        for line, findings in sorted(late.items()):
+            self._add_findings(line, ids[line], findings)
+        # Rows that had findings before are counted twice by now.
+        self.report.left_out -= counted
+        # A row whose id is taken counted as good, for only all rows together show it.
+        repeats = self.report.findings[REPEATED_ID]
+        self.report.rows -= repeats
+        self.report.broken += repeats
+        problems = [*self.report.problems, *self.report.examples.get(REPEATED_ID, [])]
+        self.report.problems = sorted(problems, key=lambda problem: problem.line)
 
 
-def _plain_limits(config: ManifestCheckConfig) -> RowLimits:
-    return RowLimits(**{name: getattr(config, name) for name in RowLimits.__dataclass_fields__})
-
-
-def _repeated_audio(notes: np.ndarray) -> Iterator[tuple[int, Finding]]:
-    known = np.flatnonzero(notes["audio"])
-    first: dict[int, int] = {}
-    for number in known[repeated(notes["audio"][known])].tolist():
-        line, content = int(notes["line"][number]), int(notes["audio"][number])
-        if content in first:
-            yield line, Finding(REPEATED_AUDIO, f"its clip has the bytes of the one in line {first[content]}")
-        else:
-            first[content] = line
-
-
-def _samples(audio: Any) -> Tensor:
+def _samples(audio: Audio) -> Tensor:
     try:
-        return load_audio(audio, HEAR_HZ)
+        return load_audio(audio, TRANSCRIBED_HZ)
     except SignalError:  # not decoded so far, because check_audio is off
         return Tensor()
 
 
-def _ids_at(path: Path, lines: set[int]) -> dict[int, str]:
-    """Ids of good rows by line, read once more."""
-    reader = RowReader(path, True, Headers.NONE)
-    found: dict[int, str] = {}
-    if not lines:
-        return found
-    for batch, _ in batches_of(path):
-        found |= {line: reader.row(line, parsed(raw) if isinstance(raw, bytes) else raw).id for line, raw in batch if line in lines}
-        if len(found) == len(lines):
-            break
-    return found
-
-
-def _write_filtered(path: Path, target: Path, found: BinaryIO) -> None:
-    """Rows that nothing was found against, as they are, and why the others are not among them."""
-    found.seek(0)
-    against: dict[int, list[Any]] = {}
-    for line, row_id, findings in map(json.loads, found):
-        against.setdefault(line, [row_id, []])[1].extend(findings)
-    reasons = target.with_name(target.name.removesuffix(".jsonl") + ".left_out.jsonl")
-    with appearing(reasons) as left_out, appearing(target) as unfinished, left_out.open("w", encoding="utf-8") as why, unfinished.open("wb") as out:
-        for batch, _ in batches_of(path):
-            for line, raw in batch:
-                if line not in against:
-                    out.write(raw.rstrip(b"\r\n") + b"\n" if isinstance(raw, bytes) else json.dumps(raw, ensure_ascii=False).encode() + b"\n")
-        for line, (row_id, findings) in sorted(against.items()):
-            about = {"line": line, "id": row_id, "reasons": [{"kind": kind, "reason": reason} for kind, reason in findings]}
-            why.write(json.dumps(about, ensure_ascii=False) + "\n")
+def _write_filtered(path: Path, target: Path, suspects: BinaryIO) -> None:
+    """Write the rows without findings as they are, and the findings of the others beside them."""
+    suspects.seek(0)
+    findings_by_line: dict[int, tuple[str | None, list[Any]]] = {}
+    for line, row_id, findings in map(json.loads, suspects):
+        findings_by_line.setdefault(line, (row_id, []))[1].extend(findings)
+    reasons_path = target.with_name(target.name.removesuffix(".jsonl") + ".left_out.jsonl")
+    # Both files appear together, when the manifest was read to its end.
+    with (
+        atomic_write(reasons_path) as unfinished_reasons,
+        atomic_write(target) as unfinished,
+        unfinished_reasons.open("w", encoding="utf-8") as reasons_out,
+        unfinished.open("wb") as out,
+    ):
+        for batch, _ in read_batches(path):
+            out.writelines(line_of(raw) for line, raw in batch if line not in findings_by_line)
+        for line, (row_id, findings) in sorted(findings_by_line.items()):
+            named = [{"kind": kind, "reason": reason} for kind, reason in findings]
+            record = {"line": line, "id": row_id, "reasons": named}
+            reasons_out.write(json.dumps(record, ensure_ascii=False) + "\n")

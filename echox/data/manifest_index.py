@@ -1,10 +1,12 @@
-"""Indexed manifests: of ten million rows, each is read when it is asked for.
+"""Indexed manifests: of ten million rows, each is read at access.
 
-Beside NAME.jsonl lies NAME.jsonl.idx: a header of HEAD_BYTES with a JSON object, then one array per column, each as long as the manifest
-has usable rows, then the broken rows as JSON. It is made in one pass that checks every row, and made again when the manifest's size, time
-of change, or first or last bytes are others than the header says.
+Beside NAME.jsonl stands NAME.jsonl.idx: a header of HEAD_BYTES bytes with a JSON object, then one
+array per column, each as long as the manifest has usable rows, then the broken rows as JSON. It is
+made in one pass that checks every row, and made again when the manifest's size, time of change, or
+first or last bytes are not those in the header.
 
-Of audio, that pass opens the headers of clips whose seconds the row does not state (`duration_s`); all others are met when they are read.
+Of audio, that pass opens the headers of clips whose seconds the row does not state (`duration_s`);
+all others are opened when their row is read.
 """
 
 from __future__ import annotations
@@ -21,22 +23,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from echox.data.id_hashes import BLOCK_ROWS, hash_of, repeated
-from echox.data.lines import Chunk, chunks_of, in_order
-from echox.data.row_reader import Broken, Headers, ReadRow, RowReader, id_of, parsed
+from echox.core.errors import ConfigError, ManifestError
+from echox.core.files import atomic_write
+from echox.core.progress import Bar
+from echox.data.id_hashes import BLOCK_ROWS, duplicate_positions, hash_id
+from echox.data.lines import Chunk, map_in_order, read_chunks
+from echox.data.row_reader import BrokenRow, Headers, ReadRow, RowReader, parse_line, stated_id
 from echox.data.rows import Problem, Role
-from echox.data.writing import appearing
-from echox.errors import ConfigError, ManifestError
-from echox.progress import Bar
 
 SUFFIX = ".idx"
 HEAD_BYTES = 4096
-# Larger manifests are indexed, smaller ones are read whole; at 250 bytes a row, a quarter of a million rows.
+# Larger manifests are indexed, smaller ones are read whole; at 250 bytes a row, a quarter of a
+# million rows.
 INDEXED_FROM_BYTES = 64 << 20
-# How much of either end of a manifest is compared.
+# Bytes of either end of a manifest that are compared.
 END_BYTES = 1 << 16
+# Raised with every change of the layout, so that older indexes are made again.
 _FORMAT = 1
-_LARGEST_LINE = (1 << 32) - 1
+_LARGEST_LINE = (1 << 32) - 1  # bytes, the largest value of `size` below
 _ENTRY = np.dtype(
     [
         ("offset", "<u8"),  # bytes before the row's line
@@ -53,7 +57,10 @@ _ENTRY = np.dtype(
 
 @dataclass(kw_only=True, slots=True)
 class IndexConfig:
-    """Index large manifests before training does so by itself, by several processes; NAME.jsonl.idx appears beside each."""
+    """Index large manifests in several processes, before training does so by itself.
+
+    NAME.jsonl.idx appears beside each.
+    """
 
     manifests: list[str] = field(default_factory=list)
     """Manifests to index, .jsonl."""
@@ -64,22 +71,31 @@ class IndexConfig:
 
 
 def index_manifests(config: IndexConfig) -> None:
-    """Index, and print how many rows there are.
+    """Index manifests, and print how many rows each has.
 
     Raises:
-        ConfigError: no manifest is named, or one is no .jsonl. ManifestError: one is missing, unreadable or empty.
+        ConfigError: no manifest is named, or one is no .jsonl.
+        ManifestError: a manifest is missing, unreadable or empty.
     """
     if not config.manifests:
         raise ConfigError("no manifest was named; give manifests=[FILE.jsonl,...]")
     for path in map(Path, config.manifests):
         if path.suffix != ".jsonl":
-            raise ConfigError(f"{path} cannot be indexed, for its rows are no lines; 'echox-prepare manifest {path}' makes a .jsonl of it")
+            raise ConfigError(
+                f"{path} cannot be indexed, for its rows are no lines; "
+                f"'echox-prepare manifest {path}' makes a .jsonl of it"
+            )
         index = build_index(path, allow_outside=config.allow_outside, processes=config.processes)
         print(f"{index.path}: {len(index):,} rows, {len(index.problems):,} broken")
 
 
 class Index:
-    """An index that is up to date, open for reading."""
+    """An index that is up to date: columns [N] of a manifest's N usable rows.
+
+    Args:
+        manifest: the manifest that is indexed.
+        header: the index's header.
+    """
 
     def __init__(self, manifest: Path, header: dict[str, Any]) -> None:
         self.manifest = manifest
@@ -91,101 +107,153 @@ class Index:
 
     @functools.cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """The broken rows."""
+        """Problems of the broken rows."""
         start, size = self.header["problems"]
         with self.path.open("rb") as file:
             file.seek(start)
-            return tuple(Problem(*found) for found in json.loads(file.read(size)))
+            return tuple(Problem(*fields) for fields in json.loads(file.read(size)))
 
     def column(self, name: str) -> np.ndarray:
-        """A column [rows] of the index, mapped into memory."""
+        """Return a column [N] of the usable rows, mapped into memory.
+
+        Args:
+            name: offset, size, line, id, heard_s, spoken_s, letters or units.
+        """
+        dtype = _ENTRY[name]
+        # A memory map may not be empty.
         if len(self) == 0:
-            return np.empty(0, dtype=_ENTRY[name])
-        return np.memmap(self.path, dtype=_ENTRY[name], mode="r", offset=self.header["columns"][name], shape=(len(self),))
+            return np.empty(0, dtype=dtype)
+        start = self.header["columns"][name]
+        return np.memmap(self.path, dtype=dtype, mode="r", offset=start, shape=(len(self),))
 
 
 def index_path(manifest: Path) -> Path:
-    """Where a manifest's index stands."""
+    """Return the path of a manifest's index."""
     return manifest.with_name(manifest.name + SUFFIX)
 
 
-def wants_index(manifest: Path) -> bool:
-    """Whether a manifest is too large to be read whole."""
-    return manifest.suffix == ".jsonl" and manifest.is_file() and manifest.stat().st_size >= INDEXED_FROM_BYTES
+def needs_index(manifest: Path) -> bool:
+    """Return whether a manifest is too large to be read whole."""
+    return (
+        manifest.suffix == ".jsonl"
+        and manifest.is_file()
+        and manifest.stat().st_size >= INDEXED_FROM_BYTES
+    )
 
 
 def open_index(manifest: Path, *, allow_outside: bool = False) -> Index | None:
-    """The manifest's index if it is up to date, without reading more than the manifest's ends."""
+    """Open the manifest's index; None where there is none that is up to date and complete.
+
+    Of the manifest no more than its two ends is read.
+    """
     try:
         with index_path(manifest).open("rb") as file:
             header = json.loads(file.read(HEAD_BYTES))
-            is_whole = file.seek(0, 2) == sum(header["problems"])
+            # The broken rows come last, so their end is the file's.
+            is_complete = file.seek(0, 2) == sum(header["problems"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Index(manifest, header) if is_whole and header.get("of") == _state(manifest, allow_outside) else None
+    if not is_complete or header.get("of") != _manifest_state(manifest, allow_outside):
+        return None
+    return Index(manifest, header)
 
 
-def build_index(manifest: Path, *, allow_outside: bool = False, processes: int = 1, progress: bool = True) -> Index:
-    """The manifest's index, made in one pass over the file if there is none that is up to date; it appears only when complete.
+def build_index(
+    manifest: Path, *, allow_outside: bool = False, processes: int = 1, progress: bool = True
+) -> Index:
+    """Return the manifest's index, made in one pass where there is none that is up to date.
+
+    The index appears only when complete.
 
     Args:
-        allow_outside: whether audio may lie outside the manifest's folder.
-        processes: that parse rows and read headers.
+        manifest: a .jsonl file.
+        allow_outside: accept audio outside the manifest's folder.
+        processes: processes that parse rows and read headers.
+        progress: show the progress bar.
+
     Raises:
-        ManifestError: the manifest is missing, unreadable or empty, or the index cannot be written.
+        ManifestError: the manifest is missing, unreadable or empty, or changed meanwhile; or the
+            index cannot be written.
     """
     # Without the lock, which a folder that cannot be written does not give: an index appears whole.
-    if (found := open_index(manifest, allow_outside=allow_outside)) is not None:
-        return found
+    index = open_index(manifest, allow_outside=allow_outside)
+    if index is not None:
+        return index
     target = index_path(manifest)
     try:
         # Ranks that are started together wait here for the first one's work.
         with FileLock(target.with_name(f".{target.name}.lock")):
-            if (found := open_index(manifest, allow_outside=allow_outside)) is None:
-                _write(manifest, target, allow_outside, processes, progress)
-                found = open_index(manifest, allow_outside=allow_outside)
+            index = open_index(manifest, allow_outside=allow_outside)
+            if index is None:
+                _write_index(manifest, target, allow_outside, processes, progress)
+                index = open_index(manifest, allow_outside=allow_outside)
     except OSError as error:
         raise ManifestError(
-            f"the index {target} could not be written: {error.strerror or error}; manifests above {INDEXED_FROM_BYTES >> 20} MiB are read by "
-            "their index, so free some space, or copy the manifest to a folder that can be written"
+            f"the index {target} could not be written: {error.strerror or error}; manifests above "
+            f"{INDEXED_FROM_BYTES >> 20} MiB are read by their index, so free some space, "
+            "or copy the manifest to a folder that can be written"
         ) from error
-    if found is None:
-        raise ManifestError(f"the manifest {manifest} changed while it was indexed; start again when it is finished")
-    return found
+    if index is None:
+        raise ManifestError(
+            f"the manifest {manifest} changed while it was indexed; start again when it is finished"
+        )
+    return index
 
 
-def _state(manifest: Path, allow_outside: bool) -> dict[str, Any]:
-    """What an index is valid for."""
-    about = manifest.stat()
+def _manifest_state(manifest: Path, allow_outside: bool) -> dict[str, Any]:
+    """Everything that an index is valid for; it stands in the header."""
+    status = manifest.stat()
     with manifest.open("rb") as file:
         first = file.read(END_BYTES)
-        file.seek(max(0, about.st_size - END_BYTES))
+        file.seek(max(0, status.st_size - END_BYTES))
         ends = hashlib.sha256(first + file.read()).hexdigest()
-    return {"format": _FORMAT, "bytes": about.st_size, "mtime_ns": about.st_mtime_ns, "ends": ends, "allow_outside": allow_outside}
+    return {
+        "format": _FORMAT,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ends": ends,
+        "allow_outside": allow_outside,
+    }
 
 
-def _write(manifest: Path, target: Path, allow_outside: bool, processes: int, progress: bool) -> None:
+def _write_index(
+    manifest: Path, target: Path, allow_outside: bool, processes: int, progress: bool
+) -> None:
     if not manifest.is_file():
-        next(chunks_of(manifest), None)  # says what is wrong
-    state = _state(manifest, allow_outside)
-    with tempfile.TemporaryFile(dir=target.parent) as entries, appearing(target) as unfinished:
+        next(read_chunks(manifest), None)  # raises the error that says what is wrong
+    # Before the pass: a manifest that changes meanwhile leaves an index that is not up to date.
+    state = _manifest_state(manifest, allow_outside)
+    # Entries go through a file, so that memory does not grow with the number of rows.
+    with tempfile.TemporaryFile(dir=target.parent) as entries, atomic_write(target) as unfinished:
         digest = hashlib.sha256()
-        problems = _measure(manifest, entries, digest, allow_outside, processes, progress)
-        kept, again = _without_repeats(manifest, entries)
-        problems = sorted([*problems, *again], key=lambda problem: problem.line)
+        problems = _write_entries(manifest, entries, digest, allow_outside, processes, progress)
+        kept, repeats = _drop_repeated_ids(manifest, entries)
+        problems = sorted([*problems, *repeats], key=lambda problem: problem.line)
         if not problems and not len(kept):
             raise ManifestError(f"the manifest {manifest} is empty; it needs at least one row")
         with unfinished.open("wb") as out:
             _lay_out(entries, kept, problems, {"of": state, "sha256": digest.hexdigest()}, out)
 
 
-def _measure(manifest: Path, entries: BinaryIO, digest: Any, allow_outside: bool, processes: int, progress: bool) -> list[Problem]:
-    """Append an entry for every usable row, and return the others; `digest` takes in the whole file."""
+def _write_entries(
+    manifest: Path,
+    entries: BinaryIO,
+    digest: Any,
+    allow_outside: bool,
+    processes: int,
+    progress: bool,
+) -> list[Problem]:
+    """Append an entry for every usable row, and return the problems of the others.
+
+    `digest` takes in the whole file, which is so read once.
+    """
     problems: list[Problem] = []
-    measure = functools.partial(_measured, manifest, allow_outside)
-    with Bar(f"indexing {manifest.name}", manifest.stat().st_size, unit="B", in_bytes=True, shows=progress) as bar:
-        for found, broken, read_bytes in in_order(measure, _digested(chunks_of(manifest), digest), processes):
-            entries.write(found)
+    measure = functools.partial(_chunk_entries, manifest, allow_outside)
+    chunks = _digested(read_chunks(manifest), digest)
+    label, size = f"indexing {manifest.name}", manifest.stat().st_size
+    with Bar(label, size, unit="B", in_bytes=True, shows=progress) as bar:
+        for raw_entries, broken, read_bytes in map_in_order(measure, chunks, processes):
+            entries.write(raw_entries)
             problems += broken
             bar.update(read_bytes)
     return problems
@@ -198,78 +266,97 @@ def _digested(chunks: Iterable[Chunk], digest: Any) -> Iterator[Chunk]:
         yield chunk
 
 
-def _measured(manifest: Path, allow_outside: bool, chunk: Chunk) -> tuple[bytes, list[Problem], int]:
-    """Entries of a chunk's usable rows, its other rows, and its size in bytes."""
+def _chunk_entries(
+    manifest: Path, allow_outside: bool, chunk: Chunk
+) -> tuple[bytes, list[Problem], int]:
+    """Entries of a chunk's usable rows, problems of the others, and its size in bytes.
+
+    A function of the module, which other processes can import.
+    """
     reader = RowReader(manifest, allow_outside, Headers.UNSTATED)
     entries, problems = [], []
     for line, offset, raw in chunk.places():
-        record = parsed(raw)
+        record = parse_line(raw)
         try:
             if len(raw) > _LARGEST_LINE:
-                raise Broken(f"the line has {len(raw)} bytes; 4 GiB is the most")
-            entries.append((offset, len(raw), line, *_about(reader.read(line, record))))
-        except Broken as broken:
-            problems.append(Problem(line, id_of(record), str(broken)))
-    return np.array(entries, dtype=_ENTRY).tobytes(), problems, sum(map(len, chunk.lines))
+                raise BrokenRow(f"the line has {len(raw)} bytes; 4 GiB is the most")
+            entries.append((offset, len(raw), line, *_row_columns(reader.read(line, record))))
+        except BrokenRow as broken:
+            problems.append(Problem(line, stated_id(record), str(broken)))
+    return np.array(entries, dtype=_ENTRY).tobytes(), problems, chunk.size
 
 
-def _about(read: ReadRow) -> tuple[int, float, float, int, int]:
+def _row_columns(read: ReadRow) -> tuple[int, float, float, int, int]:
     """Columns of a row from its id on."""
     seconds = {role: 0.0 for role in Role}
     letters = units = 0
-    for item, seconds_of_clip in zip(read.row.turns, read.seconds):
-        seconds[item.role] += seconds_of_clip
+    for item, clip_s in zip(read.row.turns, read.seconds):
+        seconds[item.role] += clip_s
         letters += len(item.text) + len(item.transcription)
         units += len(item.units or ())
-    return hash_of(read.row.id), seconds[Role.USER], seconds[Role.ASSISTANT], letters, units
+    return hash_id(read.row.id), seconds[Role.USER], seconds[Role.ASSISTANT], letters, units
 
 
-def _without_repeats(manifest: Path, entries: BinaryIO) -> tuple[np.ndarray, list[Problem]]:
-    """Whether each row keeps its place [rows] bool, and the rows whose id an earlier one has."""
-    # Block by block, for a column of a block keeps all of it.
+def _drop_repeated_ids(manifest: Path, entries: BinaryIO) -> tuple[np.ndarray, list[Problem]]:
+    """Whether each row is kept [N] bool, and the problems of rows whose id an earlier one has."""
+    # Copied block by block, for a column of a block keeps all of the block in memory.
     hashes = np.empty(entries.seek(0, 2) // _ENTRY.itemsize, dtype="<u8")
-    for number, block in enumerate(_blocks(entries)):
+    for number, block in enumerate(_entry_blocks(entries)):
         hashes[number * BLOCK_ROWS :][: len(block)] = block["id"]
     kept = np.ones(len(hashes), dtype=bool)
     first_lines: dict[str, int] = {}
     problems = []
-    for number in repeated(hashes).tolist():
-        entries.seek(number * _ENTRY.itemsize)
-        entry = np.frombuffer(entries.read(_ENTRY.itemsize), dtype=_ENTRY)[0]
-        line, row_id = int(entry["line"]), _id_in(manifest, entry)
-        if row_id in first_lines:
-            kept[number] = False
-            problems.append(Problem(line, row_id, f"id {row_id!r} was already used in line {first_lines[row_id]}"))
-        else:
+    for number in duplicate_positions(hashes).tolist():
+        line, row_id = _line_and_id(manifest, entries, number)
+        if row_id not in first_lines:
             first_lines[row_id] = line
+            continue
+        kept[number] = False
+        reason = f"id {row_id!r} was already used in line {first_lines[row_id]}"
+        problems.append(Problem(line, row_id, reason))
     return kept, problems
 
 
-def _id_in(manifest: Path, entry: np.void) -> str:
+def _line_and_id(manifest: Path, entries: BinaryIO, number: int) -> tuple[int, str]:
+    """Line and id of an entry's row, the id read from the manifest, for the entry has its hash."""
+    entries.seek(number * _ENTRY.itemsize)
+    entry = np.frombuffer(entries.read(_ENTRY.itemsize), dtype=_ENTRY)[0]
     with manifest.open("rb") as file:
         file.seek(int(entry["offset"]))
-        record = parsed(file.read(int(entry["size"])))
-    return RowReader(manifest, allow_outside=True, headers=Headers.NONE).row(int(entry["line"]), record).id
+        record = parse_line(file.read(int(entry["size"])))
+    line = int(entry["line"])
+    # The row was checked before; neither its audio nor its place matters here.
+    reader = RowReader(manifest, allow_outside=True, headers=Headers.NONE)
+    return line, reader.row(line, record).id
 
 
-def _blocks(entries: BinaryIO) -> Iterator[np.ndarray]:
+def _entry_blocks(entries: BinaryIO) -> Iterator[np.ndarray]:
+    """All entries, up to BLOCK_ROWS at a time."""
     entries.seek(0)
     while raw := entries.read(BLOCK_ROWS * _ENTRY.itemsize):
         yield np.frombuffer(raw, dtype=_ENTRY)
 
 
-def _lay_out(entries: BinaryIO, kept: np.ndarray, problems: Sequence[Problem], origin: dict[str, Any], out: BinaryIO) -> None:
-    """Header, columns, broken rows."""
+def _lay_out(
+    entries: BinaryIO,
+    kept: np.ndarray,
+    problems: Sequence[Problem],
+    origin: dict[str, Any],
+    out: BinaryIO,
+) -> None:
+    """Write columns and broken rows, and the header with their offsets last."""
     columns = {}
     out.seek(HEAD_BYTES)
     for name in _ENTRY.names:
         columns[name] = out.tell()
-        for number, block in enumerate(_blocks(entries)):
+        for number, block in enumerate(_entry_blocks(entries)):
             start = number * BLOCK_ROWS
             out.write(np.ascontiguousarray(block[name][kept[start : start + len(block)]]).tobytes())
+        # Columns begin at multiples of 8 bytes, the largest item, so that maps are aligned.
         out.write(bytes(-out.tell() % 8))
     start = out.tell()
-    size = out.write(json.dumps([[problem.line, problem.row_id, problem.reason] for problem in problems]).encode())
+    broken = [[problem.line, problem.row_id, problem.reason] for problem in problems]
+    size = out.write(json.dumps(broken).encode())
     header = {**origin, "rows": int(kept.sum()), "columns": columns, "problems": [start, size]}
     out.seek(0)
     out.write(json.dumps(header).encode().ljust(HEAD_BYTES))

@@ -1,4 +1,4 @@
-"""What the check of a manifest found, in numbers that do not grow with the manifest."""
+"""Counts and findings of a manifest's check, in memory that does not grow with the manifest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echox.data.histogram import Histogram, Tally, even, geometric
+from echox.data.histogram import Histogram, Tally, geometric_histogram, uniform_histogram
 from echox.data.row_measures import RowMeasure
 from echox.data.rows import Problem, Role
 
-BROKEN, REPEATED_ID, REPEATED_AUDIO, RATIO = "broken", "id used before", "audio used before", "text-to-unit ratio"
-# Kinds that no training survives or should.
+BROKEN = "broken"
+REPEATED_ID = "id used before"
+REPEATED_AUDIO = "audio used before"
+RATIO = "text-to-unit ratio"
+# Kinds of findings with which a row cannot be trained on.
 FATAL = (BROKEN, REPEATED_ID, "units")
+# Names that one line of the report lists.
+_LISTED_NAMES = 8
+
+
+def _histograms() -> dict[str, Histogram]:
+    """Empty histograms by the label that reports print; seconds and counts span magnitudes."""
+    return {
+        "questions, s": geometric_histogram(0.05, 600, 48),
+        "answers, s": geometric_histogram(0.05, 600, 48),
+        "loudest 20 ms, dBFS": uniform_histogram(-100, 0, 50),
+        "silent share of a clip": uniform_histogram(0, 1, 50),
+        "samples at full scale, %": geometric_histogram(1e-4, 100, 48),
+        "letters a second": uniform_histogram(0, 50, 50),
+        "words of a transcription": geometric_histogram(1, 1000, 40),
+        "words of an answer": geometric_histogram(1, 1000, 40),
+        "units of a row": geometric_histogram(1, 20_000, 48),
+        "units a second": uniform_histogram(0, 120, 60),
+        "units a letter": geometric_histogram(0.1, 100, 60),
+        "word error rate": uniform_histogram(0, 1, 40),
+        "character error rate": uniform_histogram(0, 1, 40),
+    }
 
 
 @dataclass(slots=True)
 class ManifestReport:
-    """What a manifest holds, and what is wrong with it."""
+    """Contents of a manifest, and the findings against its rows."""
 
     path: Path
     rows: int = 0  # that can be used
@@ -36,23 +60,7 @@ class ManifestReport:
     speakers: Tally = field(default_factory=Tally)
     units: int = 0
     highest_unit: int = -1
-    histograms: dict[str, Histogram] = field(
-        default_factory=lambda: {
-            "questions, s": geometric(0.05, 600, 48),
-            "answers, s": geometric(0.05, 600, 48),
-            "loudest 20 ms, dBFS": even(-100, 0, 50),
-            "silent share of a clip": even(0, 1, 50),
-            "samples at full scale, %": geometric(1e-4, 100, 48),
-            "letters a second": even(0, 50, 50),
-            "words of a transcription": geometric(1, 1000, 40),
-            "words of an answer": geometric(1, 1000, 40),
-            "units of a row": geometric(1, 20_000, 48),
-            "units a second": even(0, 120, 60),
-            "units a letter": geometric(0.1, 100, 60),
-            "word error rate": even(0, 1, 40),
-            "character error rate": even(0, 1, 40),
-        }
-    )
+    histograms: dict[str, Histogram] = field(default_factory=_histograms)
 
     @property
     def question_s(self) -> float:
@@ -66,43 +74,72 @@ class ManifestReport:
 
     @property
     def fatal(self) -> int:
-        """Rows that cannot be used as they are."""
+        """Number of rows that cannot be used as they are."""
         return sum(self.findings[kind] for kind in FATAL)
 
     def lines(self) -> list[str]:
-        """The report for people."""
-        unread = "no header read" if any(self.seconds.values()) else "no audio"
-        clips = ", ".join(f"{count} clips at {rate_hz} Hz" for rate_hz, count in sorted(self.rates_hz.items())) or unread
+        """Return the report as lines of text for a terminal."""
+        suspect = self.left_out - self.broken
         return [
-            f"{self.path}: {self.rows} good rows, {self.broken} broken, {self.left_out - self.broken} with something against them",
-            f"audio: {self.question_s / 3600:.2f} h of questions, {self.answer_s / 3600:.2f} h of answers; {clips}",
-            *(f"{name}: {_spread(found)}" for name, found in self.histograms.items() if found.count),
+            f"{self.path}: {self.rows} good rows, {self.broken} broken, "
+            f"{suspect} with something against them",
+            f"audio: {self.question_s / 3600:.2f} h of questions, "
+            f"{self.answer_s / 3600:.2f} h of answers; {self._clips()}",
+            *(
+                f"{name}: {_spread(histogram)}"
+                for name, histogram in self.histograms.items()
+                if histogram.count
+            ),
             *([f"units: {self.units}, the highest {self.highest_unit}"] if self.units else []),
             *_listing("kinds", self.kinds),
             *_listing("speakers", self.speakers),
         ]
 
+    def _clips(self) -> str:
+        clips = [
+            f"{count} clips at {rate_hz} Hz" for rate_hz, count in sorted(self.rates_hz.items())
+        ]
+        # Seconds without a sampling rate are those that rows state.
+        unread = "no header read" if any(self.seconds.values()) else "no audio"
+        return ", ".join(clips) or unread
+
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the report as JSON values."""
+        speakers = {"names": self.speakers.names, "most": dict(self.speakers.most())}
         return {
-            "path": str(self.path), "rows": self.rows, "broken": self.broken, "left_out": self.left_out, "findings": dict(self.findings),
-            "examples": {kind: [{"line": one.line, "id": one.row_id, "reason": one.reason} for one in found] for kind, found in self.examples.items()},
+            "path": str(self.path),
+            "rows": self.rows,
+            "broken": self.broken,
+            "left_out": self.left_out,
+            "findings": dict(self.findings),
+            "examples": {
+                kind: list(map(_plain_problem, problems))
+                for kind, problems in self.examples.items()
+            },
             "hours": {role.value: seconds / 3600 for role, seconds in self.seconds.items()},
             "rates_hz": {str(rate): count for rate, count in self.rates_hz.items()},
             "channels": {str(number): count for number, count in self.channels.items()},
-            "kinds": dict(self.kinds.most()), "speakers": {"names": self.speakers.names, "most": dict(self.speakers.most())},
-            "units": self.units, "highest_unit": self.highest_unit,
-            "histograms": {name: found.plain() for name, found in self.histograms.items()},
-        }  # fmt: skip
+            "kinds": dict(self.kinds.most()),
+            "speakers": speakers,
+            "units": self.units,
+            "highest_unit": self.highest_unit,
+            "histograms": {name: histogram.plain() for name, histogram in self.histograms.items()},
+        }
 
 
 def count_row(measure: RowMeasure, report: ManifestReport) -> None:
-    """Add a good row to what the report counts."""
-    histograms = report.histograms
+    """Add the measures of a good row to a report."""
     report.rows += 1
     report.kinds.add(measure.kind)
     if measure.speaker is not None:
         report.speakers.add(measure.speaker)
+    _count_clips(measure, report)
+    _count_texts(measure, report)
+    _count_units(measure, report)
+
+
+def _count_clips(measure: RowMeasure, report: ManifestReport) -> None:
+    histograms = report.histograms
     for clip in measure.clips:
         report.seconds[clip.role] += clip.seconds
         if clip.rate_hz:
@@ -110,25 +147,31 @@ def count_row(measure: RowMeasure, report: ManifestReport) -> None:
             report.channels[clip.channels] += 1
         histograms["questions, s" if clip.role is Role.USER else "answers, s"].add(clip.seconds)
         if clip.letters:
-            histograms["letters a second"].add(clip.letters / max(clip.seconds, 1e-3))
+            histograms["letters a second"].add(clip.letters_per_s)
+        # NaN where the clip was not decoded; a histogram has no bin for it.
         if not math.isnan(clip.loudest_dbfs):
             histograms["loudest 20 ms, dBFS"].add(clip.loudest_dbfs)
             histograms["silent share of a clip"].add(clip.silence)
             histograms["samples at full scale, %"].add(100 * clip.clipped)
+
+
+def _count_texts(measure: RowMeasure, report: ManifestReport) -> None:
+    histograms = report.histograms
     for count in measure.transcription_words:
         histograms["words of a transcription"].add(count)
     for count in measure.answer_words:
         histograms["words of an answer"].add(count)
     for name, value in measure.errors:
-        if not math.isfinite(value):
-            continue
-        histograms["word error rate" if name == "wer" else "character error rate"].add(value)
-    _count_units(measure, report)
+        # JSON as Python reads it may state NaN and infinity.
+        if math.isfinite(value):
+            label = "word error rate" if name == "wer" else "character error rate"
+            histograms[label].add(value)
 
 
 def _count_units(measure: RowMeasure, report: ManifestReport) -> None:
     if not measure.units:
         return
+    # Counts of rows without units would only say how many have none.
     report.units += measure.units
     report.highest_unit = max(report.highest_unit, measure.highest_unit)
     report.histograms["units of a row"].add(measure.units)
@@ -138,12 +181,21 @@ def _count_units(measure: RowMeasure, report: ManifestReport) -> None:
         report.histograms["units a letter"].add(measure.units / measure.unit_letters)
 
 
-def _spread(found: Histogram) -> str:
-    return f"{found.count:,} from {found.low:.3g} to {found.high:.3g}, median {found.quantile(0.5):.3g}, mean {found.mean:.3g}"
+def _plain_problem(problem: Problem) -> dict[str, Any]:
+    return {"line": problem.line, "id": problem.row_id, "reason": problem.reason}
+
+
+def _spread(histogram: Histogram) -> str:
+    return (
+        f"{histogram.count:,} from {histogram.low:.3g} to {histogram.high:.3g}, "
+        f"median {histogram.quantile(0.5):.3g}, mean {histogram.mean:.3g}"
+    )
 
 
 def _listing(label: str, tally: Tally) -> Iterable[str]:
     if not tally.counts:
         return []
-    shown = ", ".join(f"{name} {count}" for name, count in tally.most(8))
-    return [f"{label}: {shown}" if len(tally.counts) <= 8 else f"{label}: {tally.names} of them, most {shown}"]
+    names = ", ".join(f"{name} {count}" for name, count in tally.most(_LISTED_NAMES))
+    if len(tally.counts) <= _LISTED_NAMES:
+        return [f"{label}: {names}"]
+    return [f"{label}: {tally.names} of them, most {names}"]

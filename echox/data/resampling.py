@@ -2,22 +2,28 @@
 
 import numpy as np
 
+# Silence after the clip, in samples at least, so that its end does not wrap around into its start.
+_GUARD_SAMPLES = 512
+
 
 def resample(samples: np.ndarray, factor: float) -> np.ndarray:
     """Resample by cutting or lengthening the spectrum, free of aliases at any ratio.
 
     Args:
-        samples: [T] float32.
-        factor: new samples per old one; 2/3 takes 24 kHz to 16 kHz.
+        samples: clip [T] float32.
+        factor: new samples per old sample; 2/3 resamples 24 kHz to 16 kHz.
+
     Returns:
         samples [round(T * factor)] float32, at the same level.
     """
     T = len(samples)
-    # Room around the clip, so that its ends do not meet; a power of two keeps the transform fast.
-    padded = 1 << int(T + 512 - 1).bit_length()
-    wanted = round(padded * factor)
+    # A power of two keeps the transform fast.
+    padded = 1 << int(T + _GUARD_SAMPLES - 1).bit_length()
+    resampled = round(padded * factor)
     spectrum = np.fft.rfft(samples, padded)
-    kept = np.zeros(wanted // 2 + 1, spectrum.dtype)
-    shared = min(len(kept), len(spectrum))
-    kept[:shared] = spectrum[:shared]
-    return (np.fft.irfft(kept, wanted)[: round(T * factor)] * (wanted / padded)).astype(np.float32)
+    target = np.zeros(resampled // 2 + 1, spectrum.dtype)
+    shared = min(len(target), len(spectrum))
+    target[:shared] = spectrum[:shared]
+    wave = np.fft.irfft(target, resampled)[: round(T * factor)]
+    # The inverse transform divides by the new length, the spectrum belongs to the old one.
+    return (wave * (resampled / padded)).astype(np.float32)

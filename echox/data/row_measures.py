@@ -1,4 +1,4 @@
-"""What a row of a manifest measures, and what speaks against it."""
+"""Measures of a manifest's rows, and the findings against rows that exceed limits."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from torch import Tensor
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
+from echox.core.errors import ConfigError, SignalError
 from echox.data.audio import audio_header, load_audio
 from echox.data.audio_ref import Audio, audio_ref
-from echox.data.id_hashes import hash_of
-from echox.data.lines import chunks_of, records_of
-from echox.data.row_reader import Broken, Headers, RowReader, id_of, parsed
-from echox.data.rows import Item, Role, Row, is_silent, spoken_pairs
-from echox.errors import ConfigError, SignalError
+from echox.data.id_hashes import hash_id
+from echox.data.row_batches import Records, record_of
+from echox.data.row_reader import BrokenRow, Headers, RowReader, stated_id
+from echox.data.rows import Item, Role, Row, clip_words, is_silent, spoken_pairs
 
-# Rows of a .json list handed to a process at once.
-LIST_ROWS = 512
 FRAME_S = 0.02
-# A frame is silent that is 40 dB below the loudest one, or at the level of a quiet recording's noise.
+# A frame is silent that is 40 dB below the loudest one, or at the level of a quiet recording's
+# noise.
 SILENT_BELOW_LOUDEST_DB, SILENT_DBFS = 40.0, -60.0
 FULL_SCALE = 0.999  # of a 16-bit sample, one step below the largest is 0.99997
+# Level of digital silence, whose logarithm would be minus infinity.
 _LOWEST_DBFS = -100.0
+# Seconds below which a clip's rate of letters is not computed by its own length.
+_SHORTEST_S = 1e-3
 
 
 @dataclass(kw_only=True, slots=True)
 class RowLimits:
-    """What a row must keep to."""
+    """Limits that a row must keep to."""
 
     min_s: float = 0.1
     """Seconds of a clip at least."""
@@ -50,20 +52,25 @@ class RowLimits:
     unit_vocabulary: int | None = None
     """Units that the codec has; a unit from this number up is refused. null takes any."""
     max_letters_per_s: float = 40.0
-    """Letters a second at most of words that are said in a clip; faster ones are not what is said."""
+    """Letters a second at most of words that are said in a clip; faster ones are not what is
+    said."""
     max_wer: float | None = None
-    """Word error rate at most that a turn states (`wer`) or the recogniser measures; null takes any."""
+    """Word error rate at most that a turn states (`wer`) or the recogniser measures; null takes
+    any."""
     max_cer: float = 0.10
-    """Character error rate at most that a turn states (`cer`) or the recogniser measures: a tenth, as in the release's data."""
+    """Character error rate at most that a turn states (`cer`) or the recogniser measures: a tenth,
+    as in the release's data."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_s < self.max_s:
-            raise ConfigError(f"min_s is {self.min_s} and max_s {self.max_s}; the first must be the smaller")
+            raise ConfigError(
+                f"min_s is {self.min_s} and max_s {self.max_s}; the first must be the smaller"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that speaks against a row."""
+    """A reason why a row should not be used."""
 
     kind: str
     reason: str
@@ -71,7 +78,7 @@ class Finding:
 
 @dataclass(slots=True)
 class ClipMeasure:
-    """One clip."""
+    """Measures of one clip."""
 
     role: Role
     seconds: float
@@ -80,13 +87,18 @@ class ClipMeasure:
     loudest_dbfs: float = math.nan  # NaN where the clip was not decoded
     silence: float = math.nan
     clipped: float = math.nan
-    letters: int = 0  # of what is said in it, 0 where unknown
-    content: int = 0  # hash of its bytes, 0 where it was not asked for
+    letters: int = 0  # of its words, 0 where they are unknown
+    content: int = 0  # hash of its bytes, 0 where none was asked for
+
+    @property
+    def letters_per_s(self) -> float:
+        """Letters per second of the clip's words."""
+        return self.letters / max(self.seconds, _SHORTEST_S)
 
 
 @dataclass(slots=True)
 class RowMeasure:
-    """One row; a broken one has its reason alone."""
+    """Measures of one row; a broken one has line, id and reason alone."""
 
     line: int
     row_id: str | None
@@ -102,11 +114,13 @@ class RowMeasure:
     unit_s: float = 0.0  # seconds of the clips that have units
     kind: str = "none"
     speaker: str | None = None
-    errors: list[tuple[str, float]] = field(default_factory=list)  # "wer" or "cer", and its value as the row states it
+    # "wer" or "cer", and its value as the row states it.
+    errors: list[tuple[str, float]] = field(default_factory=list)
     words: int = 0  # of all texts
     letters: int = 0
     tokens: int = 0  # of all texts, where a tokenizer is named
-    spoken: list[tuple[Audio, str]] = field(default_factory=list)  # clips and what is said in them, where they are to be transcribed
+    # Clips and their words, where the clips are to be transcribed.
+    spoken: list[tuple[Audio, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,72 +136,91 @@ class MeasureSettings:
     tokenizer: str | None = None
 
 
-Records = list[tuple[int, Any]]
+def measure_rows(
+    path: Path, settings: MeasureSettings, batch: tuple[Records, int]
+) -> tuple[list[RowMeasure], int]:
+    """Measure the rows of a batch; a function that other processes can import.
 
+    Args:
+        path: the manifest.
+        settings: limits, and which measures are made.
+        batch: records [N] of `read_batches`, and their bytes.
 
-def batches_of(path: Path) -> Iterator[tuple[Records, int]]:
-    """Line numbers with lines (or parsed rows of a .json list), some at a time, and the bytes they take."""
-    if path.suffix == ".json":
-        batch: Records = []
-        for numbered in records_of(path):
-            batch.append(numbered)
-            if len(batch) == LIST_ROWS:
-                yield batch, 0
-                batch = []
-        yield batch, 0
-        return
-    for chunk in chunks_of(path, 1 << 17):
-        yield [(line, raw) for line, _, raw in chunk.places()], sum(map(len, chunk.lines))
+    Returns:
+        measures [N] of the rows, and the batch's bytes.
 
-
-def measure_rows(path: Path, settings: MeasureSettings, batch: tuple[Records, int]) -> tuple[list[RowMeasure], int]:
-    """Measures of a batch's rows, and its bytes; for a process of its own."""
+    Raises:
+        AssetError: the tokenizer that the settings name cannot be had.
+    """
+    records, read_bytes = batch
     headers = Headers.ALL if settings.headers else Headers.UNSTATED
     reader = RowReader(path, settings.allow_outside, headers)
-    return [_measured(reader, settings, line, raw) for line, raw in batch[0]], batch[1]
+    return [_measure_record(reader, settings, line, raw) for line, raw in records], read_bytes
 
 
-def _measured(reader: RowReader, settings: MeasureSettings, line: int, raw: Any) -> RowMeasure:
-    record = parsed(raw) if isinstance(raw, bytes) else raw
+def _measure_record(
+    reader: RowReader, settings: MeasureSettings, line: int, raw: Any
+) -> RowMeasure:
+    record = record_of(raw)
     try:
         read = reader.read(line, record)
         return measure_row(read.row, line, read.seconds, settings)
-    except Broken as broken:
-        return RowMeasure(line, id_of(record), broken=str(broken))
+    except BrokenRow as broken:
+        return RowMeasure(line, stated_id(record), broken=str(broken))
 
 
-def measure_row(row: Row, line: int, seconds: Sequence[float], settings: MeasureSettings) -> RowMeasure:
-    """
+def measure_row(
+    row: Row, line: int, seconds: Sequence[float], settings: MeasureSettings
+) -> RowMeasure:
+    """Measure a row and compare it with the limits.
+
     Args:
-        seconds: of each turn's clip.
+        row: conversation of N turns.
+        line: line of the row in its manifest.
+        seconds: seconds [N] of each turn's clip.
+        settings: limits, and which measures are made.
+
     Raises:
-        Broken: a clip cannot be decoded.
+        BrokenRow: a clip cannot be decoded.
+        AssetError: the tokenizer that the settings name cannot be had.
     """
-    found = RowMeasure(line, row.id, hash_of(row.id), kind=str(row.extra.get("kind", "none")), speaker=speaker_of(row))
-    found.spoken = spoken_pairs(row) if settings.transcribed else []
+    measure = RowMeasure(line, row.id, hash_id(row.id))
+    measure.kind = str(row.extra.get("kind", "none"))
+    measure.speaker = speaker_of(row)
+    measure.spoken = spoken_pairs(row) if settings.transcribed else []
+    _count_texts(row, measure, settings.tokenizer)
+    followers = [*row.turns[1:], None]
+    turns = zip(row.turns, followers, seconds)
+    for number, (item, following, clip_s) in enumerate(turns, start=1):
+        _count_turn(item, clip_s, measure)
+        if item.audio is None:
+            continue
+        letters = count_letters(clip_words(item, following))
+        clip = _measure_clip(item, clip_s, letters, settings, number)
+        measure.clips.append(clip)
+        faults = _clip_faults(clip, settings.limits, may_be_silent=is_silent(row, item))
+        measure.findings += [Finding(kind, f"item {number}: {reason}") for kind, reason in faults]
+    measure.findings += _row_findings(measure, settings.limits)
+    return measure
+
+
+def _count_texts(row: Row, measure: RowMeasure, tokenizer: str | None) -> None:
     texts = [text for item in row.turns for text in (item.text, item.transcription) if text]
-    found.words, found.letters = sum(len(text.split()) for text in texts), sum(map(letters_in, texts))
-    if settings.tokenizer is not None and texts:
-        found.tokens = sum(map(len, tokenizer_of(settings.tokenizer)(texts, add_special_tokens=False).input_ids))
-    for number, (item, following, length_s) in enumerate(zip(row.turns, [*row.turns[1:], None], seconds), start=1):
-        _measure_words(item, length_s, found)
-        if item.audio is not None:
-            said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-            clip = _clip(item, length_s, letters_in(said), settings, number)
-            found.clips.append(clip)
-            against = _against(clip, settings.limits, may_be_silent=is_silent(row, item))
-            found.findings += [Finding(kind, f"item {number}: {reason}") for kind, reason in against]
-    _against_units(found, settings.limits)
-    found.findings += [Finding("transcript", reason) for name, value in found.errors if (reason := too_wrong(name, value, settings.limits))]
-    return found
+    measure.words = sum(len(text.split()) for text in texts)
+    measure.letters = sum(map(count_letters, texts))
+    if tokenizer is not None and texts:
+        # Without special tokens, which are a conversation's and not its texts'.
+        ids = load_tokenizer(tokenizer)(texts, add_special_tokens=False).input_ids
+        measure.tokens = sum(map(len, ids))
 
 
+# Cached, because every batch of every process asks for it.
 @functools.lru_cache(maxsize=1)
-def tokenizer_of(weights: str) -> Any:
-    """A tokenizer by catalogue name, hub id or folder.
+def load_tokenizer(weights: str) -> Any:
+    """Load a tokenizer by catalogue name, hub id or folder.
 
     Raises:
-        AssetError: there is none.
+        AssetError: there is no such tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -196,13 +229,13 @@ def tokenizer_of(weights: str) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def letters_in(text: str) -> int:
-    """Characters that are no space."""
+def count_letters(text: str) -> int:
+    """Return the number of characters that are no space."""
     return sum(not letter.isspace() for letter in text)
 
 
 def speaker_of(row: Row) -> str | None:
-    """Who speaks, as corpora call it."""
+    """Return the speaker of a row, by any key that corpora use for it; None where it has none."""
     for key in ("speaker", "speaker_id", "voice"):
         if row.extra.get(key) is not None:
             return str(row.extra[key])
@@ -212,55 +245,77 @@ def speaker_of(row: Row) -> str | None:
     return None
 
 
-def too_wrong(name: str, value: float, limits: RowLimits) -> str | None:
-    """Why an error rate is too high, if it is."""
+def error_rate_fault(name: str, value: float, limits: RowLimits) -> str | None:
+    """Return why an error rate ("wer" or "cer") is too high, None where it is not."""
     limit = limits.max_wer if name == "wer" else limits.max_cer
-    return None if limit is None or value <= limit else f"{name} is {value:.3f}; at most {limit:g} is wanted"
+    if limit is None or value <= limit:
+        return None
+    return f"{name} is {value:.3f}; at most {limit:g} is wanted"
 
 
-def _measure_words(item: Item, length_s: float, found: RowMeasure) -> None:
+def _count_turn(item: Item, clip_s: float, measure: RowMeasure) -> None:
     if item.transcription:
-        found.transcription_words.append(len(item.transcription.split()))
+        measure.transcription_words.append(len(item.transcription.split()))
     if item.role is Role.ASSISTANT and item.text:
-        found.answer_words.append(len(item.text.split()))
+        measure.answer_words.append(len(item.text.split()))
     if item.units:
-        found.units += len(item.units)
-        found.highest_unit = max(found.highest_unit, *item.units)
-        found.unit_letters += letters_in(item.text)
-        found.unit_s += 0.0 if math.isnan(length_s) else length_s
-    stated = ((name, item.extra.get(name)) for name in ("wer", "cer"))
-    found.errors += [(name, float(value)) for name, value in stated if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        measure.units += len(item.units)
+        measure.highest_unit = max(measure.highest_unit, *item.units)
+        measure.unit_letters += count_letters(item.text)
+        measure.unit_s += 0.0 if math.isnan(clip_s) else clip_s
+    for name in ("wer", "cer"):
+        value = item.extra.get(name)
+        # JSON's true is an int to Python.
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            measure.errors.append((name, float(value)))
 
 
-def _clip(item: Item, length_s: float, letters: int, settings: MeasureSettings, number: int) -> ClipMeasure:
-    clip = ClipMeasure(item.role, length_s, letters=letters)
+def _measure_clip(
+    item: Item, clip_s: float, letters: int, settings: MeasureSettings, number: int
+) -> ClipMeasure:
+    clip = ClipMeasure(item.role, clip_s, letters=letters)
     try:
         if settings.headers:
             header = audio_header(item.audio)
             clip.rate_hz, clip.channels = header.rate_hz, header.channels
         if settings.decode:
-            clip.loudest_dbfs, clip.silence, clip.clipped = loudness(load_audio(item.audio, clip.rate_hz), clip.rate_hz)
+            # At the clip's own rate: resampling would smooth clipped samples.
+            levels = clip_levels(load_audio(item.audio, clip.rate_hz), clip.rate_hz)
+            clip.loudest_dbfs, clip.silence, clip.clipped = levels
         if settings.hash_audio:
             clip.content = _content_hash(item.audio)
     except SignalError as error:
-        raise Broken(f"item {number}: {error}") from error
+        raise BrokenRow(f"item {number}: {error}") from error
     return clip
 
 
-def loudness(samples: Tensor, rate_hz: int) -> tuple[float, float, float]:
-    """Samples [T] -> level of the loudest frame in dBFS, share of silent frames, share of samples at full scale."""
+def clip_levels(samples: Tensor, rate_hz: int) -> tuple[float, float, float]:
+    """Measure the levels of a clip.
+
+    Args:
+        samples: clip [T] in [-1, 1], T at least 1.
+        rate_hz: samples per second.
+
+    Returns:
+        level of the loudest frame of 20 ms in dBFS, share of silent frames, share of samples at
+        full scale.
+    """
     T = len(samples)
+    # A clip shorter than a frame is one frame.
     size = max(1, min(T, round(FRAME_S * rate_hz)))
-    frames = samples[: T - T % size].reshape(-1, size)
+    frames = samples[: T - T % size].reshape(-1, size)  # [F, size]
     levels = 20 * frames.square().mean(dim=1).sqrt().clamp(min=10 ** (_LOWEST_DBFS / 20)).log10()
     loudest = float(levels.max())
-    silent = levels <= max(loudest - SILENT_BELOW_LOUDEST_DB, SILENT_DBFS)
-    return loudest, float(silent.float().mean()), float((samples.abs() >= FULL_SCALE).float().mean())
+    silent = levels <= max(loudest - SILENT_BELOW_LOUDEST_DB, SILENT_DBFS)  # [F]
+    clipped = samples.abs() >= FULL_SCALE  # [T]
+    return loudest, float(silent.float().mean()), float(clipped.float().mean())
 
 
 def _content_hash(audio: Audio) -> int:
+    """64 bits of the hash of a clip's bytes, and of its seconds where it is a part."""
     digest = hashlib.blake2b(digest_size=8)
     ref = audio_ref(audio)
+    # Two parts of one recording have the same bytes.
     digest.update(repr((ref.start_s, ref.end_s)).encode() if ref.is_part else b"")
     with ref.open() as file:
         while block := file.read(1 << 20):
@@ -268,30 +323,41 @@ def _content_hash(audio: Audio) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _against(clip: ClipMeasure, limits: RowLimits, *, may_be_silent: bool) -> Iterable[tuple[str, str]]:
+def _clip_faults(
+    clip: ClipMeasure, limits: RowLimits, *, may_be_silent: bool
+) -> Iterable[tuple[str, str]]:
+    """Kind and reason of each limit that a clip exceeds; NaN exceeds none."""
     if clip.seconds < limits.min_s or clip.seconds > limits.max_s:
-        yield "duration", f"the clip has {clip.seconds:.2f} s; {limits.min_s:g} to {limits.max_s:g} are wanted"
+        bounds = f"{limits.min_s:g} to {limits.max_s:g} are wanted"
+        yield "duration", f"the clip has {clip.seconds:.2f} s; {bounds}"
     if 0 < clip.rate_hz < limits.min_rate_hz:
         yield "rate", f"the clip has {clip.rate_hz} Hz; at least {limits.min_rate_hz} are wanted"
-    if not may_be_silent and (reason := _too_silent(clip, limits)):
+    if not may_be_silent and (reason := _silence_fault(clip, limits)):
         yield "silence", reason
     if clip.clipped > limits.max_clipped:
-        yield "clipping", f"{100 * clip.clipped:.2f} % of the samples stand at full scale; at most {100 * limits.max_clipped:g} % are wanted"
-    if clip.letters > limits.max_letters_per_s * max(clip.seconds, 1e-3):
-        rate = clip.letters / max(clip.seconds, 1e-3)
-        yield "transcript", f"its words would be {rate:.0f} letters a second; at most {limits.max_letters_per_s:g} are said"
+        bound = f"at most {100 * limits.max_clipped:g} % are wanted"
+        yield "clipping", f"{100 * clip.clipped:.2f} % of the samples stand at full scale; {bound}"
+    if clip.letters > limits.max_letters_per_s * max(clip.seconds, _SHORTEST_S):
+        bound = f"at most {limits.max_letters_per_s:g} are said"
+        yield "transcript", f"its words would be {clip.letters_per_s:.0f} letters a second; {bound}"
 
 
-def _too_silent(clip: ClipMeasure, limits: RowLimits) -> str:
+def _silence_fault(clip: ClipMeasure, limits: RowLimits) -> str:
     """Why a clip cannot be speech, or ""."""
     if clip.loudest_dbfs < limits.quietest_dbfs:
-        return f"the clip's loudest 20 ms have {clip.loudest_dbfs:.0f} dBFS; at least {limits.quietest_dbfs:g} are wanted"
+        bound = f"at least {limits.quietest_dbfs:g} are wanted"
+        return f"the clip's loudest 20 ms have {clip.loudest_dbfs:.0f} dBFS; {bound}"
     if clip.silence > limits.max_silence:
-        return f"{100 * clip.silence:.0f} % of the clip are silent; at most {100 * limits.max_silence:g} % are wanted"
+        bound = f"at most {100 * limits.max_silence:g} % are wanted"
+        return f"{100 * clip.silence:.0f} % of the clip are silent; {bound}"
     return ""
 
 
-def _against_units(found: RowMeasure, limits: RowLimits) -> None:
-    if limits.unit_vocabulary is not None and found.highest_unit >= limits.unit_vocabulary:
-        reason = f"unit {found.highest_unit} is none of the codec's, which has {limits.unit_vocabulary}"
-        found.findings.append(Finding("units", reason))
+def _row_findings(measure: RowMeasure, limits: RowLimits) -> Iterator[Finding]:
+    """Findings about units and the error rates that the row states."""
+    size, highest = limits.unit_vocabulary, measure.highest_unit
+    if size is not None and highest >= size:
+        yield Finding("units", f"unit {highest} is none of the codec's, which has {size}")
+    for name, value in measure.errors:
+        if reason := error_rate_fault(name, value, limits):
+            yield Finding("transcript", reason)

@@ -10,16 +10,19 @@ from typing import Any
 
 from echox.data.audio_ref import Audio, AudioRef
 
-# What an item may say of its clip, so that nobody need open it; NeMo's manifests say `duration`.
-NO_SPEECH = "no_speech"  # the key of a row in which nobody speaks before the answer
-UNFINISHED = "unfinished"  # the key of an answer whose text goes on, so that nobody learns to end there
+# Key of a row in whose user audio nobody speaks.
+NO_SPEECH = "no_speech"
+# Key of an answer whose text goes on, so that no model learns to end there.
+UNFINISHED = "unfinished"
+# Keys by which an item states its clip's seconds; NeMo's manifests write `duration`.
 STATED_SECONDS = ("duration_s", "duration")
 # No recording is longer than thirty years; JSON's integers may be larger than any float.
 LONGEST_S = 1e9
 
 
+# A str too, so that a role compares equal to what a manifest writes.
 class Role(str, Enum):
-    """Who speaks in an item, as manifests write it."""
+    """Speaker of a turn, as manifests write it."""
 
     USER = "user"
     ASSISTANT = "assistant"
@@ -27,20 +30,21 @@ class Role(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One turn of a conversation."""
+    """One turn of a conversation; its units [U] are those of its text and its audio."""
 
     role: Role
     text: str = ""
-    audio: Audio | None = None  # the manifest's folder joined with what the row says
+    audio: Audio | None = None  # path of the row joined to the manifest's folder
     transcription: str = ""
     units: tuple[int, ...] | None = None
-    words: tuple[tuple[int, ...], ...] | None = None  # the same units as words of a unit language; None where they are not grouped
+    # The same units grouped into tokens of a unit language; None where they are not grouped.
+    words: tuple[tuple[int, ...], ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation."""
+    """One conversation of turns [N]."""
 
     id: str
     turns: tuple[Item, ...]
@@ -62,67 +66,113 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row cannot be used."""
+    """The reason why a row cannot be used."""
 
     line: int  # counted from 1; in a .json list, the number of the row
     row_id: str | None
     reason: str
 
     def __str__(self) -> str:
-        who = "" if self.row_id is None else f" (row {self.row_id!r})"
-        return f"line {self.line}{who}: {self.reason}"
+        name = "" if self.row_id is None else f" (row {self.row_id!r})"
+        return f"line {self.line}{name}: {self.reason}"
 
 
 def with_answer(row: Row, **changes: Any) -> Row:
-    """The row with fields of the assistant's last item replaced (units, audio), everything else as it was."""
+    """Return the row with fields of the assistant's last turn replaced.
+
+    Args:
+        row: row with at least one turn of the assistant.
+        changes: fields of `Item` and their new values, such as units or audio.
+
+    Raises:
+        ValueError: the row has no turn of the assistant.
+    """
+    # The last turn of the assistant need not be the last of the row.
     last = max(index for index, item in enumerate(row.turns) if item.role is Role.ASSISTANT)
     turns = list(row.turns)
-    # Words group the units they were read with.
-    turns[last] = dataclasses.replace(turns[last], **({"words": None} if "units" in changes else {}) | changes)
+    # The old grouping belongs to the old units.
+    stale = {"words": None} if "units" in changes else {}
+    turns[last] = dataclasses.replace(turns[last], **stale | changes)
     return dataclasses.replace(row, turns=tuple(turns))
 
 
 def with_units(row: Row, units: Sequence[int], codebooks: int = 1) -> Row:
-    """The row with a codec's units of its answer; codes of K codebooks, frame after frame, are grouped by frames."""
-    return with_answer(row, units=tuple(units), words=_grouped(units, codebooks) if codebooks > 1 else None)
+    """Return the row with a codec's units as those of its answer.
+
+    Args:
+        row: row with at least one turn of the assistant.
+        units: units [F], or codes [F * K] of K codebooks, frame after frame.
+        codebooks: K; the codes of each frame are grouped where it is above 1.
+
+    Raises:
+        ValueError: the row has no turn of the assistant.
+    """
+    words = _frames(units, codebooks) if codebooks > 1 else None
+    return with_answer(row, units=tuple(units), words=words)
 
 
 def spelled_units(units: Sequence[int], codebooks: int = 1) -> str:
-    """Units as a manifest writes them: "12 4 5", and "12_700_31 4_9_88" for two frames of three codebooks."""
-    return " ".join("_".join(map(str, frame)) for frame in _grouped(units, codebooks))
+    """Write units [F], or codes [F * K] of K codebooks, as a manifest does.
+
+    "12 4 5" is three frames of one codebook, "12_700_31 4_9_88" two frames of three codebooks.
+    """
+    return " ".join("_".join(map(str, frame)) for frame in _frames(units, codebooks))
 
 
-def _grouped(units: Sequence[int], codebooks: int) -> tuple[tuple[int, ...], ...]:
+def _frames(units: Sequence[int], codebooks: int) -> tuple[tuple[int, ...], ...]:
     """Codes frame after frame [F * K] -> frames [F][K]."""
-    return tuple(tuple(units[start : start + codebooks]) for start in range(0, len(units), codebooks))
+    return tuple(
+        tuple(units[start : start + codebooks]) for start in range(0, len(units), codebooks)
+    )
 
 
 def spoken_pairs(row: Row, *, answers: bool = True) -> list[tuple[Audio, str]]:
-    """Clips of a row whose words are known: user turns by the transcription that follows them, assistant turns (`answers`) by their text.
+    """Return the clips of a row whose words are known, each with its words.
 
-    Of a row that says `no_speech`, the user's are known to hold no words.
+    A user turn's words are the transcription in the turn that follows it, an assistant turn's are
+    its text. In a row marked `no_speech` the user's clips are known to hold no words.
+
+    Args:
+        row: conversation.
+        answers: include the assistant's clips.
     """
     pairs = []
+    # Each turn with the one after it, None after the last.
     for item, following in zip(row.turns, [*row.turns[1:], None]):
         if item.audio is None or (item.role is Role.ASSISTANT and not answers):
             continue
-        said = item.text if item.role is Role.ASSISTANT else (following.transcription if following is not None else "")
-        if said or is_silent(row, item):
-            pairs.append((item.audio, said))
+        words = clip_words(item, following)
+        if words or is_silent(row, item):
+            pairs.append((item.audio, words))
     return pairs
 
 
+def clip_words(item: Item, following: Item | None) -> str:
+    """Return the words spoken in a turn's clip, "" where they are unknown.
+
+    Args:
+        item: turn with a clip.
+        following: turn after it, None after the last.
+    """
+    if item.role is Role.ASSISTANT:
+        return item.text
+    return "" if following is None else following.transcription
+
+
 def is_silent(row: Row, item: Item) -> bool:
-    """Whether it is known that nobody speaks in an item's clip."""
+    """Return whether it is known that nobody speaks in a turn's clip."""
     return row.extra.get(NO_SPEECH, False) and item.role is Role.USER
 
 
 def stated_seconds(item: Item) -> float | None:
-    """Seconds of an item's clip as the row says them; None where it does not."""
+    """Return the seconds of a turn's clip as the row states them; None where it does not."""
+    # The seconds of a part are known; `duration_s` may be those of the whole recording.
     if isinstance(item.audio, AudioRef) and item.audio.end_s is not None:
         return item.audio.end_s - item.audio.start_s
     for key in STATED_SECONDS:
         value = item.extra.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST_S:
+        # JSON's true is an int to Python.
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and 0 < value <= LONGEST_S:
             return float(value)
     return None

@@ -9,43 +9,58 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from echox.data.writing import appearing
-from echox.errors import ManifestError
+from echox.core.errors import ManifestError
+from echox.core.files import atomic_write
 
 _BLOCK = tarfile.BLOCKSIZE
+_COPY_BYTES = 1 << 20
 
 
 class ShardWriter:
     """Appends clips to `folder`/00000.tar and so on.
 
-    Its place is two numbers, `state`; begun from an earlier one, what was written after it is cut off.
+    Its position is two numbers, `state`; begun from an earlier state, what was written after it is
+    cut off.
 
     Args:
-        folder: of the shards.
-        shard_bytes: a shard that has so many is closed.
-        state: number of the shard at hand, and bytes in it.
+        folder: folder of the shards.
+        shard_bytes: bytes from which a shard is closed.
+        state: number of the current shard, and bytes in it.
     """
 
     def __init__(self, folder: Path, shard_bytes: int, state: tuple[int, int] = (0, 0)) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self.number, self.size = state
         self._file: BinaryIO | None = None
-        self._cut_off()
+        self._truncate()
 
     @property
     def state(self) -> tuple[int, int]:
-        """Where the next clip goes."""
+        """Number of the shard that takes the next clip, and bytes in it."""
         return self.number, self.size
 
     def add(self, name: str, data: bytes) -> str:
-        """Append a clip; its path with `:OFFSET:LENGTH`."""
+        """Append a clip.
+
+        Args:
+            name: name of the clip in the tar.
+            data: bytes of an audio file.
+
+        Returns:
+            path of the clip with `:OFFSET:LENGTH`, its bytes in the shard.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
         file = self._open()
+        # Header and padding by hand, because the manifest needs the offset of the data.
         member = tarfile.TarInfo(name)
         member.size = len(data)
         header = member.tobuf(tarfile.PAX_FORMAT)
         place = f"{self._path}:{self.size + len(header)}:{len(data)}"
-        self.size += file.write(b"".join((header, data, bytes(-len(data) % _BLOCK))))
-        # Whoever reads the clip's header reads the file.
+        padding = bytes(-len(data) % _BLOCK)
+        self.size += file.write(b"".join((header, data, padding)))
+        # The clip's header is read from the file before it is closed.
         file.flush()
         if self.size >= self.shard_bytes:
             self.close()
@@ -53,12 +68,16 @@ class ShardWriter:
         return place
 
     def sync(self) -> None:
-        """See that what was written is on the disk."""
+        """Wait until what was written is on the disk."""
+        # A shard that is closed was synchronized then.
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the shard at hand as a tar ends."""
+        """End the current shard with the two empty blocks that end a tar.
+
+        The state does not count them: a later clip is written over them.
+        """
         if self._file is not None:
             self._file.write(bytes(2 * _BLOCK))
             self._file.flush()
@@ -74,30 +93,48 @@ class ShardWriter:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("r+b" if self._path.exists() else "wb")
+            # Over the end of the tar, where the shard was closed.
             self._file.seek(self.size)
         return self._file
 
-    def _cut_off(self) -> None:
-        later = [path for path in self.folder.glob("[0-9]" * 5 + ".tar") if int(path.stem) >= self.number + (self.size > 0)]
-        for path in later:
-            path.unlink()
+    def _truncate(self) -> None:
+        """Delete what was written after the state."""
+        # The current shard itself, where nothing in it is good.
+        first = self.number + (self.size > 0)
+        for path in list(self.folder.glob("[0-9]" * 5 + ".tar")):
+            if int(path.stem) >= first:
+                path.unlink()
         if self.size:
             with self._path.open("r+b") as file:
                 file.truncate(self.size)
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """A .tar.gz as the .tar that is in it, which appears only when complete; one that is there already is taken.
+    """Unpack a .tar.gz to the .tar that is in it, unless the target exists.
+
+    The target appears only when complete, so one that exists is whole.
+
+    Returns:
+        the target.
 
     Raises:
-        ManifestError: it is damaged, or the disk is full.
+        ManifestError: the archive is damaged, or the disk is full.
     """
+    # An earlier start may have unpacked it.
     if target.exists():
         return target
     try:
-        with appearing(target) as unfinished, gzip.open(archive) as packed, unfinished.open("wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 20)
+        with (
+            atomic_write(target) as unfinished,
+            gzip.open(archive) as packed,
+            unfinished.open("wb") as out,
+        ):
+            shutil.copyfileobj(packed, out, _COPY_BYTES)
+    # A truncated archive is an EOFError, a damaged one a BadGzipFile.
     except (EOFError, gzip.BadGzipFile, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ManifestError(f"{archive} could not be unpacked to {target}: {reason}; copy it again, or free some space") from error
+        raise ManifestError(
+            f"{archive} could not be unpacked to {target}: {reason}; "
+            "copy it again, or free some space"
+        ) from error
     return target

@@ -10,37 +10,47 @@ from typing import Any
 import torch
 from torch import nn
 
-from echox.packages import OptionalPackage
-from echox.registry import Registry
-from echox.signals import Features, Waveform
+from echox.core.packages import OptionalPackage
+from echox.core.registry import Registry
+from echox.core.signals import Features, Waveform
 
 
 @dataclass(kw_only=True, slots=True)
 class EncoderConfig:
-    """Base of every encoder's config."""
+    """Base class of every encoder's config."""
 
 
 class Encoder(nn.Module, ABC):
-    """Turns audio into frame features. Attributes are set by the constructor."""
+    """Audio -> frame features [B, F, D]; the constructor sets the attributes below."""
 
-    rate_hz: int  # sample rate it takes, Hz
-    frame_rate_hz: float  # frames per second it gives
+    rate_hz: int  # input sample rate, Hz
+    frame_rate_hz: float  # output frames per second
     dim: int  # feature channels D
 
     @classmethod
     def outline(cls, config: Any) -> Encoder:
-        """The encoder with its true shapes on the meta device: no weights are read, and it computes nothing."""
+        """Build the encoder with its true shapes on the meta device, without reading weights.
+
+        Args:
+            config: the encoder's config.
+
+        Returns:
+            a module that has shapes and dtypes, but cannot compute.
+
+        Raises:
+            AssetError: the shape of the configured model is not known on this machine.
+        """
         with torch.device("meta"):
             return cls(config)
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:
-        """Files it needs that are not here and that echox does not make or fetch from a pinned package."""
+        """List the files the encoder needs that echox can neither find, make nor fetch."""
         return []
 
     @classmethod
     def packages(cls, config: Any) -> Sequence[OptionalPackage]:
-        """Packages that building it asks for beside echox; they are asked for before a run begins."""
+        """List the optional packages the constructor imports; a run checks them first."""
         return ()
 
     @abstractmethod
@@ -49,16 +59,18 @@ class Encoder(nn.Module, ABC):
 
         Args:
             wave: samples [B, T] float32 in [-1, 1] at `self.rate_hz`.
+
         Returns:
-            values [B, F, D] with F about T / rate_hz * frame_rate_hz; a row's values depend on its own samples only, never on
-            the padding or on its neighbours.
+            values [B, F, D] with F about T / rate_hz * frame_rate_hz. The values of a row depend
+            on its own samples only, never on the padding or on other rows.
+
         Raises:
             SignalError: `wave.rate_hz` is not the encoder's.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hash of everything that decides the features (weights and settings); caches are keyed by it."""
+        """Hash everything that decides the features (weights, settings); feature caches use it."""
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", EncoderConfig)

@@ -1,7 +1,8 @@
-"""Which examples make which batch: length-bucketed, shuffled by (seed, epoch), and resumable from two integers.
+"""Which examples form which batch: grouped by length, shuffled, resumable from two integers.
 
-The order of batches is a pure function of the costs, the seed and the epoch, and ranks take turns in it or share each batch. So a place in
-the data is (epoch, index), one for the whole world: it is exact in the middle of an epoch, and holds at another world size.
+The order of batches is a pure function of the costs, the seed and the epoch. Ranks take every
+n-th batch each, or share each batch. So a position in the data is (epoch, index), one for all
+ranks together: it is exact in the middle of an epoch, and holds for another number of ranks.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from echox.signals import Batch
+from echox.core.signals import Batch
 from echox.tasks.base import Examples
 
-# Lengths are sorted within pools of about this many batches: more pads less, fewer mixes lengths better over a step.
+# Lengths are sorted within pools of about this many batches: more pads less, fewer mixes lengths
+# better over a step.
 POOL_BATCHES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the endless sequence of batches: the next batch is number `index` of `epoch`."""
+    """A position in the endless sequence of batches: the next one is batch `index` of `epoch`."""
 
     epoch: int = 0
     index: int = 0
@@ -36,88 +38,103 @@ class Batches(Sequence[list[int]]):
     """Batches of example indices, in arrays: 8 bytes an example, where lists would take 40.
 
     Args:
-        order: all examples [N], batch after batch.
-        ends: where in `order` each batch ends [B].
-        turns: the batches [B] in the order in which they are taken.
+        examples: all example indices [N], batch after batch.
+        ends: end of each batch in `examples` [B].
+        order: the batches [B] in the order of training.
     """
 
-    def __init__(self, order: np.ndarray, ends: np.ndarray, turns: np.ndarray) -> None:
-        self.order, self.ends, self.turns = order, ends, turns
+    def __init__(self, examples: np.ndarray, ends: np.ndarray, order: np.ndarray) -> None:
+        self.examples, self.ends, self.order = examples, ends, order
 
     def __len__(self) -> int:
-        return len(self.turns)
+        return len(self.order)
 
     def __getitem__(self, index: int | slice) -> list[int] | Batches:
         if isinstance(index, slice):
-            return Batches(self.order, self.ends, self.turns[index])
-        batch = int(self.turns[index])
-        return self.order[self.ends[batch - 1] if batch else 0 : self.ends[batch]].tolist()
+            return Batches(self.examples, self.ends, self.order[index])
+        batch = int(self.order[index])
+        start = self.ends[batch - 1] if batch else 0
+        return self.examples[start : self.ends[batch]].tolist()
 
 
 class BatchOrder:
-    """The batches of every epoch; each holds every example exactly once.
+    """The batches of every epoch; each epoch has every example exactly once.
 
     Args:
-        costs: length of each example.
-        batch_cost: longest example times examples, at most, in a batch of more than one example; None for no limit.
-        batch_size: examples at most in a batch; None for no limit.
-        sharers: ranks that are to share each batch, so examples at least in it; what is left over for too few joins the batch before.
+        costs: length of each example [N], in the task's unit (frames, tokens).
+        batch_cost: maximum of longest example times examples in a batch of more than one example;
+            None for no limit.
+        batch_size: maximum of examples in a batch; None for no limit.
+        seed: of the shuffles, with the epoch.
+        sharers: ranks that share each batch, which is the minimum of examples in it. Where fewer
+            are left over, they join the batch before.
     """
 
-    def __init__(self, costs: Sequence[int], *, batch_cost: int | None, batch_size: int | None, seed: int, sharers: int = 1) -> None:
+    def __init__(
+        self,
+        costs: Sequence[int],
+        *,
+        batch_cost: int | None,
+        batch_size: int | None,
+        seed: int,
+        sharers: int = 1,
+    ) -> None:
         self.costs = np.asarray(costs, dtype=np.int64)
         self.batch_cost = batch_cost
         self.batch_size = batch_size
         self.seed = seed
         self.sharers = sharers
-        # Two, because a loader that reads ahead enters an epoch before the loop leaves the one before it.
+        # Two, because a loader that prefetches enters an epoch before the loop leaves the one
+        # before it.
         self._cached_plan = functools.lru_cache(maxsize=2)(self._plan)
 
     def epoch(self, epoch: int) -> Sequence[list[int]]:
-        """Epoch number `epoch` as lists of example indices."""
+        """Return the batches of an epoch, each a list of example indices."""
         return self._cached_plan(epoch)
 
     def advance(self, position: Position, batches: int) -> Position:
-        """Where one stands `batches` batches after `position`."""
+        """Return the position `batches` batches after `position`."""
         epoch, index = position.epoch, position.index + batches
+        # By whole epochs, whose numbers of batches differ.
         while index >= len(self.epoch(epoch)):
             index -= len(self.epoch(epoch))
             epoch += 1
         return Position(epoch, index)
 
-    def stream(self, position: Position, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
-        """Batches without end from `position`, every `world`-th of them, beginning with the `rank`-th."""
-        position = self.advance(position, rank)
-        while True:
-            yield self.epoch(position.epoch)[position.index]
-            position = self.advance(position, world)
+    def stream(
+        self, position: Position, rank: int = 0, world: int = 1
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Yield batches without end from `position`: every `world`-th, from the `rank`-th on.
 
-    def places(self, position: Position, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int]]]:
-        """As `stream`, each example as (index, epoch)."""
+        Each example is (index, epoch), since augmentation depends on the epoch.
+        """
         position = self.advance(position, rank)
         while True:
             yield [(index, position.epoch) for index in self.epoch(position.epoch)[position.index]]
             position = self.advance(position, world)
 
     def shares(self, position: Position, rank: int) -> Iterator[list[tuple[int, int]]]:
-        """Every batch without end from `position`, and of each the `rank`-th share; shares are of like lengths."""
-        for batch in self.places(position):
+        """Yield the `rank`-th share of every batch without end from `position`."""
+        # A stride over the sorted batch: all shares have similar lengths.
+        for batch in self.stream(position):
             yield batch[rank :: self.sharers]
 
     def _plan(self, epoch: int) -> Batches:
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.costs))
-        ends = array("q")
-        for start, end in pairwise(self._pools(len(order))):
-            pool = order[start:end]
-            # Shortest first: the example at hand is the longest so far, so it alone decides the padding.
+        examples = random.permutation(len(self.costs))
+        ends = array("q")  # compact while it grows: an epoch may have millions of batches
+        for start, end in pairwise(self._pool_bounds(len(examples))):
+            pool = examples[start:end]
+            # Shortest first: the current example is then the longest so far, so it alone decides
+            # the padding. Stable, so that equal costs keep their shuffled order.
             pool[:] = pool[np.argsort(self.costs[pool], kind="stable")]
             ends.extend(start + cut for cut in self._cut(self.costs[pool].tolist()))
-        return Batches(order, np.array(ends, dtype=np.int64), random.permutation(len(ends)))
+        return Batches(examples, np.array(ends, dtype=np.int64), random.permutation(len(ends)))
 
-    def _pools(self, examples: int) -> list[int]:
-        """Where pools begin and the last one ends."""
+    def _pool_bounds(self, examples: int) -> list[int]:
+        """List the start of each pool, and the end of the last one."""
         bounds = [*range(0, examples, self._pool_size()), examples]
+        # A last pool too small for all ranks joins the one before it.
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < self.sharers:
             del bounds[-2]
         return bounds
@@ -125,18 +142,20 @@ class BatchOrder:
     def _pool_size(self) -> int:
         sizes = [len(self.costs)] if self.batch_size is None else [self.batch_size]
         if self.batch_cost is not None:
+            # The batch size that examples of average length would have.
             sizes.append(int(self.batch_cost / max(1.0, float(self.costs.mean()))))
         return POOL_BATCHES * max(1, min(sizes))
 
     def _cut(self, costs: list[int]) -> list[int]:
-        """Where the batches of a pool end, its costs in order."""
+        """List the ends of the batches of a pool, whose costs ascend."""
         ends, first = [], 0
         for number, longest in enumerate(costs):
+            # The limits are exceeded where a batch would have fewer examples than ranks.
             if number - first >= self.sharers and self._overflows(number + 1 - first, longest):
                 ends.append(number)
                 first = number
         if ends and len(costs) - first < self.sharers:
-            ends.pop()
+            ends.pop()  # the last examples join the batch before
         return [*ends, len(costs)]
 
     def _overflows(self, examples: int, longest: int) -> bool:
@@ -144,13 +163,8 @@ class BatchOrder:
         return too_many or (self.batch_cost is not None and examples * longest > self.batch_cost)
 
 
-def order_batches(examples: Examples, *, batch_cost: int | None, batch_size: int | None, seed: int, sharers: int = 1) -> BatchOrder:
-    """The batch order of a split, by each example's own cost."""
-    return BatchOrder(examples.costs(), batch_cost=batch_cost, batch_size=batch_size, seed=seed, sharers=sharers)
-
-
-class InEpochs(Sequence[Any]):
-    """Examples as training meets them, by (index, epoch)."""
+class EpochExamples(Sequence[Any]):
+    """Examples by (index, epoch), augmented as training sees them in that epoch."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -158,17 +172,34 @@ class InEpochs(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        return self.examples.at(*place)
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return self.examples.at(*key)
 
 
 def load_batches(
-    examples: Sequence[Any], collate: Callable[[Sequence[Any]], Batch], batches: Iterable[list[Any]], num_workers: int = 0
+    examples: Sequence[Any],
+    collate: Callable[[Sequence[Any]], Batch],
+    batches: Iterable[list[Any]],
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Read and collate batches of what `examples` are indexed by, on the CPU.
+    """Read and collate batches on the CPU.
 
-    A plain DataLoader is enough: the loop knows how many batches it has taken, so the loader needs no state of its own.
+    A plain DataLoader suffices: the loop counts the batches it takes, so the loader has no state.
+
+    Args:
+        examples: the examples, by whatever `batches` index them.
+        collate: examples -> batch.
+        batches: lists of indices.
+        num_workers: processes that read ahead; 0 reads in this one.
     """
-    # The loader draws a seed for its workers; from the global generator, that draw would differ between a run and its resumption.
-    own = torch.Generator().manual_seed(0)
-    return iter(DataLoader(examples, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, generator=own))
+    # The loader draws a seed for its workers; from the global generator, that draw would differ
+    # between a run and its resumption.
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(
+        examples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=generator,
+    )
+    return iter(loader)

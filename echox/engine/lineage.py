@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: its parents, its data and the versions that made it."""
+"""The lineage of a checkpoint: its parents, its data, and the versions it was trained with."""
 
 from __future__ import annotations
 
@@ -9,20 +9,38 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from echox.checkpoint import Checkpoint, fingerprint
-from echox.errors import CheckpointError
-from echox.number_format import number_format
+from echox.core.checkpoint import Checkpoint, fingerprint
+from echox.core.errors import CheckpointError
+from echox.core.number_format import number_format
 from echox.tasks.base import Task
 
 
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON-ready lineage: fingerprints of parent checkpoints and of data, versions, what a CPU multiplied in, and `extra`
-    (plugins, for one)."""
+    """Record the lineage of a stage's checkpoint.
+
+    Args:
+        task: the stage's task.
+        extra: further entries, such as the plugins.
+
+    Returns:
+        JSON-ready: fingerprints of parent checkpoints and data, versions of the libraries, and on
+        a CPU the number format of its products.
+    """
+    # The format on a CPU is measured, so it may differ between machines.
     on_cpu = task.context.device.type == "cpu"
     return {
-        "parents": {name: fingerprint(folder) for name, folder in task.context.parents.items() if name in (*task.parents, *task.continues)},
+        "parents": {
+            name: fingerprint(folder)
+            for name, folder in task.context.parents.items()
+            # Other stages of the recipe do not enter this one's weights.
+            if name in (*task.parents, *task.continues)
+        },
         "data": dict(task.data_fingerprints()),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("echox", "torch", "transformers")}},
+        # For people; resuming does not compare them.
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("echox", "torch", "transformers")},
+        },
         **({"number_format": dataclasses.asdict(number_format())} if on_cpu else {}),
         **(extra or {}),
     }
@@ -32,22 +50,28 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        return None  # echox may run from a checkout that is not installed
 
 
 def check_same_origin(checkpoint: Checkpoint, lineage: Mapping[str, Any]) -> None:
-    """Refuse to resume a run on other ground than it began on.
+    """Check that a run resumes with the parents and data it began with.
+
+    Args:
+        checkpoint: the checkpoint to resume from.
+        lineage: the lineage of the run now, as `trace` returns it.
 
     Raises:
         CheckpointError: a parent or the data has changed since.
     """
-    before = checkpoint.meta.get("lineage", {})
+    # Versions may change: an update of a library must not end a run.
     for kind in ("parents", "data"):
-        changed = [name for name in lineage[kind] if before.get(kind, {}).get(name) != lineage[kind][name]]
+        before, now = checkpoint.meta.get("lineage", {}).get(kind, {}), lineage[kind]
+        changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise CheckpointError(
-                f"{checkpoint.folder} was trained with other {kind} ({', '.join(changed)} changed since); "
-                f"delete {checkpoint.folder.parent} to train anew, or choose another run folder"
+                f"{checkpoint.folder} was trained with other {kind} ({', '.join(changed)} changed "
+                f"since); delete {checkpoint.folder.parent} to train anew, or choose another run "
+                "folder"
             )
 
 
@@ -55,21 +79,34 @@ def check_same_origin(checkpoint: Checkpoint, lineage: Mapping[str, Any]) -> Non
 class Change:
     """A setting that differs between two recipes."""
 
-    name: str  # dotted
+    name: str  # dotted path
     before: Any
     after: Any
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[Change]:
-    """The settings in which two plain recipes differ; of a part that was replaced by another, its name alone."""
+    """List the settings in which two recipes differ.
+
+    Args:
+        before: a recipe as plain data.
+        after: another one.
+        path: dotted path of the two in their recipe, "" for whole recipes.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
+        # The fields of two different parts cannot be compared, so their names are the change.
         if path and "name" in before and "name" in after and before["name"] != after["name"]:
             return [Change(path, before["name"], after["name"])]
         keys = dict.fromkeys([*before, *after])
-        return [change for key in keys for change in changes(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))]
+        return [
+            change
+            for key in keys
+            for change in changes(
+                before.get(key), after.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
     return [] if before == after else [Change(path, before, after)]
 
 
 def differences(before: Any, after: Any) -> list[str]:
-    """Dotted names of the settings in which two plain recipes differ."""
+    """List the dotted paths of the settings in which two recipes differ."""
     return [change.name for change in changes(before, after)]

@@ -1,4 +1,4 @@
-"""Numbers over steps: metrics.jsonl always, TensorBoard by config."""
+"""Metrics over steps: metrics.jsonl always, TensorBoard by config."""
 
 from __future__ import annotations
 
@@ -9,56 +9,66 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echox.disk import room_for
-from echox.packages import TENSORBOARD, require
+from echox.core.files import translate_disk_full
+from echox.core.packages import TENSORBOARD, require
 
 
 class MetricsLog:
-    """Appends one JSON object a line: {"step", "split", and numbers}.
+    """A file with one JSON object a line: {"step", "split", and numbers}.
 
-    Opened at step N, it first drops what an earlier, interrupted run wrote beyond N, a half-written last line included.
+    Opened at step N, it drops the lines that an interrupted run wrote after step N, and a
+    half-written last line.
     """
 
     def __init__(self, run_dir: Path, *, step: int, tensorboard: bool = False) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / "metrics.jsonl"
         _truncate(self.path, step)
         self.path.touch()
         self._board = _open_board(run_dir / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Log `values` of "train" or "valid" after `step` steps.
+        """Append a line, and report the values to TensorBoard.
+
+        Args:
+            step: number of steps done.
+            split: "train" or "valid".
+            values: metric -> value.
 
         Raises:
             TrainingError: the disk is full.
         """
         # Opened for each line, so that nothing waits in a buffer to fail a second time.
-        with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
+        with translate_disk_full(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **finite(values)}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush what TensorBoard holds."""
+        """Flush TensorBoard's events."""
         if self._board is not None:
             self._board.close()
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """`values` as JSON can say them: a number that is not finite becomes null."""
+    """Replace numbers that are not finite by None, since JSON has none."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    # By a rename, so that a kill meanwhile leaves the old file.
+    lines = path.read_text(encoding="utf-8").splitlines()
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    text = "".join(line + "\n" for line in lines if _step_of(line) <= step)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def _step_of(line: str) -> float:
+    """Return a line's step; infinity, which drops it, for a half-written line."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -66,7 +76,9 @@ def _step_of(line: str) -> float:
 
 
 def _open_board(folder: Path, step: int) -> Any:
+    # TensorBoard is optional: without this its import error would not say how to install it.
     require([TENSORBOARD])
     from torch.utils.tensorboard import SummaryWriter
 
+    # Hides the events of an interrupted run after this step, as `_truncate` does with the lines.
     return SummaryWriter(str(folder), purge_step=step + 1)

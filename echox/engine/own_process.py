@@ -1,8 +1,10 @@
-"""Work in a process of its own, which behaves towards its user as if it were done here, to the last bit; or in several, which share it.
+"""Running a function in a process of its own, or in several, as if it were called here.
 
-Memory is one reason: after minutes of work of many sizes the C library's heap is full of holes that it searches at every allocation,
-and what comes next in the same process pays for it. A process that ends leaves none.
-Waiting is the other: while one process does what only one thread can, its other threads idle; another process of one thread works on.
+Results and errors are those of a call in this process, to the last bit. Memory is one reason for a
+process: after minutes of work of many sizes the C library's heap is full of holes that it searches
+at every allocation, and later work in the same process is slower for it. Idle threads are the
+other: while one process runs code that only one thread can, its other threads wait, but another
+process of one thread goes on.
 """
 
 from __future__ import annotations
@@ -24,68 +26,115 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
+from echox.core.errors import EchoxError
+from echox.core.number_format import NumberFormat, adopt, adopted
 from echox.engine.interruption import ECHO_S, SIGNALS
-from echox.errors import EchoxError
-from echox.number_format import NumberFormat, adopt, adopted
 
 
-class Elsewhere(Exception):
-    """The traceback of the other process, as the cause of the error that came from there."""
+class RemoteTraceback(Exception):
+    """The traceback of another process, as the cause of the error that came from there."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any, ranks: int = 1) -> None:
-    """Call a function in a new process and wait for it. Signals are passed on to it, and it does not outlive this one.
+    """Call a function in one or more new processes, and wait for them.
+
+    Signals are passed on to the processes, and they do not outlive this one.
 
     Args:
-        function: importable by its name, as its arguments can be pickled.
-        ranks: processes that call it, each with its share of the threads; more than one can join a world, as those of torchrun can.
+        function: importable by its name.
+        arguments: picklable.
+        ranks: number of processes, each with its share of the threads; more than one can join a
+            world, as those of torchrun can.
+
     Raises:
-        EchoxError, OSError, KeyboardInterrupt, SystemExit: as the function did, in the rank that ended so first; the others are then
-            killed. SystemExit: it ended in any other way; a traceback was printed there, or the status is 128 + the signal that killed it.
+        EchoxError, OSError, KeyboardInterrupt: as the function raised it, in the rank that failed
+            first; the other ranks are then killed.
+        SystemExit: the same, or the process ended in any other way: its traceback is on stderr, or
+            the status is 128 + the signal that killed it.
     """
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // ranks)
-    with _worlds(ranks) as worlds:
-        pipes = [context.Pipe(duplex=False) for _ in worlds]
-        settings = [(there, threads, adopted(), world, function, arguments) for (_, there), world in zip(pipes, worlds)]
-        processes = [context.Process(target=_call, args=each, name=function.__name__) for each in settings]
-        with _passing_on(processes) as told:
-            with _quiet(ranks):
-                for process, (_, there) in zip(processes, pipes):
-                    process.start()
-                    there.close()
-            for signum in told:  # before there was anyone to tell
-                _tell(processes, signum)
-            end = _first_bad_end({here: process for (here, _), process in zip(pipes, processes)})
+    with _environments(ranks) as environments:
+        end, signums = _run(function, arguments, environments)
     if end.error is not None:
-        raise end.error from Elsewhere(end.where)
-    if told and end.status:
-        raise SystemExit(128 + told[0])
+        raise end.error from RemoteTraceback(end.traceback)
+    # Status codes as a shell gives them: 128 + the signal, whether the process caught it or not.
+    if signums and end.status:
+        raise SystemExit(128 + signums[0])
     if end.status:
         raise SystemExit(end.status if end.status > 0 else 128 - end.status)
 
 
+@dataclass(slots=True)
+class _End:
+    """The end of a process: the exception it sent with its traceback, or else its exit code."""
+
+    error: BaseException | None = None
+    traceback: str = ""
+    status: int = 0
+
+
+def _run(
+    function: Callable[..., None], arguments: tuple[Any, ...], environments: list[dict[str, str]]
+) -> tuple[_End, list[int]]:
+    """Run one process an environment: the first failure, and the signals that came meanwhile."""
+    # Not fork: the threads of torch and CUDA do not survive it.
+    context = multiprocessing.get_context("spawn")
+    ranks = len(environments)
+    # Together the ranks have as many threads as this process.
+    threads = max(1, torch.get_num_threads() // ranks)
+    pipes = [context.Pipe(duplex=False) for _ in environments]
+    processes = [
+        context.Process(
+            target=_call,
+            args=(sender, threads, adopted(), environment, function, arguments),
+            name=function.__name__,
+        )
+        for (_, sender), environment in zip(pipes, environments)
+    ]
+    with _forwarded_signals(processes) as signums:
+        with _quiet_cpp_logs(ranks):
+            for process, (_, sender) in zip(processes, pipes):
+                process.start()
+                # The process has the only open end, so that its death ends the pipe.
+                sender.close()
+        for signum in signums:  # that came before a process could receive them
+            _send_signal(processes, signum)
+        receivers = {receiver: process for (receiver, _), process in zip(pipes, processes)}
+        return _first_failure(receivers), signums
+
+
 @contextmanager
-def _worlds(ranks: int) -> Iterator[list[dict[str, str]]]:
-    """What the environment of each rank says of its world, as torchrun words it, while this process keeps the store where they meet."""
+def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """Describe each rank's world in torchrun's environment variables.
+
+    Inside the block this process hosts the store through which the ranks find each other.
+    """
     if ranks == 1:
         yield [{}]
         return
-    # Port 0 is whichever is free, which no other run can take between being found and being used.
+    # Port 0 is any free port, which no other run can take between the choice and its use.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    kept_here = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks), **kept_here}
+    world = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(ranks),
+        # Without these two, rank 0 would try to host a store of its own at that port.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
     yield [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 @contextmanager
-def _quiet(ranks: int) -> Iterator[None]:
-    """Processes that start meanwhile print no warnings of torch's C++ code, if they are several: each would say, once, that DDP looked for
-    weights that a step left unused and found none. A level that the user has set is kept."""
+def _quiet_cpp_logs(ranks: int) -> Iterator[None]:
+    """Let several processes that start inside the block log no warnings of torch's C++ code.
+
+    Each would warn, once, that DDP looked for weights that a step left unused and found none.
+    """
     level = "TORCH_CPP_LOG_LEVEL"
+    # A level that the user has set is kept.
     if ranks == 1 or level in os.environ:
         yield
         return
@@ -96,25 +145,21 @@ def _quiet(ranks: int) -> Iterator[None]:
         del os.environ[level]
 
 
-@dataclass(slots=True)
-class _End:
-    """How a process ended: by an exception it handed over, with its traceback, or with an exit code, which is 0 if all went well."""
+def _first_failure(processes: dict[Connection, BaseProcess]) -> _End:
+    """Wait for all processes, and return the end of the first that failed.
 
-    error: BaseException | None = None
-    where: str = ""
-    status: int = 0
-
-
-def _first_bad_end(processes: dict[Connection, BaseProcess]) -> _End:
-    """Wait for all; of those that failed the first, after which the others, which would wait for it, are killed."""
+    The others, which would wait for the failed one, are killed.
+    """
     first, running = _End(), dict(processes)
     while running:
-        for here in wait(list(running)):
-            end = _end_of(running.pop(here), here)
+        for receiver in wait(list(running)):
+            end = _end_of(running.pop(receiver), receiver)
+            # Later failures may be consequences of the first.
             if first.error is None and not first.status:
                 first = end
-            # Who was asked to stop has left the others time to save.
-            if not isinstance(end.error, KeyboardInterrupt | SystemExit) and (end.error is not None or end.status):
+            # A process that was asked to stop has left the others time to save.
+            was_stopped = isinstance(end.error, KeyboardInterrupt | SystemExit)
+            if not was_stopped and (end.error is not None or end.status):
                 for process in running.values():
                     process.kill()
     for process in processes.values():
@@ -122,76 +167,80 @@ def _first_bad_end(processes: dict[Connection, BaseProcess]) -> _End:
     return first
 
 
-def _end_of(process: BaseProcess, here: Connection) -> _End:
-    """How a process that has spoken or gone ended."""
+def _end_of(process: BaseProcess, receiver: Connection) -> _End:
+    """Return the end of a process whose pipe has a message or is closed."""
     try:
-        return _End(*here.recv())
+        return _End(*receiver.recv())
+    # Closed without a message: the process returned, was killed, or failed by a bug.
     except EOFError:
         process.join()
         return _End(status=process.exitcode)
 
 
-def _tell(processes: Iterable[BaseProcess], signum: int) -> None:
+def _send_signal(processes: Iterable[BaseProcess], signum: int) -> None:
     for process in processes:
         if process.is_alive():
             os.kill(process.pid, signum)
 
 
 @contextmanager
-def _passing_on(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Hand SIGTERM and Ctrl-C to processes and stay, and list them; outside the main thread, where Python forbids it, do nothing."""
-    told: list[int] = []
+def _forwarded_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Forward SIGTERM and Ctrl-C to processes instead of ending, and list the signals."""
+    signums: list[int] = []
+    # Python sets signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield signums
         return
 
-    def hand_over(signum: int, frame: FrameType | None) -> None:
-        told.append(signum)
-        _tell(processes, signum)
+    def forward(signum: int, frame: FrameType | None) -> None:
+        signums.append(signum)
+        _send_signal(processes, signum)
 
-    before = {signum: signal.signal(signum, hand_over) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, forward) for signum in SIGNALS}
     try:
-        yield told
+        yield signums
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
 def _call(
-    there: Connection,
+    sender: Connection,
     threads: int,
     number_format: NumberFormat | None,
-    world: dict[str, str],
+    environment: dict[str, str],
     function: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """The other process: do the work, and hand over how it ended. Sums depend on the number of
-    threads, so it is the parent's or its share, and on the format of the numbers, which is the parent's."""
+    """Call the function in the new process, and send an exception that has a meaning there."""
+    # Sums depend on the number of threads and on the number format, so both are the parent's.
     torch.set_num_threads(threads)
     adopt(number_format)
-    os.environ.update(world)
+    os.environ.update(environment)
+    # A daemon, so that it does not keep this process from ending.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _hear_ctrl_c_once()
+    _ignore_repeated_ctrl_c()
     try:
         function(*arguments)
     except (EchoxError, OSError, KeyboardInterrupt, SystemExit) as error:
-        there.send((error, traceback.format_exc()))
+        sender.send((error, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed takes this process with it, as if it had been one: what is saved is what was saved then."""
+    """Wait for the parent's end, and kill this process then, as if the two were one."""
+    # Killed, not stopped: what is saved must be what was saved when the parent died.
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hear_ctrl_c_once() -> None:
-    """The terminal tells this process of Ctrl-C, and the parent tells it again."""
-    told_s = -ECHO_S
+def _ignore_repeated_ctrl_c() -> None:
+    """Count two SIGINT within `ECHO_S` as one: the terminal sends it, the parent forwards it."""
+    received_s = -ECHO_S
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s > ECHO_S:
-            told_s = time.monotonic()
+        nonlocal received_s
+        if time.monotonic() - received_s > ECHO_S:
+            received_s = time.monotonic()
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)

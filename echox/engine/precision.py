@@ -1,20 +1,21 @@
-"""Whether forward passes run in bfloat16."""
+"""Precision of forward passes: float32 or bfloat16."""
 
 from __future__ import annotations
 
 import torch
 
-from echox.device import multiplies_bf16_fast
+from echox.core.device import multiplies_bf16_fast
 from echox.engine.config import Precision
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """True if forward passes on `device` run under bfloat16 autocast."""
+    """Return whether forward passes on `device` run under bfloat16 autocast."""
     if precision is Precision.auto:
         return multiplies_bf16_fast(device)
     return precision is Precision.bf16
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """A fresh autocast context; weights stay float32 and are rounded as they are used."""
+    """Create an autocast context, in which float32 weights are rounded at each use."""
+    # A new one each time: an autocast object must not be entered twice at once.
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(precision, device))

@@ -1,4 +1,7 @@
-"""How alike the units of spoken answers are: to those of recordings, and to what T2C says for the same text."""
+"""Agreement of the units of spoken answers with those of recordings, and with T2C's units.
+
+T2C's units for the greedy text are the pseudo-labels that Echo is trained on.
+"""
 
 from __future__ import annotations
 
@@ -12,64 +15,140 @@ from echox.data.audio import load_audio, pad_waveforms
 from echox.data.manifest import Row
 from echox.data.text import contains_answer, edit_distance
 from echox.evaluation.scores import Score, accuracy, difference, token_error
-from echox.generation.answering import Answerer, Voice
-from echox.generation.manifest_run import question_of
+from echox.inference.batch_run import question_of
+from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.tts import TTSPipeline
 
 Record = dict[str, Any]
-CASCADE = "greedy text, T2C"
+CASCADE = "greedy text, T2C"  # its name in tables
 
 
 @torch.no_grad()
 def recorded_units(rows: Sequence[Row], codec: Codec, device: torch.device) -> dict[str, list[int]]:
-    """Row id -> units of the recorded answer, where there is one."""
-    found = {}
+    """Encode the recorded answers of rows.
+
+    Args:
+        rows: with answers, of which some are recorded.
+        codec: on `device`.
+        device: of the codec.
+
+    Returns:
+        row id -> units [N], of the rows whose answer is recorded.
+
+    Raises:
+        SignalError: a recording cannot be read.
+    """
+    units_by_id = {}
     for row in rows:
         if row.answer.audio is not None:
-            units = codec.encode(pad_waveforms([load_audio(row.answer.audio, codec.rate_hz)], codec.rate_hz).to(device))
-            (found[row.id],) = units.rows()
-    return found
+            # One by one, so that no recording is padded: [1, T].
+            wave = pad_waveforms([load_audio(row.answer.audio, codec.rate_hz)], codec.rate_hz)
+            (units_by_id[row.id],) = codec.encode(wave.to(device)).rows()
+    return units_by_id
 
 
 @torch.no_grad()
-def spoken_answers(answerer: Answerer, voice: Voice, rows: Sequence[Row]) -> list[Record]:
-    """A batch of questions answered: the greedy text, the units of Echo, and those of T2C for that text."""
-    said = answerer.think([question_of(row, answerer.rate_hz) for row in rows])
-    with torch.autocast(answerer.device.type, torch.bfloat16, enabled=answerer.bf16):
-        echo = answerer.echo.speak(said.hidden, said.lengths, loop=answerer.loop)
-        cascade = voice.model.speak(said.ids, said.lengths, loop=voice.loop)
-    texts = [answerer.backbone.detokenize(ids[:length]) for ids, length in zip(said.ids.tolist(), said.lengths.tolist())]
-    units_of = answerer.codec.units_of
+def spoken_answers(
+    pipeline: SpeechToSpeechPipeline, tts: TTSPipeline, rows: Sequence[Row]
+) -> list[Record]:
+    """Answer a batch of questions by Echo, and synthesize the same greedy texts by T2C.
+
+    Args:
+        pipeline: of Echo.
+        tts: of T2C.
+        rows: with questions.
+
+    Returns:
+        records with "id", greedy "text", right "answer", and the units [N] of "echo" and "t2c".
+
+    Raises:
+        SignalError: a question cannot be read.
+    """
+    generated = pipeline.generate_text([question_of(row, pipeline.rate_hz) for row in rows])
+    with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.bf16):
+        # Both from the same greedy decoding: Echo reads its hidden states, T2C its token ids.
+        echo = pipeline.echo.speak(generated.hidden, generated.lengths, engine=pipeline.unit_engine)
+        t2c = tts.model.speak(generated.ids, generated.lengths, engine=tts.unit_engine)
+    # Without the padding behind shorter texts.
+    texts = [
+        pipeline.backbone.detokenize(ids[:length])
+        for ids, length in zip(generated.ids.tolist(), generated.lengths.tolist())
+    ]
+    # Units, not tokens of a unit language, because recordings are encoded to units.
+    units_of = pipeline.codec.units_of
     return [
-        {"id": row.id, "text": text, "answer": str(row.extra.get("answer", "")), "echo": list(units_of(own)), "t2c": list(units_of(other))}
-        for row, text, own, other in zip(rows, texts, echo, cascade)
+        {
+            "id": row.id,
+            "text": text,
+            "answer": str(row.extra.get("answer", "")),
+            "echo": list(units_of(echo_tokens)),
+            "t2c": list(units_of(t2c_tokens)),
+        }
+        for row, text, echo_tokens, t2c_tokens in zip(rows, texts, echo, t2c)
     ]
 
 
 def cascade_of(records: Sequence[Record]) -> list[Record]:
-    """The same answers as T2C speaks them."""
+    """Return the records of the cascade, in which T2C's units take the place of Echo's."""
     return [{**record, "echo": record["t2c"]} for record in records]
 
 
-def agreement_table(ways: Mapping[str, Sequence[Record]], recordings: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Score]]:
-    """Scores of each way to speak the same questions, the first of them the one that others are compared with."""
+def agreement_table(
+    ways: Mapping[str, Sequence[Record]], recordings: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, Score]]:
+    """Score several ways to speak answers to the same questions.
+
+    Args:
+        ways: name -> records; the others are compared with the first one.
+        recordings: row id -> units [N] of the recorded answer.
+
+    Returns:
+        name -> metric -> score.
+    """
     first = next(iter(ways.values()))
     return {name: _scores(records, first, recordings) for name, records in ways.items()}
 
 
-def _scores(records: Sequence[Record], first: Sequence[Record], recordings: Mapping[str, Sequence[int]]) -> dict[str, Score]:
-    pairs = [(recordings[record["id"]], record["echo"]) for record in records if record["id"] in recordings]
-    before = [(recordings[record["id"]], record["echo"]) for record in first if record["id"] in recordings]
-    graded = [record for record in records if record["answer"]]
+def _scores(
+    records: Sequence[Record], first: Sequence[Record], recordings: Mapping[str, Sequence[int]]
+) -> dict[str, Score]:
+    # Paired with the first way over the same rows: `first` answers the same questions.
+    pairs, first_pairs = _with_recordings(records, recordings), _with_recordings(first, recordings)
+    # Questions without a right answer, such as free ones, have units to compare all the same.
+    right = [
+        contains_answer(record["text"], record["answer"]) for record in records if record["answer"]
+    ]
     scores = {
-        "unit error, recordings": token_error(pairs, "edit distance to the units of the recorded answer / their number, free-running"),
-        "minus the first row": difference(_errors(pairs), _errors(before), "paired difference of unit error, recordings"),
-        "unit error, pseudo-labels": token_error(
-            [(record["t2c"], record["echo"]) for record in records], "edit distance to T2C's units for the same greedy text / their number"
+        "unit error, recordings": token_error(
+            pairs, "edit distance to the units of the recorded answer / their number, free-running"
         ),
-        "text accuracy": accuracy([contains_answer(record["text"], record["answer"]) for record in graded], "text-em of the greedy text"),
+        # Over the same rows, so a small difference shows that two intervals would hide.
+        "minus the first row": difference(
+            _errors(pairs), _errors(first_pairs), "paired difference of unit error, recordings"
+        ),
+        "unit error, pseudo-labels": token_error(
+            [(record["t2c"], record["echo"]) for record in records],
+            "edit distance to T2C's units for the same greedy text / their number",
+        ),
+        "text accuracy": accuracy(right, "text-em of the greedy text"),
     }
+    # A table has no column for what was never counted, such as recordings where there are none.
     return {name: score for name, score in scores.items() if score.value is not None}
 
 
+def _with_recordings(
+    records: Sequence[Record], recordings: Mapping[str, Sequence[int]]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """(units of the recording, units of the answer) of each record that has a recording."""
+    return [
+        (recordings[record["id"]], record["echo"])
+        for record in records
+        if record["id"] in recordings
+    ]
+
+
 def _errors(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, float]]:
-    return [(edit_distance(said, wanted), len(wanted)) for wanted, said in pairs]
+    """Edit distance and length of the reference, for each (reference, hypothesis)."""
+    return [
+        (edit_distance(hypothesis, reference), len(reference)) for reference, hypothesis in pairs
+    ]

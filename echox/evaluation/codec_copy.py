@@ -1,4 +1,4 @@
-"""Copy synthesis: recordings through a codec and back, and what is left of them."""
+"""Copy synthesis: recordings are encoded and decoded by a codec, and compared with themselves."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.core.device import device_named, multiplies_bf16_fast
+from echox.core.errors import ConfigError, ManifestError
+from echox.core.files import atomic_write
+from echox.core.packages import DISTILLMOS, JIWER, require
+from echox.core.progress import progress
+from echox.core.signals import Units
 from echox.data.audio import load_audio, pad_waveforms, resampled, save_audio
 from echox.data.manifest import OnBroken, Row, read_manifests
-from echox.data.writing import appearing
-from echox.device import device_named, multiplies_bf16_fast
-from echox.errors import ConfigError, ManifestError
-from echox.evaluation.fidelity import fidelity, known_measures
+from echox.evaluation.fidelity import fidelity, installed_measures
 from echox.evaluation.page import protocol_lines, table_lines
 from echox.evaluation.quality import Quality
 from echox.evaluation.scores import Score, mean, word_error
 from echox.evaluation.transcriber import Transcriber
-from echox.generation.manifest_run import file_name
-from echox.packages import DISTILLMOS, JIWER, require
-from echox.progress import progress
-from echox.signals import Units
+from echox.inference.batch_run import file_name
 
-RECORDINGS = "recordings"
+RECORDINGS = "recordings"  # label of the recordings themselves
 PAGE = "codecs.md"
 
 
 @dataclass(kw_only=True, slots=True)
 class CodecCopyConfig:
-    """Copy recordings through a codec and measure what is left: words, naturalness, likeness, and the bits it took. Run it once a codec;
-    all that were copied into one `out_dir` stand in one table."""
+    """Copy recordings through a codec and score the copies: words, naturalness, likeness, bits.
+
+    Run it once a codec; all that were copied into one `out_dir` stand in one table.
+
+    Raises:
+        ConfigError: a number is out of range, or the label is that of the recordings.
+    """
 
     manifests: list[str] = field(default_factory=list)
     """Manifests whose assistant turns have audio and text."""
     allow_outside: bool = False
     """Allow audio outside a manifest's folder."""
     codec: CodecConfig = MISSING
-    """The codec that speaks, and that makes the units where `units` is null."""
+    """The codec that decodes, and that encodes where `units` is null."""
     units: CodecConfig | None = None
-    """The codec that makes the units, where `codec` only turns them into speech."""
+    """The codec that encodes, where `codec` decodes alone."""
     label: str | None = None
     """What the codec is called in the table; null takes its name."""
     out_dir: str = "runs/codecs"
@@ -68,133 +73,221 @@ class CodecCopyConfig:
         for name in ("rows", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
+        # Both would write the same file, and share a row of the table.
         if self.label == RECORDINGS:
-            raise ConfigError(f"label={RECORDINGS} is what the recordings themselves are called; choose another")
+            raise ConfigError(
+                f"label={RECORDINGS} is what the recordings themselves are called; choose another"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Recordings after their way through a codec."""
+    """Recordings after encoding and decoding.
 
-    samples: dict[str, Tensor]  # row id -> [T] at the codec's rate; empty where no unit was left
+    Samples are [T] for each row, at the decoder's rate.
+    """
+
+    samples: dict[str, Tensor]  # row id -> [T] at the decoder's rate; empty where there is no unit
     units: int  # of all rows and codebooks
-    bits: float
+    bits: float  # of those units, without entropy coding
     seconds: float  # of the recordings
 
 
 def copy_synthesis(config: CodecCopyConfig) -> Path:
-    """Copy, measure, and write the table; prints it too.
+    """Copy recordings through a codec, score the copies, and write and print the table.
+
+    Args:
+        config: codecs, manifests and the sample.
+
+    Returns:
+        the path of the table.
 
     Raises:
-        ConfigError: nothing makes units. ManifestError: no manifest is named, one is missing, or no row has audio and text.
-        PackageError: what measures is not installed.
+        ConfigError: one codec cannot encode or the other cannot decode, or their units differ.
+        ManifestError: no manifest is named, one is missing, or no row has audio and text.
+        PackageError: a package that scores is not installed.
     """
+    # Before any model is loaded.
     require([JIWER, DISTILLMOS])
-    rows = _drawn(config)
+    rows = _sample_rows(config)
     device = device_named(config.device)
-    speaker = CODECS.build(config.codec).to(device).eval()
-    maker = speaker if config.units is None else CODECS.build(config.units).to(device).eval()
-    _refuse_mismatch(speaker, maker, config)
-    recordings = {row.id: load_audio(row.answer.audio, maker.rate_hz) for row in rows}
-    judge = _Judge(config, device, {row.id: row.answer.text for row in rows})
-    copies = _copied(recordings, maker, speaker, config, device)
+    decoder = CODECS.build(config.codec).to(device).eval()
+    encoder = decoder if config.units is None else CODECS.build(config.units).to(device).eval()
+    _refuse_mismatch(encoder, decoder, config)
+    recordings = {row.id: load_audio(row.answer.audio, encoder.rate_hz) for row in rows}
+    scorer = _CopyScorer(config, device, {row.id: row.answer.text for row in rows})
+    copies = _copy(recordings, encoder, decoder, config, device)
     label = config.label or CODECS.name_of(config.codec)
     folder = Path(config.out_dir)
-    if not _is_judged(folder, config):
-        _keep(folder, RECORDINGS, judge.scores(recordings, maker.rate_hz), config)
-    beside = {key: resampled(clip, maker.rate_hz, speaker.rate_hz) for key, clip in recordings.items()}
-    scores = judge.scores(copies.samples, speaker.rate_hz, beside)
-    _keep(folder, label, scores | _costs(copies), config)
-    for key, samples in copies.samples.items():
-        if len(samples):
-            save_audio(folder / "wavs" / file_name(label) / f"{file_name(key)}.wav", samples, speaker.rate_hz)
+    # The recordings are scored once for all codecs of a table.
+    if not _has_recordings_scores(folder, config):
+        _write_scores(folder, RECORDINGS, scorer.scores(recordings, encoder.rate_hz), config)
+    # Likeness is measured at one rate, and the decoder's may differ from the encoder's.
+    references = {
+        key: resampled(clip, encoder.rate_hz, decoder.rate_hz) for key, clip in recordings.items()
+    }
+    scores = scorer.scores(copies.samples, decoder.rate_hz, references)
+    _write_scores(folder, label, scores | _rate_scores(copies), config)
+    _save_copies(folder / "wavs" / file_name(label), copies, decoder.rate_hz)
     page = _write_page(folder)
     print(page.read_text(encoding="utf-8"))
     return page
 
 
-def _drawn(config: CodecCopyConfig) -> list[Row]:
-    found = read_manifests(config.manifests, on_broken=OnBroken.skip, allow_outside=config.allow_outside)
-    rows = [row for row in found if row.answer is not None and row.answer.audio is not None and row.answer.text]
+def _save_copies(folder: Path, copies: Copies, rate_hz: int) -> None:
+    for key, samples in copies.samples.items():
+        # A wav without samples cannot be listened to.
+        if len(samples):
+            save_audio(folder / f"{file_name(key)}.wav", samples, rate_hz)
+
+
+def _sample_rows(config: CodecCopyConfig) -> list[Row]:
+    rows = [
+        row
+        for row in read_manifests(
+            config.manifests, on_broken=OnBroken.skip, allow_outside=config.allow_outside
+        )
+        if row.answer is not None and row.answer.audio is not None and row.answer.text
+    ]
     if not rows:
-        raise ManifestError(f"no row of {', '.join(config.manifests)} has an answer with audio and text, which copies are compared with")
-    chosen = random.Random(config.seed).sample(range(len(rows)), min(config.rows, len(rows)))
-    return [rows[index] for index in sorted(chosen)]
+        raise ManifestError(
+            f"no row of {', '.join(config.manifests)} has an answer with audio and text, "
+            "which copies are compared with"
+        )
+    # Of all usable rows: the sample must be the same for every codec of a table.
+    indices = random.Random(config.seed).sample(range(len(rows)), min(config.rows, len(rows)))
+    return [rows[index] for index in sorted(indices)]
 
 
-def _refuse_mismatch(speaker: Codec, maker: Codec, config: CodecCopyConfig) -> None:
-    if not maker.encodes:
+def _refuse_mismatch(encoder: Codec, decoder: Codec, config: CodecCopyConfig) -> None:
+    # A vocoder has no encoder, a codec without a vocoder cannot decode.
+    if not encoder.encodes:
         name = CODECS.name_of(config.units or config.codec)
-        raise ConfigError(f"codec {name} makes no units of speech; name one that does with units=NAME")
-    if not speaker.decodes:
-        raise ConfigError(f"codec {CODECS.name_of(config.codec)} has nothing to speak with; give it a vocoder, or name a codec that speaks")
-    theirs, ours = (maker.vocab_size, maker.codebooks), (speaker.vocab_size, speaker.codebooks)
-    if theirs != ours:
         raise ConfigError(
-            f"units are of {theirs[0]} kinds in {theirs[1]} codebooks, but the codec that speaks knows {ours[0]} in {ours[1]}; "
+            f"codec {name} makes no units of speech; name one that does with units=NAME"
+        )
+    if not decoder.decodes:
+        raise ConfigError(
+            f"codec {CODECS.name_of(config.codec)} has nothing to speak with; "
+            "give it a vocoder, or name a codec that speaks"
+        )
+    # Sizes alone: whether equal numbers mean equal units cannot be seen from here.
+    if (encoder.vocab_size, encoder.codebooks) != (decoder.vocab_size, decoder.codebooks):
+        raise ConfigError(
+            f"units are of {encoder.vocab_size} kinds in {encoder.codebooks} codebooks, but the "
+            f"codec that speaks knows {decoder.vocab_size} in {decoder.codebooks}; "
             "they do not belong together"
         )
 
 
 @torch.no_grad()
-def _copied(recordings: Mapping[str, Tensor], maker: Codec, speaker: Codec, config: CodecCopyConfig, device: torch.device) -> Copies:
+def _copy(
+    recordings: Mapping[str, Tensor],
+    encoder: Codec,
+    decoder: Codec,
+    config: CodecCopyConfig,
+    device: torch.device,
+) -> Copies:
     samples: dict[str, Tensor] = {}
-    count = 0
-    for keys in _batches(sorted(recordings, key=lambda key: len(recordings[key])), config.batch_size, "copying"):
-        wave = pad_waveforms([recordings[key] for key in keys], maker.rate_hz).to(device)
+    units_in_all = 0
+    # Similar lengths together, so that little of a batch is padding.
+    by_length = sorted(recordings, key=lambda key: len(recordings[key]))
+    for keys in _batches(by_length, config.batch_size, "copying"):
+        wave = pad_waveforms([recordings[key] for key in keys], encoder.rate_hz).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16_fast(device)):
-            units = maker.encode(wave)
-            copied = speaker.decode(units)
-        count += _unit_count(units)
-        for key, clip, length in zip(keys, copied.samples, copied.lengths.tolist()):
+            units = encoder.encode(wave)
+            copy = decoder.decode(units)
+        units_in_all += _unit_count(units)
+        for key, clip, length in zip(keys, copy.samples, copy.lengths.tolist()):
+            # Without padding; float32, because the scorers run outside autocast.
             samples[key] = clip[:length].float().cpu()
-    seconds = sum(map(len, recordings.values())) / maker.rate_hz
-    return Copies(samples, count, count * math.log2(maker.vocab_size), seconds)
+    seconds = sum(map(len, recordings.values())) / encoder.rate_hz
+    bits = units_in_all * math.log2(encoder.vocab_size)
+    return Copies(samples, units_in_all, bits, seconds)
 
 
 def _unit_count(units: Units) -> int:
+    # Ids are [B, F], or [B, K, F] with several codebooks; lengths are in frames.
     codebooks = units.ids.shape[1] if units.ids.ndim == 3 else 1
     return codebooks * int(units.lengths.sum())
 
 
-def _costs(copies: Copies) -> dict[str, Score]:
+def _rate_scores(copies: Copies) -> dict[str, Score]:
     rows = len(copies.samples)
-    units, bits = copies.units / copies.seconds, copies.bits / copies.seconds
+    units_per_s, bits_per_s = copies.units / copies.seconds, copies.bits / copies.seconds
+    # Without intervals: they are counted over all recordings, not estimated from rows.
+    units_protocol = (
+        "units of all codebooks, repeats as the codec writes them / seconds of recordings"
+    )
+    bits_protocol = "units/s x log2 of their kinds; no entropy coding, no durations"
     return {
-        "units/s": Score(units, rows, None, None, "units of all codebooks, repeats as the codec writes them / seconds of recordings"),
-        "bit/s": Score(bits, rows, None, None, "units/s x log2 of their kinds; no entropy coding, no durations"),
+        "units/s": Score(units_per_s, rows, None, None, units_protocol),
+        "bit/s": Score(bits_per_s, rows, None, None, bits_protocol),
     }
 
 
-class _Judge:
-    """Measures clips against the rows' texts and recordings."""
+class _CopyScorer:
+    """Scores clips against the rows' texts and recordings."""
 
-    def __init__(self, config: CodecCopyConfig, device: torch.device, texts: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: CodecCopyConfig, device: torch.device, texts: Mapping[str, str]
+    ) -> None:
         self.config = config
         self.texts = texts
         self.transcriber = Transcriber(config.asr, device=device, batch_size=config.batch_size)
         self.quality = Quality(device)
-        self.measures = known_measures()
+        self.measures = installed_measures()
 
-    def scores(self, clips: Mapping[str, Tensor], rate_hz: int, recordings: Mapping[str, Tensor] | None = None) -> dict[str, Score]:
-        """Name -> score; likeness and length only beside recordings [T] of the same rate."""
+    def scores(
+        self,
+        clips: Mapping[str, Tensor],
+        rate_hz: int,
+        recordings: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Score]:
+        """Score clips.
+
+        Args:
+            clips: row id -> samples [T].
+            rate_hz: samples per second of clips and recordings.
+            recordings: row id -> samples [T]; None leaves likeness and length out.
+
+        Returns:
+            metric -> score.
+        """
         keys = sorted(clips, key=lambda key: len(clips[key]))
-        heard: list[str] = []
+        transcripts: list[str] = []
         for batch in _batches(keys, self.config.batch_size, "transcribing"):
-            heard += self.transcriber.transcribe([clips[key] for key in batch], rate_hz)
-        pairs = [(self.texts[key], text) for key, text in zip(keys, heard)]
-        scores = {"WER": word_error(pairs, "words of the row's text", self.transcriber.name)}
-        opinions = [self.quality.score(clips[key], rate_hz) for key in progress(keys, "naturalness", unit="row") if len(clips[key])]
-        scores["DistillMOS"] = mean([value for value in opinions if value is not None], "mean opinion, 1 to 5", self.quality.name)
+            transcripts += self.transcriber.transcribe([clips[key] for key in batch], rate_hz)
+        pairs = [(self.texts[key], transcript) for key, transcript in zip(keys, transcripts)]
+        opinions = [
+            self.quality.score(clips[key], rate_hz)
+            for key in progress(keys, "naturalness", unit="row")
+            if len(clips[key])  # an empty clip counts in the word error rate alone
+        ]
+        opinions = [opinion for opinion in opinions if opinion is not None]
+        scores = {
+            "WER": word_error(pairs, "words of the row's text", self.transcriber.name),
+            "DistillMOS": mean(opinions, "mean opinion, 1 to 5", self.quality.name),
+        }
         return scores if recordings is None else scores | self._likeness(clips, recordings, rate_hz)
 
-    def _likeness(self, clips: Mapping[str, Tensor], recordings: Mapping[str, Tensor], rate_hz: int) -> dict[str, Score]:
+    def _likeness(
+        self, clips: Mapping[str, Tensor], recordings: Mapping[str, Tensor], rate_hz: int
+    ) -> dict[str, Score]:
         audible = [key for key in clips if len(clips[key])]
+        protocol = (
+            "against the recording, cut to the shorter; the copy's own timing counts as error"
+        )
         scores = {}
         for measure, scorer in self.measures.items():
-            values = [fidelity(measure, recordings[key], clips[key], rate_hz) for key in progress(audible, measure, unit="row")]
-            protocol = "against the recording, cut to the shorter; the copy's own timing counts as error"
-            scores[measure] = mean([value for value in values if value is not None], protocol, scorer)
+            values = [
+                fidelity(measure, recordings[key], clips[key], rate_hz)
+                for key in progress(audible, measure, unit="row")
+            ]
+            # None where the measure finds no speech.
+            values = [value for value in values if value is not None]
+            scores[measure] = mean(values, protocol, scorer)
+        # Of all clips, empty ones included: their length is 0.
         ratios = [len(clips[key]) / len(recordings[key]) for key in clips]
         return scores | {"length": mean(ratios, "length of the copy / of the recording")}
 
@@ -204,43 +297,59 @@ def _batches(keys: Sequence[str], size: int, label: str) -> Iterator[Sequence[st
         yield keys[start : start + size]
 
 
-def _keep(folder: Path, label: str, scores: Mapping[str, Score], config: CodecCopyConfig) -> None:
+def _write_scores(
+    folder: Path, label: str, scores: Mapping[str, Score], config: CodecCopyConfig
+) -> None:
+    """Write what a row of the table needs, and by what sample it was scored."""
+    is_codec = label != RECORDINGS
+    has_encoder = is_codec and config.units is not None
     document: dict[str, Any] = {
         "label": label,
         "manifests": config.manifests,
         "rows": config.rows,
         "seed": config.seed,
         "asr": config.asr,
-        "codec": None if label == RECORDINGS else CODECS.describe(config.codec),
-        "units": None if label == RECORDINGS or config.units is None else CODECS.describe(config.units),
+        # Described by name and settings, so that a table can be traced back to its codecs.
+        "codec": CODECS.describe(config.codec) if is_codec else None,
+        "units": CODECS.describe(config.units) if has_encoder else None,
         "scores": {name: asdict(score) for name, score in scores.items()},
     }
-    with appearing(folder / f"{file_name(label)}.json") as unfinished:
-        unfinished.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(folder / f"{file_name(label)}.json") as unfinished:
+        unfinished.write_text(content, encoding="utf-8")
 
 
-def _is_judged(folder: Path, config: CodecCopyConfig) -> bool:
-    """Whether these recordings have their scores from the codec before."""
+def _has_recordings_scores(folder: Path, config: CodecCopyConfig) -> bool:
+    """Whether an earlier codec of the table has left the scores of these recordings."""
     path = folder / f"{RECORDINGS}.json"
-    return path.is_file() and _drawn_by(json.loads(path.read_text("utf-8"))) == [config.manifests, config.rows, config.seed, config.asr]
+    if not path.is_file():
+        return False
+    sample = [config.manifests, config.rows, config.seed, config.asr]
+    return _sample_of(json.loads(path.read_text("utf-8"))) == sample
 
 
-def _drawn_by(document: Mapping[str, Any]) -> list[Any]:
+def _sample_of(document: Mapping[str, Any]) -> list[Any]:
     """What must be the same for two codecs to stand in one table."""
     return [document[name] for name in ("manifests", "rows", "seed", "asr")]
 
 
 def _write_page(folder: Path) -> Path:
-    """One table of all that was measured on the same rows as what was measured last."""
+    """Write one table of all codecs that were scored on the sample of the recordings' scores."""
+    # Scores of earlier runs stand in the same folder, a file for each codec.
     documents = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    documents.sort(key=lambda found: found["label"] != RECORDINGS)
-    drawn = next(_drawn_by(found) for found in documents if found["label"] == RECORDINGS)
-    same = [found for found in documents if _drawn_by(found) == drawn]
-    scores = {found["label"]: found["scores"] for found in same}
+    # The recordings first, the codecs in the order of their files' names.
+    documents.sort(key=lambda document: document["label"] != RECORDINGS)
+    sample = _sample_of(documents[0])
+    manifests, rows, seed, _ = sample
+    scores = {
+        document["label"]: document["scores"]
+        for document in documents
+        if _sample_of(document) == sample
+    }
     lines = [
         "# Copy synthesis",
         "",
-        f"Recordings of {', '.join(drawn[0])}, at most {drawn[1]}, drawn by seed {drawn[2]}; "
+        f"Recordings of {', '.join(manifests)}, at most {rows}, drawn by seed {seed}; "
         "in brackets the 95 % interval, by bootstrap over rows.",
         "",
         *table_lines(scores),
@@ -248,6 +357,6 @@ def _write_page(folder: Path) -> Path:
         *protocol_lines(scores),
     ]
     page = folder / PAGE
-    with appearing(page) as unfinished:
+    with atomic_write(page) as unfinished:
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return page

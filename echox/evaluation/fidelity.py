@@ -1,4 +1,4 @@
-"""How near a copy of speech is to the recording, by two measures that hear both."""
+"""Similarity of a copy of speech to its recording, by PESQ and STOI."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 
 from torch import Tensor
 
+from echox.core.packages import PESQ, STOI, missing_text
 from echox.data.audio import resampled
-from echox.packages import PESQ, STOI, missing_text
 
 log = logging.getLogger(__name__)
 
@@ -16,23 +16,41 @@ RATE_HZ = 16_000
 PACKAGES = {"PESQ": PESQ, "STOI": STOI}
 
 
-def known_measures() -> dict[str, str]:
-    """Measure -> package and version, of those that are installed; a sentence where one is not."""
-    found = {name: package.name for name, package in PACKAGES.items() if package.is_installed()}
-    if missing := [package for name, package in PACKAGES.items() if name not in found]:
+def installed_measures() -> dict[str, str]:
+    """Return measure -> package and version of those that are installed, and warn of the others."""
+    installed = {name: package.name for name, package in PACKAGES.items() if package.is_installed()}
+    if missing := [package for name, package in PACKAGES.items() if name not in installed]:
         log.warning("not measured: %s", missing_text(missing))
-    return {name: f"{package}@{importlib.metadata.version(package)}" for name, package in found.items()}
+    # With the version, so that a report names what computed its numbers.
+    return {
+        name: f"{package}@{importlib.metadata.version(package)}"
+        for name, package in installed.items()
+    }
 
 
 def fidelity(measure: str, recording: Tensor, copy: Tensor, rate_hz: int) -> float | None:
-    """One measure of a copy [T] against its recording [T'], both cut to the shorter; None where it cannot be told (no speech is found).
+    """Measure a copy against its recording, both cut to the shorter.
 
-    Timing counts: a copy that speaks at a pace of its own is as far from its recording as one that says something else.
+    Timing counts: a copy at a pace of its own is as far from its recording as one of another text.
+
+    Args:
+        measure: "PESQ" or "STOI".
+        recording: samples [T].
+        copy: samples [T'].
+        rate_hz: of both.
+
+    Returns:
+        the measure, or None where no speech is found in the clips.
+
+    Raises:
+        PackageError: the measure's package is not installed.
 
     Source: ITU-T P.862.2 (PESQ, wide band, 1 to 4.6); Taal et al. 2011 (STOI, 0 to 1).
     """
     length = min(len(recording), len(copy))
-    pair = [resampled(clip[:length].float(), rate_hz, RATE_HZ).numpy() for clip in (recording, copy)]
+    pair = [
+        resampled(clip[:length].float(), rate_hz, RATE_HZ).numpy() for clip in (recording, copy)
+    ]
     return {"PESQ": _pesq, "STOI": _stoi}[measure](*pair)
 
 
@@ -41,6 +59,7 @@ def _pesq(recording, copy) -> float | None:
     try:
         return float(pesq.pesq(RATE_HZ, recording, copy, "wb"))
     except pesq.PesqError:
+        # Such as a clip in which it finds no utterance.
         return None
 
 

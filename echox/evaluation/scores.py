@@ -1,4 +1,4 @@
-"""Scores: each a number with what it counts, its 95 % interval, and the protocol and scorer it came from."""
+"""Scores with their number of rows, 95 % interval, protocol and scorer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from echox.core.packages import JIWER
 from echox.data.text import edit_distance, words_of
-from echox.packages import JIWER
 
 Z_95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
 DRAWS = 1000  # bootstrap samples
@@ -20,62 +20,98 @@ class Score:
     """One number of a report."""
 
     value: float | None  # None where nothing was counted
-    count: int  # rows behind it
-    low: float | None  # 95 % interval
-    high: float | None
+    count: int  # rows
+    low: float | None  # lower end of the 95 % interval
+    high: float | None  # upper end
     protocol: str  # how it is counted; numbers of two protocols do not compare
-    scorer: str | None = None  # the model that judged, where one did
+    scorer: str | None = None  # the model that scored, where one did
 
 
 def accuracy(right: Sequence[bool], protocol: str, scorer: str | None = None) -> Score:
-    """The share that is right, with Wilson's interval."""
-    n = len(right)
-    if n == 0:
+    """Return the share of rows that are right, with Wilson's interval.
+
+    Args:
+        right: of each row.
+        protocol: how a row is counted.
+        scorer: the model that scored, where one did.
+    """
+    N = len(right)
+    if N == 0:
         return Score(None, 0, None, None, protocol, scorer)
-    share = sum(right) / n
-    return Score(share, n, *wilson(sum(right), n), protocol, scorer)
+    # Wilson's interval stays within 0 and 1, and has a width even where all rows are right.
+    return Score(sum(right) / N, N, *wilson(sum(right), N), protocol, scorer)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion.
+    """Return the 95 % interval of a proportion.
+
+    Args:
+        right: successes.
+        n: trials, at least one.
 
     Source: Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
     """
     share, z2 = right / n, Z_95**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At 0 and at 1 rounding would leave the share itself outside.
-    return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half_width = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # Bounded: at 0 and at 1 rounding would leave the share itself outside.
+    return max(0.0, min(share, centre - half_width)), min(1.0, max(share, centre + half_width))
 
 
 def word_error(pairs: Sequence[tuple[str, str]], protocol: str, scorer: str | None = None) -> Score:
-    """Word error rate over all words: (reference, hypothesis) pairs, lower-cased, without punctuation, numbers spelled out."""
-    return _error_rate([word_errors(reference, hypothesis) for reference, hypothesis in pairs], protocol, scorer)
+    """Return the word error rate over all words, with a bootstrap interval over rows.
+
+    Args:
+        pairs: (reference, hypothesis) texts, compared in lower case, without punctuation, numbers
+            in words.
+        protocol: how a row is counted.
+        scorer: the recogniser of the hypotheses, where there is one.
+
+    Raises:
+        PackageError: jiwer is not installed.
+    """
+    return _error_rate([word_errors(*pair) for pair in pairs], protocol, scorer)
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Substituted, deleted and inserted words, and words of the reference."""
-    said, heard = words_of(reference), words_of(hypothesis)
-    if not said:
-        return len(heard), 0
-    found = JIWER.load().process_words(" ".join(said), " ".join(heard))
-    return found.substitutions + found.deletions + found.insertions, len(said)
+    """Return the number of substituted, deleted and inserted words, and of the reference's words.
+
+    Raises:
+        PackageError: jiwer is not installed.
+    """
+    expected, actual = words_of(reference), words_of(hypothesis)
+    # jiwer has no rate for an empty reference.
+    if not expected:
+        return len(actual), 0
+    output = JIWER.load().process_words(" ".join(expected), " ".join(actual))
+    return output.substitutions + output.deletions + output.insertions, len(expected)
 
 
 def token_error(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], protocol: str) -> Score:
-    """Token error rate over all tokens: (reference, hypothesis) pairs of ids."""
-    return _error_rate([(edit_distance(hypothesis, reference), len(reference)) for reference, hypothesis in pairs], protocol, None)
+    """Return the token error rate over all tokens, with a bootstrap interval over rows.
+
+    Args:
+        pairs: (reference, hypothesis) token ids, [N] and [M].
+        protocol: how a row is counted.
+    """
+    errors = [
+        (edit_distance(hypothesis, reference), len(reference)) for reference, hypothesis in pairs
+    ]
+    return _error_rate(errors, protocol, None)
 
 
 def _error_rate(errors: Sequence[tuple[int, int]], protocol: str, scorer: str | None) -> Score:
-    if not sum(size for _, size in errors):
+    """The rate of (errors, reference length) pairs, of sums: long rows count for more."""
+    size = sum(length for _, length in errors)
+    if not size:
         return Score(None, len(errors), None, None, protocol, scorer)
     low, high = _bootstrap([_Ratio(*pair) for pair in errors])
-    return Score(sum(count for count, _ in errors) / sum(size for _, size in errors), len(errors), low, high, protocol, scorer)
+    rate = sum(count for count, _ in errors) / size
+    return Score(rate, len(errors), low, high, protocol, scorer)
 
 
 def mean(values: Sequence[float], protocol: str, scorer: str | None = None) -> Score:
-    """The mean, with a bootstrap interval over rows."""
+    """Return the mean over rows, with a bootstrap interval over rows."""
     if not values:
         return Score(None, 0, None, None, protocol, scorer)
     low, high = _bootstrap([_Ratio(value, 1) for value in values])
@@ -83,56 +119,84 @@ def mean(values: Sequence[float], protocol: str, scorer: str | None = None) -> S
 
 
 def difference(
-    left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]], protocol: str, scorer: str | None = None
+    left: Sequence[tuple[float, float]],
+    right: Sequence[tuple[float, float]],
+    protocol: str,
+    scorer: str | None = None,
 ) -> Score:
-    """Paired difference of two rates over the same rows: each a (numerator, denominator) per row; negative where `left` is lower."""
+    """Return the paired difference of two rates over the same rows.
+
+    The bootstrap draws pairs, so what makes a row hard for both sides does not widen the interval.
+
+    Args:
+        left: (numerator, denominator) of each row.
+        right: of the same rows.
+        protocol: how a row is counted.
+        scorer: the model that scored, where one did.
+
+    Returns:
+        the difference, negative where `left` is lower.
+    """
     rows = list(zip(left, right, strict=True))
-    if not rows or not sum(d for (_, d), _ in rows) or not sum(d for _, (_, d) in rows):
+    if _difference(rows) is None:
         return Score(None, len(rows), None, None, protocol, scorer)
-    drawn = random.Random(0)
-    gaps = (_gap(drawn.choices(rows, k=len(rows))) for _ in range(DRAWS))
-    values = sorted(gap for gap in gaps if gap is not None)
-    return Score(_gap(rows), len(rows), *_middle_95(values), protocol, scorer)
+    # Seeded, so that a report does not change when it is made again.
+    rng = random.Random(0)
+    samples = (_difference(rng.choices(rows, k=len(rows))) for _ in range(DRAWS))
+    # A sample of rows whose denominators are all 0 has no rate.
+    values = sorted(value for value in samples if value is not None)
+    return Score(_difference(rows), len(rows), *_middle_95(values), protocol, scorer)
 
 
-def _gap(rows: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> float | None:
-    below = [sum(pair[side][1] for pair in rows) for side in (0, 1)]
-    if not all(below):
+def _difference(rows: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> float | None:
+    """Rate of the left side minus that of the right side; None where a denominator is 0."""
+    left, right = (
+        (sum(pair[side][0] for pair in rows), sum(pair[side][1] for pair in rows))
+        for side in (0, 1)
+    )
+    if not left[1] or not right[1]:
         return None
-    return sum(pair[0][0] for pair in rows) / below[0] - sum(pair[1][0] for pair in rows) / below[1]
+    return left[0] / left[1] - right[0] / right[1]
 
 
 def word_f1(reference: str, hypothesis: str) -> float:
-    """Overlap of two texts' words, order left aside: 1 where they are the same words, 0 where they share none (SQuAD's F1)."""
-    said, heard = words_of(reference), words_of(hypothesis)
-    if not said or not heard:
-        return float(said == heard)
-    shared = sum((Counter(said) & Counter(heard)).values())
-    return 2 * shared / (len(said) + len(heard))
+    """Return the F1 of two texts' words in any order: 1 for the same words, 0 for no common one.
+
+    Source: Rajpurkar et al. 2016, SQuAD, arXiv:1606.05250.
+    """
+    expected, actual = words_of(reference), words_of(hypothesis)
+    if not expected or not actual:
+        return float(expected == actual)
+    shared = sum((Counter(expected) & Counter(actual)).values())
+    # The harmonic mean of precision and recall, without dividing by 0 where nothing is shared.
+    return 2 * shared / (len(expected) + len(actual))
 
 
 def same_words(reference: str, hypothesis: str) -> bool:
-    """Whether two texts are word for word the same."""
+    """Return whether two texts are word for word the same."""
     return words_of(reference) == words_of(hypothesis)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ratio:
-    above: float
-    below: float
+    numerator: float
+    denominator: float
 
 
 def _bootstrap(rows: Sequence[_Ratio]) -> tuple[float, float]:
-    """Percentile interval of a ratio of sums over rows; seeded, so that a report does not change when it is made again."""
-    drawn = random.Random(0)
+    """Percentile interval of a ratio of sums over rows."""
+    # Seeded, so that a report does not change when it is made again.
+    rng = random.Random(0)
     values = []
     for _ in range(DRAWS):
-        sample = drawn.choices(rows, k=len(rows))
-        below = sum(row.below for row in sample)
-        if below:
-            values.append(sum(row.above for row in sample) / below)
+        sample = rng.choices(rows, k=len(rows))
+        denominator = sum(row.denominator for row in sample)
+        # A sample of rows whose denominators are all 0 has no ratio.
+        if denominator:
+            values.append(sum(row.numerator for row in sample) / denominator)
     return _middle_95(sorted(values))
 
 
 def _middle_95(values: Sequence[float]) -> tuple[float, float]:
+    """The 2.5 and 97.5 % quantiles of sorted values, rounded outwards."""
     return values[int(0.025 * (len(values) - 1))], values[math.ceil(0.975 * (len(values) - 1))]

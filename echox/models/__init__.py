@@ -1,1 +1,1 @@
-"""Models: speech adapter, speech LLM, unit decoder, Echo."""
+"""Models: speech adapter, speech LLM, unit decoder, denoising adapter and Echo."""

@@ -1,4 +1,4 @@
-"""The denoising adapter and the voice: from hidden states of the language model to unit-language words."""
+"""The denoising adapter and the T2C model: from hidden states or text to unit tokens."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
-from echox.errors import ConfigError
+from echox.core.errors import ConfigError
+from echox.decoding import DecodeEngine
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
-from echox.models.unit_loop import UnitLoop
-from echox.models.unit_loop.text_speech import speak_targets
+from echox.models.unit_generation import generate_targets, generate_unit_tokens
 
 
 @dataclass(kw_only=True, slots=True)
 class DenoisingConfig:
-    """Shape of the denoising adapter."""
+    """Shape of the denoising adapter.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
 
     feed_forward: int = 1536
     """Channels between its two layers; the LLM's feed-forward width in EchoX."""
     dropout: float = 0.1
     """Probability of dropping a channel between the layers in training."""
     candidates: int = 1
-    """Tokens whose text vectors are mixed by the LLM's own next-token probabilities as a starting point: 1 starts from greedy text, 0 is the paper's plain MLP."""
+    """Tokens whose text vectors are mixed by the LLM's own next-token probabilities as a starting
+    point: 1 starts from greedy text, 0 is the paper's plain MLP."""
     temperature: float = 0.25
-    """Divides the logits before several candidates are mixed; below 1 the mix is nearer to the token that greedy text says."""
+    """Divides the logits before several candidates are mixed; below 1 the mix is nearer to the
+    likeliest token."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -34,13 +40,16 @@ class DenoisingConfig:
 
 
 class DenoisingAdapter(nn.Module):
-    """Hidden states -> vectors in the space of the unit decoder's text.
+    """Map hidden states to vectors in the space of the unit decoder's text.
 
-    With one candidate, the result is the text vector of the likeliest token plus the MLP's correction, which starts at zero: before the
-    first step Echo speaks exactly what T2C makes of the greedy text, so training can only depart from there. With several, it is the
-    vector expected under the state's sharpened next-token distribution; that keeps what the model was unsure about, but a mix of two
-    tokens' vectors is a text the unit decoder never heard, and it is mumbled. With none, it is EchoX's MLP, which has to learn the
-    whole map and needs the paper's hours.
+    With one candidate, the result is the text vector of the likeliest token plus the MLP's
+    correction, which starts at zero: before the first step Echo generates exactly the units of T2C
+    for the greedy text, so training can only depart from there. With several, it is the vector
+    expected under the state's sharpened next-token distribution; that keeps the model's
+    uncertainty, but a mix of two tokens' vectors is a text that the unit decoder was not trained
+    on, and its speech is unclear. With none, it is EchoX's MLP, which has to learn the whole map
+    and needs the paper's hours.
+
     Source: EchoX (arXiv:2509.09174), denoising adapter; the starting point is ours.
     """
 
@@ -52,40 +61,105 @@ class DenoisingAdapter(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.down = nn.Linear(config.feed_forward, hidden_size)
         if config.candidates:
+            # The correction starts at zero; the plain MLP has nothing else and starts at random.
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
 
     def forward(self, hidden: Tensor, logits: Tensor, rows: TextRows) -> Tensor:
-        """Hidden states [..., H] and their next-token logits [..., V] -> text vectors [..., H]."""
+        """Denoise hidden states.
+
+        Args:
+            hidden: [..., H] states that predicted tokens.
+            logits: [..., V] next-token logits of the states.
+            rows: the unit decoder's text rows.
+
+        Returns:
+            text vectors [..., H].
+        """
         correction = self.down(self.drop(F.relu(self.up(self.norm(hidden)))))
         if not self.config.candidates:
             return correction
-        return rows.expected(logits / self.config.temperature, self.config.candidates).to(correction.dtype) + correction
+        expected = rows.expected(logits / self.config.temperature, self.config.candidates)
+        return expected.to(correction.dtype) + correction
 
 
-class TextVoice(nn.Module):
-    """T2C: token ids -> text vectors -> words. The frozen rows come from the language model, all else is trained."""
+class T2CModel(nn.Module):
+    """T2C: token ids -> text vectors -> unit tokens.
+
+    The text rows of the language model are frozen, all else is trained.
+    """
 
     def __init__(self, rows: TextRows, decoder: UnitDecoder) -> None:
         super().__init__()
         self.rows = rows
         self.decoder = decoder
 
-    def speak(self, ids: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
-        """Token ids [B, S] -> unit-language words per row, greedy; see `UnitDecoder.generate`."""
-        return self.decoder.generate(self.rows(ids), lengths, max_words, loop)
-
-    def targets(self, ids: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
-        """The same with the decoder's marks kept: pseudo-labels per row, as its `forward` takes targets.
+    def speak(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        max_steps: int = 1024,
+        engine: DecodeEngine | None = None,
+    ) -> list[list[int]]:
+        """Generate unit tokens for texts, greedy.
 
         Args:
-            loop: one of this decoder's present weights to speak in; texts too long for it go without.
+            ids: token ids [B, S], right-padded.
+            lengths: [B] tokens.
+            max_steps: decode steps at most, each a unit token or a mark.
+            engine: of this decoder's present weights; None builds one for this call.
+
+        Returns:
+            unit tokens per row, marks removed.
+
+        Raises:
+            SignalError: a text is too long for the engine, or scores are NaN or infinite.
         """
-        fits = loop is not None and (int(lengths.max()) if len(lengths) else 0) + max_words <= loop.capacity
-        return speak_targets(self.decoder, self.rows(ids), lengths, max_words, loop=loop if fits else None)
+        return generate_unit_tokens(self.decoder, self.rows(ids), lengths, max_steps, engine)
+
+    def targets(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        max_steps: int = 1024,
+        engine: DecodeEngine | None = None,
+    ) -> list[list[int]]:
+        """Generate pseudo-labels for texts: unit tokens with the decoder's marks, greedy.
+
+        Args:
+            ids: token ids [B, S], right-padded.
+            lengths: [B] tokens.
+            max_steps: decode steps at most, each a unit token or a mark.
+            engine: of this decoder's present weights; a batch that is too long for it goes without.
+
+        Returns:
+            target ids per row, as `UnitDecoder.forward` takes them.
+
+        Raises:
+            SignalError: scores are NaN or infinite.
+        """
+        longest = int(lengths.max()) if len(lengths) else 0
+        fits = engine is not None and longest + max_steps <= engine.capacity
+        return generate_targets(
+            self.decoder, self.rows(ids), lengths, max_steps, engine=engine if fits else None
+        )
 
 
-def join_voice(decoder: UnitDecoderConfig, spelling_channels: int, backbone: Backbone, word_count: int, codebooks: int) -> TextVoice:
-    """An untrained voice over a backbone's text rows that speaks `word_count` unit-language words, or so many codes of each codebook."""
+def build_t2c_model(
+    decoder: UnitDecoderConfig,
+    spelling_channels: int,
+    backbone: Backbone,
+    unit_vocab_size: int,
+    codebooks: int,
+) -> T2CModel:
+    """Build an untrained T2C model over a backbone's text rows.
+
+    Args:
+        decoder: shape of the unit decoder.
+        spelling_channels: channels of the spelling network; 0 leaves it out.
+        backbone: its output head's rows are the text rows.
+        unit_vocab_size: unit tokens, or codes of each codebook.
+        codebooks: K.
+    """
     rows = TextRows(backbone.head_rows(), backbone.token_texts(), spelling_channels)
-    return TextVoice(rows, UnitDecoder(decoder, rows.hidden_size, word_count, codebooks))
+    return T2CModel(rows, UnitDecoder(decoder, rows.hidden_size, unit_vocab_size, codebooks))

@@ -1,4 +1,4 @@
-"""Echo: the S2T model whose hidden states are spoken."""
+"""Echo: the S2T model whose hidden states are decoded to units."""
 
 from __future__ import annotations
 
@@ -7,85 +7,151 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from echox.models.denoising import DenoisingAdapter, TextVoice
+from echox.core.signals import Spans
+from echox.decoding import DecodeEngine
+from echox.decoding.engine import Impl
+from echox.models.denoising import DenoisingAdapter, T2CModel
 from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
-from echox.models.unit_loop import UnitLoop
-from echox.models.unit_loop.loop import Impl
-from echox.models.unit_loop.text_speech import decoder_loop
-from echox.signals import Spans
+from echox.models.unit_generation import generate_unit_tokens, unit_decode_engine
 
 
 class EchoModel(nn.Module):
-    """SpeechLLM -> hidden states -> denoising adapter -> unit decoder.
-
-    Args:
-        segments: how answers are cut before they are spoken, each segment by itself; None speaks them whole.
-        teacher: a frozen T2C model that makes labels while this one is trained; checkpoints do without it.
-    """
+    """SpeechLLM -> hidden states -> denoising adapter -> unit decoder."""
 
     def __init__(
         self,
         speech_llm: SpeechLLM,
         denoiser: DenoisingAdapter,
-        voice: TextVoice,
+        t2c_model: T2CModel,
         segments: SegmentsConfig | None = None,
         teacher: Teacher | None = None,
     ) -> None:
+        """Join the trained parts.
+
+        Args:
+            speech_llm: the S2T model.
+            denoiser: between its hidden states and the unit decoder.
+            t2c_model: its unit decoder and text rows, named `voice.*` in checkpoints.
+            segments: how answers are cut into segments that are decoded one by one; None decodes
+                whole answers.
+            teacher: a frozen T2C model that makes labels in training; checkpoints do without it.
+
+        Raises:
+            ConfigError: the trigger of `segments` is not one token of the language model.
+        """
         super().__init__()
         self.speech_llm = speech_llm
         self.denoiser = denoiser
-        self.voice = voice
+        self.voice = t2c_model
         self.teacher = teacher
         self.cutter = None if segments is None else Cutter(segments, speech_llm.backbone)
 
     def denoise(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """Hidden states [B, S, H] and their next-token logits [B, S, V] -> text vectors [B, S, H]."""
+        """Hidden states [B, S, H] and next-token logits [B, S, V] -> text vectors [B, S, H]."""
         return self.denoiser(hidden, logits, self.voice.rows)
 
     def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
-        """What is spoken at a time: hidden [B, S, H], lengths [B]."""
+        """The segments of answers: hidden states [B, S, H], lengths [B] in tokens."""
         return whole(lengths) if self.cutter is None else self.cutter.spans(hidden, lengths)
 
-    def speak(self, hidden: Tensor, lengths: Tensor, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
-        """Hidden states [B, S, H] that predicted an answer's tokens -> unit-language words per row, greedy.
+    def speak(
+        self,
+        hidden: Tensor,
+        lengths: Tensor,
+        max_steps: int = 1024,
+        engine: DecodeEngine | None = None,
+    ) -> list[list[int]]:
+        """Generate the unit tokens of answers, greedy.
 
         Args:
-            max_words: words and marks of a segment at most; loop: see `UnitDecoder.generate`.
-        """
-        return self.speak_spans(hidden, self.spans(hidden, lengths), max_words, loop)
+            hidden: states [B, S, H] that predicted the answers' tokens.
+            lengths: [B] tokens.
+            max_steps: decode steps of a segment at most, each a unit token or a mark.
+            engine: of the unit decoder's present weights; None builds one for this call.
 
-    def speak_spans(self, hidden: Tensor, spans: Spans, max_words: int = 1024, loop: UnitLoop | None = None) -> list[list[int]]:
-        """The same for segments that are cut already; the words of a row's segments are joined."""
-        words: list[list[int]] = [[] for _ in hidden]
-        if len(spans.rows):
-            vectors, lengths = cut(self.denoise(hidden, self.speech_llm.backbone.logits(hidden)), spans)
-            for row, said in zip(spans.rows.tolist(), self.voice.decoder.generate(vectors, lengths, max_words, loop)):
-                words[row] += said
-        return words
+        Returns:
+            unit tokens per row, those of its segments joined.
+
+        Raises:
+            SignalError: a segment is too long for the engine, or scores are NaN or infinite.
+        """
+        return self.speak_spans(hidden, self.spans(hidden, lengths), max_steps, engine)
+
+    def speak_spans(
+        self,
+        hidden: Tensor,
+        spans: Spans,
+        max_steps: int = 1024,
+        engine: DecodeEngine | None = None,
+    ) -> list[list[int]]:
+        """Generate the unit tokens of given segments; see `speak`.
+
+        Args:
+            hidden: states [B, S, H] that predicted the answers' tokens.
+            spans: the segments; answers without one have no unit tokens.
+            max_steps: as in `speak`.
+            engine: as in `speak`.
+
+        Raises:
+            SignalError: as in `speak`.
+        """
+        unit_tokens: list[list[int]] = [[] for _ in hidden]
+        if not len(spans.rows):
+            return unit_tokens
+        # Over whole answers, not by segment: the adapter acts on each position by itself.
+        text = self.denoise(hidden, self.speech_llm.backbone.logits(hidden))
+        vectors, lengths = cut(text, spans)  # [G, L, H], [G]
+        generated = generate_unit_tokens(self.voice.decoder, vectors, lengths, max_steps, engine)
+        # Segments lie in the order of rows and positions, so appending restores each answer.
+        for row, tokens in zip(spans.rows.tolist(), generated):
+            unit_tokens[row] += tokens
+        return unit_tokens
 
 
 class Teacher(nn.Module):
-    """A T2C model that says how texts are spoken: frozen, and in eval mode whatever mode its owner is in."""
+    """A frozen T2C model that labels texts with units.
 
-    def __init__(self, voice: TextVoice) -> None:
+    It stays in eval mode whatever mode its owner is in, so that labels do not depend on dropout.
+    """
+
+    def __init__(self, t2c_model: T2CModel) -> None:
         super().__init__()
-        self.voice = voice.requires_grad_(False)
+        self.voice = t2c_model.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
+        """Ignore `mode` and stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def targets(self, text: Tensor, lengths: Tensor, max_words: int = 1024) -> list[list[int]]:
-        """Token ids [G, S] -> target ids of the unit decoder per row, at most `max_words` and an end."""
-        # Without CUDA graphs, which would be captured anew at every step, and while gradients travel.
-        capacity = (int(lengths.max()) if len(lengths) else 0) + max_words
-        loop = decoder_loop(self.voice.decoder, slots=max(1, len(text)), capacity=capacity, impl=Impl.plain)
-        return self.voice.targets(text, lengths, max_words, loop)
+    def targets(self, text: Tensor, lengths: Tensor, max_steps: int = 1024) -> list[list[int]]:
+        """Generate pseudo-labels for texts.
+
+        Args:
+            text: token ids [G, S].
+            lengths: [G] tokens.
+            max_steps: decode steps at most, before the end mark.
+
+        Returns:
+            target ids of the unit decoder per row.
+
+        Raises:
+            SignalError: the decoder's scores are NaN or infinite.
+        """
+        capacity = (int(lengths.max()) if len(lengths) else 0) + max_steps
+        # Plain steps: CUDA graphs would be captured anew at every training step, and while
+        # gradients travel.
+        engine = unit_decode_engine(
+            self.voice.decoder, slots=max(1, len(text)), capacity=capacity, impl=Impl.plain
+        )
+        return self.voice.targets(text, lengths, max_steps, engine)
 
 
-def teacher_of(voice: TextVoice) -> Teacher:
-    """A frozen copy of a T2C model. Text rows without a spelling are never trained, and as large as the model's head: they are shared."""
-    rows = voice.rows if voice.rows.spelling is None else copy.deepcopy(voice.rows)
-    return Teacher(TextVoice(rows, copy.deepcopy(voice.decoder)))
+def teacher_of(t2c_model: T2CModel) -> Teacher:
+    """A frozen copy of a T2C model, as the teacher of online labels."""
+    # Text rows without a spelling are never trained, and as large as the output head: shared.
+    rows = t2c_model.rows
+    if rows.spelling is not None:
+        rows = copy.deepcopy(rows)
+    return Teacher(T2CModel(rows, copy.deepcopy(t2c_model.decoder)))

@@ -7,9 +7,10 @@ from torch import nn
 
 
 def halve_frozen(model: nn.Module) -> None:
-    """Store frozen weights in bfloat16, so that autocast need not round them anew at every step.
+    """Store frozen weights in bfloat16, so that autocast need not round them at every step.
 
-    Trained weights stay float32, and so do buffers: rounding those of rotary positions changes what a model says.
+    Trained weights stay float32, for small updates would be lost to rounding. Buffers stay too:
+    rounding those of rotary positions changes the model's output.
     """
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.dtype == torch.float32:

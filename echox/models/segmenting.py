@@ -1,6 +1,8 @@
-"""Where speech may be cut while text goes on: a trigger score for each token, its peaks, and how long a segment has to be.
+"""Segments of an answer that can be synthesized before the text is complete.
 
-Training and streaming cut with the same `Segmenter` under the same `SegmentsConfig`, so that streaming speaks what training has seen.
+Each token has a trigger score; peaks of the score and a length rule decide the cuts. Training and
+streaming cut with the same `Segmenter` under the same `SegmentsConfig`, so that streaming decodes
+segments like those of training.
 """
 
 from __future__ import annotations
@@ -12,52 +14,58 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Backbone
-from echox.errors import ConfigError
-from echox.signals import Spans
+from echox.core.errors import ConfigError
+from echox.core.signals import Spans
 
 
 @dataclass(kw_only=True, slots=True)
 class SegmentRule:
-    """The defaults are the paper's: a peak above the threshold cuts."""
+    """When a score cuts; by default the paper's rule: a peak above the threshold."""
 
     window: int = 5
-    """Tokens on either side over which a score must be the largest; a cut is therefore known this many tokens late."""
+    """Tokens on either side over which a score must be the largest; a cut is therefore known this
+    many tokens late."""
     threshold: float = 0.2
     """Score that a peak must exceed; 0.2 is drawn in the paper's figure, the release has 0.1."""
     least: int = 0
-    """Tokens a segment must have before the peak's own, for a peak above the threshold to cut it."""
+    """Tokens a segment must have before the peak's own, for a peak above the threshold to cut
+    it."""
     patience: int | None = None
-    """Tokens before the peak's own from which any peak cuts; None never cuts below the threshold."""
+    """Tokens before the peak's own from which any peak cuts; None never cuts below the
+    threshold."""
 
 
 PAPER_RULE = SegmentRule()
+# Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py.
 RELEASE_RULE = SegmentRule(threshold=0.1, least=20, patience=50)
 
 
 @dataclass(kw_only=True, slots=True)
 class SegmentsConfig:
-    """Answers cut into segments, each spoken by itself."""
+    """How answers are cut into segments, each decoded to units by itself."""
 
     trigger: str = "."
-    """Text of the token whose row in the language model's head is the trigger feature; in EchoX the full stop."""
+    """Text of the token whose row in the language model's head is the trigger feature; in EchoX the
+    full stop."""
     rule: SegmentRule = field(default_factory=SegmentRule)
     """When the likeness of a state to the trigger cuts; the defaults are the paper's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens that are spoken together."""
+    """Consecutive tokens of an answer that are decoded to units together."""
 
     start: int
     end: int  # exclusive
-    known: int  # tokens there were when the segment was sent off
+    known: int  # tokens there were when the segment was complete
 
 
 @dataclass(slots=True)
 class Segmenter:
-    """Cuts an answer as it comes: push a score per token, then flush.
+    """Cuts an answer as its tokens come: push a score per token, then flush.
 
-    Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py; the paper's section on streaming.
+    Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py; the paper's section on
+    streaming.
     """
 
     rule: SegmentRule = field(default_factory=lambda: RELEASE_RULE)
@@ -65,19 +73,26 @@ class Segmenter:
     _start: int = 0
 
     def push(self, score: float) -> Segment | None:
-        """The segment that this token's score completes, if any. A score that equals its neighbours' largest is a peak too."""
+        """Add a token's score.
+
+        Returns:
+            the segment that it completes, if any; a score that equals its neighbours' largest is a
+            peak too.
+        """
         self._scores.append(score)
-        at = len(self._scores) - 1 - self.rule.window
-        if at < 0 or self._scores[at] != max(self._scores[max(0, at - self.rule.window) :]):
+        # The newest token with a full window behind it is the one that can be a peak now.
+        peak = len(self._scores) - 1 - self.rule.window
+        window_start = max(0, peak - self.rule.window)
+        if peak < 0 or self._scores[peak] != max(self._scores[window_start:]):
             return None
-        before = at - self._start
-        strong = self._scores[at] > self.rule.threshold and before >= self.rule.least
+        before = peak - self._start
+        strong = self._scores[peak] > self.rule.threshold and before >= self.rule.least
         overdue = self.rule.patience is not None and before >= self.rule.patience
-        # A segment is never empty, whatever the rule: ties may put a second peak before the last cut.
-        return self._cut(at + 1) if before >= 0 and (strong or overdue) else None
+        # Never an empty segment, whatever the rule: ties may put a second peak before the last cut.
+        return self._cut(peak + 1) if before >= 0 and (strong or overdue) else None
 
     def flush(self) -> Segment | None:
-        """What is left at the end of the answer, if anything."""
+        """The last segment, at the end of the answer; None if nothing is left."""
         return self._cut(len(self._scores)) if self._start < len(self._scores) else None
 
     def _cut(self, end: int) -> Segment:
@@ -87,7 +102,7 @@ class Segmenter:
 
 
 def segments(scores: Iterable[float], rule: SegmentRule = RELEASE_RULE) -> Iterator[Segment]:
-    """The segments of a whole answer, from one score per token."""
+    """The segments of a complete answer, from one score per token."""
     segmenter = Segmenter(rule)
     for score in scores:
         if (segment := segmenter.push(score)) is not None:
@@ -97,46 +112,72 @@ def segments(scores: Iterable[float], rule: SegmentRule = RELEASE_RULE) -> Itera
 
 
 class Cutter:
-    """Cuts answers by the likeness of their hidden states to the head's row of a token.
+    """Cuts answers by the likeness of their hidden states to the head's row of the trigger token.
 
-    Raises:
-        ConfigError: the trigger is not one token of this language model.
     Source: EchoX (arXiv:2509.09174), trigger feature.
     """
 
     def __init__(self, config: SegmentsConfig, backbone: Backbone) -> None:
+        """Look the trigger up in the language model's vocabulary.
+
+        Raises:
+            ConfigError: the trigger is not one token of this language model.
+        """
         ids = backbone.tokenize(config.trigger)
         if len(ids) != 1:
-            raise ConfigError(f"segments.trigger {config.trigger!r} is {len(ids)} tokens of this language model; name a text that is one, such as '.'")
+            raise ConfigError(
+                f"segments.trigger {config.trigger!r} is {len(ids)} tokens of this language "
+                "model; name a text that is one, such as '.'"
+            )
         self.rule = config.rule
         self.backbone = backbone
         self.token = ids[0]
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """Likeness of hidden states [..., H] to the trigger, in [-1, 1]: [...] float32."""
-        return torch.nn.functional.cosine_similarity(hidden.float(), self.backbone.head_rows()[self.token].detach().float(), dim=-1)
+        """Trigger scores of hidden states [..., H]: cosine similarities [...], float32."""
+        # In float32: in bfloat16 neighbouring scores would often be equal, and ties are peaks.
+        # Read at every call: the head may be trained, or moved to another device.
+        trigger = self.backbone.head_rows()[self.token].detach().float()
+        return torch.nn.functional.cosine_similarity(hidden.float(), trigger, dim=-1)
 
     @torch.no_grad()
     def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
-        """The segments of whole answers: hidden [B, S, H], lengths [B]."""
-        rows = [list(segments(row[:length], self.rule)) for row, length in zip(self.scores(hidden).tolist(), lengths.tolist())]
-        found = [(row, cut.start, cut.end) for row, cuts in enumerate(rows) for cut in cuts]
-        return spans_of(found, hidden.device)
+        """The segments of complete answers: hidden states [B, S, H], lengths [B] in tokens."""
+        rows = zip(self.scores(hidden).tolist(), lengths.tolist())
+        triples = [
+            (row, segment.start, segment.end)
+            for row, (scores, length) in enumerate(rows)
+            for segment in segments(scores[:length], self.rule)
+        ]
+        return spans_of(triples, hidden.device)
 
 
 def whole(lengths: Tensor) -> Spans:
-    """Every answer as one segment: lengths [B]."""
-    return Spans(torch.arange(len(lengths), device=lengths.device), torch.zeros_like(lengths), lengths)
+    """Each answer as a single segment: lengths [B] in tokens."""
+    rows = torch.arange(len(lengths), device=lengths.device)
+    return Spans(rows, torch.zeros_like(lengths), lengths)
 
 
-def spans_of(found: list[tuple[int, int, int]], device: torch.device | str = "cpu") -> Spans:
+def spans_of(triples: list[tuple[int, int, int]], device: torch.device | str = "cpu") -> Spans:
     """Spans from (row, start, end) triples."""
-    return Spans(*torch.tensor(found, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1))
+    # Reshaped, for a tensor of no triples has one dimension only.
+    table = torch.tensor(triples, dtype=torch.int64, device=device).reshape(-1, 3)
+    return Spans(*table.unbind(1))
 
 
 def cut(values: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
-    """Segments as rows of their own: values [B, S, C] -> [G, L, C] right-padded, lengths [G]."""
+    """Segments as rows of their own.
+
+    Args:
+        values: [B, S, C].
+        spans: G segments of the rows of `values`.
+
+    Returns:
+        segments [G, L, C], right-padded with values of their rows, and lengths [G] in positions.
+    """
     lengths = spans.ends - spans.starts
     longest = max(1, int(lengths.max())) if len(lengths) else 1
-    at = (spans.starts[:, None] + torch.arange(longest, device=values.device)).clamp(max=values.shape[1] - 1)
-    return values[spans.rows[:, None], at], lengths
+    positions = spans.starts[:, None] + torch.arange(longest, device=values.device)  # [G, L]
+    # Clamped: the padding of a segment near the end would lie outside its row.
+    positions = positions.clamp(max=values.shape[1] - 1)
+    return values[spans.rows[:, None], positions], lengths

@@ -1,4 +1,4 @@
-"""The S2T model: encoder, speech adapter and language model in one; speech and text in, text out."""
+"""The S2T model: encoder, speech adapter and language model; speech and text in, text out."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
+from echox.core.errors import SignalError
+from echox.core.signals import Features, Waveform, valid_mask
 from echox.encoders.base import Encoder
-from echox.errors import SignalError
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
-from echox.signals import Features, Waveform
 
-AUDIO = -200  # stands in prompt ids where a clip's vectors go
+AUDIO = -200  # placeholder in prompt ids for a clip's vectors
 PAD = -300  # right padding of prompt ids
 IGNORE = -100  # a label that is no target
 
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """A prompt whose placeholders have become speech."""
+    """Prompts whose placeholders are replaced by speech vectors."""
 
     embeddings: Tensor  # [B, P, H] right-padded
-    mask: Tensor  # bool [B, P]
-    positions: Tensor  # [B, N] where each id of the prompt now stands
+    mask: Tensor  # bool [B, P], True at real positions
+    positions: Tensor  # [B, N] position of each prompt id; of a placeholder, where its clip begins
 
 
 class SpeechLLM(nn.Module):
-    """Hears through a frozen encoder, thinks with a causal language model."""
+    """A frozen speech encoder, an adapter and a causal language model."""
 
     def __init__(self, encoder: Encoder, adapter: SpeechAdapter, backbone: Backbone) -> None:
         super().__init__()
@@ -37,39 +37,71 @@ class SpeechLLM(nn.Module):
         self.backbone = backbone
 
     @torch.no_grad()
-    def hear(self, wave: Waveform) -> Features:
-        """Encode audio with the frozen encoder."""
+    def encode_audio(self, wave: Waveform) -> Features:
+        """Encode samples [B, T] with the frozen encoder.
+
+        Raises:
+            SignalError: `wave.rate_hz` is not the encoder's.
+        """
         return self.encoder(wave)
 
-    def prompt(self, ids: Tensor, speech: AdaptedSpeech, clip_rows: Tensor, answer_tokens: int = 0) -> Prompted:
-        """Put the clips' vectors where the ids say AUDIO.
+    def prompt(
+        self, ids: Tensor, speech: AdaptedSpeech, clip_rows: Tensor, answer_tokens: int = 0
+    ) -> Prompted:
+        """Replace the placeholders of prompts by the clips' vectors.
 
         Args:
-            ids: [B, N] token ids with AUDIO placeholders, as many in each row as it has clips; PAD-padded.
+            ids: token ids [B, N] with AUDIO placeholders, as many in each row as it has clips;
+                PAD-padded.
             speech: A clips, all rows' clips one after the other, in order.
             clip_rows: [A] the row each clip belongs to, ascending.
-            answer_tokens: tokens that are to be generated after the prompt at most.
+            answer_tokens: tokens at most that will be generated after the prompt.
+
         Raises:
             SignalError: a conversation takes more positions than the language model has.
         """
-        prompted = splice(ids, self.backbone.embed(ids.clamp(min=0)), speech.vectors, speech.lengths, clip_rows)
-        taken, there = prompted.mask.shape[1] + answer_tokens, self.backbone.max_positions
-        if there is not None and taken > there:
+        # Negative ids are no tokens; what they embed to is replaced or masked.
+        embedded = self.backbone.embed(ids.clamp(min=0))
+        prompted = splice(ids, embedded, speech.vectors, speech.lengths, clip_rows)
+        prompt, limit = prompted.mask.shape[1], self.backbone.max_positions
+        if limit is not None and prompt + answer_tokens > limit:
             answer = f" and an answer of {answer_tokens}" if answer_tokens else ""
             raise SignalError(
-                f"a conversation of {prompted.mask.shape[1]} positions{answer} is longer than the {there} of the language model; "
-                "shorten its audio or text, or drop its first turns"
+                f"a conversation of {prompt} positions{answer} is longer than the {limit} of the "
+                "language model; shorten its audio or text, or drop its first turns"
             )
         return prompted
 
 
-def join_speech_llm(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
-    """Encoder and language model with an untrained adapter between them, whose CTC emits `token_ids` [C-1]."""
+def join_speech_llm(
+    encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor
+) -> SpeechLLM:
+    """Join an encoder and a language model by an untrained adapter.
+
+    Args:
+        encoder, backbone: the pretrained parts.
+        adapter: shape of the adapter.
+        token_ids: [C-1] the tokens that the adapter's CTC may emit.
+
+    Raises:
+        ConfigError: the adapter's shape does not fit the language model.
+    """
     return SpeechLLM(encoder, join_adapter(encoder, backbone, adapter, token_ids), backbone)
 
 
-def join_adapter(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechAdapter:
-    """An untrained adapter from the encoder's frames to the language model, whose CTC emits `token_ids` [C-1]."""
+def join_adapter(
+    encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterConfig, token_ids: Tensor
+) -> SpeechAdapter:
+    """Build an untrained adapter from an encoder's frames to a language model.
+
+    Args:
+        encoder, backbone: the parts that it joins.
+        adapter: shape of the adapter.
+        token_ids: [C-1] the tokens that its CTC may emit.
+
+    Raises:
+        ConfigError: the shape does not fit the language model.
+    """
     with torch.no_grad():
         rows = backbone.embed(token_ids)
     texts: list[str] = []
@@ -80,33 +112,52 @@ def join_adapter(encoder: Encoder, backbone: Backbone, adapter: SpeechAdapterCon
     return SpeechAdapter(adapter, encoder.dim, token_ids, rows, texts)
 
 
-def splice(ids: Tensor, embedded: Tensor, vectors: Tensor, lengths: Tensor, clip_rows: Tensor) -> Prompted:
-    """Replace each AUDIO id by its clip's vectors, rows staying independent; no loop over rows or tokens.
+def splice(
+    ids: Tensor, embedded: Tensor, vectors: Tensor, lengths: Tensor, clip_rows: Tensor
+) -> Prompted:
+    """Replace each AUDIO id by its clip's vectors, without a loop over rows or tokens.
+
+    Rows never influence each other.
 
     Args:
-        ids: [B, N]; embedded: [B, N, H] their embeddings; vectors: [A, L, H]; lengths: [A]; clip_rows: [A] ascending.
+        ids: [B, N] with AUDIO placeholders, PAD-padded.
+        embedded: embeddings [B, N, H] of the ids.
+        vectors: clips [A, L, H], right-padded.
+        lengths: [A] vectors of each clip.
+        clip_rows: [A] the row of each clip, ascending.
     """
     B, N, H = embedded.shape
     is_audio = ids == AUDIO
-    widths = (ids != PAD).long()
+    widths = (ids != PAD).long()  # [B, N] positions that each id takes
     widths[is_audio] = lengths  # row-major order of placeholders is the order of the clips
     ends = widths.cumsum(1)
     starts = ends - widths
-    total = ends[:, -1]
-    P = int(total.max())
-    out = embedded.new_zeros(B, P + 1, H)  # the last column swallows what is not placed
+    totals = ends[:, -1]  # [B]
+    P = int(totals.max())
+    spliced = embedded.new_zeros(B, P + 1, H)  # the last column takes what is not placed
     target = torch.where((ids != PAD) & ~is_audio, starts, P)
-    out = out.scatter(1, target[..., None].expand(-1, -1, H), embedded)
-    A, L, _ = vectors.shape
-    if A:
-        within = torch.arange(L, device=ids.device)
-        clip_starts = starts[is_audio]
-        at = torch.where(within[None] < lengths[:, None], clip_starts[:, None] + within, P)
-        flat = out.reshape(B * (P + 1), H)
-        index = (clip_rows[:, None] * (P + 1) + at).reshape(-1)
-        out = flat.index_copy(0, index, vectors.reshape(A * L, H).to(out.dtype)).reshape(B, P + 1, H)
+    spliced = spliced.scatter(1, target[..., None].expand(-1, -1, H), embedded)
+    if len(vectors):
+        spliced = _place_clips(spliced, vectors, lengths, clip_rows, starts[is_audio])
     else:
-        # Nothing is added, but what made the vectors has its gradient, of zeros, which ranks that train together wait for.
-        out = out + vectors.sum().to(out.dtype)
-    mask = torch.arange(P, device=ids.device)[None] < total[:, None]
-    return Prompted(out[:, :P] * mask[..., None], mask, starts)
+        # Adds nothing, but gives the adapter a gradient of zeros: data-parallel ranks wait for it.
+        spliced = spliced + vectors.sum().to(spliced.dtype)
+    mask = valid_mask(totals, P)
+    return Prompted(spliced[:, :P] * mask[..., None], mask, starts)
+
+
+def _place_clips(
+    spliced: Tensor, vectors: Tensor, lengths: Tensor, clip_rows: Tensor, clip_starts: Tensor
+) -> Tensor:
+    """Write clips [A, L, H] into rows [B, P + 1, H] from their starts [A] on."""
+    B, columns, H = spliced.shape
+    A, L, _ = vectors.shape
+    within = torch.arange(L, device=spliced.device)
+    # A clip's padding goes to the last column, which is cut off.
+    positions = torch.where(
+        within[None] < lengths[:, None], clip_starts[:, None] + within, columns - 1
+    )
+    flat = spliced.reshape(B * columns, H)
+    index = (clip_rows[:, None] * columns + positions).reshape(-1)
+    flat = flat.index_copy(0, index, vectors.reshape(A * L, H).to(spliced.dtype))
+    return flat.reshape(B, columns, H)

@@ -1,1 +1,1 @@
-"""Tasks: what each stage reads, builds, feeds and validates."""
+"""Training tasks, a folder each: what a stage reads, builds, feeds to its model and validates."""

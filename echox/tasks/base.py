@@ -1,4 +1,4 @@
-"""The task interface: what one stage reads, builds, feeds and validates."""
+"""The task interface: data, model, forward pass and validation of one training stage."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echox.backbones.base import BackboneConfig
-from echox.codecs.base import CodecConfig
+from echox.backbones.base import Backbone, BackboneConfig
+from echox.codecs.base import Codec, CodecConfig
+from echox.core.checkpoint import Checkpoint
+from echox.core.errors import CheckpointError, ConfigError
+from echox.core.registry import Registry
+from echox.core.signals import Batch, Outputs
 from echox.encoders.base import EncoderConfig
-from echox.errors import ConfigError
-from echox.registry import Registry
-from echox.signals import Batch, Outputs
 
 
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
-    """Base of every task's config."""
+    """Base class of every task's config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The swappable parts a recipe names; a task builds those it needs."""
+    """Configs of the swappable parts of a recipe; a task builds those it needs."""
 
     encoder: EncoderConfig | None
     backbone: BackboneConfig | None
@@ -37,44 +38,58 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """Where a stage stands: its parts, its folders, and the stages before it."""
+    """Surroundings of a stage: its parts, its folders, and the stages before it."""
 
     parts: Parts
     seed: int
     cache_dir: Path  # derived data that can be made again (features, pseudo-labels, alignments)
-    parents: Mapping[str, Path] = field(default_factory=dict)  # stage name -> folder of its finished checkpoint
+    parents: Mapping[str, Path] = field(default_factory=dict)  # role -> finished checkpoint
     device: torch.device = torch.device("cpu")
     bf16: bool = False  # run frozen parts under bfloat16 autocast
-    run_dir: Path | None = None  # the stage's own folder, where validation may leave what a person looks at
+    run_dir: Path | None = None  # of the stage, where validation may leave files for people
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A stage's model before anything is read: its true shapes, and what training it will keep in memory."""
+    """Sizes of a stage's model before anything is read: its shapes, and its memory in training."""
 
-    model: nn.Module  # on the meta device, trained and frozen weights told apart, in the formats they are trained in
-    parts: Mapping[str, Sequence[str]]  # what people call the parts -> prefixes of their weights' names in `model`; together all of them
+    # On the meta device, trained and frozen weights told apart, in the formats of training.
+    model: nn.Module
+    # Name of a part for people -> prefixes of its weights' names in `model`; together all weights.
+    parts: Mapping[str, Sequence[str]]
     cost_unit: str  # what `Examples.cost` counts
     longest_cost: int  # of an example as long as the config allows
-    activations: Mapping[str, float]  # estimate: bytes kept from forward to backward per unit of cost
+    # Name -> estimated bytes kept from forward to backward, per unit of cost.
+    activations: Mapping[str, float]
     notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
 
 
-class Role(enum.Enum):
-    """Who learns in a turn of a step, in the order of the turns."""
+class Use(enum.Enum):
+    """What the finished checkpoint of a stage can be used for."""
 
-    discriminator = "discriminator"  # learns to tell what the model makes from what is real, where a stage has one
+    answer_aloud = "answer_aloud"  # a spoken question -> the answer's text and speech
+    answer = "answer"  # a spoken question -> the answer's text
+    synthesize = "synthesize"  # text -> speech
+
+
+class Role(enum.Enum):
+    """Side that is updated in one phase of a training step, in the order of the phases."""
+
+    discriminator = "discriminator"  # tells synthesized from real, where a stage has one
     model = "model"
 
 
 def role_of(group: Mapping[str, Any]) -> Role:
-    """Whose parameters a group holds."""
+    """Return the side that the parameters of a group belong to."""
     return group.get("role", Role.model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
-    """A sequence of one row as its loss sees it. Tensors are views into the batch's own, so that a check can change what the model reads."""
+class TokenTargets:
+    """Token sequence of one row of a batch, as its loss sees it.
+
+    Tensors are views into the batch's own, so that a check can change what the model reads.
+    """
 
     row: int  # in the batch
     name: str  # of the targets among `Outputs.scored`
@@ -83,20 +98,21 @@ class Track:
     ahead: int  # scored[i] is read[i + ahead], which the model reads once it is predicted
     length: int  # positions of `scored` that are real
     ids: range  # what may be predicted
-    swaps: range  # ids of which one may take another's place in what is read; marks are none
-    stop: int | None  # the id that ends what is predicted; None where it was cut short before its end
+    swaps: range  # ids of which one may replace another in `read`, special tokens left out
+    stop: int | None  # id that ends the targets; None where they were cut short before it
     text: Callable[[Sequence[int]], str]  # ids as people read them; other than `ids` too
-    units: Sequence[int] = ()  # of the codec, that the targets say
-    shared: int = 0  # ids at the front of what is read that may be computed once for all rows, since all begin with them
+    units: Sequence[int] = ()  # of the codec, which the targets encode
+    # Ids at the front of `read` that all rows have in common, so that they may be computed once.
+    shared: int = 0
     given: str = ""  # what the model is given before, and which is no part of the sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Hearing:
-    """A clip of one row, and what is to be heard in it."""
+class CtcTargets:
+    """Audio clip of one row of a batch, and the CTC targets of its transcription."""
 
     row: int  # in the batch
-    at: int | None  # its place in what the row's "text" track reads; None where nothing is read but the clip
+    at: int | None  # position in the row's "text" track; None where nothing but the clip is read
     seconds: float
     frames: int  # of the encoder
     said: Tensor  # [S] ids that CTC is to find, a view into the batch
@@ -106,39 +122,59 @@ class Hearing:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A batch as its losses see it: tracks and clips in the order of rows and positions."""
+class AuditBatch:
+    """Targets of a batch as its losses see them, in the order of rows and positions."""
 
-    tracks: Sequence[Track] = ()
-    heard: Sequence[Hearing] = ()
-    padding: Sequence[Tensor] = ()  # views into the batch where nothing stands that may change a loss
+    tracks: Sequence[TokenTargets] = ()
+    heard: Sequence[CtcTargets] = ()
+    padding: Sequence[Tensor] = ()  # views into the batch that may not change a loss
     unit_count: int | None = None  # units that the codec has
-    codecs: Mapping[str, str] = field(default_factory=dict)  # fingerprint of the codec, by who has it or was made with it
+    # Owner of the codec, or of data made with it -> the codec's fingerprint.
+    codecs: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a person must know beside this, each a sentence
 
 
 class Examples(Sequence[Any], ABC):
-    """A split of the data: map-style, each example with a cost by which batches are bucketed."""
+    """Map-style split of the data; each example has a cost, by which batches are bucketed."""
 
     @abstractmethod
     def cost(self, index: int) -> int:
-        """Length of example `index` in the unit the stage's `batch_cost` counts (frames, tokens)."""
+        """Return the length of an example in the unit of `batch_cost`, such as frames or tokens."""
 
     def costs(self) -> np.ndarray:
-        """The costs of all examples [N]; one that knows them without making examples says so here."""
+        """Return the costs of all examples, int64 [N].
+
+        A subclass that stores costs should override this, since `cost` may read the example.
+        """
         return np.fromiter(map(self.cost, range(len(self))), dtype=np.int64, count=len(self))
 
     def at(self, index: int, epoch: int) -> Any:
-        """Example `index` as training meets it in an epoch: where it is augmented, by draws that follow from these two alone."""
+        """Return an example as it is in an epoch of training, augmented where the task does so.
+
+        Args:
+            index: of the example.
+            epoch: from 0. Random draws may depend on these two alone, so that a resumed run sees
+                the same example.
+        """
         return self[index]
 
 
 class Task(ABC):
-    """One stage of training. Constructed as `implementation(config, context)`; cheap until `build` or `prepare`."""
+    """One training stage, constructed as `implementation(config, context)`.
 
-    parents: tuple[str, ...] = ()  # names of the stages whose checkpoints `build` reads
-    continues: tuple[str, ...] = ()  # names of stages whose checkpoints it reads where the recipe has them
-    needs: tuple[str, ...] = ("encoder", "backbone", "codec")  # kinds of the parts that it builds
+    The constructor is cheap; `build` and `prepare` read weights and data.
+    """
+
+    parents: tuple[str, ...] = ()
+    """Roles of the stages whose checkpoints `build` reads; `StagePlan.after` fills them."""
+    continues: tuple[str, ...] = ()
+    """Roles of stages whose checkpoints it reads where the recipe has such a stage."""
+    needs: tuple[str, ...] = ("encoder", "backbone", "codec")
+    """Kinds of the parts that it builds."""
+    takes: tuple[str, ...] = ()
+    """Kinds of parts that it builds where the recipe names them."""
+    use: Use | None = None
+    """What its finished checkpoints can be used for; None for training alone."""
 
     def __init__(self, config: Any, context: StageContext) -> None:
         self.config = config
@@ -146,52 +182,121 @@ class Task(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The stage's model on the CPU: pretrained parts loaded and frozen, parents' learned weights loaded, the rest seeded."""
+        """Build the stage's model on the CPU.
+
+        Pretrained parts are loaded and frozen, the trained weights of parents are loaded, and the
+        rest is initialised from the seed.
+
+        Raises:
+            ConfigError, AssetError: a part cannot be built.
+            CheckpointError: the checkpoint of a parent does not fit.
+        """
 
     def manifests(self) -> Sequence[str]:
-        """The manifests it reads; a task that does not say leaves them out of a dry run."""
+        """List the manifests it reads; a task without this leaves them out of a dry run."""
         return ()
 
     def missing(self) -> list[str]:
-        """Files it needs beside its parts' and its manifests that are not here."""
+        """List the files that are missing, beside those of its parts and its manifests."""
         return []
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
-        """The stage with true shapes on the meta device, without weights, data or checkpoints.
+        """Return the stage's sizes, without reading weights, data or checkpoints.
 
         Args:
-            parents: the outlines of the stages named in `parents`.
+            parents: the outlines of the stages with the roles in `parents`.
+
+        Returns:
+            the model with its true shapes on the meta device, and its estimated memory in bytes.
+
         Raises:
-            ConfigError: this task does not say.
+            ConfigError: this task has no outline.
         """
-        raise ConfigError(f"{type(self).__name__} has no outline, so a dry run cannot tell its sizes; leave its stage out of `stages`")
+        raise ConfigError(
+            f"{type(self).__name__} has no outline, so a dry run cannot tell its sizes; "
+            "leave its stage out of `stages`"
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        backbone: Backbone | None = None,
+        codec: Codec | None = None,
+    ) -> nn.Module:
+        """Rebuild the trained model for inference, on the CPU and in eval mode.
+
+        Args:
+            checkpoint: of a stage of this task, with its tensors.
+            backbone: the language model, where it is loaded already; None loads the one that the
+                checkpoint records.
+            codec: the codec, where the model synthesizes speech.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or this task's checkpoints are not for
+                inference.
+        """
+        raise CheckpointError(
+            f"{checkpoint.folder} was trained by {cls.__name__}, "
+            "whose checkpoints cannot be loaded for inference"
+        )
 
     @abstractmethod
-    def learned(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors a checkpoint of this stage must hold: all that echox trained, here or in a parent stage, by their names in `model`."""
+    def trained_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint must hold, by their names in `model`.
+
+        They are all that echox trained, in this stage or in a parent.
+        """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trained parameters as groups {"name", "params", "lr_scale"}; the default is one group of all that require gradients.
+        """Return the trained parameters as groups {"name", "params", "lr_scale"}.
 
-        A group may also have a "role". Where one is the discriminator's, a step has two turns: in each, `forward` is run anew, one
-        side learns by the criterion's loss for it, and the other stands still.
+        A group may also have a "role". Where one is the discriminator's, a step has two phases: in
+        each, `forward` is run anew, one side is updated by the criterion's loss for it, and the
+        other is not.
+
+        Returns:
+            by default one group of all parameters that require gradients.
         """
-        return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
+        params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [{"name": "all", "params": params, "lr_scale": 1.0}]
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
-        """Long work done once before the first step and kept in `context.cache_dir`, with a progress bar; safe to kill and call again."""
+        """Derive what the stage reads, once, and store it in `context.cache_dir`.
 
-    def write_labels(self, model: nn.Module) -> Path:
-        """Make what this stage learns from by its parents' word, and keep it where its config says; safe to kill and call again.
+        It may take long, so it should draw a progress bar; stopped in any way and called again,
+        it goes on.
+
+        Args:
+            model: as `build` returned it; its trained weights stay as they are.
 
         Raises:
-            ConfigError: it learns from no such labels.
+            ManifestError: the data cannot be read.
         """
-        raise ConfigError(f"{type(self).__name__} learns from no labels of its own making, so there is nothing to write; ask for stage=echo")
+
+    def write_labels(self, model: nn.Module) -> Path:
+        """Generate the labels that this stage is trained on from its parents' models.
+
+        Stopped in any way and called again, it goes on.
+
+        Returns:
+            the manifest of the labels, where the config says.
+
+        Raises:
+            ConfigError: the stage is trained on no such labels.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} learns from no labels of its own making, "
+            "so there is nothing to write; ask for stage=echo"
+        )
 
     @abstractmethod
     def examples(self, split: str) -> Examples:
-        """The examples of "train" or "valid", after `prepare`.
+        """Return the examples of a split; `prepare` must have been called.
+
+        Args:
+            split: "train" or "valid".
 
         Raises:
             ManifestError: the manifest is missing, empty or broken beyond what the config allows.
@@ -199,36 +304,81 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:
-        """Examples -> one padded batch on the CPU. It may not draw random numbers: resuming must give the same batch."""
+        """Pad examples into one batch on the CPU.
+
+        Args:
+            examples: B elements of `Examples`.
+
+        Returns:
+            a batch of B rows. It must not depend on random numbers: a resumed run, and a worker
+            process, must give the same batch.
+        """
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Run the model on a batch that is on the model's device; called for training and for validation."""
-
-    def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
-        """Metrics beyond the loss on the validation batches (accuracy, token error rate ...), model in eval mode, no gradients."""
-        return {}
-
-    def publish(self, model: nn.Module, folder: Path, step: int) -> None:  # noqa: B027 (most stages leave a checkpoint alone)
-        """Write what others than echox read, beside the final checkpoint and before it, on the main rank.
+        """Run the model on a batch on the model's device, in training and in validation.
 
         Args:
-            folder: the stage's own.
-            step: steps the model was trained for.
+            model: as `build` returned it.
+            batch: as `collate` returned it, B rows.
+
+        Returns:
+            what the stage's criterion reads. A row may not influence another one.
         """
 
-    def view(self, model: nn.Module, batch: Batch) -> View:
-        """What an audit shows and checks before the first step: a batch as the losses see it; a task that does not say is not audited."""
-        return View()
+    def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        """Compute validation metrics beyond the loss, such as accuracy or token error rate.
+
+        Args:
+            model: in eval mode, without gradients.
+            batches: returns the validation batches from the beginning, each time it is called.
+        """
+        return {}
+
+    def publish(  # noqa: B027 (most stages write nothing beside their checkpoint)
+        self, model: nn.Module, folder: Path, step: int
+    ) -> None:
+        """Write formats that other programs read, before the final checkpoint, on the main rank.
+
+        Args:
+            model: the trained model.
+            folder: the stage's own.
+            step: number of steps the model was trained for.
+        """
+
+    def audit_batch(self, model: nn.Module, batch: Batch) -> AuditBatch:
+        """Return a batch as its losses see it, which is checked before the first step.
+
+        Args:
+            model: as `build` returned it.
+            batch: as `collate` returned it, B rows.
+
+        Returns:
+            views into the batch's tensors; by default nothing, so that nothing is checked.
+        """
+        return AuditBatch()
 
     @abstractmethod
     def data_fingerprints(self) -> dict[str, str]:
-        """Name -> fingerprint of every manifest, codec and cache this stage learns from; stored in the checkpoint's lineage."""
+        """Return the fingerprints of every manifest, codec and cache that the stage is trained on.
+
+        Returns:
+            name -> fingerprint, stored in the checkpoint's lineage.
+        """
 
 
 def named_parts(owner: str, path: str, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The parts of a module at `path` in a stage's model, as `Outline.parts` wants them."""
-    return {f"{owner}: {name}": [f"{path}.{module}" for module in modules] for name, modules in parts.items()}
+    """Return the parts of one module of a stage's model, in the form of `Outline.parts`.
+
+    Args:
+        owner: name of the module for people.
+        path: of the module in the stage's model.
+        parts: name of a part -> names of its submodules.
+    """
+    return {
+        f"{owner}: {name}": [f"{path}.{module}" for module in modules]
+        for name, modules in parts.items()
+    }
 
 
 TASKS: Registry[Task] = Registry("task", TaskConfig)

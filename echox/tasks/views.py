@@ -1,4 +1,7 @@
-"""Batches as an audit shows them: tracks and clips, whose tensors are views into the batch."""
+"""Batches as an audit shows them: targets whose tensors are views into the batch.
+
+Because they are views, an audit can change what the model reads and see which losses follow.
+"""
 
 from __future__ import annotations
 
@@ -8,89 +11,208 @@ from itertools import groupby
 from torch import Tensor
 
 from echox.backbones.base import Backbone
+from echox.core.signals import Features
 from echox.models.speech_llm import AUDIO, PAD
 from echox.models.unit_decoder import IGNORE, UnitDecoder
-from echox.signals import Features
-from echox.tasks.base import Hearing, Track
+from echox.tasks.base import CtcTargets, TokenTargets
 
+# Negative ids, which no tokenizer knows.
 MARKS = {AUDIO: "[audio]", PAD: "[padding]"}
 
+TextFormat = Callable[[Sequence[int]], str]
+"""Token ids -> text for people."""
 
-def readable(detokenize: Callable[[list[int]], str], letter: int) -> Callable[[Sequence[int]], str]:
-    """Ids -> text in which special tokens are seen: as their id in angle brackets, placeholders by their name.
+
+def text_format(detokenize: Callable[[list[int]], str], letter: int) -> TextFormat:
+    """Text in which special tokens are visible.
+
+    They appear as their id in angle brackets, placeholders by their name.
 
     Args:
-        letter: a token that is no special one, between two of which blanks are not stripped.
+        detokenize: token ids -> text, special tokens dropped.
+        letter: a token that is not special, between two of which blanks are not stripped.
     """
+    # Between letters, because some tokenizers strip blanks at the ends of a text.
     alone = detokenize([letter, letter])
 
-    def said(token: int) -> str | None:
+    def mark(token: int) -> str | None:
+        """How a special token is shown; None for a plain one."""
         if token < 0:
             return MARKS.get(token, f"<{token}>")
+        # A special token leaves nothing between two letters.
         return f"<{token}>" if detokenize([letter, token, letter]) == alone else None
 
     def text(ids: Sequence[int]) -> str:
-        runs = groupby(ids, lambda token: said(token) is None)
-        return "".join(detokenize(list(run)) if plain else "".join(map(said, run)) for plain, run in runs)
+        # Plain tokens are decoded by the run, because characters may span tokens.
+        runs = groupby(ids, lambda token: mark(token) is None)
+        return "".join(
+            detokenize(list(run)) if is_plain else "".join(map(mark, run)) for is_plain, run in runs
+        )
 
     return text
 
 
-def text_of(backbone: Backbone) -> Callable[[Sequence[int]], str]:
-    """A language model's ids as people read them."""
-    return readable(backbone.detokenize, backbone.tokenize("a")[-1])
+def backbone_text(backbone: Backbone) -> TextFormat:
+    """Text of a language model's token ids, special tokens visible."""
+    return text_format(backbone.detokenize, backbone.tokenize("a")[-1])
 
 
-def text_tracks(ids: Tensor, labels: Tensor, shared: int, backbone: Backbone) -> Iterator[Track]:
-    """Conversations whose labels stand where they are predicted: ids, labels [B, N]; ids that rows share at their front."""
-    text, vocabulary = text_of(backbone), range(backbone.vocab_size)
+def text_targets(
+    ids: Tensor, labels: Tensor, shared: int, backbone: Backbone
+) -> Iterator[TokenTargets]:
+    """Targets of conversations whose labels stand one position earlier than their ids.
+
+    Args:
+        ids: [B, N] token ids, PAD-padded.
+        labels: [B, N], IGNORE where there is no target.
+        shared: ids at the front that all rows have in common.
+        backbone: the language model.
+    """
+    text, vocabulary = backbone_text(backbone), range(backbone.vocab_size)
     for row, (read, scored) in enumerate(zip(ids, labels)):
+        # Labels stand one position before their ids, hence `ahead` is 1 below.
         length = int((read != PAD).sum())
-        yield Track(row, "text", read, scored, 1, length, vocabulary, vocabulary, backbone.end_id, text, shared=shared)
+        yield TokenTargets(
+            row,
+            "text",
+            read,
+            scored,
+            1,
+            length,
+            vocabulary,
+            vocabulary,
+            backbone.end_id,
+            text,
+            shared=shared,
+        )
 
 
-def released_tracks(name: str, ids: Tensor, labels: Tensor, end_id: int, vocabulary: range, swaps: range, text: Callable[[Sequence[int]], str]) -> Iterator[Track]:
-    """Sequences in the release's form, whose labels stand at their own ids, padded with the end id: ids, labels [B, N]."""
+def release_targets(
+    name: str,
+    ids: Tensor,
+    labels: Tensor,
+    end_id: int,
+    vocabulary: range,
+    swaps: range,
+    text: TextFormat,
+) -> Iterator[TokenTargets]:
+    """Targets of sequences in the release's form, whose labels stand at their own ids.
+
+    Args:
+        name: of the targets among `Outputs.scored`.
+        ids: [B, N] token ids, padded with the end id.
+        labels: [B, N], IGNORE where there is no target.
+        end_id: the end-of-turn token.
+        vocabulary: ids that may be predicted.
+        swaps: ids that may be exchanged for each other in what is read.
+        text: token ids -> text for people.
+    """
     for row, (read, scored) in enumerate(zip(ids, labels)):
-        yield Track(row, name, read, scored[1:], 1, real_length(read, end_id) - 1, vocabulary, swaps, end_id, text)
+        yield TokenTargets(
+            row,
+            name,
+            read,
+            # The label at position i + 1 is predicted at position i.
+            scored[1:],
+            1,
+            unpadded_length(read, end_id) - 1,
+            vocabulary,
+            swaps,
+            end_id,
+            text,
+        )
 
 
-def word_track(row: int, targets: Tensor, decoder: UnitDecoder, units: Sequence[int], given: str) -> Track:
-    """What a unit decoder is to say [U * K], as its output ids, which it reads too; of K codebooks the first, which has the marks."""
+def unit_targets(
+    row: int, targets: Tensor, decoder: UnitDecoder, units: Sequence[int], given: str
+) -> TokenTargets:
+    """Targets of a unit decoder; with K codebooks those of the first, which has the marks.
+
+    Args:
+        row: in the batch.
+        targets: [U * K] output ids, which the decoder reads too.
+        decoder: the unit decoder.
+        units: of the codec, for which the targets stand.
+        given: the text that is spoken, "" where it is no part of the batch.
+    """
     marks = {decoder.begin_id: "BEGIN", decoder.end_id: "END", decoder.next_id: "NEXT"}
-    words = range(decoder.word_count)
+    unit_tokens = range(decoder.unit_vocab_size)
 
     def text(ids: Sequence[int]) -> str:
         return " ".join(marks.get(token, str(token)) for token in ids)
 
     first = targets.unflatten(0, (-1, decoder.codebooks))[:, 0]
-    # A mark of its own says that a codebook says nothing there, which is not scored.
-    scored = first if decoder.codebooks == 1 else first.masked_fill(first == decoder.begin_id, IGNORE)
-    length = spoken_length(first, decoder.end_id)
-    return Track(row, "units", first, scored, 0, length, range(decoder.word_count + len(marks)), words, decoder.end_id, text, units, given=given)
+    scored = first
+    if decoder.codebooks > 1:
+        # BEGIN stands where a codebook has no code, which is not scored.
+        scored = first.masked_fill(first == decoder.begin_id, IGNORE)
+    length = length_with_end(first, decoder.end_id)
+    # The decoder reads what it predicts, one step later: read and scored ids are the same.
+    return TokenTargets(
+        row,
+        "units",
+        first,
+        scored,
+        0,
+        length,
+        # Marks may be predicted, but only unit tokens are exchanged for each other.
+        range(decoder.unit_vocab_size + len(marks)),
+        unit_tokens,
+        decoder.end_id,
+        text,
+        units,
+        given=given,
+    )
 
 
-def spoken_length(targets: Tensor, end_id: int) -> int:
-    """Targets [U] up to their end id; all of them where there is none."""
+def length_with_end(targets: Tensor, end_id: int) -> int:
+    """Number of targets [U] up to and with their end id; all where there is none."""
     ends = (targets == end_id).nonzero()
     return int(ends[0, 0]) + 1 if len(ends) else len(targets)
 
 
-def real_length(ids: Tensor, end_id: int) -> int:
-    """Ids [N] without the end ids that pad them: the first of those that close it is its own."""
+def unpadded_length(ids: Tensor, end_id: int) -> int:
+    """Number of ids [N] without the end ids that pad them; the first of those is a row's own."""
+    # The end id also stands within a row, so padding is looked for from behind.
     others = (ids != end_id).nonzero()
     return min(len(ids), int(others[-1, 0]) + 2) if len(others) else 0
 
 
-def heard_clips(
-    features: Features, clip_rows: Sequence[int], places: Sequence[int | None], said: Tensor, lengths: Tensor, ids: range, text: Callable[[Sequence[int]], str]
-) -> Iterator[Hearing]:
-    """Clips [A] and what CTC is to find in them: said [A, S], lengths [A]."""
-    for number, (row, at) in enumerate(zip(clip_rows, places)):
-        frames = int(features.lengths[number])
-        yield Hearing(row, at, frames / features.rate_hz, frames, said[number], int(lengths[number]), ids, text)
+def clip_targets(
+    features: Features,
+    clip_rows: Sequence[int],
+    places: Sequence[int | None],
+    targets: Tensor,
+    lengths: Tensor,
+    ids: range,
+    text: TextFormat,
+) -> Iterator[CtcTargets]:
+    """CTC targets of clips.
+
+    Args:
+        features: [A, F, D] of the clips.
+        clip_rows: row of each clip.
+        places: position of each clip in what its row's language model reads; None where there is
+            none.
+        targets: [A, S] ids that CTC is to find.
+        lengths: [A] targets of each clip.
+        ids: what CTC may emit, without the blank.
+        text: ids -> text for people.
+    """
+    for number, (row, place) in enumerate(zip(clip_rows, places)):
+        frames = int(features.lengths[number])  # of the encoder, before stacking
+        yield CtcTargets(
+            row,
+            place,
+            frames / features.rate_hz,
+            frames,
+            targets[number],
+            int(lengths[number]),
+            ids,
+            text,
+        )
 
 
-def past(values: Tensor, lengths: Tensor) -> list[Tensor]:
-    """What stands past each row's length: values [B, N, ...], lengths [B]."""
+def padding_of_rows(values: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Padding of each row that has any: values [B, N, ...], lengths [B]."""
     return [row[length:] for row, length in zip(values, lengths.tolist()) if length < len(row)]

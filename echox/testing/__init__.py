@@ -1,11 +1,12 @@
-"""Contract tests: what every implementation of a kind must keep, for echox's own parts and for plugins alike.
+"""Contract tests: the rules of each kind of part, for echox's own parts and for plugins alike.
 
     from echox.testing import check
 
     def test_contract():
         check(MyConfig())
 
-`check` knows the kind by the config. For a report with one line per rule, each kind has its own module with the rules in `CHECKS`:
+`check` finds the kind by the config. For a report with one line per rule, each kind has its own
+module with the rules in `CHECKS`:
 
     from echox.testing.encoders import CHECKS
 
@@ -13,30 +14,44 @@
     def test_contract(rule):
         rule(MyConfig())
 
-A rule takes a config, builds the part, and raises `AssertionError` with a sentence when the contract is broken. Parts are built as they
-are for use, so a config that fetches weights fetches them here too; `offline_config` gives one that does not.
+A rule takes a config, builds the part, and raises `AssertionError` with a sentence when the
+contract is broken. Parts are built as they are for use, so a config that downloads weights does so
+here too; `offline_config` returns one that does not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from typing import Any
 
-from echox.errors import PluginError
-from echox.plugins import REGISTRIES
-from echox.registry import Registry
+from echox.core.errors import PluginError
+from echox.pipeline.plugins import REGISTRIES
 from echox.tasks.base import TaskConfig
+from echox.testing.rules import Rule
 
-Rule = Callable[[Any], None]
-
-_MODULES = {"encoder": "encoders", "backbone": "backbones", "codec": "codecs", "task": "tasks", "criterion": "criteria"}
+# Imported when they are used, since each imports the parts' own modules.
+_MODULES = {
+    "encoder": "encoders",
+    "backbone": "backbones",
+    "codec": "codecs",
+    "task": "tasks",
+    "criterion": "criteria",
+}
 
 
 def offline_config(config_type: type) -> Any:
-    """A config to test with: its defaults, but random weights where it takes weights or a fitted folder, and a task's smallest."""
+    """Return a config that needs no file and no network.
+
+    Args:
+        config_type: the config class of a part.
+
+    Returns:
+        its defaults, with random weights where it has a field for weights or a fitted folder; for a
+        task, the config of the smoke recipe.
+    """
     if issubclass(config_type, TaskConfig):
+        # Imported here because it imports the whole pipeline.
         from echox.testing.tasks import small_config
 
         return small_config(config_type)
@@ -45,40 +60,37 @@ def offline_config(config_type: type) -> Any:
 
 
 def checks_for(config: Any) -> tuple[Rule, ...]:
-    """The rules of a config's kind.
+    """Return the rules of a config's kind.
 
     Raises:
         PluginError: the config belongs to no registered part.
     """
-    kind = next((kind for kind, registry in REGISTRIES.items() if registry.name_of(config) is not None), None)
-    if kind is None:
-        raise PluginError(f"{type(config).__name__} is not the config of any registered part; register it, or import the module that does")
-    return importlib.import_module(f"echox.testing.{_MODULES[kind]}").CHECKS
+    kinds = [kind for kind, registry in REGISTRIES.items() if registry.name_of(config) is not None]
+    if not kinds:
+        raise PluginError(
+            f"{type(config).__name__} is not the config of any registered part; "
+            "register it, or import the module that does"
+        )
+    return importlib.import_module(f"echox.testing.{_MODULES[kinds[0]]}").CHECKS
 
 
 def check(config: Any) -> None:
-    """Hold a part to the contract of its kind.
+    """Test a part by the contract of its kind.
+
+    Args:
+        config: the config of a registered part.
 
     Raises:
-        AssertionError: it breaks one or several rules; each is named with what was found.
+        AssertionError: it breaks rules; each is named with its reason.
+        PluginError: the config belongs to no registered part.
     """
+    # All rules, since one fault often breaks several and together they tell which it is.
     broken = []
     for rule in checks_for(config):
         try:
             rule(config)
         except AssertionError as error:
             broken.append(f"{rule.__name__}: {error}")
-    assert not broken, f"{type(config).__name__} breaks {len(broken)} rules of its contract\n" + "\n".join(broken)
-
-
-def survives_a_checkpoint(registry: Registry, config: Any) -> None:
-    """The rule all kinds share: what a checkpoint records of a config gives the config back."""
-    described = registry.describe(config)
-    assert registry.parse(described) == config, f"describe and parse do not give the config back: {described}"
-
-
-def has_a_stable_fingerprint(build: Callable[[], Any]) -> None:
-    """The rule of the parts that caches and checkpoints are keyed by."""
-    first, second = build().fingerprint(), build().fingerprint()
-    assert first and isinstance(first, str), f"the fingerprint must be a text, not {first!r}"
-    assert first == second, f"two parts of one config have the fingerprints {first} and {second}"
+    assert not broken, (
+        f"{type(config).__name__} breaks {len(broken)} rules of its contract\n" + "\n".join(broken)
+    )

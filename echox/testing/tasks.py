@@ -1,8 +1,9 @@
 """The contract of a task; see `echox.tasks.base.Task`.
 
-A task is tested where it will live: on a small corpus of noise, over random parts, behind the stages that it names as its parents,
-which are trained for one step each. Whatever config of a task has lists `train` and `valid` of manifests gets those of that corpus, in
-which every row has a spoken question with its words, and an answer with text, audio and units.
+A task is tested as it is used: on a small corpus of noise, with parts of random weights, after the
+stages that it names as its parents, which are trained for one step each. A config that has lists
+`train` and `valid` of manifests gets those of that corpus, in which every row has a spoken question
+with its transcription, and an answer with text, audio and units.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from echox import checkpoint
-from echox.chain import run_recipe
 from echox.codecs.base import CODECS
+from echox.core import checkpoint
+from echox.core.errors import EchoxError
+from echox.core.signals import Batch, Loss, Outputs
 from echox.criteria.base import CRITERIA
 from echox.data.audio import pad_waveforms, save_audio
 from echox.data.manifest import Item, Role, Row, with_units, write_manifest
 from echox.engine.audit import audit
 from echox.engine.config import Precision
-from echox.errors import EchoxError
-from echox.recipe import ALL_STAGES, STAGES, Recipe, load_recipe
-from echox.signals import Batch, Loss, Outputs
+from echox.pipeline.recipe import Recipe, load_recipe
+from echox.pipeline.run import run_recipe
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
-from echox.testing import survives_a_checkpoint
+from echox.testing.rules import copied_state, differing, survives_a_checkpoint
 
 RECIPE = "echo_tiny"
 SEED = 1
@@ -39,174 +40,330 @@ TOLERANCE = 1e-3
 
 
 def it_names_stages_as_parents(config: TaskConfig) -> None:
+    """Check that the smoke recipe has a stage for each role that the task names.
+
+    Raises:
+        AssertionError: a role is not the name of a stage.
+    """
     task = TASKS.entry_of(config).implementation
-    unknown = {*task.parents, *task.continues} - set(STAGES)
-    assert not unknown, f"parents must be among {', '.join(STAGES)}, not {', '.join(unknown)}"
+    stages = _recipe().stages
+    unknown = {*task.parents, *task.continues} - set(stages)
+    assert not unknown, (
+        f"the smoke recipe must have a stage for each parent ({', '.join(stages)}), "
+        f"and has none for {', '.join(unknown)}"
+    )
 
 
 def two_builds_are_one_model(config: TaskConfig) -> None:
+    """Check that the seed alone decides the initial weights.
+
+    Raises:
+        AssertionError: a tensor differs between two builds.
+    """
+    # `_built` sets the seed each time, as a run does.
     first, second = (_built(config)[1].state_dict() for _ in range(2))
-    differing = [name for name in first if not torch.equal(first[name], second[name])]
-    assert first.keys() == second.keys() and not differing, f"two builds after the same seed differ in {', '.join(differing[:3])}"
+    names = differing(first, second)
+    assert first.keys() == second.keys() and not names, (
+        f"two builds after the same seed differ in {', '.join(names[:3])}"
+    )
 
 
 def a_checkpoint_holds_what_was_trained(config: TaskConfig) -> None:
+    """Check that a new model filled from `trained_state_dict` equals the trained one.
+
+    Raises:
+        AssertionError: a trained tensor is not in it, or does not come back.
+    """
     task, model = _built(config)
-    learned = task.learned(model)
-    state = model.state_dict()
-    unknown = [name for name in learned if name not in state]
-    assert not unknown, f"learned must use the names in the model; it has no {', '.join(unknown[:3])}"
-    missed = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in learned]
-    assert not missed, f"{', '.join(missed[:3])} is trained, but no checkpoint would hold it"
+    _check_trained_names(task, model)
+    # A step of 0.01 stands in for training: initial weights would come back from any checkpoint.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
+    tensors = {
+        name: tensor.detach().clone() for name, tensor in task.trained_state_dict(model).items()
+    }
     fresh = _built(config)[1]
-    found = checkpoint.Checkpoint(
-        Path("unsaved"), {}, {name: tensor.detach().clone() for name, tensor in task.learned(model).items()}, None
+    unsaved = checkpoint.Checkpoint(Path("unsaved"), {}, tensors, None)
+    checkpoint.fill(fresh, unsaved, set(task.trained_state_dict(fresh)))
+    names = differing(fresh.state_dict(), model.state_dict())
+    assert not names, (
+        f"after a checkpoint was read back, {', '.join(names[:3])} is not what was trained"
     )
-    checkpoint.fill(fresh, found, set(task.learned(fresh)))
-    differing = [name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])]
-    assert not differing, f"after a checkpoint was read back, {', '.join(differing[:3])} is not what was trained"
+
+
+def _check_trained_names(task: Task, model: nn.Module) -> None:
+    tensors, state = task.trained_state_dict(model), model.state_dict()
+    unknown = [name for name in tensors if name not in state]
+    assert not unknown, (
+        f"trained_state_dict must use the names in the model; it has no {', '.join(unknown[:3])}"
+    )
+    missed = [name for name, _ in _trained(model) if name not in tensors]
+    assert not missed, f"{', '.join(missed[:3])} is trained, but no checkpoint would hold it"
 
 
 def every_trained_weight_is_in_one_group(config: TaskConfig) -> None:
+    """Check that the optimiser gets every trained parameter, and gets it once.
+
+    Raises:
+        AssertionError: a group lacks a key, or a parameter is in none or in two.
+    """
     task, model = _built(config)
     groups = task.parameter_groups(model)
-    assert groups and all({"name", "params", "lr_scale"} <= group.keys() for group in groups), "a group needs name, params and lr_scale"
-    grouped = [id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad]
+    # The optimiser is built from these keys.
+    assert groups and all({"name", "params", "lr_scale"} <= group.keys() for group in groups), (
+        "a group needs name, params and lr_scale"
+    )
+    # By identity, since `==` of two tensors is elementwise.
+    grouped = [
+        id(parameter)
+        for group in groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
     assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
-    missed = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in grouped]
+    missed = [name for name, parameter in _trained(model) if id(parameter) not in grouped]
     assert not missed, f"no group holds {', '.join(missed[:3])}, so it would not be trained"
 
 
 def preparing_twice_is_preparing_once(config: TaskConfig) -> None:
+    """Check that a second `prepare`, as of a resumed run, changes neither examples nor weights.
+
+    Raises:
+        AssertionError: a cost or a trained tensor has changed.
+    """
     stage = _stage(config)
-    before = [_cost_of(stage.task, split) for split in ("train", "valid")]
-    learned = {name: tensor.clone() for name, tensor in stage.task.learned(stage.model).items()}
+    # `_stage` has prepared the task once.
+    costs = [_costs(stage.task, split) for split in ("train", "valid")]
+    tensors = stage.task.trained_state_dict(stage.model)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     stage.task.prepare(stage.model)
-    assert [_cost_of(stage.task, split) for split in ("train", "valid")] == before, "a second prepare changed the examples"
-    changed = [name for name, tensor in stage.task.learned(stage.model).items() if not torch.equal(tensor, learned[name])]
+    assert [_costs(stage.task, split) for split in ("train", "valid")] == costs, (
+        "a second prepare changed the examples"
+    )
+    changed = differing(stage.task.trained_state_dict(stage.model), before)
     assert not changed, f"prepare changed {', '.join(changed[:3])}"
 
 
 def examples_have_costs(config: TaskConfig) -> None:
+    """Check that both splits have examples, with costs that batches can be bucketed by.
+
+    Raises:
+        AssertionError: a split has fewer than two examples, or a cost is no positive integer.
+    """
     stage = _stage(config)
     for split in ("train", "valid"):
-        examples = stage.task.examples(split)
-        assert len(examples) > 1, f"the {split} split of a corpus of {ROWS} rows has {len(examples)} examples"
-        costs = [examples.cost(index) for index in range(len(examples))]
+        costs = _costs(stage.task, split)
+        # A filter that drops rows of noise would leave the other rules without a batch.
+        assert len(costs) > 1, (
+            f"the {split} split of a corpus of {ROWS} rows has {len(costs)} examples"
+        )
         assert all(isinstance(cost, int) and cost > 0 for cost in costs), (
             f"every example needs a cost, a positive integer; they are {costs}"
         )
 
 
 def collating_is_repeatable(config: TaskConfig) -> None:
+    """Check that a batch depends on its examples alone, and is complete.
+
+    Raises:
+        AssertionError: `collate` draws random numbers, gives other values the second time, or a
+            batch whose rows, count or tensors are wrong.
+    """
     stage = _stage(config)
     examples = stage.examples
     state = torch.get_rng_state()
-    first, second = (stage.task.collate([examples[index] for index in range(len(examples))]) for _ in range(2))
-    assert torch.equal(state, torch.get_rng_state()), "collate may not draw random numbers: a resumed run would see other batches"
-    assert isinstance(first, Batch) and len(first.row_ids) == len(examples), (
-        f"a batch of {len(examples)} examples names {len(first.row_ids)} rows"
+    first, second = (
+        stage.task.collate([examples[index] for index in range(len(examples))]) for _ in range(2)
     )
-    assert isinstance(first.count, int) and first.count > 0, f"count must be the number of targets, a positive integer, not {first.count!r}"
-    tensors = dict(_tensors(first))
-    assert tensors and all(tensor.device.type == "cpu" for tensor in tensors.values()), "a batch must hold tensors on the CPU"
-    differing = [name for name, tensor in _tensors(second) if not torch.equal(tensor, tensors[name])]
-    assert not differing, f"collating the same examples twice gave two values of {', '.join(differing)}"
+    assert torch.equal(state, torch.get_rng_state()), (
+        "collate may not draw random numbers: a resumed run would see other batches"
+    )
+    _check_batch(first, len(examples))
+    names = differing(dict(_tensors(second)), dict(_tensors(first)))
+    assert not names, f"collating the same examples twice gave two values of {', '.join(names)}"
+
+
+def _check_batch(batch: Batch, rows: int) -> None:
+    assert isinstance(batch, Batch) and len(batch.row_ids) == rows, (
+        f"a batch of {rows} examples names {len(batch.row_ids)} rows"
+    )
+    # The loss is divided by the count, over all ranks and micro-batches of a step.
+    assert isinstance(batch.count, int) and batch.count > 0, (
+        f"count must be the number of targets, a positive integer, not {batch.count!r}"
+    )
+    tensors = dict(_tensors(batch))
+    assert tensors and all(tensor.device.type == "cpu" for tensor in tensors.values()), (
+        "a batch must hold tensors on the CPU"
+    )
 
 
 def forward_learns(config: TaskConfig) -> None:
+    """Check that the outputs are finite, and that gradients reach trained parameters.
+
+    Raises:
+        AssertionError: they are not of type `Outputs`, not finite, or without gradient.
+    """
     stage = _stage(config)
     stage.model.train()
     outputs = stage.task.forward(stage.model, stage.batch(range(2)))
-    assert isinstance(outputs, Outputs), f"forward must return Outputs, not {type(outputs).__name__}"
+    assert isinstance(outputs, Outputs), (
+        f"forward must return Outputs, not {type(outputs).__name__}"
+    )
     floats = {name: tensor for name, tensor in _tensors(outputs) if tensor.is_floating_point()}
     broken = [name for name, tensor in floats.items() if not bool(tensor.isfinite().all())]
     assert not broken, f"{', '.join(broken)} of forward is not finite"
-    sum(tensor.float().square().mean() for tensor in floats.values() if tensor.requires_grad).backward()
-    trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-    reached = sum(parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in trained)
+    # Any function of all outputs serves; the criterion may leave some out.
+    squares = (tensor.float().square().mean() for tensor in floats.values() if tensor.requires_grad)
+    sum(squares).backward()
+    gradients = [parameter.grad for _, parameter in _trained(stage.model)]
+    reached = any(grad is not None and bool(grad.abs().sum() > 0) for grad in gradients)
+    # A later rule may use the same model.
     stage.model.zero_grad()
-    assert reached, f"no gradient reaches any of {len(trained)} trained parameters"
+    assert reached, f"no gradient reaches any of {len(gradients)} trained parameters"
 
 
 def an_audit_shows_its_batches(config: TaskConfig) -> None:
+    """Check that `audit_batch` returns views into the batch, or says why it cannot.
+
+    Raises:
+        AssertionError: it returns nothing, or copies.
+    """
     stage = _stage(config)
     batch = stage.batch(range(2))
-    view = stage.task.view(stage.model, batch)
-    assert view.tracks or view.heard or view.notes, "view must say what the losses see of a batch, or in its notes why that cannot be shown"
-    own = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(batch)}
-    shown = [tensor for track in view.tracks for tensor in (track.read, track.scored)] + [clip.said for clip in view.heard] + [*view.padding]
-    assert all(tensor.untyped_storage().data_ptr() in own for tensor in shown if tensor.numel()), "view must give views into the batch's own tensors, not copies"
+    view = stage.task.audit_batch(stage.model, batch)
+    assert view.tracks or view.heard or view.notes, (
+        "audit_batch must say what the losses see of a batch, "
+        "or in its notes why that cannot be shown"
+    )
+    shown = [tensor for track in view.tracks for tensor in (track.read, track.scored)]
+    shown += [clip.said for clip in view.heard]
+    shown += view.padding
+    # A view shares the storage of its tensor; a copy has its own. Empty tensors have none.
+    storages = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(batch)}
+    pointers = (tensor.untyped_storage().data_ptr() for tensor in shown if tensor.numel())
+    assert all(pointer in storages for pointer in pointers), (
+        "audit_batch must give views into the batch's own tensors, not copies"
+    )
 
 
 def an_audit_finds_nothing_wrong(config: TaskConfig) -> None:
+    """Check that the task's labels pass the audit, and that the audit leaves no trace.
+
+    Raises:
+        AssertionError: a label is at fault, or weights or the random state have changed.
+    """
     stage = _stage(config)
-    if stage.criterion is not None:
-        before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-        state = torch.get_rng_state()
-        rows = range(len(stage.examples))
-        found = audit(stage.task, stage.model, stage.criterion, rows, stage="audited", device=torch.device("cpu"), number_format=Precision.fp32)
-        assert found.fault is None, f"its own labels are found at fault: {found.fault}"
-        changed = [name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])]
-        assert not changed and torch.equal(state, torch.get_rng_state()) and stage.model.training, "an audit must leave the model and the random state alone"
+    # Without a criterion there is no loss whose targets could be checked.
+    if stage.criterion is None:
+        return
+    before = copied_state(stage.model)
+    random_state = torch.get_rng_state()
+    report = audit(
+        stage.task,
+        stage.model,
+        stage.criterion,
+        range(len(stage.examples)),
+        stage="audited",
+        device=torch.device("cpu"),
+        number_format=Precision.fp32,
+    )
+    assert report.fault is None, f"its own labels are found at fault: {report.fault}"
+    changed = differing(stage.model.state_dict(), before)
+    is_same_state = torch.equal(random_state, torch.get_rng_state())
+    assert not changed and is_same_state and stage.model.training, (
+        "an audit must leave the model and the random state alone"
+    )
 
 
 @torch.no_grad()
 def rows_do_not_influence_each_other(config: TaskConfig) -> None:
+    """Check that the loss of two rows is the sum of their losses in batches of their own.
+
+    Raises:
+        AssertionError: it differs by more than `TOLERANCE`, relative to losses above 1.
+    """
     stage = _stage(config)
+    # Without dropout, which would differ between the three batches.
     stage.model.eval()
     together, *alone = (stage.loss(rows) for rows in ((0, 1), (0,), (1,)))
     for name, (total, count) in together.parts.items():
-        apart = sum(float(loss.parts[name][0]) for loss in alone if name in loss.parts)
-        targets = sum(float(loss.parts[name][1]) for loss in alone if name in loss.parts)
+        # A part may be absent from a batch that has no target for it.
+        parts = [loss.parts[name] for loss in alone if name in loss.parts]
+        apart = sum(float(part_total) for part_total, _ in parts)
+        targets = sum(float(part_count) for _, part_count in parts)
+        # Relative for large losses, absolute for those below 1.
         close = abs(float(total) - apart) <= TOLERANCE * max(1.0, abs(apart))
         assert close and float(count) == targets, (
-            f"{name!r} of two rows is {float(total):.5g} in one batch and {apart:.5g} in two: they influence each other"
+            f"{name!r} of two rows is {float(total):.5g} in one batch and {apart:.5g} in two: "
+            "they influence each other"
         )
 
 
 @torch.no_grad()
 def scores_are_numbers(config: TaskConfig) -> None:
+    """Check that validation metrics are named floats, and that computing them changes no weight.
+
+    Raises:
+        AssertionError: a metric is no float, or a tensor of the model has changed.
+    """
     stage = _stage(config)
     stage.model.eval()
-    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    before = copied_state(stage.model)
+    # A new iterator at each call: a task may read the batches more than once.
     scores = stage.task.score(stage.model, lambda: iter([stage.batch(range(2))]))
-    assert all(isinstance(name, str) and isinstance(value, float) for name, value in scores.items()), (
-        f"scores must be named floats, not {scores}"
-    )
-    changed = [name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert all(
+        isinstance(name, str) and isinstance(value, float) for name, value in scores.items()
+    ), f"scores must be named floats, not {scores}"
+    changed = differing(stage.model.state_dict(), before)
     assert not changed, f"scoring changed {', '.join(changed[:3])}"
 
 
 def its_data_has_fingerprints(config: TaskConfig) -> None:
+    """Check that the stage's data has fingerprints, which a resumed run compares.
+
+    Raises:
+        AssertionError: there is none, one is no text, or they differ between two calls.
+    """
     task = _stage(config).task
     prints = task.data_fingerprints()
-    assert prints and all(isinstance(name, str) and isinstance(value, str) and value for name, value in prints.items()), (
-        f"fingerprints are texts: {prints}"
-    )
+    assert prints and all(
+        isinstance(name, str) and isinstance(value, str) and value for name, value in prints.items()
+    ), f"fingerprints are texts: {prints}"
     assert task.data_fingerprints() == prints, "the data's fingerprints differ between two calls"
 
 
 def a_missing_manifest_is_said(config: TaskConfig) -> None:
-    home = _home()
-    gone = with_manifests(config, [str(home.folder / "gone.jsonl")], [str(home.folder / "gone.jsonl")])
-    if gone == config:
+    """Check that a manifest that does not exist is named in the error.
+
+    Raises:
+        AssertionError: there is no `EchoxError`, or it does not name the file.
+    """
+    gone = [str(_corpus().folder / "gone.jsonl")]
+    without_manifest = with_manifests(config, gone, gone)
+    # A task without manifests has none to miss.
+    if without_manifest == config:
         return
+    # A task may read its manifests at any of these three.
     try:
-        task, model = _built(gone)
+        task, model = _built(without_manifest)
         task.prepare(model)
         task.examples("train")
     except EchoxError as error:
-        assert "gone.jsonl" in str(error), f"the error does not name the manifest that is missing: {error}"
+        assert "gone.jsonl" in str(error), (
+            f"the error does not name the manifest that is missing: {error}"
+        )
         return
     raise AssertionError("a manifest that does not exist must raise ManifestError")
 
 
 def config_survives_a_checkpoint(config: TaskConfig) -> None:
+    """Check that the config comes back from the data that a checkpoint records of it.
+
+    Raises:
+        AssertionError: another config comes back.
+    """
     survives_a_checkpoint(TASKS, config)
 
 
@@ -229,23 +386,39 @@ CHECKS = (
 )
 
 ROWS = 4
+# One text for each row.
 _TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
 
 
 def small_config(config_type: type[TaskConfig]) -> TaskConfig:
-    """A task's config as the smoke recipe has it, or else its defaults; without manifests."""
-    plans = (_recipe().plan(stage) for stage in ALL_STAGES)
-    # Where training starts from a checkpoint, it may start from a tiny random one, whose voice never comes to an end.
-    names = {field.name for field in dataclasses.fields(config_type)}
-    random = {name: value for name, value in (("checkpoint", "random"), ("max_words", 8)) if name in names}
-    config = next((plan.task for plan in plans if type(plan.task) is config_type), None) or config_type(**random)
-    return with_manifests(config, [], [])
+    """Return a task's config as the smoke recipe has it, or else its defaults, without manifests.
+
+    A task that starts from a published checkpoint starts from a small random one instead.
+    """
+    plans = _recipe().stages.values()
+    own = next((plan.task for plan in plans if type(plan.task) is config_type), None)
+    if own is None:
+        names = {field.name for field in dataclasses.fields(config_type)}
+        # A random T2C never predicts its stop id, so its answers need a limit of words.
+        small = {"checkpoint": "random", "max_words": 8}
+        own = config_type(**{name: value for name, value in small.items() if name in names})
+    return with_manifests(own, [], [])
 
 
 def with_manifests(config: Any, train: list[str], valid: list[str]) -> Any:
-    """A config whose lists `train` and `valid`, at any depth, name these manifests."""
+    """Return a config whose lists `train` and `valid`, at any depth, name other manifests.
+
+    Args:
+        config: a dataclass.
+        train: paths of training manifests.
+        valid: paths of validation manifests.
+    """
     hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {name: paths for name, paths in (("train", train), ("valid", valid)) if hints.get(name) == list[str]}
+    paths = {"train": train, "valid": valid}
+    # By their type too, since a field called `train` may hold a nested config.
+    changes: dict[str, Any] = {
+        name: value for name, value in paths.items() if hints.get(name) == list[str]
+    }
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -254,13 +427,13 @@ def with_manifests(config: Any, train: list[str], valid: list[str]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Home:
-    """A folder with a corpus and a run."""
+class _Corpus:
+    """A temporary folder with a corpus of noise, where runs are placed too."""
 
     folder: Path
     train: list[str]
     valid: list[str]
-    keep: Any  # the temporary folder, which vanishes with this value
+    temporary: Any  # the folder is deleted with this value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,95 +449,116 @@ class _Stage:
         return self.task.examples("train")
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Examples of the training split, collated."""
+        """Collate examples of the training split."""
         return self.task.collate([self.examples[row] for row in rows])
 
     def loss(self, rows: Sequence[int]) -> Loss:
-        """Of a batch, by the task's criterion; without parts where there is none."""
+        """Compute the loss of a batch; a task without criterion has one without parts."""
         batch = self.batch(rows)
         outputs = self.task.forward(self.model, batch)
-        return self.criterion(outputs, batch) if self.criterion is not None else Loss(torch.zeros(()), batch.count)
+        if self.criterion is None:
+            return Loss(torch.zeros(()), batch.count)
+        return self.criterion(outputs, batch)
 
 
+# Cached, with all that is derived from it: a process tests dozens of rules on one corpus.
 @functools.cache
 def _recipe() -> Recipe:
     return load_recipe(RECIPE, ["codec.folder=random"])
 
 
 @functools.cache
-def _home() -> _Home:
-    """The corpus, made once in a process."""
-    keep = tempfile.TemporaryDirectory(prefix="echox-contract-")
-    folder = Path(keep.name)
+def _corpus() -> _Corpus:
+    temporary = tempfile.TemporaryDirectory(prefix="echox-contract-")
+    folder = Path(temporary.name)
     codec = CODECS.build(_recipe().codec)
-    paths = [_write_corpus(folder, split, codec) for split in ("train", "valid")]
-    return _Home(folder, *([str(path)] for path in paths), keep)
+    train, valid = (_write_split(folder, split, codec) for split in ("train", "valid"))
+    return _Corpus(folder, [str(train)], [str(valid)], temporary)
 
 
-def _write_corpus(folder: Path, split: str, codec: Any) -> Path:
-    rows = []
+def _write_split(folder: Path, split: str, codec: Any) -> Path:
+    # The splits have other noise, by the lengths of their names.
     generator = torch.Generator().manual_seed(len(split))
-    for number, text in enumerate(_TEXTS):
-        asked, said = (
-            0.2 * torch.randn(int(seconds * codec.rate_hz), generator=generator) for seconds in (0.7 + 0.1 * number, 0.9 + 0.1 * number)
-        )
-        units = codec.encode(pad_waveforms([said], codec.rate_hz))
-        for name, samples in (("q", asked), ("a", said)):
-            save_audio(folder / f"{split}-{number}-{name}.wav", samples, codec.rate_hz)
-        answer = Item(
-            Role.ASSISTANT,
-            text,
-            audio=folder / f"{split}-{number}-a.wav",
-            transcription="What is it?",
-        )
-        labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
-        row = Row(f"{split}-{number}", (Item(Role.USER, audio=folder / f"{split}-{number}-q.wav"), answer), labels)
-        rows.append(with_units(row, units.rows()[0], codec.codebooks))
+    rows = [
+        _noise_row(folder, f"{split}-{number}", number, codec, generator)
+        for number in range(len(_TEXTS))
+    ]
     write_manifest(folder / f"{split}.jsonl", rows)
     return folder / f"{split}.jsonl"
 
 
+def _noise_row(
+    folder: Path, row_id: str, number: int, codec: Any, generator: torch.Generator
+) -> Row:
+    """Write the audio of one row, and return the row with the units of its answer."""
+    # Seconds differ between rows, so that batches are padded.
+    question, answer = (
+        0.2 * torch.randn(int(seconds * codec.rate_hz), generator=generator)
+        for seconds in (0.7 + 0.1 * number, 0.9 + 0.1 * number)
+    )
+    units = codec.encode(pad_waveforms([answer], codec.rate_hz))
+    for name, samples in (("q", question), ("a", answer)):
+        save_audio(folder / f"{row_id}-{name}.wav", samples, codec.rate_hz)
+    text = _TEXTS[number]
+    reply = Item(
+        Role.ASSISTANT,
+        text,
+        audio=folder / f"{row_id}-a.wav",
+        transcription="What is it?",
+        # What preference tuning reads: the answer of another row.
+        extra={"rejected": _TEXTS[number - 1]},
+    )
+    labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
+    row = Row(row_id, (Item(Role.USER, audio=folder / f"{row_id}-q.wav"), reply), labels)
+    return with_units(row, units.rows()[0], codec.codebooks)
+
+
 @functools.cache
 def _parent(stage: str) -> Path:
-    """The checkpoint of a stage of the smoke recipe, trained for one step."""
-    for parent in TASKS.entry_of(_recipe().plan(stage).task).implementation.parents:
+    """Return the checkpoint of a stage of the smoke recipe, trained for one step."""
+    for parent in _recipe().task_type(stage).parents:
         _parent(parent)
     run_recipe(dataclasses.replace(_one_step_recipe(), stage=stage))
-    return _home().folder / "run" / stage / "final"
+    return _corpus().folder / "run" / stage / "final"
 
 
 @functools.cache
 def _one_step_recipe() -> Recipe:
-    """The smoke recipe on the corpus of noise, a step a stage; one for all stages, since a run is refused to another's settings."""
-    home, recipe = _home(), _recipe()
+    """Return the smoke recipe on the corpus of noise, with one step for each stage."""
+    # One recipe for all stages: a run refuses stages that were trained with other settings.
+    corpus, recipe = _corpus(), _recipe()
     plans = {}
-    for stage in recipe.stages:
-        plan = recipe.plan(stage)
-        once = dataclasses.replace(plan.train, steps=1, validate_every=None)
-        plans[stage] = dataclasses.replace(plan, task=with_manifests(plan.task, home.train, home.valid), train=once)
+    for stage, plan in recipe.stages.items():
+        one_step = dataclasses.replace(plan.train, steps=1, validate_every=None)
+        task = with_manifests(plan.task, corpus.train, corpus.valid)
+        plans[stage] = dataclasses.replace(plan, task=task, train=one_step)
     return dataclasses.replace(
         recipe,
-        run_dir=str(home.folder / "run"),
-        cache_dir=str(home.folder / "cache"),
+        # Deleted with the corpus when the process ends.
+        run_dir=str(corpus.folder / "run"),
+        cache_dir=str(corpus.folder / "cache"),
         device="cpu",
         corpus=None,
         units=[],
-        **plans,
+        stages=plans,
     )
 
 
 def _built(config: TaskConfig) -> tuple[Task, nn.Module]:
-    """A task on the corpus of noise, and its model."""
-    home, recipe = _home(), _recipe()
-    if all(not paths for paths in _manifests(config)):
-        config = with_manifests(config, home.train, home.valid)
+    """Build a task on the corpus of noise, and its model."""
+    corpus, recipe = _corpus(), _recipe()
+    # A rule may have set manifests of its own.
+    if not any(_manifests(config)):
+        config = with_manifests(config, corpus.train, corpus.valid)
+    parents = TASKS.entry_of(config).implementation.parents
     context = StageContext(
         parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
         seed=SEED,
-        cache_dir=home.folder / "cache",
-        parents={parent: _parent(parent) for parent in TASKS.entry_of(config).implementation.parents},
+        cache_dir=corpus.folder / "cache",
+        parents={parent: _parent(parent) for parent in parents},
     )
     task = TASKS.build(config, context)
+    # After the parents, whose training draws random numbers.
     torch.manual_seed(SEED)
     return task, task.build()
 
@@ -376,13 +570,15 @@ def _stage(config: TaskConfig) -> _Stage:
 
 
 def _criterion(config: TaskConfig) -> nn.Module | None:
-    """Its criterion in the recipes that are shipped, or else the one of its name; None where there is neither."""
-    plans = [recipe.plan(stage) for recipe in (_recipe(), load_recipe("release_finetune")) for stage in ALL_STAGES]
-    named = [plan.criterion for plan in plans if plan is not None and type(plan.task) is type(config)]
+    """Return the task's criterion in echox's recipes, or else the one of its name, or None."""
+    recipes = (_recipe(), load_recipe("release_finetune"))
+    plans = [plan for recipe in recipes for plan in recipe.stages.values() if plan is not None]
+    criteria = [plan.criterion for plan in plans if type(plan.task) is type(config)]
     name = TASKS.name_of(config)
-    if not named and name in CRITERIA:
-        named = [CRITERIA.parse({"name": name})]
-    return CRITERIA.build(named[0]) if named else None
+    # A plugin has no recipe here, but usually registers a criterion under its task's name.
+    if not criteria and name in CRITERIA:
+        criteria = [CRITERIA.parse({"name": name})]
+    return CRITERIA.build(criteria[0]) if criteria else None
 
 
 def _manifests(config: Any) -> Iterator[list[str]]:
@@ -395,13 +591,18 @@ def _manifests(config: Any) -> Iterator[list[str]]:
             yield value
 
 
-def _cost_of(task: Task, split: str) -> list[int]:
+def _costs(task: Task, split: str) -> list[int]:
     examples = task.examples(split)
     return [examples.cost(index) for index in range(len(examples))]
 
 
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    named = model.named_parameters()
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nesting of dataclasses, by its dotted name."""
+    """Yield every tensor in a nesting of dataclasses, with its dotted name."""
     if isinstance(value, Tensor):
         yield name, value
     elif dataclasses.is_dataclass(value):

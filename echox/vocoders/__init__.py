@@ -1,8 +1,8 @@
-"""Vocoders: nets that turn frames into samples, and what they are trained and judged with.
+"""Vocoders: networks that turn frames into samples, and the parts of their training.
 
-    hifigan         the generator of HiFi-GAN, and how far its samples see
-    unit_generator  units and speakers in place of mels, with the duration predictor
-    layout          the two files that unit vocoders are published as, read and written
-    discriminators  what tells made speech from real
-    mel             log mel spectrograms
+hifigan         the generator of HiFi-GAN, and its receptive field
+unit_generator  units and speakers in place of mels, with the duration predictor
+layout          the two files that unit vocoders are published as, read and written
+discriminators  multi-period and multi-scale discriminators
+mel             log mel spectrograms
 """

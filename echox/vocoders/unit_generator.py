@@ -1,6 +1,7 @@
-"""A HiFi-GAN that is fed units, and the predictor of how long each unit lasts.
+"""A HiFi-GAN of unit embeddings, and the predictor of unit durations.
 
-Source: Polyak et al. 2021, arXiv:2104.00355 (units in place of mels); Lee et al. 2022, arXiv:2107.05604 (durations).
+Source: Polyak et al. 2021, arXiv:2104.00355 (units in place of mels); Lee et al. 2022,
+arXiv:2107.05604 (durations).
 """
 
 from __future__ import annotations
@@ -13,9 +14,25 @@ from echox.vocoders.hifigan import HifiGan
 
 
 class UnitGenerator(nn.Module):
-    """Unit embeddings, beside a speaker's where there are several, through a HiFi-GAN."""
+    """HiFi-GAN of unit embeddings, concatenated with a speaker's where there are several."""
 
-    def __init__(self, units: int, width: int, speakers: int | None, predictor: DurationPredictor | None, vocoder: HifiGan) -> None:
+    def __init__(
+        self,
+        units: int,
+        width: int,
+        speakers: int | None,
+        predictor: DurationPredictor | None,
+        vocoder: HifiGan,
+    ) -> None:
+        """Build the embeddings with random weights.
+
+        Args:
+            units: number of units V.
+            width: channels of a unit's embedding, and of a speaker's.
+            speakers: number of speakers; None for a vocoder of one.
+            predictor: of durations; None for units that keep their repeats.
+            vocoder: takes `width` channels, or twice as many with several speakers.
+        """
         super().__init__()
         self.units = nn.Embedding(units, width)
         self.speakers = None if speakers is None else nn.Embedding(speakers, width)
@@ -23,9 +40,10 @@ class UnitGenerator(nn.Module):
         self.vocoder = vocoder
 
     def log_frames(self, units: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Units without repeats [B, U] -> log(1 + frames) [B, U] as predicted; 0 where nothing predicts.
+        """Predict log(1 + frames) [B, U]; 0 where there is no predictor.
 
         Args:
+            units: without repeats, int64 [B, U].
             keep: bool [B, U], False on padding; None where there is none.
         """
         if self.predictor is None:
@@ -33,26 +51,36 @@ class UnitGenerator(nn.Module):
         return self.predictor(self.units(units), keep)
 
     def durations(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Units [U] -> log(1 + frames) as predicted [U], and frames [U], at least 1."""
+        """Predict the durations of the units [U] of one row.
+
+        Returns:
+            log(1 + frames) [U]; frames int64 [U], at least 1.
+        """
         logs = self.log_frames(units[None])[0]
         return logs, (logs.exp() - 1).round().long().clamp(min=1)
 
     def forward(self, units: Tensor, speakers: Tensor) -> Tensor:
-        """A unit per frame [B, F], a speaker per row [B] (not read where there is one voice) -> samples [B, F * hop]."""
-        frames = self.units(units)
+        """Generate samples [B, F * hop] in [-1, 1].
+
+        Args:
+            units: a unit per frame, int64 [B, F].
+            speakers: int64 [B]; not used by a vocoder of one speaker.
+        """
+        frames = self.units(units)  # [B, F, C]
         if self.speakers is not None:
-            voices = self.speakers(speakers)[:, None]
-            frames = torch.cat([frames, voices.expand(-1, frames.shape[1], -1)], dim=2)
+            embedded = self.speakers(speakers)[:, None]  # [B, 1, C]
+            frames = torch.cat([frames, embedded.expand(-1, frames.shape[1], -1)], dim=2)
         return self.vocoder(frames)
 
 
 class DurationPredictor(nn.Module):
-    """Two convolutions over unit embeddings, each followed by a layer norm and, in training, dropout."""
+    """Two convolutions over unit embeddings, each with a layer norm and, in training, dropout."""
 
     def __init__(self, width: int, hidden: int, kernel: int, dropout: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(width, hidden, kernel, padding=(kernel - 1) // 2)
         self.norm1 = nn.LayerNorm(hidden)
+        # fairseq pads this one by 1 whatever the kernel; `layout` refuses kernels other than 3.
         self.conv2 = nn.Conv1d(hidden, hidden, kernel, padding=1)
         self.norm2 = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(dropout)
@@ -60,14 +88,26 @@ class DurationPredictor(nn.Module):
 
     @property
     def reach_units(self) -> int:
-        """Units on either side that a prediction depends on."""
+        """Receptive field: units on either side that a prediction depends on."""
         return self.conv1.padding[0] + self.conv2.padding[0]
 
     def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
-        """[B, U, C], keep bool [B, U] -> log(1 + frames) [B, U]; what lies past a row's end is to a row as if it were not there."""
-        shown = (lambda values: values) if keep is None else (lambda values: values * keep[:, :, None])
+        """Predict log(1 + frames) [B, U]; a row does not depend on what lies past its end.
+
+        Args:
+            states: embeddings [B, U, C].
+            keep: bool [B, U], False on padding; None where there is none.
+        """
         # Rounded to bfloat16, a long unit's frames would be off by one.
         with torch.autocast(states.device.type, enabled=False):
-            states = self.norm1(F.relu(self.conv1(shown(states.float()).transpose(1, 2))).transpose(1, 2))
-            states = self.norm2(F.relu(self.conv2(shown(self.dropout(states)).transpose(1, 2))).transpose(1, 2))
+            states = _masked(states.float(), keep)
+            states = self.norm1(F.relu(self.conv1(states.transpose(1, 2))).transpose(1, 2))
+            # Masked again, because bias and norm made padding other than 0.
+            states = _masked(self.dropout(states), keep)
+            states = self.norm2(F.relu(self.conv2(states.transpose(1, 2))).transpose(1, 2))
             return self.out(self.dropout(states))[..., 0]
+
+
+def _masked(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Values [B, U, C] with zeros on padding, as the convolutions pad at a row's end."""
+    return values if keep is None else values * keep[:, :, None]

@@ -1,12 +1,12 @@
 import pytest
 
 from echox.assets import asset_folder
-from echox.errors import AssetError
+from echox.core.errors import AssetError
 
 
 @pytest.fixture
-def shop(tmp_path, monkeypatch):
-    """A folder that stands for the package index, with an empty cache and neither network nor hub."""
+def package_index(tmp_path, monkeypatch):
+    """A folder in place of the package index, with an empty cache and without network and hub."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from echox.assets import CATALOGUE, Member
-from echox.errors import AssetError
+from echox.core.errors import AssetError
 
 
 @pytest.mark.parametrize("asset", CATALOGUE.values(), ids=list(CATALOGUE))

@@ -1,4 +1,4 @@
-"""Wheels made on the spot, for tests that must not touch the network."""
+"""Wheels built by tests that must not use the network."""
 
 import base64
 import hashlib
@@ -13,22 +13,35 @@ def make_wheel(folder: Path, package: str, files: dict[str, bytes], version: str
     """Write a wheel that pip accepts, holding `files` (path inside the wheel -> bytes)."""
     stem = package.replace("-", "_")
     info = f"{stem}-{version}.dist-info"
-    whole = {
+    contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n".encode()
+        ),
+        f"{info}/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
-    record = "".join(f"{path},sha256={_record_hash(data)},{len(data)}\n" for path, data in whole.items())
+    record = "".join(
+        f"{path},sha256={_record_hash(data)},{len(data)}\n" for path, data in contents.items()
+    )
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{stem}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for path, data in whole.items():
+        for path, data in contents.items():
             archive.writestr(path, data)
         archive.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
     return wheel
 
 
-def make_asset(files: dict[str, bytes], *, name: str = "toy", package: str = "toy-files", converter=plain.convert, hub_id=None) -> Asset:
+def make_asset(
+    files: dict[str, bytes],
+    *,
+    name: str = "toy",
+    package: str = "toy-files",
+    converter=plain.convert,
+    hub_id=None,
+) -> Asset:
     """Describe an asset of one wheel with the right hashes of `files`."""
     members = tuple(Member(path, hashlib.sha256(data).hexdigest()) for path, data in files.items())
     return Asset(

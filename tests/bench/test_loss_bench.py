@@ -13,43 +13,68 @@ from echox_cli.bench import main
 
 
 @pytest.fixture
-def quick(monkeypatch, house):
+def quick(monkeypatch, workspace):
     """Without the compiler, which takes a minute, and with a rival that computes something else."""
     real = loss_contenders.contenders
 
     def few(device):
-        liar = Contender("liar", lambda hidden, weight, targets, sizes: (hidden.sum() + weight.sum()) * 1e-3)
+        liar = Contender(
+            "liar", lambda hidden, weight, targets, sizes: (hidden.sum() + weight.sum()) * 1e-3
+        )
         broken = Contender("broken", lambda *_: 1 / 0)
-        return [*(contender for contender in real(device) if "compile" not in contender.name), liar, broken]
+        return [
+            *(contender for contender in real(device) if "compile" not in contender.name),
+            liar,
+            broken,
+        ]
 
     monkeypatch.setattr(loss, "contenders", few)
     monkeypatch.setattr(measure, "ROUNDS_S", 0.01)
-    return house
+    return workspace
 
 
 def test_a_table_of_one_head_and_of_codebooks(quick, capsys):
-    assert main(["loss", "32x16x64", "32x16x2*24", "repeats=2", "device=cpu", "output=out/loss"]) == 0
-    found = json.loads((quick / "out/loss.json").read_text())
-    lines = {(line["shape"], line["contender"]): line for line in found["lines"]}
+    assert (
+        main(["loss", "32x16x64", "32x16x2*24", "repeats=2", "device=cpu", "output=out/loss"]) == 0
+    )
+    results = json.loads((quick / "out/loss.json").read_text())
+    lines = {(line["shape"], line["contender"]): line for line in results["lines"]}
     assert ("32x16x64", "PyTorch loop over heads") not in lines
     for shape in ("32x16x64", "32x16x2*24"):
         for name in ("echox", "PyTorch eager"):
             line = lines[shape, name]
-            assert line["time_ms"] > 0 and line["peak_mib"] > 0 and line["gradient_error"] < 1e-5 and not line["note"]
+            assert (
+                line["time_ms"] > 0
+                and line["peak_mib"] > 0
+                and line["gradient_error"] < 1e-5
+                and not line["note"]
+            )
         assert lines[shape, "liar"]["note"] == "gradients beyond tolerance"
-        assert lines[shape, "broken"]["note"].startswith(f"{NOT_MEASURED}: ZeroDivisionError") and lines[shape, "broken"]["time_ms"] is None
+        assert (
+            lines[shape, "broken"]["note"].startswith(f"{NOT_MEASURED}: ZeroDivisionError")
+            and lines[shape, "broken"]["time_ms"] is None
+        )
     assert lines["32x16x2*24", "PyTorch loop over heads"]["gradient_error"] < 1e-5
-    assert lines["32x16x64", "PyTorch eager"]["of_eager"] == lines["32x16x64", "PyTorch eager"]["cpu_of_eager"] == 1 and lines["32x16x64", "echox"]["of_eager"] > 0
-    assert torch.__version__.startswith(found["machine"]["torch"]) and found["machine"]["device"]
+    assert (
+        lines["32x16x64", "PyTorch eager"]["of_eager"]
+        == lines["32x16x64", "PyTorch eager"]["cpu_of_eager"]
+        == 1
+        and lines["32x16x64", "echox"]["of_eager"] > 0
+    )
+    assert (
+        torch.__version__.startswith(results["machine"]["torch"]) and results["machine"]["device"]
+    )
     assert (quick / "out/loss.md").read_text() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("compiler", [None, "g++"])
 def test_torch_compile_takes_part_where_there_is_a_compiler(monkeypatch, compiler):
     monkeypatch.setattr(loss_contenders.shutil, "which", lambda name: compiler)
-    found = {contender.name: contender for contender in loss_contenders.contenders(torch.device("cpu"))}
-    assert (found["torch.compile"].function is None) == (compiler is None)
-    assert found["torch.compile"].reason == ("" if compiler else "no C++ compiler here")
+    by_name = {
+        contender.name: contender for contender in loss_contenders.contenders(torch.device("cpu"))
+    }
+    assert (by_name["torch.compile"].function is None) == (compiler is None)
+    assert by_name["torch.compile"].reason == ("" if compiler else "no C++ compiler here")
 
 
 def test_short_calls_are_repeated(monkeypatch):
@@ -67,12 +92,23 @@ def test_what_was_measured_outlives_an_interruption(quick, monkeypatch):
         return real(shape, *rest)
 
     monkeypatch.setattr(loss, "_measured", measured)
-    main(["loss", "shapes=[8x8x16,8x8x32]", "repeats=1", "device=cpu", "output=out/loss", "only=[echox]"])
-    assert [line["shape"] for line in json.loads((quick / "out/loss.json").read_text())["lines"]] == ["8x8x16"]
+    main(
+        [
+            "loss",
+            "shapes=[8x8x16,8x8x32]",
+            "repeats=1",
+            "device=cpu",
+            "output=out/loss",
+            "only=[echox]",
+        ]
+    )
+    assert [
+        line["shape"] for line in json.loads((quick / "out/loss.json").read_text())["lines"]
+    ] == ["8x8x16"]
 
 
 @pytest.mark.parametrize("shape", ["8x8", "8x8xV", "8x0x8", "8x8x2*"])
-def test_a_wrong_shape_is_a_sentence(house, capsys, shape):
+def test_a_wrong_shape_is_a_sentence(workspace, capsys, shape):
     assert main(["loss", shape]) == 2
     assert f"shape '{shape}'" in capsys.readouterr().err
 
@@ -92,4 +128,7 @@ def test_peak_memory_counts_what_is_freed_again():
 
 
 def test_shapes():
-    assert Problem.parse("8x4x2*16") == Problem(8, 4, 2, 16) and Problem.parse("8x4x16").flops == 6 * 8 * 4 * 16
+    assert (
+        Problem.parse("8x4x2*16") == Problem(8, 4, 2, 16)
+        and Problem.parse("8x4x16").flops == 6 * 8 * 4 * 16
+    )

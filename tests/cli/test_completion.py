@@ -7,16 +7,16 @@ from echox_cli import completion, evaluate, info, prepare, train
 
 
 @pytest.fixture
-def complete(toy_house):
-    """What a door offers for a half-written line."""
-    return lambda door, line: completion.complete(line, door.offers)
+def complete(toy_workspace):
+    """Returns the completions of a command for an unfinished line."""
+    return lambda command, line: completion.complete(line, command.offers)
 
 
 @pytest.mark.parametrize(
     ("line", "offers"),
     [
-        ("echox-train recipe=t", ["recipe=toy"]),
-        ("echox-train --config-name t", ["toy"]),
+        ("echox-train recipe=to", ["recipe=toy"]),
+        ("echox-train --config-name to", ["toy"]),
         ("echox-train --config-n", ["--config-name"]),
         ("echox-train recipe=toy enc", ["encoder=", "encoder."]),
         ("echox-train recipe=toy encoder=other", ["encoder=other_ear"]),
@@ -24,21 +24,24 @@ def complete(toy_house):
         ("echox-train recipe=toy encoder=other_ear encoder.", ["encoder.bins="]),
         ("echox-train recipe=toy encoder.mood=", ["encoder.mood=calm", "encoder.mood=lively"]),
         ("echox-train recipe=toy s2t.train.lr", ["s2t.train.lr=", "s2t.train.lr_schedule="]),
-        ("echox-train recipe=toy s2t.train.tensorboard=", ["s2t.train.tensorboard=true", "s2t.train.tensorboard=false"]),
+        (
+            "echox-train recipe=toy s2t.train.tensorboard=",
+            ["s2t.train.tensorboard=true", "s2t.train.tensorboard=false"],
+        ),
         ("echox-train recipe=toy s2t.task=other", ["s2t.task=other_work"]),
         ("echox-train recipe=toy nonsense=1 see", ["seed="]),
         ("echox-train recipe=nowhere see", ["seed="]),
         ("echox-train recipe=toy run_dir='a z", []),
     ],
 )
-def test_a_recipe_line_goes_on(complete, line, offers):
+def test_a_line_with_a_recipe_is_completed(complete, line, offers):
     assert complete(train, line) == offers
 
 
-def test_other_doors_go_on_too(complete):
+def test_lines_of_other_commands_are_completed(complete):
     assert complete(prepare, "echox-prepare pl") == ["plugin"]
     assert complete(prepare, "echox-prepare plugin ki") == ["kind="]
-    assert complete(prepare, "echox-prepare labels recipe=t") == ["recipe=toy"]
+    assert complete(prepare, "echox-prepare labels recipe=to") == ["recipe=toy"]
     assert complete(evaluate, "echox-evaluate abl") == ["ablation"]
     assert complete(evaluate, "echox-evaluate ablation way") == ["ways."]
     assert complete(info, "echox-info enc") == ["encoder"]
@@ -47,7 +50,7 @@ def test_other_doors_go_on_too(complete):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
-def test_bash_gets_what_follows_the_equals_sign(toy_house, capsys, write):
+def test_bash_gets_the_part_after_the_equals_sign(toy_workspace, capsys, write):
     assert train.main(["--completion", "bash"]) == 0
     script = capsys.readouterr().out
     write("bin/echox-train", '#!/bin/sh\necho "encoder=other_ear"\n').chmod(0o755)
@@ -58,8 +61,8 @@ def test_bash_gets_what_follows_the_equals_sign(toy_house, capsys, write):
         _echox_train
         echo "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=600)
-    assert done.stdout == "other_ear\n", done.stderr
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=600)
+    assert result.stdout == "other_ear\n", result.stderr
 
 
 def test_zsh_reads_the_same_script(capsys):
@@ -71,7 +74,7 @@ def test_zsh_reads_the_same_script(capsys):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh on this machine")
-def test_zsh_takes_the_script(toy_house, capsys, write):
+def test_zsh_runs_the_script(toy_workspace, capsys, write):
     assert train.main(["--completion", "zsh"]) == 0
     script = capsys.readouterr().out
     write("bin/echox-train", '#!/bin/sh\necho "encoder=other_ear"\n').chmod(0o755)
@@ -82,6 +85,6 @@ def test_zsh_takes_the_script(toy_house, capsys, write):
         _echox_train
         print -r -- "$COMPREPLY"; print -r -- $_comps[echox-train]
     """
-    done = subprocess.run(["zsh", "-f", "-c", shell], capture_output=True, text=True, timeout=600)
-    assert done.stdout.splitlines()[0] == "encoder=other_ear", done.stderr
-    assert "_bash_complete" in done.stdout
+    result = subprocess.run(["zsh", "-f", "-c", shell], capture_output=True, text=True, timeout=600)
+    assert result.stdout.splitlines()[0] == "encoder=other_ear", result.stderr
+    assert "_bash_complete" in result.stdout

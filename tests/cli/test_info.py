@@ -6,8 +6,8 @@ from echox_cli import info
 
 
 @pytest.fixture
-def ask(toy_house, capsys):
-    """Runs echox-info and gives its exit code and what it printed."""
+def ask(toy_workspace, capsys):
+    """Runs echox-info and returns its exit code and what it printed."""
 
     def run(*words):
         code = info.main(list(words))
@@ -17,47 +17,65 @@ def ask(toy_house, capsys):
     return run
 
 
-def test_the_overview_has_everything(ask, write):
-    from echox.plugins import discover
+def test_the_overview_lists_everything(ask, write):
+    from echox.pipeline.plugins import discover
 
     write("plugins/lost.py", "import nowhere")
     discover()
     code, text = ask()
     assert code == 0
-    for line in ("python 3.", "torch 2.", "cpu: ", "[echox.encoders.whisper]", "[plugins/toy.py]", "plugins/lost.py: ModuleNotFoundError", "A toy recipe.", "whisper_base"):
+    for line in (
+        "python 3.",
+        "torch 2.",
+        "cpu: ",
+        "[echox.encoders.whisper]",
+        "[plugins/toy.py]",
+        "plugins/lost.py: ModuleNotFoundError",
+        "A toy recipe.",
+        "whisper_base",
+    ):
         assert line in text
 
 
 def test_a_kind_lists_its_names_and_presets(ask):
     code, text = ask("encoder")
-    assert code == 0 and "toy_ear" in text and "whisper" in text and "presets: " in text and "wide_ear" in text
+    assert code == 0
+    assert all(name in text for name in ("toy_ear", "whisper", "presets: ", "wide_ear"))
 
 
 @pytest.mark.parametrize("words", [("encoder", "toy_ear"), ("encoder=toy_ear",)])
 def test_a_name_is_explained(ask, words):
     code, text = ask(*words)
     assert code == 0 and "from plugins/toy.py" in text
-    assert "width=4   (an integer)\n      Channels." in text and "mood=calm   (calm or lively)" in text
+    assert "width=4   (an integer)\n      Channels." in text
+    assert "mood=calm   (calm or lively)" in text
 
 
 def test_a_preset_is_explained(ask):
     code, text = ask("encoder", "wide_ear")
-    assert code == 0 and "a preset of encoder toy_ear, recipes/encoder/wide_ear.yaml" in text and "width: 9" in text
+    assert code == 0
+    assert "a preset of encoder toy_ear, recipes/encoder/wide_ear.yaml" in text
+    assert "width: 9" in text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
         ("defaults: [toy_eer, _self_]", "no encoder named 'toy_eer'; did you mean 'toy_ear'?"),
-        ("defaults: [toy_ear, _self_]\nwidht: 9", "no field 'widht' in encoder; did you mean 'width'?"),
+        (
+            "defaults: [toy_ear, _self_]\nwidht: 9",
+            "no field 'widht' in encoder; did you mean 'width'?",
+        ),
         ("defaults: [toy_ear, _self_]\nwidth: wide", "encoder.width"),
         ("defaults: [toy_ear", "not valid YAML at line"),
     ],
 )
-def test_a_preset_that_does_not_fit_is_one_sentence(ask, write, text, told):
+def test_a_preset_that_does_not_fit_is_one_sentence(ask, write, text, sentence):
     write("recipes/encoder/odd_ear.yaml", text)
     code, answer = ask("encoder", "odd_ear")
-    assert code == 2 and answer.startswith("echox-info: encoder 'odd_ear': ") and told in answer and answer.count("\n") == 1
+    assert code == 2
+    assert answer.startswith("echox-info: encoder 'odd_ear': ") and answer.count("\n") == 1
+    assert sentence in answer
 
 
 def test_a_recipe_is_shown_in_full(ask):
@@ -72,12 +90,14 @@ def test_an_asset_is_explained(ask):
 
 def test_a_processors_rates_and_the_chosen_number_format_are_shown(ask):
     code, text = ask("device")
-    assert code == 0 and re.search(r"^float32 +\d+ GFLOP/s on one thread of ", text, re.M) and re.search(r"^bfloat16 +\d+ GFLOP/s", text, re.M)
+    assert code == 0
+    assert re.search(r"^float32 +\d+ GFLOP/s on one thread of ", text, re.M)
+    assert re.search(r"^bfloat16 +\d+ GFLOP/s", text, re.M)
     assert re.search(r"^chosen for new runs on the cpu: (float32|bfloat16), by ", text, re.M)
 
 
 def test_every_registered_name_can_be_explained(ask):
-    from echox.plugins import REGISTRIES
+    from echox.pipeline.plugins import REGISTRIES
 
     for kind, registry in REGISTRIES.items():
         for name in registry:
@@ -89,18 +109,26 @@ def test_every_registered_name_can_be_explained(ask):
     [
         (["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
         (["encoder=wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
-        (["encodr"], "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, task, criterion, recipe, asset, device"),
+        (
+            ["encodr"],
+            "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, "
+            "task, criterion, recipe, asset, device",
+        ),
         (["recipe", "tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
         (["asset", "whisper_bas"], "no asset named 'whisper_bas'; did you mean 'whisper_base'?"),
         (["encoder", "whisper", "large"], "cannot explain 'encoder whisper large'"),
         (["seed=3"], "cannot explain 'seed=3'"),
-        (["plugin_dirs=[nowhere]"], "plugin_dirs names the plugin folder 'nowhere', which does not exist"),
+        (
+            ["plugin_dirs=[nowhere]"],
+            "plugin_dirs names the plugin folder 'nowhere', which does not exist",
+        ),
         (["plugin_dirs=x"], "cannot explain 'plugin_dirs=x'"),
     ],
 )
 def test_a_wrong_word_is_one_line(ask, words, sentence):
     code, text = ask(*words)
-    assert code == 2 and text.count("\n") == 1 and text.startswith("echox-info: ") and sentence in text
+    assert code == 2
+    assert text.startswith("echox-info: ") and text.count("\n") == 1 and sentence in text
 
 
 def test_help_and_version(ask):

@@ -12,11 +12,16 @@ from echox_cli import prepare
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
+def test_a_plugin_skeleton_keeps_its_contract(workspace, capsys):
     assert prepare.main(["plugin", "sharp_ear", "kind=encoder"]) == 0
     assert "python -m pytest plugins/test_sharp_ear_encoder.py" in capsys.readouterr().out
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "plugins/test_sharp_ear_encoder.py"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "plugins/test_sharp_ear_encoder.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -26,12 +31,21 @@ def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
         (["plugin"], "echox-prepare plugin: name has no value; set name=..."),
         (["plugin", "3x"], "'3x' cannot be a plugin's name"),
         (["plugin", "Ear"], "'Ear' cannot be a plugin's name"),
-        (["plugin", "ear", "kind=encodr"], "no template for a plugin of kind 'encodr'; did you mean 'encoder'?"),
-        (["plugin", "whisper"], "encoder 'whisper' is already registered by echox.encoders.whisper"),
+        (
+            ["plugin", "ear", "kind=encodr"],
+            "no template for a plugin of kind 'encodr'; did you mean 'encoder'?",
+        ),
+        (
+            ["plugin", "whisper"],
+            "encoder 'whisper' is already registered by echox.encoders.whisper",
+        ),
         (["plugin", "a", "b"], "one name is taken, not 2: a b"),
         (["assets", "whisper_bas"], "no asset named 'whisper_bas'; did you mean"),
         (["units", "nowhere.jsonl"], "codec has no value; set codec=NAME, one of "),
-        (["units", "nowhere.jsonl", "codec=kmens"], "no codec named 'kmens'; did you mean 'kmeans'?"),
+        (
+            ["units", "nowhere.jsonl", "codec=kmens"],
+            "no codec named 'kmens'; did you mean 'kmeans'?",
+        ),
         (["units", "nowhere.jsonl", "codec=kmeans", "codec.folder=random"], "nowhere.jsonl"),
         (["units", "a.jsonl", "codec=kmeans", "codec.folder=gone"], "gone"),
         (["units", "a.jsonl", "codec=kmeans", "device=tpu"], "device 'tpu' is unknown"),
@@ -41,7 +55,10 @@ def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
         (["manifest", "x", "speaker=usr"], "speaker"),
         (["validate"], "echox-prepare validate: no manifest was named"),
         (["validate", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        (["validate", "path=x", "chek_audio=false"], "no field 'chek_audio' in ValidateConfig; did you mean 'check_audio'?"),
+        (
+            ["validate", "path=x", "chek_audio=false"],
+            "no field 'chek_audio' in ValidateConfig; did you mean 'check_audio'?",
+        ),
         (["stats"], "no manifest was named"),
         (["stats", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["index", "data.json"], "data.json cannot be indexed"),
@@ -49,13 +66,13 @@ def test_a_plugin_skeleton_keeps_its_contract(house, capsys):
         (["split", "x.jsonl", "test=0"], "test 0"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_exit_code_2(house, capsys, words, sentence):
+def test_a_wrong_command_is_one_line_and_exit_code_2(workspace, capsys, words, sentence):
     assert prepare.main(words) == 2
     text = capsys.readouterr().err
     assert sentence in text and text.count("\n") == 1
 
 
-def test_an_existing_file_is_not_overwritten(house, write, capsys):
+def test_an_existing_file_is_not_overwritten(workspace, write, capsys):
     path = write("plugins/ear_encoder.py", "mine = True")
     assert prepare.main(["plugin", "ear"]) == 2
     assert path.read_text() == "mine = True" and "is already there" in capsys.readouterr().err
@@ -68,43 +85,55 @@ def test_help_lists_the_commands(capsys):
 
 
 @pytest.mark.parametrize("command", prepare.COMMANDS)
-def test_every_command_explains_itself(house, capsys, command):
+def test_every_command_explains_itself(workspace, capsys, command):
     assert prepare.main([command, "--help"]) == 0
     assert f"usage: echox-prepare {command}" in capsys.readouterr().out
 
 
-def test_units_are_written_beside_a_manifest(house, capsys):
-    folder = house / "clips"
+def test_units_are_written_beside_a_manifest(workspace, capsys):
+    folder = workspace / "clips"
     folder.mkdir()
-    soundfile.write(folder / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
-    turns = [{"from": "user", "value": "Speak."}, {"from": "assistant", "value": "Yes.", "audio": "a.wav"}]
-    (folder / "speech.jsonl").write_text(json.dumps({"id": "row", "conversations": turns}) + "\n", encoding="utf-8")
+    soundfile.write(
+        folder / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000
+    )
+    turns = [
+        {"from": "user", "value": "Speak."},
+        {"from": "assistant", "value": "Yes.", "audio": "a.wav"},
+    ]
+    (folder / "speech.jsonl").write_text(
+        json.dumps({"id": "row", "conversations": turns}) + "\n", encoding="utf-8"
+    )
     assert prepare.main(["units", "clips/speech.jsonl", "codec=kmeans", "codec.folder=random"]) == 0
     assert capsys.readouterr().out == "clips/speech.units.jsonl\n"
     assert json.loads((folder / "speech.units.jsonl").read_text(encoding="utf-8"))["codec"]
 
 
-def test_a_codec_that_needs_no_fitting_is_left_alone(house, capsys):
+def test_a_codec_that_needs_no_fitting_is_left_alone(workspace, capsys):
     assert prepare.main(["codec", "codec=kmeans", "codec.folder=random"]) == 0
     assert "nothing was done" in capsys.readouterr().out
 
 
-def test_a_folder_becomes_a_manifest_that_is_checked_counted_and_split(house, capsys):
+def test_the_commands_of_the_readme_turn_a_folder_into_split_manifests(workspace, capsys):
     """The commands one after the other, as the README has them."""
     tones = np.sin(np.arange(16_000) / 9) * np.linspace(0.01, 0.5, 16_000)
     for speaker in range(8):
-        (house / "clips" / f"s{speaker}").mkdir(parents=True)
+        (workspace / "clips" / f"s{speaker}").mkdir(parents=True)
         for number in range(2):
-            soundfile.write(house / f"clips/s{speaker}/{number}.flac", tones, 16_000)
-            (house / f"clips/s{speaker}/{number}.txt").write_text(f"these are words {speaker} {number}")
+            soundfile.write(workspace / f"clips/s{speaker}/{number}.flac", tones, 16_000)
+            (workspace / f"clips/s{speaker}/{number}.txt").write_text(
+                f"these are words {speaker} {number}"
+            )
     page = (ROOT / "echox/data/README.md").read_text(encoding="utf-8")
-    lines = [line.split() for line in page.partition("```bash\n")[2].partition("```")[0].splitlines()]
+    lines = [
+        line.split() for line in page.partition("```bash\n")[2].partition("```")[0].splitlines()
+    ]
     printed = []
-    for door, *words in lines:
-        assert door == "echox-prepare" and prepare.main(words) == 0
+    for command, *words in lines:
+        assert command == "echox-prepare" and prepare.main(words) == 0
         printed.append(capsys.readouterr().out)
     assert [words[1] for words in lines] == ["manifest", "validate", "stats", "split", "index"]
     assert "clips/manifest.jsonl: 16 rows, 0.00 h; 0 entries left out" in printed[0]
-    assert "16 good rows, 0 broken" in printed[1] and (house / "clips/manifest.report.html").is_file()
+    assert "16 good rows, 0 broken" in printed[1]
+    assert (workspace / "clips/manifest.report.html").is_file()
     assert "80 words" in printed[2] and "in two parts: 0 speakers, 0 texts" in printed[3]
     assert "clips/kept.train.jsonl.idx" in printed[4]

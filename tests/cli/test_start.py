@@ -1,4 +1,4 @@
-"""What the scripts answer, and what they import for it."""
+"""Answers of the scripts, and what they import for them."""
 
 import subprocess
 import sys
@@ -6,16 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from echox.plugins import REGISTRIES
-from echox.registry import KINDS
+from echox.core.registry import KINDS
+from echox.pipeline.plugins import REGISTRIES
 from echox_cli import completion, start
 
 SCRIPT = """
 import sys
 from echox_cli import start
-start._has_gpu = lambda: False  # where there is one, the overview is not kept
+start._has_gpu = lambda: False  # with one, the overview is not cached
 code = getattr(start, sys.argv.pop(1))()
-heavy = {"torch", "torchaudio", "transformers", "transformers.modeling_utils", "peft", "hydra", "omegaconf", "numpy"}
+heavy = {
+    "torch", "torchaudio", "transformers", "transformers.modeling_utils", "peft", "hydra",
+    "omegaconf", "numpy",
+}
 print("imported:", *sorted(heavy & {*sys.modules}), file=sys.stderr)
 sys.exit(code)
 """
@@ -23,7 +26,10 @@ sys.exit(code)
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a script in an empty working folder and gives its exit code, what it printed, and which heavy libraries it imported."""
+    """Runs a script in an empty working folder.
+
+    Returns its exit code, what it printed, and which heavy libraries it imported.
+    """
     monkeypatch.setenv("ECHOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ECHOX_PLUGINS", raising=False)
     monkeypatch.delenv("ECHOX_RECIPES", raising=False)
@@ -33,31 +39,45 @@ def run(tmp_path, monkeypatch):
     script.write_text(SCRIPT)
 
     def run_script(name, *argv):
-        done = subprocess.run([sys.executable, script, name, *argv], capture_output=True, text=True, timeout=300, cwd=work)
-        told, _, imported = done.stderr.rpartition("imported:")
-        return done.returncode, done.stdout + told, imported.split()
+        result = subprocess.run(
+            [sys.executable, script, name, *argv],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=work,
+        )
+        errors, _, imported = result.stderr.rpartition("imported:")
+        return result.returncode, result.stdout + errors, imported.split()
 
     run_script.work = work
     return run_script
 
 
 @pytest.mark.parametrize(
-    ("name", "argv", "told"),
+    ("name", "argv", "part"),
     [
         ("info", ["--help"], "usage: echox-info [KIND [NAME]]"),
         ("info", ["-h"], "usage: echox-info [KIND [NAME]]"),
         ("train", ["--version"], "echox-train 0."),
-        ("generate", ["--completion", "bash"], "complete -o default -o nospace -F _echox_generate echox-generate"),
+        (
+            "generate",
+            ["--completion", "bash"],
+            "complete -o default -o nospace -F _echox_generate echox-generate",
+        ),
         ("bench", ["--completion", "zsh"], "bashcompinit"),
     ],
 )
-def test_what_is_the_same_everywhere_imports_nothing_heavy(run, name, argv, told):
+def test_fixed_answers_import_nothing_heavy(run, name, argv, part):
     code, text, imported = run(name, *argv)
-    assert code == 0 and told in text and imported == []
+    assert code == 0 and part in text and imported == []
 
 
 def test_a_shell_without_completion_is_one_line(run):
-    assert run("train", "--completion", "fish") == (2, "echox-train: no completion for 'fish'; use --completion bash or zsh\n", [])
+    assert run("train", "--completion", "fish") == (
+        2,
+        "echox-train: no completion for 'fish'; use --completion bash or zsh\n",
+        [],
+    )
 
 
 EAR = """
@@ -76,15 +96,16 @@ print("{name} was loaded")
 """
 
 
-def test_a_text_is_kept_until_a_file_changes(run):
+def test_a_text_is_cached_until_a_file_changes(run):
     for folder in ("plugins", "recipes"):
         (run.work / folder).mkdir()
     ear, recipe = run.work / "plugins" / "ear.py", run.work / "recipes" / "mine.yaml"
     ear.write_text(EAR.format(name="ear", doc="Hears."))
     recipe.write_text("doc: My own.")
     code, first, imported = run("info")
-    assert code == 0 and "Hears." in first and "My own." in first and first.startswith("ear was loaded\n")
-    # To know a part is not to load the code of its models, which takes longer than PyTorch.
+    assert code == 0 and first.startswith("ear was loaded\n")
+    assert "Hears." in first and "My own." in first
+    # Listing a part does not import the code of its models, which takes longer than PyTorch.
     assert "torch" in imported and "transformers.modeling_utils" not in imported
     assert run("info") == (0, first, [])
 
@@ -97,23 +118,26 @@ def test_a_text_is_kept_until_a_file_changes(run):
     assert "Smells." in third and "Everyone's." in third
 
 
-def test_a_line_is_completed_from_what_was_offered_before(run):
+def test_a_line_is_completed_from_cached_offers(run):
     (run.work / "recipes").mkdir()
     (run.work / "recipes" / "mine.yaml").write_text("defaults: [encoder: mel, _self_]")
     code, text, imported = run("train", "--complete", "echox-train recipe=mine encoder.b")
     assert (code, text) == (0, "encoder.bins=\n") and "torch" in imported
-    for line, offered in (
+    for line, completions in (
         ("recipe=mine encoder=m", "encoder=mel\n"),
         ("recipe=mine seed=3 run_dir=x encoder.bins=8 device=cpu see", "seed=\n"),
         ("recipe=mine plugin_d", "plugin_dirs=\n"),
     ):
-        assert run("train", "--complete", f"echox-train {line}") == (0, offered, [])
+        assert run("train", "--complete", f"echox-train {line}") == (0, completions, [])
     (run.work / "recipes" / "more.yaml").write_text("doc: More.")
-    assert run("train", "--complete", "echox-train recipe=mine recipe=m")[1] == "recipe=mine\nrecipe=more\n"
+    assert (
+        run("train", "--complete", "echox-train recipe=mine recipe=m")[1]
+        == "recipe=mine\nrecipe=more\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("program", "argv", "only_tells"),
+    ("program", "argv", "is_cacheable"),
     [
         ("echox-train", ["recipe=toy", "--help"], True),
         ("echox-prepare", ["plugin", "-h"], True),
@@ -127,15 +151,16 @@ def test_a_line_is_completed_from_what_was_offered_before(run):
         ("echox-info", [], False),
     ],
 )
-def test_only_texts_are_kept(monkeypatch, program, argv, only_tells):
+def test_only_texts_are_cached(monkeypatch, program, argv, is_cacheable):
     monkeypatch.setattr(start, "_has_gpu", lambda: True)
-    assert start._only_tells(program, argv) is only_tells
+    assert start._is_cacheable(program, argv) is is_cacheable
 
 
-def test_where_no_gpu_can_be_lost_the_overview_is_kept(monkeypatch):
+def test_without_a_gpu_the_overview_is_cached(monkeypatch):
     monkeypatch.setattr(start, "_has_gpu", lambda: False)
-    assert start._only_tells("echox-info", []) and start._only_tells("echox-info", ["plugin_dirs=[a]"])
-    assert not start._only_tells("echox-info", ["device"])  # what is not in files is told anew
+    assert start._is_cacheable("echox-info", [])
+    assert start._is_cacheable("echox-info", ["plugin_dirs=[a]"])
+    assert not start._is_cacheable("echox-info", ["device"])  # depends on more than files
 
 
 class Memory(dict):
@@ -151,7 +176,7 @@ def memory(monkeypatch):
     return cache
 
 
-def test_what_was_printed_is_printed_again_on_the_same_streams(monkeypatch, memory, capsys):
+def test_cached_output_is_printed_on_the_same_streams(monkeypatch, memory, capsys):
     def main(argv):
         print("one", *argv)
         print("warned", file=sys.stderr)
@@ -159,20 +184,20 @@ def test_what_was_printed_is_printed_again_on_the_same_streams(monkeypatch, memo
         return 0
 
     monkeypatch.setattr(start, "_module", lambda program: SimpleNamespace(main=main))
-    start._told("echox-info", ["encoder"])
+    start._print_cached("echox-info", ["encoder"])
     first = capsys.readouterr()
     monkeypatch.setattr(start, "_module", None)
-    start._told("echox-info", ["encoder"])
+    start._print_cached("echox-info", ["encoder"])
     assert capsys.readouterr() == first == ("one encoder\ntwo\nthree\n", "warned\n")
 
 
-def test_what_went_wrong_is_not_kept(monkeypatch, memory):
+def test_errors_are_not_cached(monkeypatch, memory):
     monkeypatch.setattr(start, "_module", lambda program: SimpleNamespace(main=lambda argv: 2))
-    assert start._told("echox-info", ["encoder"]) == 2 and not memory
+    assert start._print_cached("echox-info", ["encoder"]) == 2 and not memory
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_offers_are_kept_where_every_word_could_be_read(monkeypatch, memory, capsys, faulty):
+def test_offers_are_cached_unless_a_word_is_faulty(monkeypatch, memory, capsys, faulty):
     def offers(words):
         print("a plugin's own words")
         return completion.Offers(["encoder="], faulty=faulty)
@@ -183,16 +208,19 @@ def test_offers_are_kept_where_every_word_could_be_read(monkeypatch, memory, cap
 
 
 @pytest.mark.parametrize(
-    ("before", "telling"),
+    ("before", "decisive"),
     [
         (["recipe=mine", "seed=3", "--seed", "seed=4"], ["recipe=mine", "--seed", "seed=4"]),
         (["seed=3", "encoder=mel", "bins=4"], ["encoder=mel", "bins=4"]),
     ],
 )
-def test_words_that_set_plain_fields_are_not_asked_about(before, telling):
-    asked = []
-    completion.complete(f"echox-train {' '.join(before)} x", lambda words: asked.append(words) or completion.Offers([], ["seed"]))
-    assert asked[-1] == tuple(telling)
+def test_words_that_set_plain_fields_are_left_out_of_the_question(before, decisive):
+    questions = []
+    completion.complete(
+        f"echox-train {' '.join(before)} x",
+        lambda words: questions.append(words) or completion.Offers([], ["seed"]),
+    )
+    assert questions[-1] == tuple(decisive)
 
 
 def test_every_kind_has_a_registry():

@@ -4,8 +4,8 @@ from echox_cli import train
 
 
 @pytest.fixture
-def trained(toy_house, monkeypatch):
-    """The recipes that the door handed on."""
+def trained(toy_workspace, monkeypatch):
+    """The recipes that the command would train."""
     recipes = []
     monkeypatch.setattr(train, "train", recipes.append)
     return recipes
@@ -34,14 +34,26 @@ def test_ways_of_naming_a_recipe(trained, words):
     [
         (["recipe=tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
         (["toy"], "'toy' is not key=value; did you mean recipe=toy?"),
-        (["recipe=toy", "--config-name", "other"], "the command line names several recipes: other, toy; name one"),
+        (
+            ["recipe=toy", "--config-name", "other"],
+            "the command line names several recipes: other, toy; name one",
+        ),
         (["recipe=toy", "sed=3"], "no field 'sed' in Recipe; did you mean 'seed'?"),
         (["recipe=toy", "--sed", "3"], "no field 'sed' in Recipe; did you mean 'seed'?"),
         (["--config-name"], "--config-name needs a value"),
         (["recipe=toy", "-x"], "unknown option '-x'; options are --help"),
-        (["recipe=toy", "encoder=other_eer"], "no encoder named 'other_eer'; did you mean 'other_ear'?"),
-        (["recipe=toy", "plugin_dirs=[nowhere]"], "plugin_dirs names the plugin folder 'nowhere', which does not exist"),
-        (["recipe=toy", "plugin_dirs=x"], "plugin_dirs takes a list of folders, plugin_dirs=[a,b], not 'x'"),
+        (
+            ["recipe=toy", "encoder=other_eer"],
+            "no encoder named 'other_eer'; did you mean 'other_ear'?",
+        ),
+        (
+            ["recipe=toy", "plugin_dirs=[nowhere]"],
+            "plugin_dirs names the plugin folder 'nowhere', which does not exist",
+        ),
+        (
+            ["recipe=toy", "plugin_dirs=x"],
+            "plugin_dirs takes a list of folders, plugin_dirs=[a,b], not 'x'",
+        ),
         (["--config", "no/such.yaml"], "no recipe file 'no/such.yaml'"),
         (["--config-path", "nowhere", "recipe=toy"], "the recipe folder 'nowhere' does not exist"),
         (["--completion", "fish"], "no completion for 'fish'; use --completion bash or zsh"),
@@ -50,7 +62,11 @@ def test_ways_of_naming_a_recipe(trained, words):
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(trained, capsys, words, sentence):
     assert train.main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("plugins run: ")]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not line.startswith("plugins run: ")
+    ]
     assert len(lines) == 1 and lines[0].startswith("echox-train: ") and sentence in lines[0]
     assert trained == []
 
@@ -58,7 +74,8 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(trained, capsys, words, sen
 def test_help_shows_the_recipes_and_the_fields(trained, capsys):
     assert train.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "toy  A toy recipe." in text and "seed=1   (an integer)" in text and "--config-name" in text
+    assert "toy  A toy recipe." in text
+    assert "seed=1   (an integer)" in text and "--config-name" in text
     assert trained == []
 
 
@@ -74,7 +91,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("echox-train 0.")
 
 
-def test_the_door_says_whose_code_it_ran(trained, capsys, write):
+def test_the_command_prints_which_plugins_it_ran(trained, capsys, write):
     write("more/extra.py", "x = 1")
     train.main(["recipe=toy", "plugin_dirs=[more]"])
     assert capsys.readouterr().err == "plugins run: plugins/toy.py, more/extra.py\n"

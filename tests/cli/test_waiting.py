@@ -1,4 +1,4 @@
-"""How threads of PyTorch wait is settled before OpenMP reads it, once, when it is loaded."""
+"""How threads of PyTorch wait is set before OpenMP is loaded, which reads it only then."""
 
 import importlib.util
 import os
@@ -21,21 +21,22 @@ ctypes.CDLL(sys.argv[1])
 
 
 def spins_read_by_openmp(**users: str) -> str:
-    """What the OpenMP of a new process, whose user set these variables, took as the spins of a waiting thread."""
+    """Returns the spins of a waiting thread, as OpenMP of a new process with these variables."""
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", LOADS_OPENMP, str(OPENMP[0])],
         env=environment | {"OMP_DISPLAY_ENV": "verbose"} | users,
         capture_output=True,
         text=True,
         check=True,
     )
-    return re.search(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)[1]
+    return re.search(r"GOMP_SPINCOUNT = '(\w+)'", result.stderr)[1]
 
 
 @pytest.mark.skipif(not OPENMP, reason="this PyTorch comes with another OpenMP than GNU's")
 @pytest.mark.parametrize(
-    ("users", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+    ("users", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
 )
 def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(users, spins):
     assert spins_read_by_openmp(**users) == spins

@@ -1,4 +1,4 @@
-"""What people get wrong, through the doors: one clear sentence each, or the right thing done; never a traceback."""
+"""Wrong inputs to the commands: each is one clear sentence or handled, never a traceback."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import soundfile
 import tiny_run
 from echo_home import WITHOUT_CORPUS
 
-from echox.data import writing
+from echox.core.files import atomic_write
 from echox_cli import evaluate, generate, info, prepare, train
 
 PLAIN = ["checkpoint=run/echo/final", "device=cpu"]
@@ -20,15 +20,15 @@ PLAIN = ["checkpoint=run/echo/final", "device=cpu"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run, made once."""
+    """A finished run, shared by all tests."""
     return tiny_run.write_run(tmp_path_factory.mktemp("wrong") / "run")
 
 
 @pytest.fixture
-def bench(house, run):
+def bench(workspace, run):
     """A working folder with a run, a good manifest, and much that is broken."""
-    (house / "run").symlink_to(run)
-    tiny_run.write_questions(house, "questions", 2)
+    (workspace / "run").symlink_to(run)
+    tiny_run.write_questions(workspace, "questions", 2)
     noise = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
     soundfile.write("stereo8k.wav", noise, 8000)
     soundfile.write("empty.wav", np.zeros(0), 16_000)
@@ -43,33 +43,76 @@ def bench(house, run):
     Path("outside.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows[0]["conversations"][0]["audio"] = "nan.wav"
     Path("nan.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    return house
+    return workspace
 
 
 def training(stage, *overrides, data="questions.jsonl"):
     """The words that train one stage of the smoke recipe on a manifest."""
-    own = [f"{name}.task.data.{split}" for name in ("align", "s2t", "echo") for split in ("train", "valid")]
-    own = [*own, "t2c.task.train", "t2c.task.valid"]
-    lists = [f"{key}=[{data if key.endswith('train') else ''}]" for key in own]
-    return ["recipe=echo_tiny", "device=cpu", *WITHOUT_CORPUS, "codec.folder=random", "vocoder=null", "units=[]", f"stage={stage}", *lists, f"{stage}.train.steps=2", *overrides]
+    keys = [
+        f"{name}.task.data.{split}"
+        for name in ("align", "s2t", "echo")
+        for split in ("train", "valid")
+    ]
+    keys += ["t2c.task.train", "t2c.task.valid"]
+    lists = [f"{key}=[{data if key.endswith('train') else ''}]" for key in keys]
+    return [
+        "recipe=echo_tiny",
+        "device=cpu",
+        *WITHOUT_CORPUS,
+        "codec.folder=random",
+        "vocoder=null",
+        "units=[]",
+        f"stage={stage}",
+        *lists,
+        f"{stage}.train.steps=2",
+        *overrides,
+    ]
 
 
 WRONG = [
     (generate, ["input=empty.wav", *PLAIN], "audio empty.wav has zero length; record it again"),
-    (generate, ["input=nan.wav", *PLAIN], "audio nan.wav holds NaN or infinite samples; export it again"),
+    (
+        generate,
+        ["input=nan.wav", *PLAIN],
+        "audio nan.wav holds NaN or infinite samples; export it again",
+    ),
     (generate, ["input=notaudio.wav", *PLAIN], "audio notaudio.wav is not readable as audio"),
     (generate, ["input=truncated.wav", *PLAIN], "audio truncated.wav is not readable as audio"),
     (generate, ["input=missing.wav", *PLAIN], "audio missing.wav does not exist"),
     (generate, ["input=run", *PLAIN], "audio run is a folder"),
-    (generate, ["input=stereo8k.wav", "output=a.mp3", *PLAIN], "the path is a.mp3; change its ending"),
-    (generate, ["input=stereo8k.wav", "output=a_file/a.wav", *PLAIN], "could not be written: a file stands where a folder is needed"),
+    (
+        generate,
+        ["input=stereo8k.wav", "output=a.mp3", *PLAIN],
+        "the path is a.mp3; change its ending",
+    ),
+    (
+        generate,
+        ["input=stereo8k.wav", "output=a_file/a.wav", *PLAIN],
+        "could not be written: a file stands where a folder is needed",
+    ),
     (generate, PLAIN, "nothing to answer: give manifest=questions.jsonl, or input=question.wav"),
-    (generate, ["input=stereo8k.wav", "manifest=questions.jsonl", *PLAIN], "manifest and input are both given"),
+    (
+        generate,
+        ["input=stereo8k.wav", "manifest=questions.jsonl", *PLAIN],
+        "manifest and input are both given",
+    ),
     (generate, ["input=stereo8k.wav", "checkpoint=nowhere"], "nowhere is not a checkpoint"),
-    (generate, ["input=stereo8k.wav", "checkpoint=run/t2c/final"], "is a checkpoint of stage 't2c'; this needs one of echo or s2t"),
-    (generate, ["manifest=empty.jsonl", *PLAIN], "the manifest empty.jsonl is empty; it needs at least one row"),
+    (
+        generate,
+        ["input=stereo8k.wav", "checkpoint=run/t2c/final"],
+        "is a checkpoint of stage 't2c'; this needs one that answers aloud or answers in text",
+    ),
+    (
+        generate,
+        ["manifest=empty.jsonl", *PLAIN],
+        "the manifest empty.jsonl is empty; it needs at least one row",
+    ),
     (generate, ["manifest=nix.jsonl", *PLAIN], "the manifest nix.jsonl does not exist"),
-    (generate, ["manifest=questions.jsonl", "out_dir=a_file", *PLAIN], "a_file; a file stands where a folder is needed"),
+    (
+        generate,
+        ["manifest=questions.jsonl", "out_dir=a_file", *PLAIN],
+        "a_file; a file stands where a folder is needed",
+    ),
     (evaluate, ["run=nowhere"], "nowhere holds none of echo/final, s2t/final and t2c/final"),
     (evaluate, ["run=run"], "the recipe of run names no corpus; set corpus=FOLDER"),
     (evaluate, ["run=run", "corpus=run"], "run holds none of the test manifests"),
@@ -78,37 +121,82 @@ WRONG = [
     (info, ["recipe", "echo_tyni"], "no recipe named 'echo_tyni'; did you mean 'echo_tiny'?"),
     (prepare, ["validate", "run"], "the manifest run is a folder; name the .jsonl file in it"),
     (prepare, ["manifest", "run"], "can be used: no clips are in it"),
-    (prepare, ["units", "codec=kmeans", "codec.folder=random"], "no manifest was named; give manifests=[FILE.jsonl,...]"),
-    (prepare, ["units", "questions.jsonl", "codec=kmeans", "codec.folder=gone"], "there is no codec in gone"),
+    (
+        prepare,
+        ["units", "codec=kmeans", "codec.folder=random"],
+        "no manifest was named; give manifests=[FILE.jsonl,...]",
+    ),
+    (
+        prepare,
+        ["units", "questions.jsonl", "codec=kmeans", "codec.folder=gone"],
+        "there is no codec in gone",
+    ),
     (prepare, ["codec", "codec=kmeans", "codec.folder=gone"], "manifests=[...] in echox-prepare"),
-    (prepare, ["codec", "questions.jsonl", "codec=kmeans", "codec.folder=gone"], "needs at least two recordings, got 0"),
+    (
+        prepare,
+        ["codec", "questions.jsonl", "codec=kmeans", "codec.folder=gone"],
+        "needs at least two recordings, got 0",
+    ),
     (prepare, ["corpus", "share=2"], "share must be above 0 and at most 1, and is 2.0"),
-    (prepare, ["corpus", "folder=a_file", "share=0.01"], "the corpus folder a_file could not be written"),
+    (
+        prepare,
+        ["corpus", "folder=a_file", "share=0.01"],
+        "the corpus folder a_file could not be written",
+    ),
     (train, training("s2t"), "train the stage 'align' first"),
     (train, training("align", data="nix.jsonl"), "the manifest nix.jsonl does not exist"),
-    (train, training("align", data="nan.jsonl"), "audio nan.wav holds NaN or infinite samples; export it again"),
+    (
+        train,
+        training("align", data="nan.jsonl"),
+        "audio nan.wav holds NaN or infinite samples; export it again",
+    ),
     (train, training("align", data="empty.jsonl"), "the manifest empty.jsonl is empty"),
     (train, training("align", data=""), "no manifest was named"),
     (train, training("align", "run_dir=a_file"), "a file stands where a folder is needed"),
     (train, training("align", "align.task.adapter.heads=5"), "adapter.heads 5 does not divide"),
-    (train, training("align", "backbone.lora.targets=[nope]"), "lora.targets ['nope'] name no layer"),
+    (
+        train,
+        training("align", "backbone.lora.targets=[nope]"),
+        "lora.targets ['nope'] name no layer",
+    ),
     (train, training("align", "encoder.weights=./gone"), "there is no folder './gone'"),
-    (train, training("align", "encoder.weights=./run"), "run does not hold a Whisper model that can be read"),
-    (train, training("align", "backbone.weights=./run"), "run does not hold a causal language model with its tokenizer that can be read"),
-    (train, training("t2c"), "no row of questions.jsonl has units on its assistant turn; write them with 'echox-prepare units'"),
+    (
+        train,
+        training("align", "encoder.weights=./run"),
+        "run does not hold a Whisper model that can be read",
+    ),
+    (
+        train,
+        training("align", "backbone.weights=./run"),
+        "run does not hold a causal language model with its tokenizer that can be read",
+    ),
+    (
+        train,
+        training("t2c"),
+        "no row of questions.jsonl has units on its assistant turn; "
+        "write them with 'echox-prepare units'",
+    ),
     (train, training("t2c", "codec.folder=gone"), "the codec is not fitted yet"),
     (train, training("align", "align.train.lr=nan"), "lr must be above 0, not nan"),
-    (train, ["recipe=echo_tiny", "device=gpu"], "device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
+    (
+        train,
+        ["recipe=echo_tiny", "device=gpu"],
+        "device 'gpu' is unknown; use auto, cpu, cuda or cuda:N",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("door", "words", "sentence"), WRONG, ids=[f"{door.__name__.rpartition('.')[2]}-{sentence[:40]}" for door, _, sentence in WRONG]
+    ("command", "words", "sentence"),
+    WRONG,
+    ids=[
+        f"{command.__name__.rpartition('.')[2]}-{sentence[:40]}" for command, _, sentence in WRONG
+    ],
 )
-def test_a_wrong_input_is_one_sentence(bench, capsys, door, words, sentence):
-    assert door.main(words) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("echox-")]
-    assert len(said) == 1 and sentence in said[0], said
+def test_a_wrong_input_is_one_sentence(bench, capsys, command, words, sentence):
+    assert command.main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("echox-")]
+    assert len(lines) == 1 and sentence in lines[0], lines
 
 
 def test_eight_kilohertz_in_stereo_is_answered(bench, capsys):
@@ -118,42 +206,50 @@ def test_eight_kilohertz_in_stereo_is_answered(bench, capsys):
 
 def test_audio_outside_the_manifest_s_folder_is_named_and_the_rest_answered(bench, capsys):
     assert generate.main(["manifest=outside.jsonl", "out_dir=answers", *PLAIN]) == 0
-    said = capsys.readouterr()
-    assert "1 of 2 rows answered" in said.out and "lies outside the manifest's folder; move it inside, or allow paths outside" in said.err
+    printed = capsys.readouterr()
+    assert "1 of 2 rows answered" in printed.out
+    sentence = "lies outside the manifest's folder; move it inside, or allow paths outside"
+    assert sentence in printed.err
 
 
-def test_other_scripts_are_answered_and_spoken(bench, capsys):
+def test_text_in_other_scripts_is_answered(bench, capsys):
     texts = ["日本語のテキスト \ufffc", "Привет, мир 🙂", "مرحبا"]
-    rows = [{"id": str(number), "conversations": [{"from": "user", "value": text}]} for number, text in enumerate(texts)]
+    rows = [
+        {"id": str(number), "conversations": [{"from": "user", "value": text}]}
+        for number, text in enumerate(texts)
+    ]
     Path("typed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert generate.main(["manifest=typed.jsonl", "out_dir=answers", "max_tokens=4", *PLAIN]) == 0
     assert "3 of 3 rows answered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "meta"])
-def test_a_corrupt_checkpoint_is_said(bench, run, capsys, damage):
+def test_a_corrupt_checkpoint_is_an_error(bench, run, capsys, damage):
     shutil.copytree(run / "s2t", "copy")
     weights = Path("copy/final/model.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content if damage == "flip" else content[:100] if damage == "cut" else weights.read_bytes())
     if damage == "meta":
         Path("copy/final/meta.json").write_text("{")
+    else:
+        weights.write_bytes(content if damage == "flip" else content[:100])
     assert generate.main(["input=stereo8k.wav", "checkpoint=copy/final"]) == 2
     assert "checkpoint copy/final is damaged" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_when_audio_is_written(bench, capsys, monkeypatch):
+def test_a_full_disk_is_an_error_when_audio_is_written(bench, capsys, monkeypatch):
     def full(self, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert generate.main(["input=stereo8k.wav", "output=answer.wav", *PLAIN]) == 2
-    assert "audio answer.wav could not be written: No space left on device" in capsys.readouterr().err
+    assert (
+        "audio answer.wav could not be written: No space left on device" in capsys.readouterr().err
+    )
     assert not Path("answer.wav").exists()
 
 
-def test_a_full_disk_is_said_when_a_cache_is_filled(bench, capsys, monkeypatch):
+def test_a_full_disk_is_an_error_when_a_cache_is_filled(bench, capsys, monkeypatch):
     real = Path.open
 
     def full(self, mode="r", *arguments, **named):
@@ -163,35 +259,45 @@ def test_a_full_disk_is_said_when_a_cache_is_filled(bench, capsys, monkeypatch):
 
     monkeypatch.setattr(Path, "open", full)
     assert train.main(training("align")) == 2
-    assert "could not be written: No space left on device; free space or choose another folder" in capsys.readouterr().err
+    assert (
+        "could not be written: No space left on device; free space or choose another folder"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_file_that_may_not_be_read_is_said(bench, capsys, monkeypatch):
+def test_a_file_without_read_permission_is_an_error(bench, capsys, monkeypatch):
     real = Path.open
 
-    def forbidden(self, *how, **more):
+    def forbidden(self, *arguments, **named):
         if self.name == "questions.jsonl":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return real(self, *how, **more)
+        return real(self, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", forbidden)
     assert generate.main(["manifest=questions.jsonl", *PLAIN]) == 2
-    assert "the manifest questions.jsonl could not be read: Permission denied" in capsys.readouterr().err
+    assert (
+        "the manifest questions.jsonl could not be read: Permission denied"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_plugin_that_fails_is_named_where_it_is_missed(bench, write, capsys):
+def test_a_plugin_that_failed_is_named_where_its_part_is_unknown(bench, write, capsys):
     write("plugins/mine.py", "import nosuchmodule")
     assert train.main(["recipe=echo_tiny", "encoder=mine"]) == 2
-    said = capsys.readouterr().err
-    assert "no encoder named 'mine'" in said and "plugin plugins/mine.py failed to load: ModuleNotFoundError" in said
+    errors = capsys.readouterr().err
+    assert "no encoder named 'mine'" in errors
+    assert "plugin plugins/mine.py failed to load: ModuleNotFoundError" in errors
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("defaults: [_stages, {encoder: wisper}, _self_]", "no encoder named 'wisper'; did you mean 'whisper'?"),
+        (
+            "defaults: [_stages, {encoder: wisper}, _self_]",
+            "no encoder named 'wisper'; did you mean 'whisper'?",
+        ),
         ("defaults: [echo_tiny, _self_]\nsteps: 3", "no field 'steps' in Recipe"),
-        ("defaults: [echo_tiny, _self_]\ns2t: {train: {steps: lots}}", "s2t.train.steps"),
+        ("defaults: [echo_tiny, _self_]\nstages: {s2t: {train: {steps: lots}}}", "s2t.train.steps"),
         ("a: [1,\nb: 2", "is not valid YAML at line 2"),
         ("- 1", "is not a recipe; it must hold `key: value` lines"),
     ],
@@ -199,12 +305,12 @@ def test_a_plugin_that_fails_is_named_where_it_is_missed(bench, write, capsys):
 def test_a_wrong_recipe_is_one_sentence(bench, write, capsys, text, sentence):
     write("recipes/mine.yaml", text)
     assert train.main(["recipe=mine"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and sentence in said
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and sentence in errors
 
 
-def test_nothing_half_written_is_left_where_a_folder_is_a_file(tmp_path):
+def test_a_file_in_place_of_a_folder_is_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(NotADirectoryError), writing.appearing(tmp_path / "file" / "x.txt"):
+    with pytest.raises(NotADirectoryError), atomic_write(tmp_path / "file" / "x.txt"):
         pass
     assert (tmp_path / "file").read_text() == "kept"

@@ -1,7 +1,8 @@
-"""What each process under torchrun does in these tests: train, lose Echo's last step, and train again; then the same with another run's
-words, the libraries loaded once.
+"""The program of each process under torchrun: train, delete Echo's last step, and train again.
 
     torchrun ... train_twice.py RUN_DIR WORDS... then RUN_DIR WORDS...
+
+Several runs share the processes, so that the libraries are loaded once.
 """
 
 import itertools
@@ -9,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from echox import checkpoint
+from echox.core import checkpoint
 from echox.engine.distribution import join
 from echox_cli import train
 
@@ -19,18 +20,22 @@ NEXT = "--- next ---"  # on stderr, between runs
 
 
 def main(words: list[str]) -> int:
-    runs = [list(run) for is_then, run in itertools.groupby(words, lambda word: word == THEN) if not is_then]
-    for number, (run, *told) in enumerate(runs):
+    runs = [
+        list(run)
+        for is_then, run in itertools.groupby(words, lambda word: word == THEN)
+        if not is_then
+    ]
+    for number, (run, *overrides) in enumerate(runs):
         if number and join().is_main:
             print(NEXT, file=sys.stderr, flush=True)
-        if failed := train_twice(Path(run), told):
-            return failed
+        if status := train_twice(Path(run), overrides):
+            return status
     return 0
 
 
 def train_twice(run: Path, words: list[str]) -> int:
-    if failed := train.main(words):
-        return failed
+    if status := train.main(words):
+        return status
     world = join()
     with world.main_first():
         if world.is_main:

@@ -1,8 +1,8 @@
-"""Every registered part keeps the contract of its kind; a new one is tested by existing, plugins included."""
+"""Every registered part, plugins included, keeps the contract of its kind."""
 
 import pytest
 
-from echox.plugins import REGISTRIES, discover
+from echox.pipeline.plugins import REGISTRIES, discover
 from echox.testing import checks_for, offline_config
 
 discover()

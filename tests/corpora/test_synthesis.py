@@ -1,4 +1,4 @@
-"""Synthesis: complete files, resumed runs, failures that stop nothing."""
+"""Synthesis: complete files, resumed runs, failures that cost only their own clips."""
 
 import errno
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from echox.core.errors import ConfigError
 from echox.corpora import synthesis
-from echox.corpora.synthesis import Job, synthesise
+from echox.corpora.synthesis import Job, synthesize
 from echox.corpora.voices import Role, Voice
-from echox.errors import ConfigError
 
-soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed, so no clip can be written")
+soundfile = pytest.importorskip(
+    "soundfile", reason="soundfile is not installed, so no clip can be written"
+)
 
 
 class Humming(Voice):
@@ -31,30 +33,35 @@ def humming(monkeypatch):
 
 
 def test_clips_are_mono_16_bit_at_16_khz(humming, tmp_path):
-    jobs = [Job("abc", "humming", 1, None, tmp_path / "a" / "x.flac"), ("abcd", "humming", 1, 5, tmp_path / "y.wav")]
-    report = synthesise(jobs, workers=1, progress=False)
+    jobs = [
+        Job("abc", "humming", 1, None, tmp_path / "a" / "x.flac"),
+        ("abcd", "humming", 1, 5, tmp_path / "y.wav"),
+    ]
+    report = synthesize(jobs, workers=1, progress=False)
     assert (report.written, report.skipped, report.failures) == (2, 0, [])
     for path, shortest_s in ((tmp_path / "a" / "x.flac", 0.3), (tmp_path / "y.wav", 0.35)):
-        about = soundfile.info(path)
-        assert (about.samplerate, about.channels, about.subtype) == (16_000, 1, "PCM_16")
-        assert about.duration >= shortest_s
+        info = soundfile.info(path)
+        assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+        assert info.duration >= shortest_s
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["x.flac", "y.wav"]
 
 
-def test_a_second_run_skips_what_is_there(humming, tmp_path):
+def test_a_second_run_skips_existing_files(humming, tmp_path):
     jobs = [Job("abc", "humming", seed, None, tmp_path / f"{seed}.wav") for seed in range(3)]
-    synthesise(jobs[:2], workers=1, progress=False)
+    synthesize(jobs[:2], workers=1, progress=False)
     stamp = (tmp_path / "0.wav").stat().st_mtime_ns
-    report = synthesise(jobs, workers=1, progress=False)
+    report = synthesize(jobs, workers=1, progress=False)
     assert (report.written, report.skipped) == (1, 2)
     assert (tmp_path / "0.wav").stat().st_mtime_ns == stamp
 
 
 def test_a_failing_job_is_reported_and_the_others_go_on(humming, tmp_path):
     texts = ["abc", "break", "???", "abcd"]
-    jobs = [Job(text, "humming", 0, None, tmp_path / f"{row}.wav") for row, text in enumerate(texts)]
+    jobs = [
+        Job(text, "humming", 0, None, tmp_path / f"{row}.wav") for row, text in enumerate(texts)
+    ]
     jobs.append(Job("abc", "humming", 0, None, tmp_path / "z.mp3"))
-    report = synthesise(jobs, workers=1, progress=False)
+    report = synthesize(jobs, workers=1, progress=False)
     assert report.written == 2
     reasons = {job.text + job.path.suffix: reason for job, reason in report.failures}
     assert reasons["break.wav"] == "ValueError: out of breath"
@@ -74,24 +81,38 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_files_only(humming, tmp_path,
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        synthesise([Job("abc", "humming", seed, None, tmp_path / f"{seed}.wav") for seed in range(3)], workers=1, progress=False)
+        synthesize(
+            [Job("abc", "humming", seed, None, tmp_path / f"{seed}.wav") for seed in range(3)],
+            workers=1,
+            progress=False,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["0.wav"]
 
 
 def test_two_jobs_may_not_share_a_file(tmp_path):
     with pytest.raises(ConfigError, match="two would write"):
-        synthesise([Job("a", "hibari", 0, None, tmp_path / "a.wav"), Job("b", "hibari", 0, None, tmp_path / "a.wav")])
+        synthesize(
+            [
+                Job("a", "hibari", 0, None, tmp_path / "a.wav"),
+                Job("b", "hibari", 0, None, tmp_path / "a.wav"),
+            ]
+        )
 
 
-def test_processes_make_the_same_files_and_report_failures(tmp_path):
-    pytest.importorskip("hibari", reason="hibari-tts is not installed, so its voices cannot speak")
+def test_processes_write_the_same_files_and_report_failures(tmp_path):
+    pytest.importorskip(
+        "hibari", reason="hibari-tts is not installed, so its voices cannot be used"
+    )
 
     def jobs(folder):
-        made = [Job("Good day.", "hibari_male", seed, seed, tmp_path / folder / f"{seed}.wav") for seed in range(15)]
-        return [*made, Job("Good day.", "nobody", 0, None, tmp_path / folder / "none.wav")]
+        good_jobs = [
+            Job("Good day.", "hibari_male", seed, seed, tmp_path / folder / f"{seed}.wav")
+            for seed in range(15)
+        ]
+        return [*good_jobs, Job("Good day.", "nobody", 0, None, tmp_path / folder / "none.wav")]
 
-    report = synthesise(jobs("many"), workers=2, progress=False)
+    report = synthesize(jobs("many"), workers=2, progress=False)
     assert report.written == 15 and "no voice named 'nobody'" in report.failures[0][1]
-    synthesise(jobs("one")[:2], workers=1, progress=False)
+    synthesize(jobs("one")[:2], workers=1, progress=False)
     for name in ("0.wav", "1.wav"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

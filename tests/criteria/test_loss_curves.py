@@ -1,4 +1,4 @@
-"""The smoke recipe's T2C and Echo stages learn the same, whichever way `criterion.impl` computes their unit loss."""
+"""The smoke recipe's T2C and Echo stages have equal losses for every `criterion.impl`."""
 
 import copy
 import dataclasses
@@ -8,8 +8,8 @@ import torch
 
 from echox.criteria.base import CRITERIA
 from echox.kernels.codec_head_loss import Impl
-from echox.plugins import discover
-from echox.recipe import load_recipe
+from echox.pipeline.plugins import discover
+from echox.pipeline.recipe import load_recipe
 from echox.testing.tasks import _stage, small_config
 
 STEPS = 5
@@ -24,7 +24,7 @@ def test_curves_are_equal(name):
     stage = _stage(small_config(type(plan.task)))
     batches = [stage.batch([0, 1]), stage.batch([2, 3])]
 
-    def learned(impl):
+    def loss_curve(impl):
         torch.manual_seed(0)  # dropout
         model = copy.deepcopy(stage.model).train()
         criterion = CRITERIA.build(dataclasses.replace(plan.criterion, impl=impl))
@@ -39,9 +39,9 @@ def test_curves_are_equal(name):
             curve.append(float(loss.total.detach()) / loss.count)
         return torch.tensor(curve)
 
-    truth = learned(Impl.reference)
-    assert truth[4] < truth[0], "the stage learns nothing, so equal curves say nothing"
+    reference = loss_curve(Impl.reference)
+    assert reference[4] < reference[0], "the loss does not fall, so equal curves prove nothing"
     for impl in (Impl.auto, Impl.torch, Impl.chunked, Impl.fused):
-        curve = learned(impl)
-        assert torch.allclose(curve[0], truth[0], rtol=FIRST), impl
-        assert torch.allclose(curve, truth, rtol=LATER), (impl, curve, truth)
+        curve = loss_curve(impl)
+        assert torch.allclose(curve[0], reference[0], rtol=FIRST), impl
+        assert torch.allclose(curve, reference, rtol=LATER), (impl, curve, reference)

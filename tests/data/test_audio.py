@@ -1,4 +1,4 @@
-"""Audio: any rate and channels come as mono, and what cannot be used is named."""
+"""Audio files: read as mono from any rate and channels, refused with the reason if unusable."""
 
 import io
 
@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
+from echox.core.errors import SignalError
 from echox.data.audio import audio_header, duration_s, load_audio, pad_waveforms, save_audio
-from echox.errors import SignalError
 
 
 def tone(rate_hz: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
@@ -16,7 +16,7 @@ def tone(rate_hz: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_127, 22_050, 44_100, 48_000])
-def test_any_rate_is_read_at_the_one_wanted(tmp_path, rate_hz):
+def test_any_rate_is_resampled_to_the_requested_one(tmp_path, rate_hz):
     soundfile.write(tmp_path / "x.wav", tone(rate_hz), rate_hz)
     samples = load_audio(tmp_path / "x.wav", 16_000)
     assert samples.dtype == torch.float32 and abs(len(samples) - 8_000) < 40
@@ -27,18 +27,26 @@ def test_any_rate_is_read_at_the_one_wanted(tmp_path, rate_hz):
 
 def test_8_khz_stereo_is_the_mean_of_both_channels(tmp_path):
     left = tone(8_000)
-    soundfile.write(tmp_path / "x.wav", np.stack([left, np.zeros_like(left)], axis=1), 8_000, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "x.wav", np.stack([left, np.zeros_like(left)], axis=1), 8_000, subtype="FLOAT"
+    )
     halved = load_audio(tmp_path / "x.wav", 8_000)
     np.testing.assert_allclose(halved, left / 2, atol=1e-6)
     assert load_audio(tmp_path / "x.wav", 16_000).shape == (8_000,)
 
 
-def test_what_cannot_be_used_is_refused_in_one_sentence_that_names_the_file(tmp_path):
+def test_unusable_files_are_refused_in_one_sentence_that_names_the_file(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no audio")
     (tmp_path / "folder.wav").mkdir()
-    reasons = {"empty": "zero length", "nan": "NaN", "text": "not readable", "folder": "is a folder", "gone": "does not exist"}
+    reasons = {
+        "empty": "zero length",
+        "nan": "NaN",
+        "text": "not readable",
+        "folder": "is a folder",
+        "gone": "does not exist",
+    }
     for name, reason in reasons.items():
         with pytest.raises(SignalError, match=rf"{name}\.wav.*{reason}") as error:
             load_audio(tmp_path / f"{name}.wav", 16_000)
@@ -55,8 +63,10 @@ def test_saved_audio_is_complete_16_bit_and_never_clips(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["x.flac", "x.wav"]
 
 
-@pytest.mark.parametrize("samples", [torch.zeros(0), torch.zeros(1, 5), torch.tensor([1.0, torch.inf])])
-def test_samples_that_are_no_clip_are_not_written(tmp_path, samples):
+@pytest.mark.parametrize(
+    "samples", [torch.zeros(0), torch.zeros(1, 5), torch.tensor([1.0, torch.inf])]
+)
+def test_invalid_samples_and_endings_are_not_written(tmp_path, samples):
     with pytest.raises(SignalError, match="was not written"):
         save_audio(tmp_path / "x.wav", samples, 16_000)
     with pytest.raises(SignalError, match="change its ending"):
@@ -75,7 +85,13 @@ def test_padding_keeps_lengths():
     assert wave.lengths.tolist() == [3, 5] and wave.rate_hz == 16_000
 
 
-def encoded(format: str, subtype: str | None = None, seconds: float = 3.0, rate_hz: int = 16_000, channels: int = 1) -> bytes:
+def encoded(
+    format: str,
+    subtype: str | None = None,
+    seconds: float = 3.0,
+    rate_hz: int = 16_000,
+    channels: int = 1,
+) -> bytes:
     content = io.BytesIO()
     samples = np.stack([tone(rate_hz, seconds=seconds)] * channels, axis=1)
     soundfile.write(content, samples, rate_hz, format=format, subtype=subtype)
@@ -93,37 +109,53 @@ def encoded(format: str, subtype: str | None = None, seconds: float = 3.0, rate_
         ("opus", "OGG", "OPUS", 48_000, 2),
     ],
 )
-def test_the_formats_of_the_field_are_read_at_any_rate_and_number_of_channels(tmp_path, ending, format, subtype, rate_hz, channels):
+def test_common_formats_are_read_at_any_rate_and_number_of_channels(
+    tmp_path, ending, format, subtype, rate_hz, channels
+):
     (tmp_path / f"x.{ending}").write_bytes(encoded(format, subtype, 0.5, rate_hz, channels))
     samples = load_audio(tmp_path / f"x.{ending}", 16_000)
     header = audio_header(tmp_path / f"x.{ending}")
-    assert (header.rate_hz, header.channels) == (rate_hz, channels) and header.format.startswith(format)
+    assert (header.rate_hz, header.channels) == (rate_hz, channels) and header.format.startswith(
+        format
+    )
     assert abs(len(samples) - 8_000) < 1_200
     spectrum = torch.fft.rfft(samples[1_000:7_000] * torch.hann_window(6_000)).abs()
     assert abs(spectrum.argmax().item() * 16_000 / 6_000 - 440) < 4
     assert samples[2_000:6_000].abs().max() == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("kept", [0.3, 0.5, 0.8, 0.9])
-@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", None), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("AIFF", None)])
-def test_a_file_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, format, subtype, kept):
-    whole = encoded(format, subtype)
-    (tmp_path / "x").write_bytes(whole)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.9])
+@pytest.mark.parametrize(
+    "format, subtype",
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("FLAC", None),
+        ("MP3", None),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("AIFF", None),
+    ],
+)
+def test_truncated_files_are_refused(tmp_path, format, subtype, share):
+    content = encoded(format, subtype)
+    (tmp_path / "x").write_bytes(content)
     assert len(load_audio(tmp_path / "x", 16_000)) >= 48_000
-    (tmp_path / "x").write_bytes(whole[: round(kept * len(whole))])
+    (tmp_path / "x").write_bytes(content[: round(share * len(content))])
     with pytest.raises(SignalError, match="audio .*/x is (cut short|not readable)"):
         load_audio(tmp_path / "x", 16_000)
 
 
-def test_a_stream_whose_writer_could_not_go_back_is_whole(tmp_path):
+def test_a_wav_with_unknown_sizes_is_read_whole(tmp_path):
     content = bytearray(encoded("WAV", "PCM_16"))
-    at = content.index(b"data") + 4
-    content[4:8] = content[at : at + 4] = b"\xff\xff\xff\xff"
+    # The sizes of the file and of its data.
+    size = content.index(b"data") + 4
+    content[4:8] = content[size : size + 4] = b"\xff\xff\xff\xff"
     (tmp_path / "piped.wav").write_bytes(content)
     assert len(load_audio(tmp_path / "piped.wav", 16_000)) == 48_000
 
 
-def test_a_wrong_ending_is_said_once_and_the_content_counts(tmp_path, caplog):
+def test_a_wrong_ending_is_warned_of_once_and_the_content_decides(tmp_path, caplog):
     (tmp_path / "a.wav").write_bytes(encoded("FLAC"))
     (tmp_path / "b.wav").write_bytes(encoded("FLAC"))
     (tmp_path / "c.flac").write_bytes(encoded("FLAC"))
@@ -133,14 +165,14 @@ def test_a_wrong_ending_is_said_once_and_the_content_counts(tmp_path, caplog):
     assert "end in .wav and are FLAC" in message
 
 
-@pytest.mark.parametrize("head, named", [
+@pytest.mark.parametrize("head, reason", [
     (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(99), "MPEG-4.*ffmpeg"),
     (b"\xff\xf1\x50\x80" + bytes(99), "AAC.*ffmpeg"),
     (b"\x1a\x45\xdf\xa3" + bytes(99), "WebM.*ffmpeg"),
     (b"", "no bytes at all"),
     (b"\0" * 99, "not readable as audio .*; give wav"),
 ])  # fmt: skip
-def test_what_libsndfile_has_no_decoder_for_is_named_with_the_way_out(tmp_path, head, named):
+def test_foreign_formats_are_named_with_the_way_out(tmp_path, head, reason):
     (tmp_path / "x.m4a").write_bytes(head)
-    with pytest.raises(SignalError, match=named):
+    with pytest.raises(SignalError, match=reason):
         audio_header(tmp_path / "x.m4a")

@@ -1,4 +1,4 @@
-"""Clips inside larger files: the bytes of a tar's member, and some seconds of a recording, read as files of their own are."""
+"""Clips inside larger files: members of a tar and parts of a recording are read as files are."""
 
 import io
 import json
@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 
+from echox.core.errors import ManifestError, SignalError
 from echox.data.audio import audio_header, load_audio
 from echox.data.audio_ref import AudioRef, audio_ref
 from echox.data.manifest import read_manifest, write_manifest
-from echox.errors import ManifestError, SignalError
 
 RATE_HZ = 16_000
 
@@ -21,13 +21,19 @@ RATE_HZ = 16_000
 def encoded(seconds: float, ending: str, seed: int = 0) -> bytes:
     content = io.BytesIO()
     noise = np.random.default_rng(seed).uniform(-0.3, 0.3, round(RATE_HZ * seconds))
-    soundfile.write(content, noise, RATE_HZ, format="OGG" if ending == "opus" else ending, subtype="OPUS" if ending == "opus" else None)
+    soundfile.write(
+        content,
+        noise,
+        RATE_HZ,
+        format="OGG" if ending == "opus" else ending,
+        subtype="OPUS" if ending == "opus" else None,
+    )
     return content.getvalue()
 
 
 @pytest.fixture
 def shard(tmp_path):
-    """A tar of four clips, each beside it as a file of its own; the place of each in it, by name."""
+    """A tar of four clips, each also a file beside it, and the reference of each by name."""
     places = {}
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for number, ending in enumerate(("wav", "flac", "mp3", "opus")):
@@ -38,25 +44,31 @@ def shard(tmp_path):
     return tmp_path, places
 
 
-def test_a_member_of_a_tar_is_heard_as_its_own_file_is(shard):
+def test_a_member_of_a_tar_is_read_as_its_own_file(shard):
     folder, places = shard
     for name, place in places.items():
         assert audio_header(folder / place) == audio_header(folder / name)
-        torch.testing.assert_close(load_audio(folder / place, 8_000), load_audio(folder / name, 8_000), rtol=0, atol=0)
+        torch.testing.assert_close(
+            load_audio(folder / place, 8_000), load_audio(folder / name, 8_000), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "opus"])
-def test_some_seconds_are_those_of_the_whole(shard, ending):
+def test_a_part_has_the_samples_of_the_recording(shard, ending):
     folder, places = shard
-    whole = load_audio(folder / f"clip.{ending}", RATE_HZ)
+    recording = load_audio(folder / f"clip.{ending}", RATE_HZ)
     for place in (folder / f"clip.{ending}", folder / places[f"clip.{ending}"]):
         part = audio_ref(place).between(0.2, 0.3)
         assert audio_header(part).duration_s == pytest.approx(0.1)
-        torch.testing.assert_close(load_audio(part, RATE_HZ), whole[3_200:4_800], rtol=0, atol=1e-3)
-        assert len(load_audio(audio_ref(place).between(0.4, None), RATE_HZ)) == len(whole) - 6_400
+        torch.testing.assert_close(
+            load_audio(part, RATE_HZ), recording[3_200:4_800], rtol=0, atol=1e-3
+        )
+        assert (
+            len(load_audio(audio_ref(place).between(0.4, None), RATE_HZ)) == len(recording) - 6_400
+        )
 
 
-def test_bytes_beyond_the_end_seconds_beyond_the_end_and_pipes_are_refused_at_once(shard):
+def test_references_beyond_the_end_and_pipes_are_refused(shard):
     folder, places = shard
     size = (folder / "shard.tar").stat().st_size
     os.mkfifo(folder / "pipe.wav")
@@ -76,23 +88,31 @@ def test_bytes_beyond_the_end_seconds_beyond_the_end_and_pipes_are_refused_at_on
             load_audio(audio_ref(folder / "clip.wav").between(start_s, end_s), RATE_HZ)
 
 
-def test_a_file_that_is_really_called_so_is_that_file(tmp_path):
+def test_a_file_whose_name_looks_like_a_reference_is_that_file(tmp_path):
     (tmp_path / "take:1:2").write_bytes(encoded(0.1, "wav"))
     assert audio_ref(tmp_path / "take:1:2") == AudioRef(tmp_path / "take:1:2")
     assert audio_header(tmp_path / "take:1:2").samples == 1_600
 
 
-def row(number: int, **audio) -> str:
+def line(number: int, **audio) -> str:
     items = [{"from": "user", "value": "", **audio}, {"from": "assistant", "value": "Yes."}]
     return json.dumps({"id": f"row{number}", "conversations": items})
 
 
-def test_manifests_name_bytes_and_seconds_and_keep_them_when_written(shard):
+def test_manifests_keep_byte_ranges_and_seconds_when_written(shard):
     folder, places = shard
-    lines = [row(0, audio=places["clip.flac"]), row(1, audio=places["clip.wav"], start_s=0.1, end_s=0.25), row(2, audio="clip.mp3", start_s=0.25)]
+    lines = [
+        line(0, audio=places["clip.flac"]),
+        line(1, audio=places["clip.wav"], start_s=0.1, end_s=0.25),
+        line(2, audio="clip.mp3", start_s=0.25),
+    ]
     (folder / "m.jsonl").write_text("\n".join(lines))
     rows = read_manifest(folder / "m.jsonl").rows
-    assert [round(audio_header(one.question.audio).duration_s, 2) for one in rows] == [0.5, 0.15, 0.25]
+    assert [round(audio_header(row.question.audio).duration_s, 2) for row in rows] == [
+        0.5,
+        0.15,
+        0.25,
+    ]
     write_manifest(folder / "again.jsonl", rows)
     assert read_manifest(folder / "again.jsonl").rows == rows
     assert json.loads((folder / "again.jsonl").read_text().splitlines()[1])["conversations"][0] == {
@@ -115,6 +135,6 @@ def test_a_reference_cannot_leave_the_folder_nor_its_file(shard, audio, reason):
     (folder / "link.tar").symlink_to(outside / "shard.tar")
     (folder / "inner.tar").write_bytes(b"0" * 100)
     (folder / "clip.wav").write_bytes(encoded(0.1, "wav"))
-    (folder / "m.jsonl").write_text(row(0, **audio))
+    (folder / "m.jsonl").write_text(line(0, **audio))
     with pytest.raises(ManifestError, match=reason):
         read_manifest(folder / "m.jsonl")

@@ -1,13 +1,13 @@
-"""The array cache: the same bytes after an interruption, any length and dtype, readable by other processes."""
+"""The array cache: same bytes after an interruption, any length and dtype, picklable."""
 
 import pickle
 
 import pytest
 import torch
 
+from echox.core.errors import AssetError
 from echox.data import cache as module
 from echox.data.cache import ArrayCache
-from echox.errors import AssetError
 
 KEYS = [f"clip{number}" for number in range(30)]
 COSTS = [(7 * number) % 11 for number in range(30)]
@@ -19,7 +19,7 @@ def small_shards(monkeypatch):
 
 
 class Compute:
-    """Arrays that depend on the whole batch, so that another cut of batches would show."""
+    """Arrays that depend on the size of the batch, so that other batches would show."""
 
     def __init__(self, batches_until_killed: int | None = None) -> None:
         self.batches: list[list[str]] = []
@@ -29,7 +29,9 @@ class Compute:
         if len(self.batches) == self.batches_until_killed:
             raise KeyboardInterrupt
         self.batches.append(keys)
-        return [torch.full((COSTS[KEYS.index(key)], 3), float(len(keys))).bfloat16() for key in keys]
+        return [
+            torch.full((COSTS[KEYS.index(key)], 3), float(len(keys))).bfloat16() for key in keys
+        ]
 
 
 def fill(cache, compute, keys=KEYS):
@@ -38,18 +40,22 @@ def fill(cache, compute, keys=KEYS):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.suffix in (".bin", ".json")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.rglob("*.*")
+        if path.suffix in (".bin", ".json")
+    }
 
 
 def test_an_interrupted_cache_ends_with_the_same_bytes(tmp_path):
-    whole, part = Compute(), Compute(batches_until_killed=5)
-    fill(ArrayCache(tmp_path / "whole", "f"), whole)
+    uninterrupted, interrupted = Compute(), Compute(batches_until_killed=5)
+    fill(ArrayCache(tmp_path / "whole", "f"), uninterrupted)
     with pytest.raises(KeyboardInterrupt):
-        fill(ArrayCache(tmp_path / "part", "f"), part)
+        fill(ArrayCache(tmp_path / "part", "f"), interrupted)
     assert len(ArrayCache(tmp_path / "part", "f")) > 0
-    again = Compute()
-    fill(ArrayCache(tmp_path / "part", "f"), again, list(reversed(KEYS)))
-    assert len(again.batches) == len(whole.batches) - 4
+    resumed = Compute()
+    fill(ArrayCache(tmp_path / "part", "f"), resumed, list(reversed(KEYS)))
+    assert len(resumed.batches) == len(uninterrupted.batches) - 4
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
@@ -75,10 +81,14 @@ def test_batches_keep_their_limits_and_nothing_is_computed_twice(tmp_path):
     assert "clip3" in cache and "clip99" not in cache
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32]
+)
 def test_arrays_come_back_bit_for_bit(tmp_path, dtype):
     arrays = {str(F): (100 * torch.randn(F, 4)).to(dtype) for F in (1, 5, 3)}
-    ArrayCache(tmp_path, "f").fill(list(arrays), lambda keys: [arrays[key] for key in keys], progress=False)
+    ArrayCache(tmp_path, "f").fill(
+        list(arrays), lambda keys: [arrays[key] for key in keys], progress=False
+    )
     cache = pickle.loads(pickle.dumps(ArrayCache(tmp_path, "f")))
     for key, array in arrays.items():
         assert cache[key].dtype is dtype and torch.equal(cache[key], array)

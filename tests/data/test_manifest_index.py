@@ -1,4 +1,4 @@
-"""Indexed manifests: the same rows and faults as a manifest read whole, found by their place, and never by an old index."""
+"""Indexed manifests: the same rows and faults as when read whole, never by an outdated index."""
 
 import json
 import logging
@@ -9,16 +9,31 @@ import numpy as np
 import pytest
 import soundfile
 
+from echox.core.errors import ManifestError
 from echox.data import id_hashes, manifest_index
+from echox.data.id_hashes import duplicate_positions
 from echox.data.indexed_rows import ChosenRows, IndexedRows, JoinedRows
-from echox.data.manifest import OnBroken, examine_manifest, manifest_fingerprint, read_manifest, read_manifests
+from echox.data.lines import read_chunks
+from echox.data.manifest import (
+    OnBroken,
+    examine_manifest,
+    manifest_fingerprint,
+    read_manifest,
+    read_manifests,
+)
 from echox.data.manifest_index import build_index, index_path, open_index
-from echox.errors import ManifestError
 
 
 def row(number: int, **changes) -> dict:
-    user = {"from": "user", "value": "", "audio": "q.wav"} | ({"duration_s": 2.5} if number % 2 else {})
-    answer = {"from": "assistant", "value": "Oui, Bogotá.", "transcription": "Which?", "units": "1_2 3"}
+    user = {"from": "user", "value": "", "audio": "q.wav"} | (
+        {"duration_s": 2.5} if number % 2 else {}
+    )
+    answer = {
+        "from": "assistant",
+        "value": "Oui, Bogotá.",
+        "transcription": "Which?",
+        "units": "1_2 3",
+    }
     return {"id": f"row{number}", "conversations": [user, answer]} | changes
 
 
@@ -52,41 +67,43 @@ def indexed(monkeypatch):
 def test_an_indexed_manifest_is_the_same_as_one_read_whole(manifest, monkeypatch):
     whole = examine_manifest(manifest)
     monkeypatch.setattr(manifest_index, "INDEXED_FROM_BYTES", 0)
-    found = examine_manifest(manifest)
-    assert isinstance(whole.rows, tuple) and isinstance(found.rows, IndexedRows)
-    assert [one.id for one in whole.rows] == ["row0", "row1", "m-8", "row5"]
-    assert tuple(found.rows) == whole.rows and [found.rows[i] for i in range(-4, 4)] == [*whole.rows, *whole.rows]
-    assert tuple(found.lines) == tuple(whole.lines) == (1, 4, 8, 9) and found.problems == whole.problems
-    assert tuple(found.rows[1:3]) == whole.rows[1:3]
+    large = examine_manifest(manifest)
+    assert isinstance(whole.rows, tuple) and isinstance(large.rows, IndexedRows)
+    assert [row.id for row in whole.rows] == ["row0", "row1", "m-8", "row5"]
+    assert tuple(large.rows) == whole.rows
+    assert [large.rows[i] for i in range(-4, 4)] == [*whole.rows, *whole.rows]
+    assert tuple(large.lines) == tuple(whole.lines) == (1, 4, 8, 9)
+    assert large.problems == whole.problems
+    assert tuple(large.rows[1:3]) == whole.rows[1:3]
     with pytest.raises(IndexError):
-        found.rows[4]
+        large.rows[4]
 
 
-def test_columns_say_lengths_and_places(manifest, indexed):
+def test_columns_hold_lengths_and_offsets(manifest, indexed):
     rows = read_manifest(manifest, on_broken=OnBroken.skip).rows
-    assert rows.column("heard_s").tolist() == [1.0, 2.5, 1.0, 2.5]  # read from the header, or as the row says
+    # Read from the header, or as the row states them.
+    assert rows.column("heard_s").tolist() == [1.0, 2.5, 1.0, 2.5]
     assert rows.column("units").tolist() == [3] * 4 and rows.column("letters").tolist() == [18] * 4
     content = manifest.read_bytes()
-    for offset, size, one in zip(rows.column("offset"), rows.column("size"), rows):
-        assert json.loads(content[offset : offset + size])["conversations"][1]["value"] == one.answer.text
+    for offset, size, row in zip(rows.column("offset"), rows.column("size"), rows):
+        record = json.loads(content[offset : offset + size])
+        assert record["conversations"][1]["value"] == row.answer.text
 
 
 def test_several_processes_make_the_same_index(manifest, monkeypatch):
-    monkeypatch.setattr("echox.data.manifest_index.chunks_of", lambda path: _small_chunks(path))
+    monkeypatch.setattr("echox.data.manifest_index.read_chunks", _small_chunks)
     build_index(manifest, progress=False)
-    alone = index_path(manifest).read_bytes()
+    of_one_process = index_path(manifest).read_bytes()
     index_path(manifest).unlink()
     build_index(manifest, processes=2, progress=False)
-    assert index_path(manifest).read_bytes() == alone
+    assert index_path(manifest).read_bytes() == of_one_process
 
 
 def _small_chunks(path):
-    from echox.data.lines import chunks_of
-
-    return chunks_of(path, 200)
+    return read_chunks(path, 200)
 
 
-def test_an_old_index_is_not_used(manifest, indexed):
+def test_an_outdated_index_is_not_used(manifest, indexed):
     build_index(manifest, progress=False)
     before = manifest_fingerprint(manifest)
     assert open_index(manifest) is not None and open_index(manifest, allow_outside=True) is None
@@ -102,41 +119,62 @@ def test_an_old_index_is_not_used(manifest, indexed):
     assert len(read_manifest(manifest, on_broken=OnBroken.skip).rows) == 4
 
 
-def test_an_index_that_is_there_needs_no_folder_that_can_be_written(manifest, monkeypatch):
+def test_an_existing_index_is_used_in_a_read_only_folder(manifest, monkeypatch):
     build_index(manifest, progress=False)
-    monkeypatch.setattr(manifest_index, "FileLock", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        manifest_index,
+        "FileLock",
+        lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system")),
+    )
     assert len(build_index(manifest, progress=False)) == 4
     index_path(manifest).unlink()
-    with pytest.raises(ManifestError, match="Read-only file system.*copy the manifest to a folder that can be written"):
+    with pytest.raises(
+        ManifestError,
+        match="Read-only file system.*copy the manifest to a folder that can be written",
+    ):
         build_index(manifest, progress=False)
 
 
-@pytest.mark.parametrize("kept", [-1, manifest_index.HEAD_BYTES + 8])
-def test_an_index_that_was_cut_off_is_made_again(manifest, kept):
+@pytest.mark.parametrize("size", [-1, manifest_index.HEAD_BYTES + 8])
+def test_a_truncated_index_is_made_again(manifest, size):
     build_index(manifest, progress=False)
-    whole = index_path(manifest).read_bytes()
-    index_path(manifest).write_bytes(whole[:kept])
+    complete = index_path(manifest).read_bytes()
+    index_path(manifest).write_bytes(complete[:size])
     assert open_index(manifest) is None
-    assert build_index(manifest, progress=False).column("line").tolist() == [1, 4, 8, 9] and index_path(manifest).read_bytes() == whole
+    assert build_index(manifest, progress=False).column("line").tolist() == [1, 4, 8, 9]
+    assert index_path(manifest).read_bytes() == complete
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])
-def test_hashes_that_are_there_twice_are_found_block_by_block(block, monkeypatch):
+def test_duplicate_hashes_are_found_block_by_block(block, monkeypatch):
     monkeypatch.setattr(id_hashes, "BLOCK_ROWS", block)
     hashes = np.array([5, 2**64 - 1, 7, 5, 0, 9, 2**64 - 1, 5], dtype="<u8")
-    assert id_hashes.repeated(hashes).tolist() == [0, 1, 3, 6, 7] and hashes[0] == 5
-    assert id_hashes.repeated(hashes[[0, 1, 2]]).tolist() == id_hashes.repeated(hashes[:0]).tolist() == []
+    assert duplicate_positions(hashes).tolist() == [0, 1, 3, 6, 7] and hashes[0] == 5
+    assert duplicate_positions(hashes[[0, 1, 2]]).tolist() == []
+    assert duplicate_positions(hashes[:0]).tolist() == []
 
 
 def test_the_index_appears_only_when_complete(manifest, indexed, monkeypatch):
-    monkeypatch.setattr(manifest_index, "_lay_out", lambda *parts: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ManifestError, match="index .*m.jsonl.idx could not be written: No space left"):
+    monkeypatch.setattr(
+        manifest_index,
+        "_lay_out",
+        lambda *parts: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    with pytest.raises(
+        ManifestError, match="index .*m.jsonl.idx could not be written: No space left"
+    ):
         read_manifest(manifest, on_broken=OnBroken.skip)
-    assert not index_path(manifest).exists() and [path.name for path in manifest.parent.iterdir() if "idx" in path.name] == [".m.jsonl.idx.lock"]
+    assert not index_path(manifest).exists() and [
+        path.name for path in manifest.parent.iterdir() if "idx" in path.name
+    ] == [".m.jsonl.idx.lock"]
 
 
 def test_broken_rows_are_refused_or_skipped_and_counted(manifest, indexed, caplog):
-    with pytest.raises(ManifestError, match="4 broken rows in .*line 3: not JSON.*'row0' was already used in line 1.*gone.wav does not exist.*outside"):
+    with pytest.raises(
+        ManifestError,
+        match="4 broken rows in .*line 3: not JSON.*'row0' was already used in line 1.*"
+        "gone.wav does not exist.*outside",
+    ):
         read_manifest(manifest)
     manifest.write_text("\n".join(["{"] * 13 + LINES), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
@@ -144,14 +182,14 @@ def test_broken_rows_are_refused_or_skipped_and_counted(manifest, indexed, caplo
     assert len(caplog.messages) == 11 and "17 broken rows" in caplog.messages[-1]
 
 
-def test_a_row_that_breaks_later_is_named_by_line_when_met(manifest, indexed):
+def test_a_row_that_broke_since_is_named_by_line_at_access(manifest, indexed):
     rows = read_manifest(manifest, on_broken=OnBroken.skip).rows
     (manifest.parent / "q.wav").unlink()
     with pytest.raises(ManifestError, match="line 4: item 1: audio q.wav does not exist"):
         rows[1]
 
 
-def test_rows_travel_to_loading_processes(manifest, indexed):
+def test_rows_can_be_pickled_for_loading_processes(manifest, indexed):
     rows = read_manifest(manifest, on_broken=OnBroken.skip).rows
     assert tuple(pickle.loads(pickle.dumps(rows))) == tuple(rows)
     assert len(pickle.dumps(rows)) < 2000
@@ -162,16 +200,23 @@ def test_manifests_are_joined_and_may_not_share_ids(manifest, indexed):
     other.write_text("\n".join(json.dumps(row(number)) for number in (7, 8)))
     rows = read_manifests([manifest, other], on_broken=OnBroken.skip)
     assert isinstance(rows, JoinedRows)
-    assert [one.id for one in rows] == [rows[i].id for i in range(6)] == ["row0", "row1", "m-8", "row5", "row7", "row8"]
-    assert [one.id for one in rows[3:5]] == ["row5", "row7"] and rows[-1].id == "row8"
-    assert isinstance(rows[3:5], ChosenRows) and rows[3:5].column("line").tolist() == rows.column("line").tolist()[3:5]
+    assert (
+        [row.id for row in rows]
+        == [rows[i].id for i in range(6)]
+        == ["row0", "row1", "m-8", "row5", "row7", "row8"]
+    )
+    assert [row.id for row in rows[3:5]] == ["row5", "row7"] and rows[-1].id == "row8"
+    assert (
+        isinstance(rows[3:5], ChosenRows)
+        and rows[3:5].column("line").tolist() == rows.column("line").tolist()[3:5]
+    )
     assert rows.parts[0].index(rows[1]) == 1
     other.write_text(json.dumps(row(5)))
     with pytest.raises(ManifestError, match="'row5' is in .*m.jsonl and in .*n.jsonl"):
         read_manifests([manifest, other], on_broken=OnBroken.skip)
 
 
-def test_an_empty_manifest_and_a_missing_one_are_named(tmp_path):
+def test_empty_and_missing_manifests_are_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text("\n\n")
     with pytest.raises(ManifestError, match="is empty"):
         build_index(tmp_path / "m.jsonl", progress=False)

@@ -1,4 +1,4 @@
-"""Splits: neither speaker nor text in two parts, the same each time, and nothing lost without being counted."""
+"""Splits: no speaker or text in two parts, the same parts each time, all rows accounted for."""
 
 import json
 import random
@@ -6,25 +6,36 @@ from pathlib import Path
 
 import pytest
 
+from echox.core.errors import ConfigError, ManifestError
 from echox.data.manifest_split import PARTS, By, SplitConfig, split_rows
-from echox.errors import ConfigError, ManifestError
 
 
-def row(number: int, speaker: str | None, said: str) -> dict:
-    turns = [{"from": "user", "audio": "a.wav", "duration_s": 1.5}, {"from": "assistant", "transcription": said, "value": ""}]
-    return {"id": f"row{number}", "conversations": turns} | ({} if speaker is None else {"speaker": speaker})
+def row(number: int, speaker: str | None, text: str) -> dict:
+    turns = [
+        {"from": "user", "audio": "a.wav", "duration_s": 1.5},
+        {"from": "assistant", "transcription": text, "value": ""},
+    ]
+    return {"id": f"row{number}", "conversations": turns} | (
+        {} if speaker is None else {"speaker": speaker}
+    )
 
 
 def write(path, rows):
-    path.write_text("\n".join(json.dumps(one) for one in rows) + "\n\n{\n")
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n{\n")
     return path
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """400 rows of 50 speakers; every fifth says what somebody else says too."""
+    """400 rows of 50 speakers; every fifth has a text that others have too."""
     draw = random.Random(0)
-    return write(tmp_path / "m.jsonl", [row(n, f"s{draw.randrange(50)}", f"Common {n % 35}!" if n % 5 == 0 else f"own {n}") for n in range(400)])
+    return write(
+        tmp_path / "m.jsonl",
+        [
+            row(n, f"s{draw.randrange(50)}", f"Common {n % 35}!" if n % 5 == 0 else f"own {n}")
+            for n in range(400)
+        ],
+    )
 
 
 def split(path, **settings):
@@ -32,25 +43,35 @@ def split(path, **settings):
 
 
 def parts_of(path):
-    return {part: [json.loads(line) for line in path.with_name(f"{path.stem}.{part}.jsonl").open()] for part in PARTS}
+    return {
+        part: [json.loads(line) for line in path.with_name(f"{path.stem}.{part}.jsonl").open()]
+        for part in PARTS
+    }
 
 
 def values(rows, by):
-    return {one.get("speaker") if by == "speaker" else one["conversations"][1]["transcription"].lower().strip("!") for one in rows}
+    return {
+        row.get("speaker")
+        if by == "speaker"
+        else row["conversations"][1]["transcription"].lower().strip("!")
+        for row in rows
+    }
 
 
 def test_neither_speaker_nor_text_is_in_two_parts(corpus):
-    found = split(corpus, valid=0.1, test=0.1)
+    counts = split(corpus, valid=0.1, test=0.1)
     parts = parts_of(corpus)
     for by in ("speaker", "text"):
         train, valid, test = (values(parts[part], by) for part in PARTS)
         assert not (train & valid or train & test or valid & test)
-    assert found.shared == {"speakers": 0, "texts": 0} and found.broken == 1
-    assert sum(found.rows.values()) + found.left_out == 400 and found.rows == {part: len(rows) for part, rows in parts.items()}
-    assert 20 <= found.rows["test"] <= 60 and found.rows["train"] > 200 and found.seconds["test"] == 1.5 * found.rows["test"]
-    ids = [one["id"] for one in parts["train"]]
+    assert counts.shared == {"speakers": 0, "texts": 0} and counts.broken == 1
+    assert sum(counts.rows.values()) + counts.left_out == 400
+    assert counts.rows == {part: len(rows) for part, rows in parts.items()}
+    assert 20 <= counts.rows["test"] <= 60 and counts.rows["train"] > 200
+    assert counts.seconds["test"] == 1.5 * counts.rows["test"]
+    ids = [row["id"] for row in parts["train"]]
     assert ids == sorted(ids, key=lambda name: int(name[3:]))
-    assert json.loads(corpus.with_name("m.split.json").read_text())["rows"] == found.rows
+    assert json.loads(corpus.with_name("m.split.json").read_text())["rows"] == counts.rows
 
 
 def test_the_same_seed_gives_the_same_parts_by_any_number_of_processes(corpus):
@@ -64,43 +85,65 @@ def test_the_same_seed_gives_the_same_parts_by_any_number_of_processes(corpus):
     assert corpus.with_name("m.test.jsonl").read_bytes() != before["test"]
 
 
-def test_one_of_the_two_alone(corpus):
+def test_a_split_by_speaker_or_text_alone(corpus):
     assert split(corpus, by=[By.speaker]).shared["speakers"] == 0
     assert split(corpus, by=[By.speaker], overwrite=True).left_out == 0
-    found = split(corpus, by=[By.text], overwrite=True)
-    assert found.shared["texts"] == 0 and found.shared["speakers (not asked for)"] > 0 and found.left_out == 0
+    counts = split(corpus, by=[By.text], overwrite=True)
+    assert counts.shared["texts"] == 0 and counts.shared["speakers (not asked for)"] > 0
+    assert counts.left_out == 0
 
 
 def test_rows_without_speakers_are_drawn_by_their_text(tmp_path):
-    path = write(tmp_path / "m.jsonl", [row(number, None, f"text {number // 2}") for number in range(100)])
-    found = split(path, valid=0.1, test=0.1)
-    assert found.left_out == 0 and found.rows == {"train": 80, "valid": 10, "test": 10} and found.shared["texts"] == 0
+    path = write(
+        tmp_path / "m.jsonl", [row(number, None, f"text {number // 2}") for number in range(100)]
+    )
+    counts = split(path, valid=0.1, test=0.1)
+    assert counts.left_out == 0 and counts.shared["texts"] == 0
+    assert counts.rows == {"train": 80, "valid": 10, "test": 10}
 
 
 def test_a_large_speaker_does_not_fill_the_test(tmp_path):
-    path = write(tmp_path / "m.jsonl", [row(number, "all" if number % 10 else f"s{number}", f"t{number}") for number in range(200)])
-    found = split(path, valid=0.05, test=0.05)
-    assert found.rows == {"train": 180, "valid": 10, "test": 10}
+    path = write(
+        tmp_path / "m.jsonl",
+        [
+            row(number, "all" if number % 10 else f"s{number}", f"t{number}")
+            for number in range(200)
+        ],
+    )
+    counts = split(path, valid=0.05, test=0.05)
+    assert counts.rows == {"train": 180, "valid": 10, "test": 10}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
-def test_of_parts_on_a_full_disk_none_appears(corpus, monkeypatch):
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *mode: open("/dev/full", "wb") if path.name.startswith(".m.train") else opened(path, *mode))
+def test_no_part_appears_on_a_full_disk(corpus, monkeypatch):
+    open_path = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, *mode: (
+            open("/dev/full", "wb") if path.name.startswith(".m.train") else open_path(path, *mode)
+        ),
+    )
     with pytest.raises(ManifestError, match="could not be written: No space left on device"):
         split(corpus)
     assert [path.name for path in corpus.parent.iterdir()] == ["m.jsonl"]
 
 
-def test_what_cannot_be_split_is_said(tmp_path):
-    path = write(tmp_path / "m.jsonl", [row(number, f"s{number % 5}", "the same") for number in range(50)])
-    with pytest.raises(ManifestError, match="no row of .* is left for train and valid: .*by=.speaker."):
+def test_manifests_that_cannot_be_split_are_refused(tmp_path):
+    path = write(
+        tmp_path / "m.jsonl", [row(number, f"s{number % 5}", "the same") for number in range(50)]
+    )
+    with pytest.raises(
+        ManifestError, match="no row of .* is left for train and valid: .*by=.speaker."
+    ):
         split(path)
     with pytest.raises(ManifestError, match="1 groups of rows that must stay together"):
         split(path, by=[By.text])
-    own = write(tmp_path / "o.jsonl", [row(number, f"s{number % 3}", f"t{number}") for number in range(30)])
+    unshared = write(
+        tmp_path / "o.jsonl", [row(number, f"s{number % 3}", f"t{number}") for number in range(30)]
+    )
     with pytest.raises(ManifestError, match="is left for train and valid.*smaller shares"):
-        split(own, test=0.9, valid=0.05)
+        split(unshared, test=0.9, valid=0.05)
     assert not list(tmp_path.glob("?.t*.jsonl"))
     with pytest.raises(ConfigError, match="below 1"):
         split(path, test=0.99, valid=0.5)

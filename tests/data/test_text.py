@@ -1,4 +1,4 @@
-"""Text as it is compared."""
+"""Text normalized for comparison."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from echox.data.text import contains_answer
 
 
 @pytest.mark.parametrize(
-    "text, answer, found",
+    "text, answer, expected",
     [
         ("The capital of Ukraine is Kiev.", "Kyiv | Kiev", True),
         ("The capital of Ukraine is Kyiv.", "Kyiv | Kiev", True),
@@ -25,5 +25,5 @@ from echox.data.text import contains_answer
         ("", "", False),
     ],
 )
-def test_an_answer_is_found_by_any_of_its_spellings(text, answer, found):
-    assert contains_answer(text, answer) is found
+def test_an_answer_is_found_by_any_of_its_spellings(text, answer, expected):
+    assert contains_answer(text, answer) is expected

@@ -1,15 +1,15 @@
-"""Augmented clips: the same draw gives the same sound, and each change does what its name says."""
+"""Augmented clips: the same draw gives the same sound, each change does what its name says."""
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from echox.core.errors import ConfigError
+from echox.core.signals import Features
 from echox.data.audio import load_audio
 from echox.data.audio_ref import audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
-from echox.errors import ConfigError
-from echox.signals import Features
 
 RATE_HZ = 16_000
 
@@ -21,92 +21,118 @@ def clip(tmp_path_factory):
     return path
 
 
-def changed(clip, draw: str = "1 0 0 row", **settings) -> torch.Tensor:
+def augment(clip, draw: str = "1 0 0 row", **settings) -> torch.Tensor:
     return Augmentation(AugmentationConfig(**settings)).load(DrawnClip(clip, draw), RATE_HZ)
 
 
 ALL = {"speed_share": 1.0, "room_share": 1.0, "noise_share": 1.0}
 
 
-def test_a_draw_decides_everything_and_draws_differ_by_seed_epoch_row_and_clip(clip):
+def test_draws_are_repeatable_and_differ_by_seed_epoch_row_and_clip(clip):
     augmentation = Augmentation(AugmentationConfig(**ALL))
-    drawn = [augmentation.drawn("a", [clip, clip], 0), augmentation.drawn("a", [clip, clip], 1), augmentation.drawn("b", [clip, clip], 0)]
-    drawn += [Augmentation(AugmentationConfig(seed=2, **ALL)).drawn("a", [clip], 0)]
-    sounds = [augmentation.load(one, RATE_HZ) for row in drawn for one in row]
+    rows = [
+        augmentation.drawn("a", [clip, clip], 0),
+        augmentation.drawn("a", [clip, clip], 1),
+        augmentation.drawn("b", [clip, clip], 0),
+    ]
+    rows += [Augmentation(AugmentationConfig(seed=2, **ALL)).drawn("a", [clip], 0)]
+    sounds = [augmentation.load(drawn, RATE_HZ) for row in rows for drawn in row]
     assert len({sound.numpy().tobytes() for sound in sounds}) == 7
-    again = augmentation.load(Augmentation(AugmentationConfig(**ALL)).drawn("a", [clip, clip], 0)[1], RATE_HZ)
-    assert torch.equal(again, sounds[1])
+    repeat = augmentation.load(
+        Augmentation(AugmentationConfig(**ALL)).drawn("a", [clip, clip], 0)[1], RATE_HZ
+    )
+    assert torch.equal(repeat, sounds[1])
     assert all(sound.abs().max() <= 1 and torch.isfinite(sound).all() for sound in sounds)
 
 
-def test_nothing_is_changed_where_nothing_is_asked(clip):
-    assert torch.equal(changed(clip), load_audio(clip, RATE_HZ))
+def test_the_defaults_change_nothing(clip):
+    assert torch.equal(augment(clip), load_audio(clip, RATE_HZ))
     assert not AugmentationConfig().changes_sound and not AugmentationConfig().hides_features
 
 
-def test_faster_is_shorter_and_higher(clip):
-    fast = changed(clip, speed_share=1.0, speed=[1.25, 1.25])
+def test_faster_clips_are_shorter_and_higher(clip):
+    fast = augment(clip, speed_share=1.0, speed=[1.25, 1.25])
     assert len(fast) == round(RATE_HZ / 1.25)
-    assert torch.fft.rfft(fast).abs().argmax().item() * RATE_HZ / len(fast) == pytest.approx(625, abs=2)
+    assert torch.fft.rfft(fast).abs().argmax().item() * RATE_HZ / len(fast) == pytest.approx(
+        625, abs=2
+    )
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_noise_is_as_loud_as_it_should_be(clip, tmp_path, folder):
-    soundfile.write(tmp_path / "hum.flac", np.random.default_rng(0).standard_normal(3 * RATE_HZ) * 0.01, RATE_HZ)
-    noisy = changed(clip, noise_share=1.0, snr_db=[10.0, 10.0], noise_folder=str(tmp_path) if folder else None)
+def test_noise_has_the_configured_level(clip, tmp_path, folder):
+    soundfile.write(
+        tmp_path / "hum.flac", np.random.default_rng(0).standard_normal(3 * RATE_HZ) * 0.01, RATE_HZ
+    )
+    noisy = augment(
+        clip, noise_share=1.0, snr_db=[10.0, 10.0], noise_folder=str(tmp_path) if folder else None
+    )
     clean = load_audio(clip, RATE_HZ)
-    assert 10 * torch.log10(clean.square().mean() / (noisy - clean).square().mean()) == pytest.approx(10, abs=0.2)
+    assert 10 * torch.log10(
+        clean.square().mean() / (noisy - clean).square().mean()
+    ) == pytest.approx(10, abs=0.2)
 
 
-def test_of_a_long_noise_a_place_is_drawn_and_a_short_one_goes_round(clip, tmp_path):
+def test_long_noises_are_cut_at_random_and_short_ones_repeated(clip, tmp_path):
     soundfile.write(tmp_path / "ramp.wav", np.linspace(0.01, 0.9, 10 * RATE_HZ), RATE_HZ)
-    added = [changed(clip, draw, noise_share=1.0, noise_folder=str(tmp_path)) - load_audio(clip, RATE_HZ) for draw in ("1", "2")]
-    assert not torch.allclose(added[0] / added[0].mean(), added[1] / added[1].mean(), rtol=0.05)
+    noises = [
+        augment(clip, draw, noise_share=1.0, noise_folder=str(tmp_path)) - load_audio(clip, RATE_HZ)
+        for draw in ("1", "2")
+    ]
+    assert not torch.allclose(noises[0] / noises[0].mean(), noises[1] / noises[1].mean(), rtol=0.05)
     soundfile.write(tmp_path / "ramp.wav", np.tile([0.5, -0.5], RATE_HZ // 8), RATE_HZ)
-    added = changed(clip, noise_share=1.0, noise_folder=str(tmp_path)) - load_audio(clip, RATE_HZ)
-    assert added[-100:].abs().min() > 0
+    noise = augment(clip, noise_share=1.0, noise_folder=str(tmp_path)) - load_audio(clip, RATE_HZ)
+    assert noise[-100:].abs().min() > 0
 
 
 def test_a_recorded_room_keeps_the_direct_sound_and_adds_its_echo(clip, tmp_path):
     response = np.zeros(800)
     response[100], response[500] = 0.5, 0.25
     soundfile.write(tmp_path / "room.wav", response, RATE_HZ, subtype="FLOAT")
-    wet, dry = changed(clip, room_share=1.0, room_folder=str(tmp_path)), load_audio(clip, RATE_HZ)
+    wet, dry = augment(clip, room_share=1.0, room_folder=str(tmp_path)), load_audio(clip, RATE_HZ)
     expected = dry.clone()
     expected[400:] += 0.5 * dry[:-400]
     torch.testing.assert_close(wet, expected, atol=1e-4, rtol=0)
-    drawn = changed(clip, room_share=1.0)
-    assert len(drawn) == len(dry) and not torch.allclose(drawn, dry, atol=0.01)
+    random_room = augment(clip, room_share=1.0)
+    assert len(random_room) == len(dry) and not torch.allclose(random_room, dry, atol=0.01)
 
 
-def test_some_seconds_of_a_recording_are_augmented_as_a_clip_is(clip):
+def test_parts_of_recordings_are_augmented(clip):
     part = audio_ref(clip).between(0.25, 0.75)
-    assert len(changed(part, noise_share=1.0)) == RATE_HZ // 2
+    assert len(augment(part, noise_share=1.0)) == RATE_HZ // 2
 
 
 def test_shares_are_kept(clip):
     config = AugmentationConfig(noise_share=0.3)
     augmentation, clean = Augmentation(config), load_audio(clip, RATE_HZ)
-    noisy = sum(not torch.equal(augmentation.load(one, RATE_HZ), clean) for epoch in range(100) for one in augmentation.drawn("row", [clip], epoch))
+    noisy = sum(
+        not torch.equal(augmentation.load(drawn, RATE_HZ), clean)
+        for epoch in range(100)
+        for drawn in augmentation.drawn("row", [clip], epoch)
+    )
     assert 15 <= noisy <= 45
 
 
-def test_masks_hide_spans_within_each_clip_and_leave_the_rest(clip):
-    augmentation = Augmentation(AugmentationConfig(time_masks=2, time_mask_s=0.2, channel_masks=1, channel_mask_share=0.25))
+def test_masks_stay_within_each_clip_and_leave_the_rest(clip):
+    augmentation = Augmentation(
+        AugmentationConfig(time_masks=2, time_mask_s=0.2, channel_masks=1, channel_mask_share=0.25)
+    )
     torch.manual_seed(0)
     features = Features(torch.randn(2, 100, 16), torch.tensor([100, 40]), 50.0)
     features.values[1, 40:] = 0
     clips = [augmentation.drawn(name, [clip], 0)[0] for name in ("a", "b")]
     hidden = augmentation.hidden(features, clips)
-    assert torch.equal(hidden.values, augmentation.hidden(features, clips).values) and torch.equal(hidden.values[1, 40:], torch.zeros(60, 16))
+    assert torch.equal(hidden.values, augmentation.hidden(features, clips).values)
+    assert torch.equal(hidden.values[1, 40:], torch.zeros(60, 16))
     mean = features.values[0].mean(0)
     frames = torch.isclose(hidden.values[0], mean).all(1)
     bands = torch.isclose(hidden.values[0], mean).all(0)
     assert 0 < frames.sum() <= 22 and bands.sum() <= 5
-    kept = ~frames[:, None] & ~bands[None]
-    assert torch.equal(hidden.values[0][kept], features.values[0][kept])
+    unmasked = ~frames[:, None] & ~bands[None]
+    assert torch.equal(hidden.values[0][unmasked], features.values[0][unmasked])
     # Masks follow from the clip's own draw, whatever it is batched with.
-    alone = augmentation.hidden(Features(features.values[1:, :40], torch.tensor([40]), 50.0), clips[1:])
+    alone = augmentation.hidden(
+        Features(features.values[1:, :40], torch.tensor([40]), 50.0), clips[1:]
+    )
     assert torch.equal(alone.values[0], hidden.values[1, :40])
 
 
@@ -116,7 +142,7 @@ def test_masks_hide_spans_within_each_clip_and_leave_the_rest(clip):
     ({"speed": [0.0, 1.0]}, "above 0"),
     ({"time_masks": -1}, "below 0"),
 ])  # fmt: skip
-def test_settings_that_cannot_be_are_named(settings, reason):
+def test_invalid_settings_are_named(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         AugmentationConfig(**settings)
 

@@ -19,10 +19,18 @@ def run_toy():
     """Train the toy in another process, or in several under torchrun."""
 
     def run(*arguments, ranks: int = 1) -> subprocess.CompletedProcess:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+            if ranks > 1
+            else []
+        )
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, *launcher, str(TOY), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
+            [sys.executable, *launcher, str(TOY), *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
 
     return run

@@ -1,4 +1,4 @@
-"""Every example once an epoch, in batches of like lengths, from any position, for any number of ranks."""
+"""Each example once an epoch, in batches of similar lengths, from any position, on any ranks."""
 
 import random
 from itertools import islice
@@ -11,11 +11,16 @@ from echox.engine.batching import BatchOrder, Position, load_batches
 from .toy import toy_task
 
 COSTS = random.Random(0).choices(range(5, 400), k=1000)
-LIMITS = [dict(batch_cost=None, batch_size=16), dict(batch_cost=2000, batch_size=None), dict(batch_cost=2000, batch_size=8), dict(batch_cost=100, batch_size=None)]
+LIMITS = [
+    dict(batch_cost=None, batch_size=16),
+    dict(batch_cost=2000, batch_size=None),
+    dict(batch_cost=2000, batch_size=8),
+    dict(batch_cost=100, batch_size=None),
+]
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_each_example_once_within_the_limits(limits):
+def test_each_epoch_has_each_example_once_within_the_limits(limits):
     order = BatchOrder(COSTS, seed=1, **limits)
     for epoch in (0, 1):
         batches = order.epoch(epoch)
@@ -26,7 +31,7 @@ def test_each_example_once_within_the_limits(limits):
             assert limits["batch_cost"] is None or padded <= limits["batch_cost"] or len(batch) == 1
 
 
-def test_buckets_waste_little_padding():
+def test_batches_of_similar_lengths_need_little_padding():
     batches = BatchOrder(COSTS, batch_cost=4000, batch_size=None, seed=1).epoch(0)
     padded = sum(len(batch) * max(COSTS[i] for i in batch) for batch in batches)
     assert sum(COSTS) / padded > 0.9
@@ -43,11 +48,11 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert means != sorted(means)
 
 
-def test_ranks_take_turns_and_a_position_holds_for_any_number_of_them():
+def test_ranks_take_every_nth_batch_and_positions_hold_for_any_number_of_ranks():
     order = BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=1)
     alone = list(islice(order.stream(Position()), 150))
     ranks = [list(islice(order.stream(Position(), rank, 3), 50)) for rank in range(3)]
-    assert [batch for turn in zip(*ranks) for batch in turn] == alone
+    assert [batch for batches in zip(*ranks) for batch in batches] == alone
     at_100 = order.advance(Position(), 100)
     assert at_100.epoch == 1
     assert list(islice(order.stream(at_100), 50)) == alone[100:]
@@ -64,18 +69,22 @@ def test_ranks_share_every_batch(limits, rows):
         assert sorted(i for share in shares for i, _ in share) == sorted(batch)
         assert all(shares), "a rank without a row would keep the others waiting"
         if limits["batch_size"] is not None:
-            assert len(batch) <= limits["batch_size"] + 2, "what is left over for too few joins a batch"
+            assert len(batch) <= limits["batch_size"] + 2, (
+                "what is left over for too few joins a batch"
+            )
 
 
-def test_shares_are_of_like_lengths():
+def test_shares_have_similar_lengths():
     order = BatchOrder(COSTS, batch_cost=None, batch_size=16, seed=1, sharers=2)
     pairs = zip(*(islice(order.shares(Position(), rank), 60) for rank in range(2)))
     longest = [[max(COSTS[i] for i, _ in share) for share in pair] for pair in pairs]
     assert sum(map(min, longest)) > 0.98 * sum(map(max, longest))
 
 
-def test_sharing_leaves_batches_as_they_are_that_suffice_for_all():
-    alone, shared = (BatchOrder(COSTS[:800], batch_cost=None, batch_size=16, seed=1, sharers=n) for n in (1, 4))
+def test_sharing_leaves_batches_with_enough_examples_as_they_are():
+    alone, shared = (
+        BatchOrder(COSTS[:800], batch_cost=None, batch_size=16, seed=1, sharers=n) for n in (1, 4)
+    )
     assert list(alone.epoch(2)) == list(shared.epoch(2))
 
 
@@ -87,11 +96,11 @@ def test_loaded_batches_come_in_order(workers):
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_batches_in_arrays_are_those_that_lists_would_hold(limits):
-    """Runs that began before batches were kept in arrays go on with the same batches."""
+def test_batches_in_arrays_equal_those_in_lists(limits):
+    """Runs that began when batches were lists go on with the same batches."""
     order = BatchOrder(COSTS, seed=1, **limits)
-    random_ = np.random.default_rng([1, 3])
-    shuffled, size, batches = random_.permutation(len(COSTS)), order._pool_size(), []
+    generator = np.random.default_rng([1, 3])
+    shuffled, size, batches = generator.permutation(len(COSTS)), order._pool_size(), []
     for start in range(0, len(shuffled), size):
         batch = []
         for index in sorted(shuffled[start : start + size].tolist(), key=COSTS.__getitem__):
@@ -100,4 +109,6 @@ def test_batches_in_arrays_are_those_that_lists_would_hold(limits):
                 batch = []
             batch.append(index)
         batches.append(batch)
-    assert list(order.epoch(3)) == [batches[turn] for turn in random_.permutation(len(batches))]
+    assert list(order.epoch(3)) == [
+        batches[number] for number in generator.permutation(len(batches))
+    ]

@@ -1,4 +1,4 @@
-"""The first signal is noted, a second one stops at once."""
+"""The first signal is recorded, a second one stops at once."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 from echox.engine import interruption
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with interruption.listening() as request:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -17,7 +17,7 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_echo_of_the_first_signal_is_not_a_second(monkeypatch):
+def test_a_repetition_of_the_first_signal_is_not_a_second(monkeypatch):
     with interruption.listening() as request:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -27,14 +27,14 @@ def test_an_echo_of_the_first_signal_is_not_a_second(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_other_threads_listen_to_nothing():
-    heard = []
+def test_other_threads_catch_no_signal():
+    signums = []
 
     def listen():
         with interruption.listening() as request:
-            heard.append(request.signum)
+            signums.append(request.signum)
 
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert heard == [None]
+    assert signums == [None]

@@ -1,13 +1,13 @@
-"""Where a checkpoint comes from."""
+"""The lineage of a checkpoint."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from echox import checkpoint
+from echox.core import checkpoint
+from echox.core.errors import CheckpointError
 from echox.engine import lineage
-from echox.errors import CheckpointError
 from echox.tasks.base import StageContext
 
 from .toy import ToyConfig, ToyTask
@@ -18,20 +18,35 @@ class Child(ToyTask):
 
 
 def child_of(folder):
-    return Child(ToyConfig(), StageContext(parts=None, seed=0, cache_dir=Path("unused"), parents={"s2t": folder, "t2c": Path("not read")}))
+    return Child(
+        ToyConfig(),
+        StageContext(
+            parts=None,
+            seed=0,
+            cache_dir=Path("unused"),
+            parents={"s2t": folder, "t2c": Path("not read")},
+        ),
+    )
 
 
-def test_a_run_begun_on_another_parent_is_refused(tmp_path):
-    first, second = (checkpoint.save(tmp_path / name, {"w": torch.full((2,), value)}, {}) for name, value in (("a", 1.0), ("b", 2.0)))
-    traced = lineage.trace(child_of(first), {"plugins": ["mel"]})
-    assert traced["parents"] == {"s2t": checkpoint.fingerprint(first)} and traced["plugins"] == ["mel"]
-    begun = checkpoint.load(checkpoint.save(tmp_path / "run", {"w": torch.zeros(2)}, {"lineage": traced}))
-    lineage.check_same_origin(begun, traced)
+def test_a_run_with_another_parent_is_refused(tmp_path):
+    first, second = (
+        checkpoint.save(tmp_path / name, {"w": torch.full((2,), value)}, {})
+        for name, value in (("a", 1.0), ("b", 2.0))
+    )
+    recorded = lineage.trace(child_of(first), {"plugins": ["mel"]})
+    assert recorded["parents"] == {"s2t": checkpoint.fingerprint(first)} and recorded[
+        "plugins"
+    ] == ["mel"]
+    resumed = checkpoint.load(
+        checkpoint.save(tmp_path / "run", {"w": torch.zeros(2)}, {"lineage": recorded})
+    )
+    lineage.check_same_origin(resumed, recorded)
     with pytest.raises(CheckpointError, match="trained with other parents .s2t changed"):
-        lineage.check_same_origin(begun, lineage.trace(child_of(second)))
+        lineage.check_same_origin(resumed, lineage.trace(child_of(second)))
 
 
-def test_differences_are_dotted_names():
+def test_differences_are_dotted_paths():
     before = {"train": {"lr": 1, "steps": 5}, "task": {"name": "s2t"}}
     after = {"train": {"lr": 2, "steps": 5}, "task": {"name": "s2t", "beam": 4}}
     assert lineage.differences(before, after) == ["train.lr", "task.beam"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from echox.core.errors import TrainingError
 from echox.engine.metrics import MetricsLog
-from echox.errors import TrainingError
 
 
-def test_a_resumed_log_drops_what_lies_beyond_its_step(tmp_path):
+def test_a_resumed_log_drops_the_lines_after_its_step(tmp_path):
     log = MetricsLog(tmp_path, step=0)
     for step in (1, 2, 3):
         log.write(step, "train", {"loss": 1.0 / step})

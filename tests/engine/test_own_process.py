@@ -1,4 +1,4 @@
-"""Work in a process of its own: it ends as it would end here, hears signals, and dies with its parent."""
+"""A process of its own: it ends as a call would, receives signals, and dies with its parent."""
 
 import errno
 import multiprocessing
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from echox.core.errors import ConfigError
+from echox.core.number_format import VARIABLE, NumberFormat, adopt, adopted
 from echox.engine.interruption import Interrupted
 from echox.engine.own_process import in_own_process
-from echox.errors import ConfigError
-from echox.number_format import VARIABLE, NumberFormat, adopt, adopted
 
 PATIENCE_S = 600  # starting takes two seconds, and minutes where others keep every core
 
@@ -25,17 +25,20 @@ import torch
 from echox.engine.distribution import join
 from echox.engine.interruption import Interrupted, listening
 from echox.engine.own_process import in_own_process
-from echox.errors import ConfigError
-from echox.number_format import number_format
+from echox.core.errors import ConfigError
+from echox.core.number_format import number_format
 
 def writes(path): Path(path).write_text(str(os.getpid()))
-def tells(path): Path(path).write_text(f"{os.getpid()} {torch.get_num_threads()} {number_format()!r}")
+def writes_settings(path):
+    Path(path).write_text(f"{os.getpid()} {torch.get_num_threads()} {number_format()!r}")
 def refuses(): raise ConfigError("nothing here")
 def fills_the_disk(): raise OSError(28, "No space left on device", "here")
 def is_interrupted(): raise Interrupted(15)
 def adds_up(path):
     world = join()
-    Path(f"{path}.{world.rank}").write_text(f"{world.size} {world.sum([world.rank + 1.0])[0]:g} {torch.get_num_threads()} {os.getpid()}")
+    total = world.sum([world.rank + 1.0])[0]
+    facts = f"{world.size} {total:g} {torch.get_num_threads()} {os.getpid()}"
+    Path(f"{path}.{world.rank}").write_text(facts)
 
 def one_fails(end):
     world = join()
@@ -97,13 +100,17 @@ def work(tmp_path, monkeypatch):
     ("function", "error", "holds"),
     [
         ("refuses", ConfigError, lambda error: str(error) == "nothing here"),
-        ("fills_the_disk", OSError, lambda error: (error.errno, error.filename) == (errno.ENOSPC, "here")),
+        (
+            "fills_the_disk",
+            OSError,
+            lambda error: (error.errno, error.filename) == (errno.ENOSPC, "here"),
+        ),
         ("is_interrupted", Interrupted, lambda error: error.code == 143),
         ("has_a_bug", SystemExit, lambda error: error.code == 1),
         ("is_killed", SystemExit, lambda error: error.code == 137),
     ],
 )
-def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
+def test_it_ends_as_a_call_here_would(work, capfd, function, error, holds):
     with pytest.raises(error) as raised:
         in_own_process(getattr(work, function))
     assert type(raised.value) is error and holds(raised.value)
@@ -112,23 +119,25 @@ def test_it_ends_as_it_would_end_here(work, capfd, function, error, holds):
     assert ("ValueError: a bug" in capfd.readouterr().err) == (function == "has_a_bug")
 
 
-def test_it_computes_as_its_parent_does_and_measures_nothing(work, tmp_path, monkeypatch, set_threads):
+def test_it_has_its_parent_s_threads_and_number_format(work, tmp_path, monkeypatch, set_threads):
     monkeypatch.delenv(VARIABLE, raising=False)
     set_threads(3)
-    before, parents = adopted(), NumberFormat(False, "measurement", 12.0, 3.0, "a processor")
-    adopt(parents)
+    before, parent_format = adopted(), NumberFormat(False, "measurement", 12.0, 3.0, "a processor")
+    adopt(parent_format)
     try:
-        in_own_process(work.tells, str(tmp_path / "told"))
+        in_own_process(work.writes_settings, str(tmp_path / "settings"))
     finally:
         adopt(before)
-    pid, there, number_format = (tmp_path / "told").read_text().split(" ", 2)
-    assert int(pid) != os.getpid() and (int(there), number_format) == (3, repr(parents))
+    pid, threads, number_format = (tmp_path / "settings").read_text().split(" ", 2)
+    assert int(pid) != os.getpid() and (int(threads), number_format) == (3, repr(parent_format))
 
 
 def test_ranks_form_a_world_and_share_the_threads(work, tmp_path, set_threads):
     set_threads(4)
     in_own_process(work.adds_up, str(tmp_path / "rank"), ranks=2)
-    (*first, pid), (*second, other) = ((tmp_path / f"rank.{rank}").read_text().split() for rank in range(2))
+    (*first, pid), (*second, other) = (
+        (tmp_path / f"rank.{rank}").read_text().split() for rank in range(2)
+    )
     assert first == second == ["2", "3", "2"]
     assert len({pid, other, str(os.getpid())}) == 3
     assert "WORLD_SIZE" not in os.environ
@@ -154,13 +163,13 @@ def test_a_rank_that_fails_ends_the_others_too(work, end, error, holds):
         ("both_train", signal.SIGTERM, False, "saved", 143),
         ("both_train", signal.SIGINT, True, "saved", 130),
         ("trains", signal.SIGTERM, False, "saved", 143),
-        ("trains", signal.SIGINT, True, "saved", 130),  # as a terminal does: both are told
+        ("trains", signal.SIGINT, True, "saved", 130),  # as a terminal does: both receive it
         ("waits", signal.SIGINT, True, "interrupted", -signal.SIGINT),
         ("waits", signal.SIGINT, False, "interrupted", -signal.SIGINT),
         ("waits", signal.SIGTERM, False, None, 143),
     ],
 )
-def test_signals_reach_it(tmp_path, function, signum, to_group, left, status):
+def test_signals_are_forwarded(tmp_path, function, signum, to_group, left, status):
     parent, child = start(tmp_path, function, ranks=2 if function == "both_train" else 1)
     os.killpg(parent.pid, signum) if to_group else os.kill(parent.pid, signum)
     assert parent.wait(PATIENCE_S) == status
@@ -180,8 +189,19 @@ def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path, function, ranks):
 def start(folder: Path, function: str, ranks: int = 1) -> tuple[subprocess.Popen, int]:
     """A process that has started another, and the other's id."""
     (folder / "work.py").write_text(WORK)
-    parent = subprocess.Popen([sys.executable, "work.py", function, "pid", str(ranks)], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL)
-    assert within(PATIENCE_S, lambda: parent.poll() is not None or ((folder / "pid").is_file() and (folder / "pid").read_text()))
+    parent = subprocess.Popen(
+        [sys.executable, "work.py", function, "pid", str(ranks)],
+        cwd=folder,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    assert within(
+        PATIENCE_S,
+        lambda: (
+            parent.poll() is not None
+            or ((folder / "pid").is_file() and (folder / "pid").read_text())
+        ),
+    )
     return parent, int((folder / "pid").read_text())
 
 
@@ -194,7 +214,7 @@ def is_alive(pid: int) -> bool:
 
 
 def within(seconds: float, holds) -> bool:
-    """Whether it comes to hold in time."""
+    """Whether a condition becomes true in time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if holds():

@@ -1,4 +1,4 @@
-"""A run that is stopped, however it is stopped, ends where an undisturbed one does."""
+"""A run that is stopped in any way and resumed ends where an uninterrupted one does."""
 
 import json
 import signal
@@ -6,47 +6,47 @@ import signal
 import pytest
 import torch
 
-from echox import checkpoint
+from echox.core import checkpoint
+from echox.core.errors import CheckpointError, TrainingError
 from echox.engine.distribution import World
 from echox.engine.interruption import Interrupted
 from echox.engine.setup import Setup
-from echox.errors import CheckpointError, TrainingError
 
 from .toy import NextLetter, toy_config, toy_task, train_toy
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """The final checkpoint of a run of 12 steps."""
     torch.set_num_threads(1)
-    return train_toy(tmp_path_factory.mktemp("undisturbed"))
+    return train_toy(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def metric_lines(run_dir):
-    """The lines of metrics.jsonl without what a clock put there."""
+    """The lines of metrics.jsonl without figures that depend on time."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
 
 
-def test_interrupted_at_once_and_again_it_ends_with_the_same_bits(tmp_path, undisturbed):
+def test_a_run_interrupted_three_times_ends_with_the_same_bits(tmp_path, uninterrupted):
     for at in (7, 10, 1):
         with pytest.raises(Interrupted) as stopped:
             train_toy(tmp_path, toy_task(signal_at={at: signal.SIGTERM}))
         assert stopped.value.code == 128 + signal.SIGTERM
     final = train_toy(tmp_path)
-    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(uninterrupted)
 
 
-def test_sigkill_then_resume_ends_with_the_same_bits(tmp_path, undisturbed, run_toy):
+def test_a_run_resumed_after_sigkill_ends_with_the_same_bits(tmp_path, uninterrupted, run_toy):
     killed = run_toy(tmp_path, "--signal", signal.SIGKILL, "--at", 15)
     assert killed.returncode == -signal.SIGKILL
     assert [f.name for f in checkpoint.step_folders(tmp_path / "checkpoints")] == ["step_000000005"]
     final = train_toy(tmp_path)
-    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
-    assert metric_lines(tmp_path) == metric_lines(undisturbed.parent)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(uninterrupted)
+    assert metric_lines(tmp_path) == metric_lines(uninterrupted.parent)
 
 
-def test_sigterm_saves_says_so_and_exits_with_its_number(tmp_path, run_toy):
+def test_sigterm_saves_and_exits_with_its_number(tmp_path, run_toy):
     stopped = run_toy(tmp_path, "--signal", int(signal.SIGTERM), "--at", 5)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped and saved after step 3" in stopped.stderr
@@ -54,26 +54,29 @@ def test_sigterm_saves_says_so_and_exits_with_its_number(tmp_path, run_toy):
     assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 3
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, undisturbed, caplog):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, uninterrupted, caplog):
     with pytest.raises(Interrupted):
         train_toy(tmp_path, toy_task(signal_at={24: signal.SIGTERM}), steps=12)
     newest = checkpoint.step_folders(tmp_path / "checkpoints")[-1]
     (newest / "state.pt").write_bytes(b"cut")
     final = train_toy(tmp_path)
     assert "is damaged: state.pt has 3 bytes" in caplog.text
-    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(undisturbed)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(uninterrupted)
 
 
-def test_a_finished_stage_is_left_alone(tmp_path, undisturbed, capsys):
-    before = (undisturbed / "meta.json").stat().st_mtime_ns
-    assert train_toy(undisturbed.parent, steps=20) == undisturbed
-    assert (undisturbed / "meta.json").stat().st_mtime_ns == before
+def test_a_finished_stage_is_not_trained_again(tmp_path, uninterrupted, capsys):
+    before = (uninterrupted / "meta.json").stat().st_mtime_ns
+    assert train_toy(uninterrupted.parent, steps=20) == uninterrupted
+    assert (uninterrupted / "meta.json").stat().st_mtime_ns == before
     assert "finished already" in capsys.readouterr().err
 
 
-def test_the_final_checkpoint_says_where_it_comes_from(undisturbed):
-    assert sorted(path.name for path in undisturbed.iterdir()) == ["meta.json", "model.safetensors"]
-    meta = checkpoint.verify(undisturbed)
+def test_the_final_checkpoint_records_its_lineage(uninterrupted):
+    assert sorted(path.name for path in uninterrupted.iterdir()) == [
+        "meta.json",
+        "model.safetensors",
+    ]
+    meta = checkpoint.verify(uninterrupted)
     assert (meta["stage"], meta["step"], meta["recipe"]) == ("toy", 12, {"steps": 12})
     assert meta["lineage"]["data"] == {"letters": "letters-1"}
     assert meta["lineage"]["versions"]["torch"] and meta["metrics"]["rows"] == 8.0
@@ -101,39 +104,60 @@ def test_a_spent_time_budget_ends_the_stage(tmp_path):
     assert checkpoint.verify(final)["step"] < 1000
 
 
-def test_metrics_and_old_checkpoints(undisturbed):
-    lines = metric_lines(undisturbed.parent)
+def test_metrics_and_old_checkpoints(uninterrupted):
+    lines = metric_lines(uninterrupted.parent)
     assert [line["step"] for line in lines if line["split"] == "valid"] == [4, 8, 12]
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 5, 6, 8, 10, 12]
     assert lines[-1]["loss"] < lines[0]["loss"] and 0 <= lines[-1]["accuracy"] <= 1
-    assert [f.name for f in checkpoint.step_folders(undisturbed.parent / "checkpoints")] == ["step_000000005", "step_000000010"]
+    assert [f.name for f in checkpoint.step_folders(uninterrupted.parent / "checkpoints")] == [
+        "step_000000005",
+        "step_000000010",
+    ]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, run_toy):
-    """Folders of two steps that two processes made: of smaller batches of their own, and by sharing batches."""
+    """Runs of two steps by two processes, with smaller batches of their own or shared batches."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    brief = ["--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip"]
-    own, shared = [folder / "own", *brief, "--accumulation", 2], [folder / "shared", *brief, "--accumulation", 4, "--split-batches"]
-    done = run_toy(*own, "then", *shared, ranks=2)
-    assert done.returncode == 0, done.stderr
+    options = ["--dropout", 0, "--steps", 2, "--save-every", 1, "--no-clip"]
+    own, shared = (
+        [folder / "own", *options, "--accumulation", 2],
+        [folder / "shared", *options, "--accumulation", 4, "--split-batches"],
+    )
+    process = run_toy(*own, "then", *shared, ranks=2)
+    assert process.returncode == 0, process.stderr
     return folder
 
 
 @pytest.mark.parametrize("batches", ["own", "shared"])
 def test_two_ranks_have_the_gradients_of_one(tmp_path, two_ranks, batches):
-    # Sharing a batch, they take as many as one alone; the toy's uneven rows make shares of different lengths.
-    train_toy(tmp_path, toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4)
-    one, two = (checkpoint.load(run / "checkpoints" / "step_000000001").state for run in (tmp_path, two_ranks / batches))
+    # Sharing batches, they take as many as one alone; the rows have different lengths, so the
+    # shares do too.
+    train_toy(
+        tmp_path, toy_task(dropout=0.0), steps=2, save_every=1, grad_clip=None, accumulation=4
+    )
+    one, two = (
+        checkpoint.load(run / "checkpoints" / "step_000000001").state
+        for run in (tmp_path, two_ranks / batches)
+    )
     assert two["position"] == one["position"]
     assert two["optimizer"].keys() == one["optimizer"].keys()
     for name, state in one["optimizer"].items():
         # After one step, AdamW's mean is (1 - beta1) times the gradient.
-        torch.testing.assert_close(two["optimizer"][name]["exp_avg"] / 0.1, state["exp_avg"] / 0.1, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            two["optimizer"][name]["exp_avg"] / 0.1, state["exp_avg"] / 0.1, atol=1e-6, rtol=0
+        )
 
 
 def test_a_batch_that_is_too_small_to_share_is_refused(monkeypatch):
     monkeypatch.setattr(World, "barrier", lambda world: None)
     world = World(rank=0, size=5)
     with pytest.raises(TrainingError, match="5 processes cannot share a batch of 4; start fewer"):
-        Setup(toy_task(), NextLetter(), toy_config(split_batches=True), seed=1, device=torch.device("cpu"), world=world)
+        Setup(
+            toy_task(),
+            NextLetter(),
+            toy_config(split_batches=True),
+            seed=1,
+            device=torch.device("cpu"),
+            world=world,
+        )

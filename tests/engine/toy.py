@@ -1,7 +1,7 @@
-"""A task small enough to train in a second: guess the next letter of ragged alphabets, with dropout.
+"""A task small enough to train in a second: predict the next letter of ragged alphabets.
 
-As a program, it trains in a folder and may send itself a signal on the way: `toy.py RUN_DIR --signal 9 --at 7`. Several such runs, with
-`then` between them, are made one after the other in the same process.
+As a program, it trains in a folder and may send itself a signal on the way: `toy.py RUN_DIR
+--signal 9 --at 7`. Several such runs, with `then` between them, follow each other in one process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from echox.core.signals import Batch, Loss, Outputs
 from echox.criteria.base import Criterion
 from echox.engine.config import Precision, TrainConfig
 from echox.engine.trainer import train
-from echox.signals import Batch, Loss, Outputs
 from echox.tasks.base import Examples, StageContext, Task, TaskConfig
 
 LETTERS = 12
@@ -43,7 +43,7 @@ class Letters(Batch):
 
 
 @dataclass(frozen=True, slots=True)
-class Guesses(Outputs):
+class LetterOutputs(Outputs):
     logits: Tensor  # [B, S - 1, LETTERS]
 
 
@@ -63,7 +63,7 @@ class Strings(Examples):
         return len(self.rows[index][1])
 
 
-class Guesser(nn.Module):
+class LetterModel(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(LETTERS, 8)
@@ -86,10 +86,14 @@ class ToyTask(Task):
     passes = 0
 
     def build(self) -> nn.Module:
-        return Guesser(self.config.dropout)
+        return LetterModel(self.config.dropout)
 
-    def learned(self, model: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("frozen")}
+    def trained_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if not name.startswith("frozen")
+        }
 
     def examples(self, split: str) -> Examples:
         return Strings(self.config.rows, seed=0) if split == "train" else Strings(8, seed=1)
@@ -106,7 +110,9 @@ class ToyTask(Task):
             if self.passes in self.config.signal_at:
                 os.kill(os.getpid(), self.config.signal_at[self.passes])
         logits = model(batch.ids[:, :-1], batch.lengths)
-        return Guesses(logits * float("nan") if self.config.poisoned_row in batch.row_ids else logits)
+        return LetterOutputs(
+            logits * float("nan") if self.config.poisoned_row in batch.row_ids else logits
+        )
 
     def score(self, model, batches) -> dict[str, float]:
         # Draws random numbers on purpose: validation must not disturb training.
@@ -121,26 +127,48 @@ class NextLetter(Criterion):
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:
         targets = batch.ids[:, 1:].clone()
         targets[torch.arange(targets.shape[1]) >= (batch.lengths - 1)[:, None]] = -100
-        total = cross_entropy(outputs.logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="sum")
-        right = (outputs.logits.argmax(-1) == targets).sum()
-        return Loss(total, batch.count, {"accuracy": (right, torch.tensor(batch.count))})
+        total = cross_entropy(
+            outputs.logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="sum"
+        )
+        correct = (outputs.logits.argmax(-1) == targets).sum()
+        return Loss(total, batch.count, {"accuracy": (correct, torch.tensor(batch.count))})
 
 
 def toy_task(**settings) -> ToyTask:
-    return ToyTask(ToyConfig(**settings), StageContext(parts=None, seed=0, cache_dir=Path("unused")))
+    return ToyTask(
+        ToyConfig(**settings), StageContext(parts=None, seed=0, cache_dir=Path("unused"))
+    )
 
 
 def toy_config(**settings) -> TrainConfig:
-    defaults = dict(steps=12, batch_size=4, accumulation=2, lr=1e-2, save_every=5, log_every=2, validate_every=4, precision=Precision.fp32)
+    defaults = dict(
+        steps=12,
+        batch_size=4,
+        accumulation=2,
+        lr=1e-2,
+        save_every=5,
+        log_every=2,
+        validate_every=4,
+        precision=Precision.fp32,
+    )
     return TrainConfig(**defaults | settings)
 
 
 def train_toy(run_dir: Path, task: ToyTask | None = None, **settings) -> Path:
     config = toy_config(**settings)
-    return train(task or toy_task(), NextLetter(), config, run_dir=run_dir, stage="toy", seed=7, device=torch.device("cpu"), recipe_dict={"steps": config.steps})
+    return train(
+        task or toy_task(),
+        NextLetter(),
+        config,
+        run_dir=run_dir,
+        stage="toy",
+        seed=7,
+        device=torch.device("cpu"),
+        recipe_dict={"steps": config.steps},
+    )
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--signal", type=int)
@@ -151,14 +179,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--save-every", type=int, default=5)
     parser.add_argument("--no-clip", action="store_true")
     parser.add_argument("--split-batches", action="store_true")
-    options = parser.parse_args(words)
-    task = toy_task(dropout=options.dropout, signal_at={options.at: options.signal} if options.signal else {})
+    options = parser.parse_args(arguments)
+    task = toy_task(
+        dropout=options.dropout, signal_at={options.at: options.signal} if options.signal else {}
+    )
     clip = {"grad_clip": None} if options.no_clip else {}
-    every = {"accumulation": options.accumulation, "save_every": options.save_every, "split_batches": options.split_batches}
+    every = {
+        "accumulation": options.accumulation,
+        "save_every": options.save_every,
+        "split_batches": options.split_batches,
+    }
     train_toy(options.run_dir, task, steps=options.steps, **every, **clip)
 
 
 if __name__ == "__main__":
-    for is_then, run in itertools.groupby(sys.argv[1:], lambda word: word == "then"):
-        if not is_then:
+    for is_separator, run in itertools.groupby(sys.argv[1:], lambda argument: argument == "then"):
+        if not is_separator:
             main(list(run))

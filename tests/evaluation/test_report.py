@@ -1,4 +1,4 @@
-"""The whole report of a tiny run, with judges that need no weights."""
+"""The report of a tiny run, with scorers that need no weights."""
 
 import json
 import shutil
@@ -6,14 +6,15 @@ import shutil
 import pytest
 from tiny_run import write_questions, write_run, write_speech
 
-from echox.errors import CheckpointError, ConfigError
-from echox.evaluation import bench
+from echox.core.errors import CheckpointError, ConfigError
+from echox.evaluation import evaluated_run
+from echox.evaluation.question_sections import first_sentence
 from echox.evaluation.report import EvaluateConfig, evaluate
-from echox.evaluation.sections import SECTIONS, first_sentence
+from echox.evaluation.sections import SECTIONS
 
 
 class Parrot:
-    """A recogniser that hears Paris in every clip."""
+    """A recogniser with the same transcript for every clip."""
 
     name = "parrot"
     clips = 0
@@ -27,7 +28,7 @@ class Parrot:
 
 
 class Friend:
-    """A listener who likes everything."""
+    """A naturalness model with the same score for every clip."""
 
     name = "friend"
 
@@ -55,11 +56,19 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def config(run, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "Transcriber", Parrot)
-    monkeypatch.setattr(bench, "Quality", lambda device: Friend())
+    monkeypatch.setattr(evaluated_run, "Transcriber", Parrot)
+    monkeypatch.setattr(evaluated_run, "Quality", lambda device: Friend())
     Parrot.clips = 0
     return EvaluateConfig(
-        run=str(run), corpus=str(corpus), out_dir=str(tmp_path / "report"), spoken_rows=4, cascade_rows=2, t2c_rows=1, max_tokens=4, device="cpu", batch_size=3
+        run=str(run),
+        corpus=str(corpus),
+        out_dir=str(tmp_path / "report"),
+        spoken_rows=4,
+        cascade_rows=2,
+        t2c_rows=1,
+        max_tokens=4,
+        device="cpu",
+        batch_size=3,
     )
 
 
@@ -69,22 +78,55 @@ def value(report, section, group, metric):
 
 def test_every_section_is_scored(config, tmp_path, capsys):
     report = evaluate(config)
-    assert list(report["sections"]) == [section.name for section in SECTIONS] and not report["skipped"]
+    assert (
+        list(report["sections"]) == [section.name for section in SECTIONS] and not report["skipped"]
+    )
     questions = report["sections"]["questions"]["scores"]
     assert set(questions) == {"all", "kind capital", "kind day", "voice noise"}
-    assert questions["all"]["S2T accuracy"]["count"] == 6 and questions["all"]["S2S accuracy"]["count"] == 4
-    # The parrot hears the right answer where the model's text has none.
-    assert value(report, "questions", "all", "S2T accuracy") == 0.0 and value(report, "questions", "all", "S2S accuracy") == 1.0
-    assert value(report, "questions", "all", "gap") == -1.0 and value(report, "questions", "all", "MOS") == 4.0
-    assert questions["all"]["S2S accuracy"]["scorer"] == "parrot" and questions["all"]["S2T accuracy"]["protocol"] == "s2t-em"
+    assert (
+        questions["all"]["S2T accuracy"]["count"] == 6
+        and questions["all"]["S2S accuracy"]["count"] == 4
+    )
+    # The transcripts have the right answer where the model's text has none.
+    assert (
+        value(report, "questions", "all", "S2T accuracy") == 0.0
+        and value(report, "questions", "all", "S2S accuracy") == 1.0
+    )
+    assert (
+        value(report, "questions", "all", "gap") == -1.0
+        and value(report, "questions", "all", "MOS") == 4.0
+    )
+    assert (
+        questions["all"]["S2S accuracy"]["scorer"] == "parrot"
+        and questions["all"]["S2T accuracy"]["protocol"] == "s2t-em"
+    )
     open_questions = report["sections"]["open"]["scores"]["all"]
-    assert open_questions["typed accuracy"]["count"] == open_questions["typed accuracy, as pretrained"]["count"] == 4
-    assert {"typed accuracy, change by training", "typed minus spoken", "question WER"} <= set(open_questions)
+    assert (
+        open_questions["typed accuracy"]["count"]
+        == open_questions["typed accuracy, as pretrained"]["count"]
+        == 4
+    )
+    assert {"typed accuracy, change by training", "typed minus spoken", "question WER"} <= set(
+        open_questions
+    )
     assert value(report, "silent", "all", "asked to repeat") == 0.0
-    assert value(report, "free", "all", "CTC token error") > 0 and value(report, "free", "all", "word F1 with typed answer") is not None
-    assert report["sections"]["t2c"]["rows"] == 2 and {"recordings WER", "codec WER", "T2C WER", "codec MOS"} <= set(report["sections"]["t2c"]["scores"]["all"])
+    assert (
+        value(report, "free", "all", "CTC token error") > 0
+        and value(report, "free", "all", "word F1 with typed answer") is not None
+    )
+    assert report["sections"]["t2c"]["rows"] == 2 and {
+        "recordings WER",
+        "codec WER",
+        "T2C WER",
+        "codec MOS",
+    } <= set(report["sections"]["t2c"]["scores"]["all"])
     assert value(report, "cascade", "Echo minus greedy text, T2C", "speech WER") == 0.0
-    assert report["sections"]["cascade"]["scores"]["recogniser, typed question, T2C"]["text accuracy"]["count"] == 2
+    assert (
+        report["sections"]["cascade"]["scores"]["recogniser, typed question, T2C"]["text accuracy"][
+            "count"
+        ]
+        == 2
+    )
     for section in report["sections"].values():
         for row in section["scores"].values():
             for score in row.values():
@@ -96,14 +138,14 @@ def test_every_section_is_scored(config, tmp_path, capsys):
     assert "S2S accuracy" in capsys.readouterr().out
 
 
-def test_links_of_the_page_lead_somewhere(config, tmp_path):
+def test_links_of_the_page_lead_to_files(config, tmp_path):
     evaluate(config)
     page = (tmp_path / "report" / "report.md").read_text()
     links = [part.split(")")[0] for part in page.split("](")[1:]]
     assert len(links) == 9 and all((tmp_path / "report" / link).is_file() for link in links)
 
 
-def test_a_stopped_report_goes_on(config, tmp_path, monkeypatch):
+def test_a_stopped_report_is_resumed(config, tmp_path, monkeypatch):
     whole = evaluate(config)
     (tmp_path / "report" / "sections" / "cascade.json").write_text("{half")
     Parrot.clips = 0
@@ -111,7 +153,7 @@ def test_a_stopped_report_goes_on(config, tmp_path, monkeypatch):
     assert 0 < Parrot.clips < 12  # the cascade alone
     assert again["sections"]["questions"] == whole["sections"]["questions"]
     assert again["sections"]["cascade"]["scores"] == whole["sections"]["cascade"]["scores"]
-    monkeypatch.setattr(bench, "load_answerer", None)  # nothing is left to answer
+    monkeypatch.setattr(evaluated_run, "load_pipeline", None)  # nothing is left to answer
     assert evaluate(config)["sections"] == again["sections"]
 
 
@@ -122,19 +164,26 @@ def test_other_questions_or_samples_are_scored_anew(config):
 
 
 def test_a_sample_is_drawn_by_the_seed(config):
-    desk = bench.Bench(config, None, None, None)
-    assert desk.sample(range(50), 5, "a") == desk.sample(range(50), 5, "a") != desk.sample(range(50), 5, "b")
-    assert desk.sample(range(50), 5, "a") == sorted(desk.sample(range(50), 5, "a"))
-    assert desk.sample(range(3), 5, "a") == [0, 1, 2]
+    run = evaluated_run.EvaluatedRun(config, None, None, None)
+    assert (
+        run.sample(range(50), 5, "a")
+        == run.sample(range(50), 5, "a")
+        != run.sample(range(50), 5, "b")
+    )
+    assert run.sample(range(50), 5, "a") == sorted(run.sample(range(50), 5, "a"))
+    assert run.sample(range(3), 5, "a") == [0, 1, 2]
 
 
-def test_what_is_missing_is_said_and_the_rest_scored(config, run, corpus, tmp_path, capsys):
+def test_missing_parts_are_named_and_the_others_scored(config, run, corpus, tmp_path, capsys):
     shutil.copytree(run / "s2t", tmp_path / "half" / "s2t")
     shutil.copytree(corpus, tmp_path / "corpus")
     (tmp_path / "corpus" / "free.test.jsonl").unlink()
     config.run, config.corpus = str(tmp_path / "half"), str(tmp_path / "corpus")
     report = evaluate(config)
-    assert list(report["sections"]) == ["questions", "reworded", "unseen", "open", "silent"] and Parrot.clips == 0
+    assert (
+        list(report["sections"]) == ["questions", "reworded", "unseen", "open", "silent"]
+        and Parrot.clips == 0
+    )
     assert "S2S accuracy" not in report["sections"]["questions"]["scores"]["all"]
     assert report["skipped"] == {
         "free": "the corpus has no free.test.jsonl",
@@ -149,10 +198,12 @@ def test_sections_of_no_rows_are_left_out(config, run, corpus):
     config.t2c_rows = config.cascade_rows = config.free_rows = config.open_rows = 0
     report = evaluate(config)
     assert list(report["sections"]) == ["questions", "reworded", "unseen", "silent"]
-    assert report["skipped"] == {name: f"{name}_rows is 0" for name in ("open", "free", "t2c", "cascade")}
+    assert report["skipped"] == {
+        name: f"{name}_rows is 0" for name in ("open", "free", "t2c", "cascade")
+    }
 
 
-def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):
+def test_t2c_alone_is_scored_too(config, run, corpus, tmp_path):
     shutil.copytree(run / "t2c", tmp_path / "voice" / "t2c")
     config.run, config.corpus = str(tmp_path / "voice"), str(corpus)
     report = evaluate(config)
@@ -160,7 +211,9 @@ def test_a_voice_alone_is_scored_too(config, run, corpus, tmp_path):
     assert report["skipped"]["questions"] == "the run has no echo or s2t checkpoint"
 
 
-def test_a_run_that_cannot_be_heard_is_refused_before_the_first_section(config, run, tmp_path, monkeypatch):
+def test_a_codec_without_a_vocoder_is_refused_before_the_first_section(
+    config, run, tmp_path, monkeypatch
+):
     shutil.copytree(run, tmp_path / "mute")
     for stage in ("echo", "t2c"):
         path = tmp_path / "mute" / stage / "final" / "meta.json"
@@ -169,12 +222,14 @@ def test_a_run_that_cannot_be_heard_is_refused_before_the_first_section(config, 
         path.write_text(json.dumps(meta))
     shutil.rmtree(tmp_path / "mute" / "echo")
     config.run = str(tmp_path / "mute")
-    monkeypatch.setattr(bench.Bench, "rows", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr(
+        evaluated_run.EvaluatedRun, "rows", lambda *_: pytest.fail("rows were read")
+    )
     with pytest.raises(ConfigError, match="t2c.*cannot be heard.*no vocoder"):
         evaluate(config)
 
 
-def test_without_a_listener_there_is_no_opinion(config, monkeypatch):
+def test_without_mos_rows_there_is_no_mos(config, monkeypatch):
     config.mos_rows = 0
     report = evaluate(config)
     assert "MOS" not in report["sections"]["questions"]["scores"]["all"]
@@ -193,4 +248,7 @@ def test_wrong_folders_are_one_sentence(config, run, tmp_path):
 
 
 def test_first_sentences():
-    assert first_sentence("It is blue. That is why.") == "It is blue." and first_sentence(" One 3.5 two") == "One 3.5 two"
+    assert (
+        first_sentence("It is blue. That is why.") == "It is blue."
+        and first_sentence(" One 3.5 two") == "One 3.5 two"
+    )

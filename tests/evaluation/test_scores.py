@@ -6,20 +6,40 @@ import jiwer
 import pytest
 
 from echox.data.text import words_of
-from echox.evaluation.scores import accuracy, difference, mean, same_words, token_error, wilson, word_error, word_errors, word_f1
+from echox.evaluation.scores import (
+    accuracy,
+    difference,
+    mean,
+    same_words,
+    token_error,
+    wilson,
+    word_error,
+    word_errors,
+    word_f1,
+)
 
 
 def test_accuracy_and_its_interval():
-    score = accuracy([True, True, False, True], "s2t-em", "judge")
-    assert (score.value, score.count, score.protocol, score.scorer) == (0.75, 4, "s2t-em", "judge")
+    score = accuracy([True, True, False, True], "s2t-em", "asr")
+    assert (score.value, score.count, score.protocol, score.scorer) == (0.75, 4, "s2t-em", "asr")
     # Newcombe 1998, table I: 81 of 263 and 0 of 20.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
 
 
-@pytest.mark.parametrize("score", [accuracy([], "p"), word_error([], "p"), word_error([("", "a b")], "p"), token_error([], "p"), mean([], "p"), difference([], [], "p")])
-def test_nothing_counted_is_no_number(score):
+@pytest.mark.parametrize(
+    "score",
+    [
+        accuracy([], "p"),
+        word_error([], "p"),
+        word_error([("", "a b")], "p"),
+        token_error([], "p"),
+        mean([], "p"),
+        difference([], [], "p"),
+    ],
+)
+def test_without_rows_there_is_no_value(score):
     assert score.value is score.low is score.high is None
 
 
@@ -38,10 +58,18 @@ def test_word_error_is_over_all_words_not_over_rows():
 
 
 def test_word_error_equals_jiwer_on_a_corpus():
-    draw = random.Random(5)
-    pairs = [(" ".join(draw.choices("abcde", k=draw.randint(1, 9))), " ".join(draw.choices("abcde", k=draw.randint(0, 9)))) for _ in range(50)]
+    rng = random.Random(5)
+    pairs = [
+        (
+            " ".join(rng.choices("abcde", k=rng.randint(1, 9))),
+            " ".join(rng.choices("abcde", k=rng.randint(0, 9))),
+        )
+        for _ in range(50)
+    ]
     references, hypotheses = ([" ".join(words_of(text)) for text in side] for side in zip(*pairs))
-    assert word_error(pairs, "asr-wer").value == pytest.approx(jiwer.wer(list(references), list(hypotheses)))
+    assert word_error(pairs, "asr-wer").value == pytest.approx(
+        jiwer.wer(list(references), list(hypotheses))
+    )
 
 
 def test_token_error():
@@ -55,7 +83,7 @@ def test_an_interval_is_the_same_every_time():
     assert mean([3.0] * 5, "mos").low == mean([3.0] * 5, "mos").high == 3.0
 
 
-def test_a_paired_difference_sees_what_two_intervals_do_not():
+def test_a_paired_difference_has_a_narrow_interval():
     left = [(float(number % 2), 1) for number in range(60)]
     right = [(left[number][0] + (number % 6 == 0), 1) for number in range(60)]
     score = difference(left, right, "paired")

@@ -1,6 +1,7 @@
-"""Compiles the kernels of unit decoding and of a decoder's step for an NVIDIA architecture, with no GPU, and prints what each needs as JSON.
+"""Compiles the kernels of unit decoding and of a decoder's step for an NVIDIA architecture.
 
-The launches are the real ones: calls with fake CUDA tensors walk through the shipped code, and every launch is compiled instead of run.
+It needs no GPU, and prints what each needs as JSON. The launches are the real ones: calls with fake
+CUDA tensors go through the shipped code, and every launch is compiled instead of run.
 
 usage: python compile_unit_decode.py 90
 """
@@ -8,25 +9,17 @@ usage: python compile_unit_decode.py 90
 import json
 
 import torch
-from compiling import resources, stand_in
+from compiling import compile_launches, resources
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from echox.kernels import decoder_step
-from echox.kernels.decoder_step import added_norm, gated, turned
+from echox.kernels.decoder_step import apply_rotary_and_cache, fused_add_rmsnorm, gated
 from echox.kernels.unit_decode import (
-    Codebooks,
-    OpenRun,
-    Spellings,
     UnitHead,
     UnitParams,
     UnitRequest,
     UnitState,
-    assembly_kernel,
-    dedup_units,
-    expand_durations,
-    expand_words,
     kernel,
-    rvq_dequantize,
     sample_units,
 )
 
@@ -34,33 +27,40 @@ CUDA = {"device": "cuda"}
 torch.Tensor.pin_memory = lambda tensor: tensor  # there is no driver to pin memory with
 STEP_NAMES = ("norm_kernel", "turn_kernel", "gate_kernel")
 NAMES = ("head_kernel", "sample_kernel", "advance_kernel")
-ASSEMBLY_NAMES = ("dedup_kernel", "expand_kernel", "codebook_kernel")
 
 
 def step(B, D, sizes, dtype, plain=False):
     V = sum(sizes)
     cuts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    bias, table = (None, None) if plain else (torch.empty(V, dtype=dtype, **CUDA), torch.empty(V, D, dtype=dtype, **CUDA))
-    head = UnitHead.of(torch.empty(V, D, dtype=dtype, **CUDA), bias=bias, segments=cuts, softcap=None if plain else 30.0, embedding=table)
+    bias = None if plain else torch.empty(V, dtype=dtype, **CUDA)
+    table = None if plain else torch.empty(V, D, dtype=dtype, **CUDA)
+    head = UnitHead.of(
+        torch.empty(V, D, dtype=dtype, **CUDA),
+        bias=bias,
+        segments=cuts,
+        softcap=None if plain else 30.0,
+        embedding=table,
+    )
     requests = [UnitRequest(temperature=0.8)] * B
     forced = None if plain else torch.empty(B, len(sizes), dtype=torch.int64, **CUDA)
-    sample_units(torch.empty(B, D, dtype=dtype, **CUDA), head, UnitParams.of(requests, head), UnitState.of(requests, head), forced=forced)
-
-
-def assembly():
-    ids, lengths = torch.empty(8, 1000, dtype=torch.int64, **CUDA), torch.empty(8, dtype=torch.int64, **CUDA)
-    dedup_units(ids, lengths, OpenRun(lengths, lengths))
-    expand_words(ids, lengths, Spellings(torch.empty(2049, dtype=torch.int64, **CUDA), ids.view(-1)), 4000)
-    books = Codebooks(torch.empty(9 * 1024, 1024, dtype=torch.bfloat16, **CUDA), torch.empty(9, dtype=torch.int64, **CUDA), torch.empty(9, dtype=torch.int64, **CUDA))
-    rvq_dequantize(torch.empty(8, 9, 250, dtype=torch.int64, **CUDA), lengths, books, channels_first=True)
+    sample_units(
+        torch.empty(B, D, dtype=dtype, **CUDA),
+        head,
+        UnitParams.of(requests, head),
+        UnitState.of(requests, head),
+        forced=forced,
+    )
 
 
 def layer(A, C, heads, groups, d, inside, dtype):
     more, norm = torch.empty(A, C, dtype=dtype, **CUDA), torch.empty(C, **CUDA)
-    added_norm(torch.empty(A, C, **CUDA), more, norm, 1e-5, dtype)
+    fused_add_rmsnorm(torch.empty(A, C, **CUDA), more, norm, 1e-5, dtype)
     table = torch.empty(2048, d, dtype=dtype, **CUDA)
-    qkv, cache = torch.empty(A, (heads + 2 * groups) * d, dtype=dtype, **CUDA), torch.empty(2, 64, groups, 2048, d, dtype=dtype, **CUDA)
-    turned(qkv, torch.empty(A, dtype=torch.int64, **CUDA), table, table, cache, heads)
+    qkv = torch.empty(A, (heads + 2 * groups) * d, dtype=dtype, **CUDA)
+    cache = torch.empty(2, 64, groups, 2048, d, dtype=dtype, **CUDA)
+    apply_rotary_and_cache(
+        qkv, torch.empty(A, dtype=torch.int64, **CUDA), table, table, cache, heads
+    )
     gated(torch.empty(A, 2 * inside, dtype=dtype, **CUDA))
 
 
@@ -69,18 +69,20 @@ CASES = {
     "B=64 V=16384 fp16, plain": lambda: step(64, 2048, [16384], torch.float16, plain=True),
     "B=8 K=8 unequal bf16": lambda: step(8, 1000, [1024, 1000, 777] + [512] * 5, torch.bfloat16),
     "B=8 V=500 fp32, plain": lambda: step(8, 1024, [500], torch.float32, plain=True),
-    "assembly": assembly,
     "layer of 512 channels bf16": lambda: layer(8, 512, 8, 8, 64, 2048, torch.bfloat16),
     "layer of 3072 channels fp32": lambda: layer(8, 3072, 24, 8, 96, 8192, torch.float32),
-    "durations": lambda: expand_durations(*(torch.empty(8, 1000, dtype=torch.int64, **CUDA) for _ in range(2)), torch.empty(8, dtype=torch.int64, **CUDA), 4000),
 }
 
-modules = ((kernel, NAMES), (assembly_kernel, ASSEMBLY_NAMES), (decoder_step.kernel, STEP_NAMES))
-kinds, report = [stand_in(module, names) for module, names in modules], []
+modules = ((kernel, NAMES), (decoder_step.kernel, STEP_NAMES))
+by_module, report = [compile_launches(module, names) for module, names in modules], []
 with FakeTensorMode():
-    for case, walk in CASES.items():
-        for found in kinds:
-            found.clear()
-        walk()
-        report += [{"case": case, **resources(name, compiled)} for found in kinds for name, compiled in found]
+    for case, call in CASES.items():
+        for binaries in by_module:
+            binaries.clear()  # another case compiles the same kernels with other options
+        call()
+        report += [
+            {"case": case, **resources(name, binary)}
+            for binaries in by_module
+            for name, binary in binaries
+        ]
 print(json.dumps(report))

@@ -1,6 +1,7 @@
-"""Compiles Triton kernels for an NVIDIA architecture that is not here: launches are compiled instead of run.
+"""Compiles Triton kernels for an NVIDIA architecture that is not here, instead of running them.
 
-The scripts beside this import it in a process of their own, where Triton is not interpreted; their first argument is the architecture.
+The scripts beside this import it in a process of their own, where Triton is not interpreted; their
+first argument is the architecture.
 """
 
 import re
@@ -20,7 +21,7 @@ PTXAS = get_ptxas(CAPABILITY).path  # Triton has several, and writes for the one
 
 
 class Driver:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling needs."""
 
     def get_current_target(self):
         return GPUTarget("cuda", CAPABILITY, 32)
@@ -33,44 +34,54 @@ class Driver:
 
 
 class Compiled:
-    """Stands in for a kernel: launching it compiles it, once until `found` is emptied."""
+    """Kernel whose launches compile it, once until `binaries` is emptied."""
 
-    def __init__(self, function, found):
+    def __init__(self, function, binaries):
         self.function = function
-        self.found = found
+        self.binaries = binaries
 
     def __getitem__(self, grid):
-        def launched(*args, **options):
-            if any(name == self.function.__name__ for name, _ in self.found):
+        def launch(*args, **options):
+            if any(name == self.function.__name__ for name, _ in self.binaries):
                 return
-            mocks = [MockTensor(arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args]
-            self.found.append((self.function.__name__, self.function.warmup(*mocks, grid=grid, **options)))
+            mocks = [
+                MockTensor(arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args
+            ]
+            binary = self.function.warmup(*mocks, grid=grid, **options)
+            self.binaries.append((self.function.__name__, binary))
 
-        return launched
+        return launch
 
 
-def stand_in(module, names):
-    """Put `Compiled` in the place of a module's kernels; the list of what they compile."""
+def compile_launches(module, names):
+    """Replace a module's kernels by `Compiled`; return the list of (name, binary) they fill."""
+    # Without a driver Triton refuses to compile on a machine that has no GPU.
     triton.runtime.driver.set_active(Driver())
-    found = []
+    binaries = []
     for name in names:
-        setattr(module, name, Compiled(getattr(module, name), found))
-    return found
+        setattr(module, name, Compiled(getattr(module, name), binaries))
+    return binaries
 
 
 def resources(name, compiled):
-    """Registers, spilled bytes and shared memory, as ptxas counts them."""
+    """Return registers, spilled bytes and shared memory, as ptxas counts them."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(compiled.asm["ptx"], encoding="utf-8")
+        # Warp-group instructions are of the architecture-specific sm_90a alone.
         arch = "sm_90a" if CAPABILITY == 90 else f"sm_{CAPABILITY}"
-        done = subprocess.run([PTXAS, "-v", f"--gpu-name={arch}", source, "-o", Path(folder) / "out"], capture_output=True, text=True, check=True)
+        process = subprocess.run(
+            [PTXAS, "-v", f"--gpu-name={arch}", source, "-o", Path(folder) / "out"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     ptx = compiled.asm["ptx"]
     return {
         "kernel": name,
-        "registers": int(re.search(r"Used (\d+) registers", done.stderr)[1]),
+        "registers": int(re.search(r"Used (\d+) registers", process.stderr)[1]),
         "threads": 32 * compiled.metadata.num_warps,
-        "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr))),
+        "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", process.stderr))),
         "shared_bytes": compiled.metadata.shared,
         "tensor_cores": "wgmma" in ptx or "mma.sync" in ptx,
         "warp_groups": "wgmma" in ptx,

@@ -3,16 +3,22 @@
 import pytest
 import torch
 
-from echox.errors import ConfigError
-from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens, run_means, runs
-from echox.signals import Features
+from echox.core.errors import ConfigError
+from echox.core.signals import Features
+from echox.models.speech_adapter import (
+    SpeechAdapter,
+    SpeechAdapterConfig,
+    ctc_tokens,
+    run_means,
+    runs,
+)
 
 
 def adapter(**changes):
     torch.manual_seed(0)
     rows = torch.randn(9, 16)
     model = SpeechAdapter(SpeechAdapterConfig(heads=4, **changes), 6, torch.arange(9), rows).eval()
-    torch.nn.init.normal_(model.ctc_head.weight)  # lively, so that there are runs
+    torch.nn.init.normal_(model.ctc_head.weight)  # so that there are runs
     return model
 
 
@@ -44,12 +50,17 @@ def test_rows_depend_on_their_own_frames_only():
     assert torch.allclose(batch.ctc_logits[1, :9], alone.ctc_logits[0], atol=1e-4)
 
 
-def test_no_clips_make_no_vectors_and_every_part_has_a_gradient():
+def test_no_clips_give_no_vectors_and_every_weight_has_a_gradient():
     model = adapter().train()
-    none = model(Features(torch.zeros(0, 1, 6), torch.zeros(0, dtype=torch.int64), 50.0))
-    assert none.ctc_logits.shape == (0, 1, 10) and none.vectors.shape[0] == len(none.lengths) == len(none.frame_lengths) == 0
-    (none.vectors.sum() + none.ctc_logits.sum()).backward()
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    empty = model(Features(torch.zeros(0, 1, 6), torch.zeros(0, dtype=torch.int64), 50.0))
+    assert (
+        empty.ctc_logits.shape == (0, 1, 10)
+        and empty.vectors.shape[0] == len(empty.lengths) == len(empty.frame_lengths) == 0
+    )
+    (empty.vectors.sum() + empty.ctc_logits.sum()).backward()
+    assert all(
+        parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters()
+    )
 
 
 def test_ctc_tokens_merge_repeats_and_drop_blanks():
@@ -76,7 +87,8 @@ def test_without_expected_text_the_vectors_are_means_of_frames():
     vectors, lengths = model.shrink(frames, logits, torch.tensor([4]))
     seen = model.look_back_norm(frames)[0]
     assert lengths.tolist() == [2]
-    assert torch.allclose(vectors[0], torch.stack([seen[:2].mean(0), seen[3]]), atol=1e-5)  # the look-back starts silent
+    # The look-back starts at zero.
+    assert torch.allclose(vectors[0], torch.stack([seen[:2].mean(0), seen[3]]), atol=1e-5)
 
 
 def test_blanks_are_kept_where_the_release_keeps_them():
@@ -89,7 +101,9 @@ def test_masks_hide_spans_and_channels_in_training_only():
     model = adapter(time_masks=2, time_mask_frames=4)
     torch.manual_seed(0)
     hidden = (model.masked(features) == 0).all(-1)
-    assert hidden.any(1).all() and hidden.sum(1).max() <= 8 and hidden.any(0)[:30].float().mean() > 0.9
+    assert (
+        hidden.any(1).all() and hidden.sum(1).max() <= 8 and hidden.any(0)[:30].float().mean() > 0.9
+    )
     assert not hidden[39, 9:].any()  # spans begin inside a clip
     dropped = adapter(channel_dropout=0.5).masked(features)
     assert (dropped == dropped[:, :1]).all() and set(dropped.unique().tolist()) == {0.0, 2.0}
@@ -103,14 +117,16 @@ def test_sampled_scores_estimate_the_loss_over_the_whole_vocabulary():
     model, frames = adapter(), torch.randn(1, 4, 16)
     spoken = torch.tensor([2, 5])
     scores = model.ctc_head(frames)
-    wanted = scores[..., [2, 5, 9]] - scores.logsumexp(-1, keepdim=True)
+    expected = scores[..., [2, 5, 9]] - scores.logsumexp(-1, keepdim=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", lambda size, shape, device: torch.arange(size))
         sampled = model.sampled_scores(frames, spoken, 9)
     assert sampled.shape == (1, 4, 2 + 9 + 1)
-    assert torch.allclose(sampled.log_softmax(-1)[..., [0, 1, -1]], wanted, atol=1e-5)
+    assert torch.allclose(sampled.log_softmax(-1)[..., [0, 1, -1]], expected, atol=1e-5)
     torch.manual_seed(3)
-    normalisers = torch.stack([model.sampled_scores(frames, spoken, 3).float().logsumexp(-1).exp() for _ in range(4000)])
+    normalisers = torch.stack(
+        [model.sampled_scores(frames, spoken, 3).float().logsumexp(-1).exp() for _ in range(4000)]
+    )
     assert torch.allclose(normalisers.mean(0), scores.logsumexp(-1).exp(), rtol=0.1)
 
 
@@ -120,24 +136,31 @@ def spelled(texts=(" cat", " cart", "s", " dog", " dogs", " a", "t", " the", "in
     return SpeechAdapter(config, 6, torch.arange(9), torch.randn(9, 16), texts).eval()
 
 
-def test_tokens_of_one_spelling_score_alike_beyond_their_own_rows():
+def test_tokens_of_one_spelling_share_what_spelling_adds():
     model = spelled((" cat", " Cat", "cat", " dog", " dogs", " a", "t", " the", "ing"))
     added = model.head_rows() - model.ctc_head.weight
-    assert torch.allclose(added[0], added[1]) and not torch.allclose(added[0], added[2])  # case is no sound; a word's beginning is told
-    assert torch.cosine_similarity(added[3], added[4], dim=0) > torch.cosine_similarity(added[3], added[7], dim=0) + 0.1
+    # Case makes no difference; the beginning of a word does.
+    assert torch.allclose(added[0], added[1]) and not torch.allclose(added[0], added[2])
+    assert (
+        torch.cosine_similarity(added[3], added[4], dim=0)
+        > torch.cosine_similarity(added[3], added[7], dim=0) + 0.1
+    )
     frames = torch.randn(2, 5, 16)
-    assert torch.allclose(model.scores(frames), frames @ model.head_rows().T + model.ctc_head.bias, atol=1e-5)
+    assert torch.allclose(
+        model.scores(frames), frames @ model.head_rows().T + model.ctc_head.bias, atol=1e-5
+    )
     assert not torch.allclose(model.head_rows(), model.ctc_head.weight)
     with torch.no_grad():
         model.ctc_head.weight.zero_()
-    assert model.head_rows()[:8].std(0).mean() > 0.01  # by its letters alone a token is told from others
+    # Letters alone tell tokens apart.
+    assert model.head_rows()[:8].std(0).mean() > 0.01
 
 
-def test_spelling_learns_and_what_was_kept_of_it_is_never_stale():
+def test_spelling_is_trained_and_its_cache_is_never_stale():
     model, frames = spelled(), torch.randn(1, 4, 16)
     with torch.no_grad():
         first = model.scores(frames)
-        assert model.head_rows() is model.head_rows()  # computed once where nothing learns
+        assert model.head_rows() is model.head_rows()  # computed once where nothing is trained
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     model.train().sampled_scores(frames, torch.tensor([2, 5]), 4).logsumexp(-1).sum().backward()
     assert all(parameter.grad is not None for parameter in model.head_spelling.parameters())
@@ -155,17 +178,21 @@ def test_spelling_learns_and_what_was_kept_of_it_is_never_stale():
     assert not model.learns and model.head_rows() is model.head_rows()
 
 
-def test_sampled_scores_read_the_spelling_of_what_they_draw():
+def test_sampled_scores_read_the_spelling_of_their_sample():
     model, frames, spoken = spelled(), torch.randn(1, 4, 16), torch.tensor([2, 5])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", lambda size, shape, device: torch.arange(size))
         sampled = model.sampled_scores(frames, spoken, 9)
-    assert torch.allclose(sampled.log_softmax(-1)[..., [0, 1, -1]], model.scores(frames).log_softmax(-1)[..., [2, 5, 9]], atol=1e-5)
+    assert torch.allclose(
+        sampled.log_softmax(-1)[..., [0, 1, -1]],
+        model.scores(frames).log_softmax(-1)[..., [2, 5, 9]],
+        atol=1e-5,
+    )
 
 
-def test_autocast_may_choose_the_precision_of_what_is_expected():
+def test_expected_text_works_under_autocast():
     model, features = adapter(), Features(torch.randn(2, 30, 6), torch.tensor([30, 17]), 50.0)
     with torch.autocast("cpu", torch.bfloat16):
-        heard = model.train()(features)
-    heard.vectors.float().sum().backward()
-    assert heard.lengths.min() > 0 and model.ctc_head.weight.grad is not None
+        adapted = model.train()(features)
+    adapted.vectors.float().sum().backward()
+    assert adapted.lengths.min() > 0 and model.ctc_head.weight.grad is not None

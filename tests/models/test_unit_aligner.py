@@ -14,8 +14,8 @@ def all_alignments(units, letters):
 
 
 def scores(emissions, counts):
-    at = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return emissions[torch.arange(len(at)), at].sum()
+    letters = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return emissions[torch.arange(len(letters)), letters].sum()
 
 
 def test_loss_and_best_path_equal_brute_force():
@@ -28,7 +28,9 @@ def test_loss_and_best_path_equal_brute_force():
         values = torch.stack([scores(emissions[row], path) for path in paths])
         expected.append(-values.logsumexp(0) / units[row])
         best.append(paths[int(values.argmax())].tolist())
-    assert torch.allclose(alignment_loss(emissions, letters, units), torch.stack(expected).mean(), atol=1e-5)
+    assert torch.allclose(
+        alignment_loss(emissions, letters, units), torch.stack(expected).mean(), atol=1e-5
+    )
     counts = best_alignment(emissions, letters, units)
     assert counts[0].tolist() == best[0]
     assert counts[1, :2].tolist() == best[1] and counts[1, 2:].sum() == 0
@@ -38,7 +40,10 @@ def test_padding_does_not_matter():
     torch.manual_seed(0)
     aligner = UnitAligner(11, width=16)
     letters, units = torch.randint(3, 20, (1, 5)), torch.randint(0, 11, (1, 9))
-    longer = torch.nn.functional.pad(letters, (0, 4), value=7), torch.nn.functional.pad(units, (0, 3), value=5)
+    longer = (
+        torch.nn.functional.pad(letters, (0, 4), value=7),
+        torch.nn.functional.pad(units, (0, 3), value=5),
+    )
     lengths = torch.tensor([5]), torch.tensor([9])
     alone = aligner(letters, lengths[0], units)
     padded = aligner(longer[0], lengths[0], longer[1])
@@ -47,14 +52,22 @@ def test_padding_does_not_matter():
 
 
 def test_learns_a_known_alignment():
-    """Each letter sounds as two units of its own, the second repeated one to three times."""
+    """Each letter emits two units of its own, the second repeated one to three times."""
     torch.manual_seed(0)
     aligner = UnitAligner(60, width=32)
     optimizer = torch.optim.Adam(aligner.parameters(), lr=1e-2)
     for _ in range(250):
         letters = torch.randint(3, 23, (16, 6))
         runs = torch.randint(1, 4, (16, 6))
-        rows = [torch.cat([torch.tensor([2 * int(c) - 6, *([2 * int(c) - 5] * int(n))]) for c, n in zip(*pair)]) for pair in zip(letters, runs)]
+        rows = [
+            torch.cat(
+                [
+                    torch.tensor([2 * int(c) - 6, *([2 * int(c) - 5] * int(n))])
+                    for c, n in zip(*pair)
+                ]
+            )
+            for pair in zip(letters, runs)
+        ]
         lengths = torch.tensor([len(row) for row in rows])
         units = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         emissions = aligner(letters, torch.full((16,), 6), units)

@@ -1,23 +1,26 @@
-"""The unit decoder: teacher forcing equals generation, rows are independent, text and speech advance together."""
+"""The unit decoder: generation equals teacher forcing, rows are independent, all text is spoken."""
 
 import pytest
 import torch
 
-from echox.errors import ConfigError
+from echox.core.errors import ConfigError
 from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+from echox.models.unit_generation import generate_targets, generate_unit_tokens
 
 
 def decoder(monotonic=True, **changes):
     torch.manual_seed(0)
-    config = UnitDecoderConfig(layers=2, width=32, heads=2, feed_forward=64, monotonic=monotonic, **changes)
-    return UnitDecoder(config, text_width=16, word_count=20).eval()
+    config = UnitDecoderConfig(
+        layers=2, width=32, heads=2, feed_forward=64, monotonic=monotonic, **changes
+    )
+    return UnitDecoder(config, text_width=16, unit_vocab_size=20).eval()
 
 
 @pytest.mark.parametrize("monotonic", [True, False])
-def test_what_is_generated_is_what_teacher_forcing_predicts(monotonic):
+def test_generation_equals_teacher_forcing(monotonic):
     model = decoder(monotonic, max_words_per_token=6)
     text, lengths = torch.randn(3, 5, 16), torch.tensor([5, 2, 1])
-    rows = model.generate_targets(text, lengths, max_words=40)
+    rows = generate_targets(model, text, lengths, max_steps=40)
     width = max(map(len, rows))
     targets = torch.tensor([[*row, *[IGNORE] * (width - len(row))] for row in rows])
     scores = model.logits(model(text, lengths, targets))
@@ -32,17 +35,21 @@ def test_what_is_generated_is_what_teacher_forcing_predicts(monotonic):
 def test_rows_do_not_influence_each_other(monotonic):
     model = decoder(monotonic)
     text, lengths = torch.randn(3, 6, 16), torch.tensor([6, 3, 1])
-    together = model.generate(text, lengths, max_words=50)
+    together = generate_unit_tokens(model, text, lengths, max_steps=50)
     for row in range(3):
-        alone = model.generate(text[row : row + 1, : lengths[row]], lengths[row : row + 1], max_words=50)
+        alone = generate_unit_tokens(
+            model, text[row : row + 1, : lengths[row]], lengths[row : row + 1], max_steps=50
+        )
         assert together[row] == alone[0]
 
 
-def test_monotonic_speech_passes_every_token_once_and_then_ends():
+def test_monotonic_targets_pass_every_text_token_once_and_then_end():
     model = decoder(max_words_per_token=4)
-    for row, length in zip(model.generate_targets(torch.randn(2, 4, 16), torch.tensor([4, 2])), (4, 2)):
-        assert row[-1] == model.end_id and row.count(model.next_id) == length
-        assert max(map(len, "".join("n" if x == model.next_id else "w" for x in row[:-1]).split("n"))) <= 4
+    targets = generate_targets(model, torch.randn(2, 4, 16), torch.tensor([4, 2]))
+    for target, length in zip(targets, (4, 2)):
+        assert target[-1] == model.end_id and target.count(model.next_id) == length
+        letters = "".join("n" if token == model.next_id else "u" for token in target[:-1])
+        assert max(map(len, letters.split("n"))) <= 4
 
 
 def test_targets_mark_the_end_of_each_token():
@@ -57,8 +64,9 @@ def test_gradients_reach_every_weight():
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_an_empty_text_says_nothing():
-    assert decoder().generate(torch.randn(2, 3, 16), torch.tensor([0, 3]), max_words=30)[0] == []
+def test_an_empty_text_has_no_unit_tokens():
+    text, lengths = torch.randn(2, 3, 16), torch.tensor([0, 3])
+    assert generate_unit_tokens(decoder(), text, lengths, max_steps=30)[0] == []
 
 
 def test_heads_must_divide_the_width():
@@ -69,7 +77,9 @@ def test_heads_must_divide_the_width():
 def test_hidden_words_leave_the_steps_after_them_the_text_and_the_marks_alone(monkeypatch):
     model = decoder(word_dropout=0.5, dropout=0.0)
     text, lengths = torch.randn(1, 3, 16), torch.tensor([3])
-    first, other = (torch.tensor([model.target_of([[word, word], [word], [word + 1]])]) for word in (4, 11))
+    first, other = (
+        torch.tensor([model.target_of([[word, word], [word], [word + 1]])]) for word in (4, 11)
+    )
     assert not torch.equal(model(text, lengths, first), model(text, lengths, other))
     model.train()
     monkeypatch.setattr(torch, "rand", torch.zeros)

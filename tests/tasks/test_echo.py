@@ -1,4 +1,4 @@
-"""Echo: where its labels come from, what is spoken at a time, and that a batch is its rows."""
+"""Echo: its labels, its segments, and that a batch is its rows."""
 
 import dataclasses
 import json
@@ -8,17 +8,18 @@ import pytest
 import torch
 from echo_home import ANSWERS, recipe_at, words_at, write_home
 
-from echox import checkpoint
-from echox.chain import run_recipe, stage_task
-from echox.errors import CheckpointError, ConfigError
+from echox.core import checkpoint
+from echox.core.errors import CheckpointError, ConfigError
 from echox.criteria.base import CRITERIA
 from echox.engine.audit import audit
 from echox.engine.config import Precision
 from echox.models.segmenting import SegmentRule, segments, whole
 from echox.models.speech_llm import IGNORE
+from echox.pipeline.run import run_recipe
+from echox.pipeline.tasks import stage_task
 from echox.tasks.base import TASKS
-from echox.tasks.speech_text import teacher_forced
-from echox.tasks.echo import answer_states
+from echox.tasks.echo.task import answer_states
+from echox.tasks.s2t.task import teacher_forced
 from echox_cli import prepare, train
 
 CPU = torch.device("cpu")
@@ -35,22 +36,24 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stage(home):
     """Builds the Echo stage, prepared, in eval mode."""
-    made = {}
+    stages = {}
 
     def build(*more):
-        if more not in made:
+        if more not in stages:
             task = stage_task(recipe_at(home, *more), "echo", CPU)
             torch.manual_seed(0)
             model = task.build()
             task.prepare(model)
-            made[more] = task, model.eval()
-        return made[more]
+            stages[more] = task, model.eval()
+        return stages[more]
 
     return build
 
 
 def states_of(task, model, batch):
-    return answer_states(teacher_forced(model.speech_llm, batch.conversation)[1], batch.conversation)
+    return answer_states(
+        teacher_forced(model.speech_llm, batch.conversation)[1], batch.conversation
+    )
 
 
 def all_rows(task):
@@ -63,35 +66,44 @@ def test_before_the_first_step_echo_is_the_cascade(stage):
     task, model = stage()
     hidden, lengths = states_of(task, model, all_rows(task))
     text = model.speech_llm.backbone.logits(hidden).argmax(-1)
-    said = model.speak(hidden, lengths)
-    assert all(said) and said == model.voice.speak(text, lengths)
+    unit_tokens = model.speak(hidden, lengths)
+    assert all(unit_tokens) and unit_tokens == model.voice.speak(text, lengths)
     vectors = model.denoise(hidden, model.speech_llm.backbone.logits(hidden))
     assert torch.equal(vectors, model.voice.rows(text))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("more", [(), CUTS, ("echo.task.online={}",)], ids=["whole", "segments", "online"])
+@pytest.mark.parametrize(
+    "more", [(), CUTS, ("echo.task.online={}",)], ids=["whole", "segments", "online"]
+)
 def test_a_batch_is_its_rows(stage, more):
     task, model = stage(*more)
     examples = task.examples("train")
     batch = all_rows(task)
     hidden, lengths = states_of(task, model, batch)
-    together, said = task.forward(model, batch), model.speak(hidden, lengths)
+    together, unit_tokens = task.forward(model, batch), model.speak(hidden, lengths)
     assert len(set(lengths.tolist())) > 2
     alone = []
     for row in range(len(examples)):
         single = task.collate([examples[row]])
-        own, size = states_of(task, model, single)
+        states, size = states_of(task, model, single)
         assert size[0] == lengths[row]
-        torch.testing.assert_close(hidden[row, : size[0]], own[0, : size[0]], atol=1e-4, rtol=0)
-        assert model.speak(own, size) == [said[row]]
+        torch.testing.assert_close(hidden[row, : size[0]], states[0, : size[0]], atol=1e-4, rtol=0)
+        assert model.speak(states, size) == [unit_tokens[row]]
         alone.append(task.forward(model, single))
-    assert together.unit_labels.tolist() == [label for row in alone for label in row.unit_labels.tolist()]
+    assert together.unit_labels.tolist() == [
+        label for row in alone for label in row.unit_labels.tolist()
+    ]
     for name in ("unit_states", "denoised", "text_vectors", "text_logits"):
-        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(row, name) for row in alone]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            getattr(together, name),
+            torch.cat([getattr(row, name) for row in alone]),
+            atol=1e-4,
+            rtol=0,
+        )
 
 
-def test_two_turns_that_are_heard_are_two_clips_of_one_row(stage):
+def test_two_spoken_turns_are_two_clips_of_one_row(stage):
     task, _ = stage()
     batch = all_rows(task)
     last = len(ANSWERS) - 1
@@ -99,15 +111,20 @@ def test_two_turns_that_are_heard_are_two_clips_of_one_row(stage):
 
 
 @torch.no_grad()
-def test_segments_are_cut_as_streaming_cuts_and_each_is_a_sample_of_its_own(stage):
+def test_segments_are_cut_as_in_streaming_and_each_is_a_sample_of_its_own(stage):
     task, model = stage(*CUTS)
     batch = all_rows(task)
     hidden, lengths = states_of(task, model, batch)
     rule = SegmentRule(threshold=-1.0, window=2)
-    spans = list(zip(batch.spans.rows.tolist(), batch.spans.starts.tolist(), batch.spans.ends.tolist()))
+    rows, starts, ends = (
+        getattr(batch.spans, name).tolist() for name in ("rows", "starts", "ends")
+    )
+    spans = list(zip(rows, starts, ends))
     for row, length in enumerate(lengths.tolist()):
         scores = model.cutter.scores(hidden[row, :length]).tolist()
-        assert [(start, end) for at, start, end in spans if at == row] == [(cut.start, cut.end) for cut in segments(scores, rule)]
+        assert [(start, end) for at, start, end in spans if at == row] == [
+            (cut.start, cut.end) for cut in segments(scores, rule)
+        ]
     assert len(spans) > len(batch.row_ids) == len(whole(lengths).rows)
     outputs = task.forward(model, batch)
     done = 0
@@ -115,23 +132,36 @@ def test_segments_are_cut_as_streaming_cuts_and_each_is_a_sample_of_its_own(stag
         target = target[target != IGNORE]
         piece = outputs.denoised[sum(lengths[:row]) + start : sum(lengths[:row]) + end][None]
         alone = model.voice.decoder(piece, torch.tensor([end - start]), target[None])[0]
-        torch.testing.assert_close(outputs.unit_states[done : done + len(target)], alone, atol=1e-4, rtol=0)
-        assert target.tolist() == model.voice.targets(batch.text[row : row + 1, start:end], torch.tensor([end - start]))[0]
+        torch.testing.assert_close(
+            outputs.unit_states[done : done + len(target)], alone, atol=1e-4, rtol=0
+        )
+        assert (
+            target.tolist()
+            == model.voice.targets(
+                batch.text[row : row + 1, start:end], torch.tensor([end - start])
+            )[0]
+        )
         done += len(target)
 
 
 @torch.no_grad()
 def test_online_labels_of_an_untrained_stage_are_the_cached_ones(stage):
-    (cached, model), (online, other) = stage(), stage("echo.task.online={}")
-    hidden, lengths = states_of(cached, model, all_rows(cached))
-    first, second = (task.labels.labels(net, all_rows(task), hidden, lengths) for task, net in ((cached, model), (online, other)))
+    (cached, cached_model), (online, online_model) = stage(), stage("echo.task.online={}")
+    hidden, lengths = states_of(cached, cached_model, all_rows(cached))
+    first, second = (
+        task.labels.labels(model, all_rows(task), hidden, lengths)
+        for task, model in ((cached, cached_model), (online, online_model))
+    )
     real = torch.arange(first.text.shape[1])[None] < lengths[:, None]
-    assert torch.equal(first.targets, second.targets) and torch.equal(first.text[real], second.text[real])
+    assert torch.equal(first.targets, second.targets) and torch.equal(
+        first.text[real], second.text[real]
+    )
     assert online.collate([online.examples("train")[0]]).count == len(ANSWERS[0]) + 1
-    other.train()
-    assert not other.teacher.training and not other.teacher.voice.decoder.drop.training
-    assert not any(name.startswith("teacher.") for name in online.learned(other))
-    assert not any(parameter.requires_grad for parameter in other.teacher.parameters())
+    online_model.train()
+    teacher = online_model.teacher
+    assert not teacher.training and not teacher.voice.decoder.drop.training
+    assert not any(name.startswith("teacher.") for name in online.trained_state_dict(online_model))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_online_labels_follow_the_model_and_the_teacher_stays(stage):
@@ -142,13 +172,18 @@ def test_online_labels_follow_the_model_and_the_teacher_stays(stage):
     with torch.no_grad():
         model.voice.decoder.head.weight.mul_(-1)
     assert torch.equal(task.labels.labels(model, batch, hidden, lengths).targets, before)
-    assert not torch.equal(task.labels.labels(model, batch, -hidden, lengths).text, task.labels.labels(model, batch, hidden, lengths).text)
+    assert not torch.equal(
+        task.labels.labels(model, batch, -hidden, lengths).text,
+        task.labels.labels(model, batch, hidden, lengths).text,
+    )
 
 
 @pytest.mark.parametrize("more", [("echo.task.online={}",), CUTS], ids=["online", "segments"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(home, tmp_path, more):
     shutil.copytree(home / "run", tmp_path / "run")
-    recipe = recipe_at(home, *more, f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")
+    recipe = recipe_at(
+        home, *more, f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"
+    )
     run_recipe(recipe)
     assert (tmp_path / "cache" / "pseudo_labels").exists() == (more == CUTS)
     folder = tmp_path / "run" / "echo"
@@ -165,15 +200,24 @@ def test_labels_are_written_by_a_command_and_stale_ones_refused(home, tmp_path, 
     named = f"echo.task.labels={tmp_path / 'labels'}"
     words = ["recipe=echo_tiny", *words_at(home, named)]
     task = stage_task(recipe_at(home, named), "echo", CPU)
-    with pytest.raises(CheckpointError, match="there are no finished pseudo-labels in .*labels; write them anew with 'echox-prepare labels'"):
+    with pytest.raises(
+        CheckpointError,
+        match="there are no finished pseudo-labels in .*labels; "
+        "write them anew with 'echox-prepare labels'",
+    ):
         task.prepare(task.build())
     assert prepare.main(["labels", *words]) == 0
     assert str(tmp_path / "labels") in capsys.readouterr().out
     task.prepare(task.build())
-    assert len(task.examples("train")) == len(ANSWERS) and all_rows(task).targets.shape[0] == len(ANSWERS)
+    assert len(task.examples("train")) == len(ANSWERS) and all_rows(task).targets.shape[0] == len(
+        ANSWERS
+    )
     for more, changed in ((CUTS, "segments"), (("backbone.system=Other.",), "language model")):
         other = stage_task(recipe_at(home, named, *more), "echo", CPU)
-        with pytest.raises(CheckpointError, match=f"are stale, they were made with another {changed}; write them anew"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"are stale, they were made with another {changed}; write them anew",
+        ):
             other.prepare(other.build())
 
 
@@ -184,11 +228,15 @@ def test_labels_of_other_texts_are_stale(home, tmp_path):
     model = task.build()
     rows = task.speech_text.splits["train"]
     rows[1] = dataclasses.replace(rows[1], target=rows[1].target[1:])
-    with pytest.raises(CheckpointError, match="1 of 8 conversations are not among them as their text and audio now are, such as 'row-1'"):
+    with pytest.raises(
+        CheckpointError,
+        match="1 of 8 conversations are not among them as their text and audio now are, "
+        "such as 'row-1'",
+    ):
         task.prepare(model)
 
 
-def test_labels_are_chosen_once(home, capsys):
+def test_labels_are_either_online_or_cached(home, capsys):
     words = ["recipe=echo_tiny", *words_at(home, "echo.task.online={}")]
     assert prepare.main(["labels", *words]) == 2
     assert "nothing to write; set echo.task.online=null" in capsys.readouterr().err
@@ -212,38 +260,68 @@ def test_the_unit_decoder_has_a_rate_of_its_own(home):
 
 
 @pytest.mark.parametrize("stage_name", ["s2t", "echo"])
-def test_a_recipe_leaves_the_alignment_as_it_was_learned(stage_name, tmp_path):
+def test_a_recipe_may_freeze_the_alignment(stage_name, tmp_path):
     write_home(tmp_path)
-    shutil.copytree(tmp_path / "run" / "s2t", tmp_path / "run" / "align")  # it holds an adapter, as an align checkpoint does
+    # It holds an adapter, as an align checkpoint does.
+    shutil.copytree(tmp_path / "run" / "s2t", tmp_path / "run" / "align")
 
     def trained(setting):
-        task = stage_task(recipe_at(tmp_path, f"{stage_name}.task.train_alignment={setting}"), stage_name, CPU)
+        task = stage_task(
+            recipe_at(tmp_path, f"{stage_name}.task.train_alignment={setting}"), stage_name, CPU
+        )
         model = task.build()
         adapter = model.adapter if stage_name == "s2t" else model.speech_llm.adapter
-        learning = {id(parameter) for group in task.parameter_groups(model) for parameter in group["params"] if parameter.requires_grad}
-        return {name.split(".")[0] for name, parameter in adapter.named_parameters() if id(parameter) in learning}
+        trained_ids = {
+            id(parameter)
+            for group in task.parameter_groups(model)
+            for parameter in group["params"]
+            if parameter.requires_grad
+        }
+        return {
+            name.split(".")[0]
+            for name, parameter in adapter.named_parameters()
+            if id(parameter) in trained_ids
+        }
 
     look_back = {"look_back", "look_back_norm"}
-    assert trained("false") == look_back and trained("true") == look_back | {"projector", "position", "layers", "out_norm", "ctc_head"}
+    assert trained("false") == look_back and trained("true") == look_back | {
+        "projector",
+        "position",
+        "layers",
+        "out_norm",
+        "ctc_head",
+    }
 
 
-def test_the_first_batch_is_audited_by_a_command(home, tmp_path, capsys):
+def test_a_command_audits_the_first_batch(home, tmp_path, capsys):
     words = ["recipe=echo_tiny", *words_at(home, f"cache_dir={tmp_path / 'cache'}")]
     assert prepare.main(["audit", *words, *CUTS]) == 0
     page = capsys.readouterr().out
-    assert "targets of 'text' in 2 sequences" in page and "codec     of the pseudo-labels: " in page and "passed" in page
+    assert (
+        "targets of 'text' in 2 sequences" in page
+        and "codec     of the pseudo-labels: " in page
+        and "passed" in page
+    )
     assert (home / "run" / "echo" / "audit.txt").read_text() == page
     (home / "run" / "echo" / "audit.txt").unlink()
     assert prepare.main(["audit", *words, "echo.task.online={}"]) == 0
     assert "units are made at every step" in capsys.readouterr().out
 
 
-def test_labels_of_another_codec_are_found_by_the_audit(home, tmp_path):
+def test_an_audit_refuses_labels_of_another_codec(home, tmp_path):
     recipe = recipe_at(home, f"run_dir={tmp_path / 'run'}")
     shutil.copytree(home / "run", tmp_path / "run")
     task = stage_task(recipe, "echo", CPU)
     model = task.build()
     task.prepare(model)
     task.labels.makers["codec"] = "another"
-    found = audit(task, model, CRITERIA.build(recipe.echo.criterion), range(4), stage="echo", device=CPU, number_format=Precision.fp32)
-    assert "of the pseudo-labels another" in found.fault
+    report = audit(
+        task,
+        model,
+        CRITERIA.build(recipe.plan("echo").criterion),
+        range(4),
+        stage="echo",
+        device=CPU,
+        number_format=Precision.fp32,
+    )
+    assert "of the pseudo-labels another" in report.fault

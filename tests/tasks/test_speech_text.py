@@ -1,28 +1,28 @@
-"""What S2T trains on is what generation does: the same states, the same tokens."""
+"""S2T: training computes the states and tokens of generation, also from cached states."""
 
 import copy
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 
-import tiny_run
-
-from echox import checkpoint
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
-from echox.codecs.unit_vocoder.codec import KMeansCodecConfig
+from echox.codecs.kmeans.codec import KMeansCodecConfig
+from echox.core import checkpoint
+from echox.core.signals import Batch, Features
 from echox.criteria.base import CRITERIA
 from echox.criteria.speech_text import SpeechTextConfig
 from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
+from echox.decoding.greedy_text import greedy_text
 from echox.encoders.whisper import WhisperConfig
-from echox.models.decoding import greedy_text
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
-from echox.signals import Batch, Features
 from echox.tasks.base import Parts, StageContext
-from echox.tasks.echo import answer_states
-from echox.tasks.frozen_states import StatesBatch
-from echox.tasks.speech_text import (
+from echox.tasks.conversations import SpokenDataConfig, padded, prompt_and_labels
+from echox.tasks.echo.task import answer_states
+from echox.tasks.s2t.frozen_states import StatesBatch
+from echox.tasks.s2t.task import (
     SpeechTextBatch,
     SpeechTextTask,
     SpeechTextTaskConfig,
@@ -31,12 +31,15 @@ from echox.tasks.speech_text import (
     prompt_only,
     teacher_forced,
 )
-from echox.tasks.spoken import SpokenDataConfig, padded, prompt_and_labels
 
 
 @pytest.fixture(scope="module")
 def model():
-    parts = Parts(WhisperConfig(weights="random"), HubBackboneConfig(weights="random"), KMeansCodecConfig(folder="random"))
+    parts = Parts(
+        WhisperConfig(weights="random"),
+        HubBackboneConfig(weights="random"),
+        KMeansCodecConfig(folder="random"),
+    )
     torch.manual_seed(0)
     model = build_speech_llm(parts, SpeechAdapterConfig(heads=4), torch.arange(40)).eval()
     torch.nn.init.normal_(model.adapter.ctc_head.weight)
@@ -44,25 +47,46 @@ def model():
 
 
 def test_an_adapter_that_reads_spelling_comes_back_from_its_checkpoint(tmp_path):
-    parts = Parts(WhisperConfig(weights="random"), HubBackboneConfig(weights="random"), KMeansCodecConfig(folder="random"))
-    config, features = SpeechAdapterConfig(heads=4, spelling_channels=8), Features(torch.randn(1, 30, 32), torch.tensor([30]), 50.0)
+    parts = Parts(
+        WhisperConfig(weights="random"),
+        HubBackboneConfig(weights="random"),
+        KMeansCodecConfig(folder="random"),
+    )
+    config, features = (
+        SpeechAdapterConfig(heads=4, spelling_channels=8),
+        Features(torch.randn(1, 30, 32), torch.tensor([30]), 50.0),
+    )
     torch.manual_seed(0)
-    before, after = (build_speech_llm(parts, config, torch.arange(64, 100)).eval() for _ in range(2))
-    learned = learned_speech_llm(before)
-    saved = checkpoint.load(checkpoint.save(tmp_path / "final", learned, {}))
+    before, after = (
+        build_speech_llm(parts, config, torch.arange(64, 100)).eval() for _ in range(2)
+    )
+    trained = learned_speech_llm(before)
+    saved = checkpoint.load(checkpoint.save(tmp_path / "final", trained, {}))
     with torch.no_grad():
-        assert not torch.equal(after.adapter(features).ctc_logits, before.adapter(features).ctc_logits)
-        checkpoint.fill(after, saved, set(learned))
+        assert not torch.equal(
+            after.adapter(features).ctc_logits, before.adapter(features).ctc_logits
+        )
+        checkpoint.fill(after, saved, set(trained))
         assert torch.equal(after.adapter(features).ctc_logits, before.adapter(features).ctc_logits)
-    assert {"adapter.head_spelling.groups.weight", "adapter.head_spelling.out.weight"} <= set(learned)
+    assert {"adapter.head_spelling.groups.weight", "adapter.head_spelling.out.weight"} <= set(
+        trained
+    )
 
 
 def batch_of(model, prompts, targets, features, clip_rows):
     ids, labels = prompt_and_labels(prompts, targets)
     return SpeechTextBatch(
-        row_ids=tuple(map(str, range(len(prompts)))), count=1, ids=ids, labels=labels, prompt_lengths=torch.tensor(list(map(len, prompts))), features=features,
-        clip_rows=torch.tensor(clip_rows), ctc_targets=padded([[] for _ in clip_rows], 0), ctc_lengths=torch.zeros(len(clip_rows), dtype=torch.long), answers=("",) * len(prompts),
-    )  # fmt: skip
+        row_ids=tuple(map(str, range(len(prompts)))),
+        count=1,
+        ids=ids,
+        labels=labels,
+        prompt_lengths=torch.tensor(list(map(len, prompts))),
+        features=features,
+        clip_rows=torch.tensor(clip_rows),
+        ctc_targets=padded([[] for _ in clip_rows], 0),
+        ctc_lengths=torch.zeros(len(clip_rows), dtype=torch.long),
+        answers=("",) * len(prompts),
+    )
 
 
 def test_labels_are_the_next_ids():
@@ -76,17 +100,20 @@ def test_teacher_forcing_equals_generation_with_two_clips_in_a_row(model):
     torch.manual_seed(1)
     features = Features(torch.randn(3, 40, 32), torch.tensor([40, 22, 31]), 50.0)
     prompts, clip_rows = [[1, AUDIO, 2, 3, AUDIO, 4], [5, 6, AUDIO, 7]], [0, 0, 1]
-    asked = batch_of(model, prompts, [[1], [1]], features, clip_rows)
-    prompted = prompt_only(model, asked)
-    said = greedy_text(model.backbone, prompted.embeddings, prompted.mask, 6)
-    answers = [[*ids[:length], model.backbone.end_id] for ids, length in zip(said.ids.tolist(), said.lengths.tolist())]
+    questions = batch_of(model, prompts, [[1], [1]], features, clip_rows)
+    prompted = prompt_only(model, questions)
+    generated = greedy_text(model.backbone, prompted.embeddings, prompted.mask, 6)
+    answers = [
+        [*ids[:length], model.backbone.end_id]
+        for ids, length in zip(generated.ids.tolist(), generated.lengths.tolist())
+    ]
     batch = batch_of(model, prompts, answers, features, clip_rows)
     _, states = teacher_forced(model, batch)
     hidden, lengths = answer_states(states, batch)
-    assert lengths.tolist() == said.lengths.tolist()
+    assert lengths.tolist() == generated.lengths.tolist()
     for row, length in enumerate(lengths.tolist()):
         assert length > 0
-        assert torch.allclose(hidden[row, :length], said.hidden[row, :length], atol=1e-4)
+        assert torch.allclose(hidden[row, :length], generated.hidden[row, :length], atol=1e-4)
         assert model.backbone.logits(hidden[row, :length]).argmax(-1).tolist() == answers[row][:-1]
 
 
@@ -97,33 +124,51 @@ def test_a_batch_equals_its_rows(model):
     prompts, targets = [[1, AUDIO, 2], [5, 6, 7, AUDIO, 8]], [[9, 10, 11], [12]]
     _, together = teacher_forced(model, batch_of(model, prompts, targets, features, [0, 1]))
     for row, length in enumerate((40, 18)):
-        own = Features(features.values[row : row + 1, :length], features.lengths[row : row + 1], 50.0)
-        batch = batch_of(model, prompts[row : row + 1], targets[row : row + 1], own, [0])
+        clip = Features(
+            features.values[row : row + 1, :length], features.lengths[row : row + 1], 50.0
+        )
+        batch = batch_of(model, prompts[row : row + 1], targets[row : row + 1], clip, [0])
         _, alone = teacher_forced(model, batch)
         labels = batch.labels[0] != IGNORE
-        assert torch.allclose(together[row, : batch.ids.shape[1]][labels], alone[0][labels], atol=1e-4)
+        assert torch.allclose(
+            together[row, : batch.ids.shape[1]][labels], alone[0][labels], atol=1e-4
+        )
 
 
-def test_of_a_frozen_alignment_only_the_look_back_learns(model):
+def test_only_the_look_back_is_trained_behind_a_frozen_alignment(model):
     torch.manual_seed(4)
     model = copy.deepcopy(model).train()
     model.adapter.freeze(alignment=True, look_back=False)
-    batch = batch_of(model, [[1, AUDIO, 2]], [[3, 4]], Features(torch.randn(1, 40, 32), torch.tensor([40]), 50.0), [0])
+    batch = batch_of(
+        model,
+        [[1, AUDIO, 2]],
+        [[3, 4]],
+        Features(torch.randn(1, 40, 32), torch.tensor([40]), 50.0),
+        [0],
+    )
     speech, hidden = teacher_forced(model, batch)
     assert speech.lengths.item() > 0
     hidden.sum().backward()
-    assert {name.split(".")[0] for name, parameter in model.adapter.named_parameters() if parameter.grad is not None} == {"look_back", "look_back_norm"}
+    assert {
+        name.split(".")[0]
+        for name, parameter in model.adapter.named_parameters()
+        if parameter.grad is not None
+    } == {"look_back", "look_back_norm"}
 
 
 def frozen_task(tmp_path, **changes):
-    """S2T behind a finished run's adapter, which stands still, with LoRA in the upper of two layers."""
+    """S2T behind the frozen adapter of a finished run, with LoRA in the upper of two layers."""
     manifest = tmp_path / "asked.jsonl"
     if not manifest.exists():
         tiny_run.write_questions(tmp_path, "asked", 5)
-    backbone = HubBackboneConfig(weights="random", lora=LoraConfig(rank=4, top_layers=1, dropout=0.0))
+    backbone = HubBackboneConfig(
+        weights="random", lora=LoraConfig(rank=4, top_layers=1, dropout=0.0)
+    )
     adapter = SpeechAdapterConfig(heads=4, dropout=0.5, time_masks=2, channel_dropout=0.5)
     settings = {"adapter": adapter, "train_alignment": False, "train_look_back": False, **changes}
-    config = SpeechTextTaskConfig(data=SpokenDataConfig(train=[str(manifest)], valid=[str(manifest)]), **settings)
+    config = SpeechTextTaskConfig(
+        data=SpokenDataConfig(train=[str(manifest)], valid=[str(manifest)]), **settings
+    )
     context = StageContext(
         parts=Parts(WhisperConfig(weights="random"), backbone, None),
         seed=1,
@@ -140,86 +185,105 @@ def frozen_task(tmp_path, **changes):
     return task, model.train()
 
 
-def test_training_from_kept_states_is_training_from_the_clips(tmp_path):
+def test_training_from_cached_states_is_training_from_the_clips(tmp_path):
     task, model = frozen_task(tmp_path)
     train = task.examples("train")
     plain = task.collate([train[index] for index in range(len(train))])
-    kept = task.collate([train.at(index, 0) for index in range(len(train))])
-    assert isinstance(plain, SpeechTextBatch) and isinstance(kept, StatesBatch)
+    cached = task.collate([train.at(index, 0) for index in range(len(train))])
+    assert isinstance(plain, SpeechTextBatch) and isinstance(cached, StatesBatch)
     results = []
-    for batch in (plain, kept):
+    for batch in (plain, cached):
         outputs = task.forward(model, batch)
         loss = torch.nn.functional.cross_entropy(outputs.text_logits, outputs.text_labels)
         model.zero_grad()
         loss.backward()
         lora = [p.grad.clone() for p in model.parameters() if p.requires_grad]
         results.append((outputs.text_labels, outputs.text_logits.detach(), lora))
-    (labels, logits, gradients), (kept_labels, kept_logits, kept_gradients) = results
-    assert torch.equal(labels, kept_labels) and len(labels) == kept.count
-    assert torch.allclose(logits, kept_logits, atol=1e-5)
-    assert gradients and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, kept_gradients, strict=True))
+    (labels, logits, gradients), (cached_labels, cached_logits, cached_gradients) = results
+    assert torch.equal(labels, cached_labels) and len(labels) == cached.count
+    assert torch.allclose(logits, cached_logits, atol=1e-5)
+    assert gradients and all(
+        torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, cached_gradients, strict=True)
+    )
     assert float(sum(gradient.abs().sum() for gradient in gradients)) > 0
-    # Validation and audits go on hearing clips.
+    # Validation and audits read the clips.
     assert isinstance(task.collate([task.examples("valid").at(0, 0)]), SpeechTextBatch)
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_look_back": True, "train_alignment": True}])
-def test_questions_in_writing_are_learned_too(tmp_path, changes):
+def test_written_questions_are_learned_too(tmp_path, changes):
     tiny_run.write_questions(tmp_path, "spoken", 2)
     answer = Item(Role.ASSISTANT, "It is a number.")
-    typed = [Row(f"typed-{number}", (Item(Role.USER, f"What is {number}?"), answer), {}) for number in range(3)]
-    write_manifest(tmp_path / "asked.jsonl", [*read_manifest(tmp_path / "spoken.jsonl").rows, *typed])
+    typed = [
+        Row(f"typed-{number}", (Item(Role.USER, f"What is {number}?"), answer), {})
+        for number in range(3)
+    ]
+    write_manifest(
+        tmp_path / "asked.jsonl", [*read_manifest(tmp_path / "spoken.jsonl").rows, *typed]
+    )
     task, model = frozen_task(tmp_path, **changes)
     train = task.examples("train")
     written = [number for number in range(len(train)) if not train[number].clips]
     assert len(train) == 5 and len(written) == 3
     for chosen in (written, range(5)):
-        plain, kept = [train[number] for number in chosen], [train.at(number, 0) for number in chosen]
-        outputs = [task.forward(model, task.collate(rows)) for rows in (plain, kept)]
+        plain = [train[number] for number in chosen]
+        cached = [train.at(number, 0) for number in chosen]
+        outputs = [task.forward(model, task.collate(rows)) for rows in (plain, cached)]
         if not changes:
             assert torch.allclose(outputs[0].text_logits, outputs[1].text_logits, atol=1e-5)
         loss = CRITERIA.build(SpeechTextConfig())(outputs[0], Batch((), 1)).total
         model.zero_grad(set_to_none=True)
         loss.backward()
-        assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+        assert torch.isfinite(loss) and all(
+            parameter.grad is not None
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        )
 
 
-def test_of_an_unfinished_answer_no_end_is_learned(tmp_path):
+def test_an_unfinished_answer_has_no_end_token(tmp_path):
     spoken = tiny_run.write_questions(tmp_path, "spoken", 1)
     (row,) = read_manifest(spoken).rows
     question, answer = row.turns
-    goes_on = Row("on", (question, Item(Role.ASSISTANT, answer.text, extra={"unfinished": True})), {})
-    write_manifest(tmp_path / "asked.jsonl", [row, goes_on])
+    unfinished = Row(
+        "on", (question, Item(Role.ASSISTANT, answer.text, extra={"unfinished": True})), {}
+    )
+    write_manifest(tmp_path / "asked.jsonl", [row, unfinished])
     task, model = frozen_task(tmp_path)
-    whole, cut = (task.examples("train")[number].target for number in range(2))
-    assert whole == (*cut, model.backbone.end_id)
+    finished_target, unfinished_target = (
+        task.examples("train")[number].target for number in range(2)
+    )
+    assert finished_target == (*unfinished_target, model.backbone.end_id)
 
 
-def test_kept_states_are_made_anew_for_another_adapter_or_clip(tmp_path):
+def test_states_are_computed_anew_for_another_adapter_or_clip(tmp_path):
     task, _ = frozen_task(tmp_path)
     before = task.states.cache
-    again, _ = frozen_task(tmp_path)
-    assert again.states.cache.fingerprint == before.fingerprint
-    assert len(again.states.cache) == len(before) == len(again.keys)
+    repeated, _ = frozen_task(tmp_path)
+    assert repeated.states.cache.fingerprint == before.fingerprint
+    assert len(repeated.states.cache) == len(before) == len(repeated.keys)
     clip = next((tmp_path).glob("**/*.wav"))
     tiny_run.save_audio(clip, tiny_run.noise(99, 0.7), tiny_run.RATE_HZ)
-    recorded, _ = frozen_task(tmp_path)
-    assert set(recorded.keys) != set(task.keys)
+    changed, _ = frozen_task(tmp_path)
+    assert set(changed.keys) != set(task.keys)
 
 
-def test_kept_states_are_those_of_the_adapter_s_settings(tmp_path):
-    """Of settings too that change what it makes of a clip and no weight."""
-    makers = set()
+def test_states_depend_on_the_adapter_s_settings(tmp_path):
+    """Also on those that change its vectors and no weight."""
+    fingerprints = set()
     for settings in ({}, {"expected_text": False, "keep_blanks": True}):
         task, model = frozen_task(tmp_path, adapter=SpeechAdapterConfig(heads=4, **settings))
-        makers.add(task.states.cache.fingerprint)
+        fingerprints.add(task.states.cache.fingerprint)
         train = task.examples("train")
-        plain, kept = (task.forward(model, task.collate([row])).text_logits for row in (train[0], train.at(0, 0)))
-        assert torch.allclose(plain, kept, atol=2e-2)
-    assert len(makers) == 2
+        plain, cached = (
+            task.forward(model, task.collate([row])).text_logits
+            for row in (train[0], train.at(0, 0))
+        )
+        assert torch.allclose(plain, cached, atol=2e-2)
+    assert len(fingerprints) == 2
 
 
-def test_a_clip_without_speech_is_taught_to_be_blank_wherever_the_adapter_learns(tmp_path):
+def test_a_clip_without_speech_has_blank_targets_where_the_adapter_is_trained(tmp_path):
     tiny_run.write_questions(tmp_path, "spoken", 2)
     spoken, other = read_manifest(tmp_path / "spoken.jsonl").rows
     question, answer = other.turns
@@ -237,14 +301,14 @@ def test_a_clip_without_speech_is_taught_to_be_blank_wherever_the_adapter_learns
 
 
 @pytest.mark.parametrize("changes", [{"train_look_back": True}, {"train_alignment": True}])
-def test_states_are_kept_only_where_nothing_below_learns(tmp_path, changes):
+def test_states_are_cached_only_where_nothing_below_is_trained(tmp_path, changes):
     task, model = frozen_task(tmp_path, **changes)
     train = task.examples("train")
     assert task.states is None and train.at(0, 0) == train[0]
     assert {group["name"] for group in task.parameter_groups(model)} == {"adapter", "lora"}
 
 
-def test_a_frozen_adapter_hears_without_masks_or_dropout(tmp_path):
+def test_a_frozen_adapter_has_neither_masks_nor_dropout(tmp_path):
     task, model = frozen_task(tmp_path)
     batch = task.collate([task.examples("train")[0]])
     first, second = (model.train().adapter(batch.features).vectors for _ in range(2))
@@ -254,11 +318,16 @@ def test_a_frozen_adapter_hears_without_masks_or_dropout(tmp_path):
 
 def test_paths_of_answers_do_not_enter_prompts(tmp_path: Path):
     from echox.backbones.hub import HubBackbone
-    from echox.data.manifest import Item, Role, Row
-    from echox.data.manifest import spoken_pairs
-    from echox.tasks.spoken import conversation_ids
+    from echox.data.manifest import Item, Role, Row, spoken_pairs
+    from echox.tasks.conversations import conversation_ids
 
-    row = Row("r", (Item(Role.USER, audio=tmp_path / "q.wav"), Item(Role.ASSISTANT, "Yes.", audio=tmp_path / "a.wav", transcription="Is it?")))
+    row = Row(
+        "r",
+        (
+            Item(Role.USER, audio=tmp_path / "q.wav"),
+            Item(Role.ASSISTANT, "Yes.", audio=tmp_path / "a.wav", transcription="Is it?"),
+        ),
+    )
     prompt, target, clips = conversation_ids(HubBackbone(HubBackboneConfig(weights="random")), row)
     assert clips == [tmp_path / "q.wav"] and prompt.count(AUDIO) == 1 and len(target) == 5
     assert spoken_pairs(row) == [(tmp_path / "q.wav", "Is it?"), (tmp_path / "a.wav", "Yes.")]

@@ -1,4 +1,4 @@
-"""A generator's samples depend on the frames that its sizes say, on no others, and on all of those."""
+"""The receptive field that a generator's sizes imply is that of its gradients."""
 
 import math
 
@@ -30,16 +30,17 @@ def settings_of(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_reach_is_neither_too_short_nor_too_long(name):
+def test_the_receptive_field_is_exact(name):
     settings = settings_of(name)
     before, after = reach_frames(settings)
     hop = math.prod(settings["upsample_rates"])
     net = HifiGan(settings)
-    # Means all along, so that no way from a frame to a sample cancels out or fades; quiet, lest tanh flatten it.
+    # All weights are means, so that no path from a frame to a sample cancels out or vanishes; the
+    # input is small, so that tanh does not saturate.
     for parameter in net.parameters():
         torch.nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0.0)
     frames = torch.full((1, 2 * (before + after) + 9, 2), 1e-9, requires_grad=True)
     middle = frames.shape[1] // 2
     net(frames)[0, middle * hop : (middle + 1) * hop].sum().backward()
-    heard = frames.grad.abs().sum(2)[0].nonzero()[:, 0]
-    assert (middle - int(heard.min()), int(heard.max()) - middle) == (before, after)
+    used = frames.grad.abs().sum(2)[0].nonzero()[:, 0]
+    assert (middle - int(used.min()), int(used.max()) - middle) == (before, after)

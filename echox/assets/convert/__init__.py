@@ -1,1 +1,1 @@
-"""One file per source format; each has `convert(source, target)`: files of a wheel in, a folder that loads out."""
+"""Converters, one module a source format: `convert(source, target)` writes a loadable folder."""

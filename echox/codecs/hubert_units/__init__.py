@@ -1,4 +1,4 @@
-"""Units as EchoX has them: k-means of a HuBERT's states, words over them, and a unit vocoder where they are to be heard."""
+"""HuBERT units as in EchoX: k-means of encoder states, words over units, and a unit vocoder."""
 
 from echox.codecs.hubert_units.codec import HubertUnits, HubertUnitsConfig
 from echox.codecs.hubert_units.fit_config import UnitFitConfig

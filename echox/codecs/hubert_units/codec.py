@@ -1,4 +1,7 @@
-"""HuBERT units: an encoder's frames to the nearest centre, repeats merged, words over units; heard through a unit vocoder."""
+"""The HuBERT unit codec: nearest centres of encoder frames, repeats merged, words over units.
+
+Units are decoded by a unit vocoder, which may be added after the codec has been fitted.
+"""
 
 from __future__ import annotations
 
@@ -12,170 +15,281 @@ import torch
 from torch import Tensor
 
 from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
-from echox.codecs.hubert_units.fit_config import UnitFitConfig
-from echox.codecs.quantization.folder import CONFIG_FILE, FORMAT, LANGUAGE_FILE, FittedFolder, hash_of, read_fitted
+from echox.codecs.hubert_units.fit_config import NAME, UnitFitConfig
+from echox.codecs.quantization.folder import (
+    CONFIG_FILE,
+    FORMAT,
+    LANGUAGE_FILE,
+    FittedFolder,
+    hash_of,
+    read_fitted,
+)
 from echox.codecs.quantization.language import UnitLanguage
 from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
+from echox.core.errors import CheckpointError, ConfigError
+from echox.core.signals import Units, Waveform
 from echox.encoders.base import ENCODERS, Encoder
-from echox.errors import CheckpointError, ConfigError
-from echox.signals import Units, Waveform
 from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
 from echox.vocoders.layout import TINY, WEIGHTS, weights_path
 
-NAME = "hubert_units"
 RANDOM = "random"
-SETTINGS = ("codec", "encoder", "encoder_fingerprint")
+SETTINGS = ("codec", "encoder", "encoder_fingerprint")  # keys of config.json
 
 
 @dataclass(kw_only=True, slots=True)
 class HubertUnitsConfig(CodecConfig):
-    """Units of a self-supervised encoder, as EchoX speaks in; to be heard they need a unit vocoder."""
+    """Units of a self-supervised encoder, as in EchoX; decoding them needs a unit vocoder."""
 
     folder: str = "codec"
-    """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never fitted, for tests."""
+    """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never
+    fitted, for tests."""
     vocoder: UnitHifiGanConfig = field(default_factory=UnitHifiGanConfig)
-    """The vocoder of these very units, a folder with g_00500000 and vocoder_config.json; empty takes those two where they lie in the codec's
-    own folder, and without any, speech becomes units alone."""
+    """The vocoder of these very units, a folder with g_00500000 and vocoder_config.json; empty
+    takes those two where they lie in the codec's own folder, and without any, speech becomes units
+    alone."""
     fit: UnitFitConfig = field(default_factory=UnitFitConfig)
     """How it is fitted where the folder is not there yet."""
 
 
 @CODECS.register(NAME, HubertUnitsConfig)
 class HubertUnits(Codec):
-    """The vocoder is no part of the fingerprint: it may be trained on the units later, and be changed for another voice.
+    """K-means units of a self-supervised encoder, decoded by a unit vocoder where there is one.
 
-    Source: Lakhotia et al. 2021, arXiv:2102.01192 (units by k-means); Zhang et al. 2025, arXiv:2505.15333 (words over units).
+    The vocoder is no part of the fingerprint: it can be trained on the units later, and be
+    replaced by that of another speaker.
+
+    Source: Lakhotia et al. 2021, arXiv:2102.01192 (units by k-means); Zhang et al. 2025,
+    arXiv:2505.15333 (words over units).
     """
 
     def __init__(self, config: HubertUnitsConfig) -> None:
-        """
+        """Read the fitted folder, the encoder and the vocoder.
+
         Raises:
-            CheckpointError: the folder is missing, incomplete or changed, or the encoder has other weights than it was fitted with.
+            CheckpointError: the folder is missing, incomplete or changed, or the encoder has other
+                weights than it was fitted with.
             ConfigError: the vocoder is one of other units.
         """
         super().__init__()
         self.config = config
-        found, language = (_random_folder(), b"") if config.folder == RANDOM else _read(Path(config.folder))
-        self.encoder: Encoder = ENCODERS.build(ENCODERS.parse(found.settings["encoder"]))
-        if self.encoder.fingerprint() != found.settings["encoder_fingerprint"]:
-            raise CheckpointError(f"the codec in {config.folder} was fitted with other weights of its encoder than are there now; put those back, or fit it again")
-        self.register_buffer("centres", found.tensors["centres"])
+        if config.folder == RANDOM:
+            fitted, language = _random_folder(), b""
+        else:
+            fitted, language = _read_folder(Path(config.folder))
+        self.encoder: Encoder = ENCODERS.build(ENCODERS.parse(fitted.settings["encoder"]))
+        # Other weights give other frames, and so other units than manifests were written with.
+        if self.encoder.fingerprint() != fitted.settings["encoder_fingerprint"]:
+            raise CheckpointError(
+                f"the codec in {config.folder} was fitted with other weights of its encoder than "
+                "are there now; put those back, or fit it again"
+            )
+        self.register_buffer("centres", fitted.tensors["centres"])  # [K, D]
         self.rate_hz = self.encoder.rate_hz
         self.unit_rate_hz = self.encoder.frame_rate_hz
         self.vocab_size = len(self.centres)
         self.language = UnitLanguage(self.vocab_size, language)
-        self.metrics = found.metrics  # what fitting measured
-        self.vocoder = self._vocoder()
+        self.metrics = fitted.metrics  # measured at the end of the fit
+        self.vocoder = self._build_vocoder()
+        # In place of the class's attributes, because both depend on the vocoder.
         self.decodes = self.streams = self.vocoder is not None
-        self._fingerprint = found.fingerprint
+        self._fingerprint = fitted.fingerprint
         self.requires_grad_(False).eval()
 
-    def _vocoder(self) -> UnitHifiGan | None:
+    def _build_vocoder(self) -> UnitHifiGan | None:
         config = _vocoder_config(self.config)
         if config is None:
             return None
         vocoder = UnitHifiGan(config)
         ours, theirs = (self.vocab_size, self.rate_hz), (vocoder.vocab_size, vocoder.rate_hz)
+        # Only numbers can be compared: a published vocoder does not name the centres of its units.
         if ours != theirs:
             raise ConfigError(
-                f"the vocoder in {config.folder} speaks {theirs[0]} units at {theirs[1]} Hz, but the codec in {self.config.folder} has "
-                f"{ours[0]} at {ours[1]} Hz; set codec.vocoder.folder to the vocoder of these units"
+                f"the vocoder in {config.folder} decodes {theirs[0]} units at {theirs[1]} Hz, but "
+                f"the codec in {self.config.folder} has {ours[0]} at {ours[1]} Hz; set "
+                "codec.vocoder.folder to the vocoder of these units"
             )
         return vocoder
 
     @classmethod
     def is_ready(cls, config: HubertUnitsConfig) -> bool:
+        """Return whether the folder holds a finished fit; the random codec needs none."""
+        # config.json is written last, so it stands for a finished fit.
         return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
 
     @classmethod
-    def expected_word_count(cls, config: HubertUnitsConfig) -> int:
+    def expected_unit_vocab_size(cls, config: HubertUnitsConfig) -> int:
+        """Return the number of words in the folder, or those asked for where it is not fitted.
+
+        Raises:
+            CheckpointError: the folder is incomplete or changed.
+        """
         if config.folder == RANDOM:
-            return TINY["num_embeddings"]
+            return TINY["num_embeddings"]  # without a language: a word is a unit
+        # The most there can be: a language learns fewer words from few recordings.
         if not cls.is_ready(config):
             return config.fit.language.words or config.fit.units
-        found, language = _read(Path(config.folder))
-        return UnitLanguage(len(found.tensors["centres"]), language).word_count
+        fitted, language = _read_folder(Path(config.folder))
+        return UnitLanguage(len(fitted.tensors["centres"]), language).unit_vocab_size
 
     @classmethod
-    def why_mute(cls, config: HubertUnitsConfig) -> str | None:
+    def cannot_decode_reason(cls, config: HubertUnitsConfig) -> str | None:
+        """Return how to add a vocoder where there is none, else None."""
         if _vocoder_config(config) is not None:
             return None
         return (
-            f"the codec in {config.folder} has no vocoder, so its units cannot be heard; put a unit vocoder of these very units "
-            f"there ({WEIGHTS} and {VOCODER_CONFIG}), or set codec.vocoder.folder to its folder"
+            f"the codec in {config.folder} has no vocoder, so it cannot decode units to audio; put "
+            f"a unit vocoder of these very units there ({WEIGHTS} and {VOCODER_CONFIG}), or set "
+            "codec.vocoder.folder to its folder"
         )
 
     @classmethod
     def missing(cls, config: HubertUnitsConfig) -> list[str]:
+        """List the absent files of encoder, vocoder, and published centres not yet fitted to.
+
+        Raises:
+            CheckpointError: the folder is incomplete or changed.
+        """
         if config.folder == RANDOM:
             return []
-        is_fitted = cls.is_ready(config)
-        encoder = ENCODERS.parse(_read(Path(config.folder))[0].settings["encoder"]) if is_fitted else config.fit.encoder
-        centres = [config.fit.centres] if not is_fitted and config.fit.centres and not Path(config.fit.centres).is_file() else []
+        centres: list[str] = []
+        if cls.is_ready(config):
+            # A fitted folder names its encoder, which need not be the config's.
+            fitted, _ = _read_folder(Path(config.folder))
+            encoder = ENCODERS.parse(fitted.settings["encoder"])
+        else:
+            encoder = config.fit.encoder
+            if config.fit.centres and not Path(config.fit.centres).is_file():
+                centres = [config.fit.centres]
         vocoder = _vocoder_config(config)
-        return ENCODERS.entry_of(encoder).implementation.missing(encoder) + centres + (UnitHifiGan.missing(vocoder) if vocoder else [])
+        return [
+            *ENCODERS.entry_of(encoder).implementation.missing(encoder),
+            *centres,
+            *(UnitHifiGan.missing(vocoder) if vocoder else []),
+        ]
 
     @classmethod
     def fit(cls, config: HubertUnitsConfig, clips: Sequence[Tensor], device: torch.device) -> None:
-        # Imported here because building a codec needs nothing of it.
+        """Fit units to recordings and write them to `config.folder`; an interrupted fit resumes.
+
+        Args:
+            config: names the folder and the settings of the fit.
+            clips: samples [T] each at the encoder's rate.
+            device: of the encoder and the clustering.
+
+        Raises:
+            SignalError: there are fewer than two recordings.
+            ConfigError: centres and encoder do not fit each other.
+            CheckpointError: the file of centres cannot be read.
+        """
+        # Imported here, because building a codec needs nothing of it.
         from echox.codecs.hubert_units.fit import fit_units
 
         fit_units(config.folder, config.fit, clips, device)
 
     def train(self, mode: bool = True) -> HubertUnits:
-        return super().train(False)  # frozen
+        """Stay in evaluation mode, because the codec is frozen."""
+        return super().train(False)
 
     def encode(self, wave: Waveform) -> Units:
-        """Samples [B, T] -> merged units [B, U]; an empty row gives no unit, nor does one shorter than a frame."""
+        """Encode samples [B, T] to merged units [B, U]; a row shorter than a frame has none.
+
+        Raises:
+            SignalError: the sample rate is not the codec's.
+        """
         return merged_units(self.encoder, self.centres, wave)
 
     def encode_frames(self, wave: Waveform) -> Units:
+        """Encode samples [B, T] to one unit per frame [B, F].
+
+        Raises:
+            SignalError: the sample rate is not the codec's.
+        """
         return frame_units(self.encoder, self.centres, wave)
 
     def decode(self, units: Units) -> Waveform:
-        return self._speaking().decode(units)
+        """Decode merged units [B, U] to samples [B, T].
 
-    def decode_chunk(self, units: Units, state: DecodeState | None = None, *, last: bool) -> tuple[Waveform, DecodeState]:
-        return self._speaking().decode_chunk(units, state, last=last)
+        Raises:
+            ConfigError: the codec has no vocoder.
+            SignalError: a unit is not one of the codec's.
+        """
+        return self._require_vocoder().decode(units)
 
-    def _speaking(self) -> UnitHifiGan:
+    def decode_chunk(
+        self, units: Units, state: DecodeState | None = None, *, last: bool
+    ) -> tuple[Waveform, DecodeState]:
+        """Decode the next merged units [B, U] of a stream; see `Codec.decode_chunk`.
+
+        Raises:
+            ConfigError: the codec has no vocoder.
+            SignalError: a unit is not one of the codec's.
+        """
+        return self._require_vocoder().decode_chunk(units, state, last=last)
+
+    def _require_vocoder(self) -> UnitHifiGan:
         if self.vocoder is None:
-            raise ConfigError(self.why_mute(self.config))
+            raise ConfigError(self.cannot_decode_reason(self.config))
         return self.vocoder
 
     def words(self, units: list[int]) -> list[int]:
+        """Group merged units [U] into words [W].
+
+        Raises:
+            SignalError: a unit is not one of the codec's.
+        """
         return self.language.words(units)
 
     def units_of(self, words: list[int]) -> list[int]:
+        """Expand words [W] to merged units [U].
+
+        Raises:
+            SignalError: a word is not in the unit language.
+        """
         return self.language.units_of(words)
 
     @property
-    def word_count(self) -> int:
-        return self.language.word_count
+    def unit_vocab_size(self) -> int:
+        """Number of words in the unit language."""
+        return self.language.unit_vocab_size
 
     def fingerprint(self) -> str:
+        """Return the hash in the folder's config.json, of settings, centres and language."""
         return self._fingerprint
 
 
 def _vocoder_config(config: HubertUnitsConfig) -> UnitHifiGanConfig | None:
-    """The vocoder that is asked for, else the one beside the units: copied there, it speaks for every checkpoint trained with the codec."""
+    """The vocoder that is asked for, else the one in the codec's folder; None without any.
+
+    A vocoder copied into the folder serves every checkpoint that was trained with the codec.
+    """
     if config.vocoder.folder:
         return config.vocoder
+    # The random codec and the random vocoder belong together.
     is_beside = config.folder == RANDOM or weights_path(Path(config.folder)).is_file()
     return dataclasses.replace(config.vocoder, folder=config.folder) if is_beside else None
 
 
-def _read(folder: Path) -> tuple[FittedFolder, bytes]:
+def _read_folder(folder: Path) -> tuple[FittedFolder, bytes]:
+    """The folder, and its sentencepiece model, empty where a word is a unit."""
     return read_fitted(folder, NAME, SETTINGS), (folder / LANGUAGE_FILE).read_bytes()
 
 
 def _random_folder() -> FittedFolder:
-    """Units that are frames of noise under a random HuBERT, as many as the random vocoder speaks: the same in every process."""
+    """Units of a random HuBERT, as many as the random vocoder has, the same in every process.
+
+    The centres are frames of noise, so that other noise falls to many different units.
+    """
     described: dict[str, Any] = {"name": "ssl", "weights": RANDOM}
     encoder = ENCODERS.build(ENCODERS.parse(described))
     units = TINY["num_embeddings"]
-    samples = 0.1 * torch.randn(1, (units + 1) * round(encoder.rate_hz / encoder.frame_rate_hz), generator=torch.Generator().manual_seed(0))
-    centres = encoder(Waveform(samples, torch.tensor([samples.shape[1]]), encoder.rate_hz)).values[0, :units].clone()
+    hop = round(encoder.rate_hz / encoder.frame_rate_hz)
+    # A hop more: the convolutions do not pad, so the last hop alone gives no frame.
+    T = (units + 1) * hop
+    samples = 0.1 * torch.randn(1, T, generator=torch.Generator().manual_seed(0))
+    frames = encoder(Waveform(samples, torch.tensor([T]), encoder.rate_hz)).values
+    centres = frames[0, :units].clone()  # [V, D]
+    # As a fit writes them. The centres follow from them, so they are not hashed.
     settings = {"codec": NAME, "encoder": described, "encoder_fingerprint": encoder.fingerprint()}
-    return FittedFolder(settings, {"centres": centres}, {}, hash_of({**settings, "units": units, "format": FORMAT}))
+    fingerprint = hash_of({**settings, "units": units, "format": FORMAT})
+    return FittedFolder(settings, {"centres": centres}, {}, fingerprint)

@@ -1,13 +1,17 @@
-"""Neural codecs: K codebooks of a residual quantiser, by the models that the transformers library has."""
+"""Neural codecs: K codebooks of a residual quantiser, by models of the transformers library."""
 
 import transformers
 from packaging.version import Version
 
-from echox.errors import PluginError
+from echox.core.errors import PluginError
 
-# Before, WavTokenizer was not there, the others were cut into other parts, and their caches had another name.
+# Earlier releases lack WavTokenizer, split the other models into other parts, and name their caches
+# otherwise.
 if Version(transformers.__version__) < Version("5.24"):
-    raise PluginError(f"neural codecs need transformers 5.24 or newer, and {transformers.__version__} is installed: pip install -U transformers")
+    raise PluginError(
+        f"neural codecs need transformers 5.24 or newer, and {transformers.__version__} is "
+        "installed: pip install -U transformers"
+    )
 
 from echox.codecs.neural.dac import DacCodec, DacCodecConfig
 from echox.codecs.neural.encodec import EncodecCodec, EncodecCodecConfig

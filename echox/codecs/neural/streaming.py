@@ -1,4 +1,8 @@
-"""Chunks of a stream through a decoder: causal layers remember their inputs, other convolutions see some frames twice."""
+"""Chunks of a stream through a decoder.
+
+Causal layers keep the inputs that they still need; decoders with other convolutions get the frames
+of their receptive field a second time.
+"""
 
 from __future__ import annotations
 
@@ -12,57 +16,71 @@ import transformers
 from torch import Tensor, nn
 
 
-class CausalWalk:
-    """One chunk's way through causal layers.
+class CausalPass:
+    """One chunk's pass through causal layers.
 
     Args:
-        past: what each layer left behind the chunk before, in the order of the layers; None at a stream's beginning.
+        past: `states` of the last chunk, one per stateful layer in the order of the layers; None
+            at the beginning of a stream.
     """
 
     def __init__(self, past: Sequence[Any] | None) -> None:
         self._past: Iterator[Any] | None = None if past is None else iter(past)
-        self.left: list[Any] = []  # for the next chunk
+        self.states: list[Any] = []  # for the next chunk
 
-    def through(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """x [1, C, N] -> [1, C', N'], as the layers give for this part of the whole stream."""
+    def run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """Compute the layers' output for the chunk [1, C, N] as a part of the whole stream.
+
+        Returns:
+            [1, C', N'].
+        """
         for layer in layers:
             x = self._layer(layer, x)
         return x
 
     def _layer(self, layer: nn.Module, x: Tensor) -> Tensor:
-        encodec, mimi = transformers.models.encodec.modeling_encodec, transformers.models.mimi.modeling_mimi
+        # By attribute: transformers imports a model's code when it is named.
+        models = transformers.models
+        encodec, mimi = models.encodec.modeling_encodec, models.mimi.modeling_mimi
         if isinstance(layer, (encodec.EncodecConv1d, mimi.MimiConv1d)):
-            return self._convolved(layer, x)
+            return self._conv(layer, x)
         if isinstance(layer, (encodec.EncodecConvTranspose1d, mimi.MimiConvTranspose1d)):
-            return self._upsampled(layer, x)
+            return self._transposed_conv(layer, x)
         if isinstance(layer, (encodec.EncodecResnetBlock, mimi.MimiResnetBlock)):
-            return self.through(layer.block, x) + self._layer(layer.shortcut, x)
+            return self.run(layer.block, x) + self._layer(layer.shortcut, x)
         if isinstance(layer, encodec.EncodecLSTM):
-            return self._recurrent(layer, x)
-        return layer(x)  # frame by frame
+            return self._lstm(layer, x)
+        return layer(x)  # activations, which have no state
 
-    def _taken(self) -> Any:
+    def _next_past(self) -> Any:
         return None if self._past is None else next(self._past)
 
-    def _convolved(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The inputs that a kernel looks back on are remembered; before the first come those that the layer pads with."""
-        before, reach = self._taken(), int(layer.padding_total)
-        x = layer._pad1d(x, (reach, 0), mode=layer.pad_mode) if before is None else torch.cat([before, x], dim=-1)
-        self.left.append(x[..., x.shape[-1] - reach :])
+    def _conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Convolution whose left context is kept; the layer's own padding before the first."""
+        past, reach = self._next_past(), int(layer.padding_total)
+        if past is None:
+            x = layer._pad1d(x, (reach, 0), mode=layer.pad_mode)
+        else:
+            x = torch.cat([past, x], dim=-1)
+        self.states.append(x[..., x.shape[-1] - reach :])
+        # Not the layer itself, which would pad once more.
         return layer.conv(x)
 
-    def _upsampled(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Inputs whose outputs reach into this chunk are given once more, and what they alone make is cut off."""
-        before, stride = self._taken(), layer.conv.stride[0]
-        again = math.ceil(layer.conv.kernel_size[0] / stride) - 1
-        joined = x if before is None else torch.cat([before, x], dim=-1)
-        self.left.append(joined[..., max(0, joined.shape[-1] - again) :])
+    def _transposed_conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Transposed convolution that gets the inputs once more whose outputs reach this chunk.
+
+        The outputs of those inputs alone are cut off.
+        """
+        past, stride = self._next_past(), layer.conv.stride[0]
+        overlap = math.ceil(layer.conv.kernel_size[0] / stride) - 1  # inputs
+        joined = x if past is None else torch.cat([past, x], dim=-1)
+        self.states.append(joined[..., max(0, joined.shape[-1] - overlap) :])
         return layer(joined)[..., (joined.shape[-1] - x.shape[-1]) * stride :]
 
-    def _recurrent(self, layer: nn.Module, x: Tensor) -> Tensor:
-        made, state = layer.lstm(x.permute(2, 0, 1), self._taken())
-        self.left.append(state)
-        return made.permute(1, 2, 0) + x
+    def _lstm(self, layer: nn.Module, x: Tensor) -> Tensor:
+        output, state = layer.lstm(x.permute(2, 0, 1), self._next_past())  # [N, 1, C]
+        self.states.append(state)
+        return output.permute(1, 2, 0) + x
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,33 +88,56 @@ class Window:
     """Frames of a stream that are still needed."""
 
     codes: Tensor  # [1, K, F]
-    spoken: int  # of these frames, from the first
+    decoded_frames: int  # how many of these frames, from the first, already are samples
 
 
-def windowed(codes: Tensor, past: Window | None, last: bool, *, sound: Callable[[Tensor], Tensor], reach: int, hop_samples: int) -> tuple[Tensor, Window]:
-    """The next samples of a decoder whose frames are heard up to `reach` frames before and after: it is given those once more.
+def decode_window(
+    codes: Tensor,
+    past: Window | None,
+    last: bool,
+    *,
+    decode: Callable[[Tensor], Tensor],
+    reach: int,
+    hop_samples: int,
+) -> tuple[Tensor, Window]:
+    """Decode the next frames of a stream by a decoder with a bounded receptive field.
 
     Args:
-        codes: [1, K, F]; sound: codes -> samples [1, T].
+        codes: [1, K, F].
+        past: state that the last call returned; None for the first chunk.
+        last: no more frames follow.
+        decode: codes [1, K, F] -> samples [1, T].
+        reach: frames before and after its own that a frame's samples depend on.
+        hop_samples: samples per frame.
+
     Returns:
-        samples [T] of the frames that no later one changes, all of them if `last`.
+        samples [T] of the frames that no later one changes, of all frames if `last`; the state for
+        the next chunk.
     """
-    codes, spoken = (codes, 0) if past is None else (torch.cat([past.codes, codes], dim=-1), past.spoken)
-    settled = codes.shape[-1] if last else max(spoken, codes.shape[-1] - reach)
+    done = 0
+    if past is not None:
+        codes, done = torch.cat([past.codes, codes], dim=-1), past.decoded_frames
+    F = codes.shape[-1]
+    final = F if last else max(done, F - reach)
     samples = codes.new_zeros(0, dtype=torch.float32)
-    if settled > spoken:
-        made = sound(codes)[0, spoken * hop_samples : settled * hop_samples]
-        samples = torch.nn.functional.pad(made, (0, (settled - spoken) * hop_samples - len(made)))
-    first = max(0, settled - reach)
-    return samples, Window(codes[..., first:], settled - first)
+    if final > done:
+        decoded = decode(codes)[0, done * hop_samples : final * hop_samples]
+        # A decoder may return a few samples less than its whole frames.
+        samples = torch.nn.functional.pad(decoded, (0, (final - done) * hop_samples - len(decoded)))
+    first = max(0, final - reach)
+    return samples, Window(codes[..., first:], final - first)
 
 
 def dac_reach(decoder: nn.Module) -> int:
-    """Frames to either side that a frame of a DAC decoder is heard in: kernels of 7, at every rate of the way up."""
-    frames, rate = 3.0, 1
+    """Return the receptive field of a DAC decoder: frames on either side of a frame's own.
+
+    Every stage has kernels of 7, and the stages' rates rise from that of the frames.
+    """
+    frames, rate = 3.0, 1  # the first convolution; samples of the stage per frame
     for block in decoder.block:
         frames += 1 / rate  # the transposed kernel, twice its stride
         rate *= block.conv_t1.stride[0]
         units = (block.res_unit1, block.res_unit2, block.res_unit3)
-        frames += sum(unit.conv1.dilation[0] * (unit.conv1.kernel_size[0] // 2) for unit in units) / rate
-    return math.ceil(frames + 3 / rate)
+        width = sum(unit.conv1.dilation[0] * (unit.conv1.kernel_size[0] // 2) for unit in units)
+        frames += width / rate
+    return math.ceil(frames + 3 / rate)  # the last convolution

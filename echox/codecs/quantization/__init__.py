@@ -1,1 +1,1 @@
-"""What units are made with: clusters of features, published centres, and words over units."""
+"""Building blocks of k-means units: clustering, published centres, and words over units."""

@@ -1,4 +1,7 @@
-"""k-means centres from files that others published: fairseq's joblib dumps and NumPy arrays, read without running their code."""
+"""K-means centres from published files: fairseq's joblib dumps and NumPy arrays.
+
+Nothing in a file is executed: pickles are read as plain data, see `inert_pickle`.
+"""
 
 from __future__ import annotations
 
@@ -16,69 +19,111 @@ import torch
 from torch import Tensor
 
 from echox.codecs.quantization.inert_pickle import read_inert
-from echox.errors import CheckpointError
+from echox.core.errors import CheckpointError
 
-MOST_BYTES = 2**30  # of a file of centres, unpacked; a thousand centres of 1024 channels are 4 MB
-# First bytes -> how joblib packed the rest.
-PACKINGS: dict[bytes, Callable[[], Any]] = {
+# Bytes of a file, and of its content when decompressed, against decompression bombs. A thousand
+# centres of 1024 channels take 4 MB.
+MAX_BYTES = 2**30
+# First bytes of a file -> the decompressor of joblib's format. Each object decompresses one file.
+DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
     b"\x78": zlib.decompressobj,
-    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16),
+    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16),  # gzip's header
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ": lzma.LZMADecompressor,
     b"\x5d\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
 }
-_WAY_OUT = "name a .npy file of [units, channels], or a k-means of scikit-learn as joblib or pickle wrote it"
+# A damaged pickle fails in whatever operation its bytes happen to name.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    UnicodeDecodeError,
+    MemoryError,
+    OverflowError,
+)
+_WAY_OUT = (
+    "name a .npy file of [units, channels], or a k-means of scikit-learn as joblib or pickle "
+    "wrote it"
+)
 
 
 def read_centres(path: str | Path) -> Tensor:
-    """Centres of a file.
+    """Read k-means centres from a file.
 
     Args:
-        path: a .npy array, or a KMeans or MiniBatchKMeans of scikit-learn (or the bare array) dumped by joblib or pickle, packed or not.
+        path: a .npy array, or a KMeans or MiniBatchKMeans of scikit-learn (or the bare array)
+            dumped by joblib or pickle, compressed or not.
+
     Returns:
         centres [K, D] float32.
+
     Raises:
-        CheckpointError: there is no such file, it holds something else, or it asks for code to be run.
+        CheckpointError: the file is missing, holds something else, or asks to run code.
     """
     path = Path(path)
-    try:
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _found(_unpacked(path))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is not read: {error}; {_WAY_OUT}") from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"the file of centres {path} does not exist; {_WAY_OUT}") from error
-    # A damaged pickle fails in whatever step its bytes happen to name.
-    except (OSError, EOFError, pickle.UnpicklingError, struct.error, zlib.error, lzma.LZMAError, *_DAMAGES) as error:
-        raise CheckpointError(f"{path} holds no centres that can be read ({type(error).__name__}: {error}); {_WAY_OUT}") from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not found.size:
-        raise CheckpointError(f"{path} holds {_named(found)} and no centres; {_WAY_OUT}")
-    centres = torch.from_numpy(found.astype(np.float32))
+    content = _load(path)
+    # Centres are means, so an array of integers holds something else.
+    is_matrix = isinstance(content, np.ndarray) and content.ndim == 2
+    if not is_matrix or content.dtype.kind != "f" or not content.size:
+        raise CheckpointError(f"{path} holds {_description(content)} and no centres; {_WAY_OUT}")
+    centres = torch.from_numpy(content.astype(np.float32))
     if not bool(centres.isfinite().all()):
         raise CheckpointError(f"{path} holds centres that are not finite; copy it again")
     return centres
 
 
-_DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeDecodeError, MemoryError, OverflowError)
+def _load(path: Path) -> Any:
+    """The content of a .npy file or of a pickle, errors translated to a sentence with the path."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        return _read_pickle(_decompressed(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not read: {error}; {_WAY_OUT}") from error
+    # An OSError too, so it has to be caught before the others.
+    except FileNotFoundError as error:
+        raise CheckpointError(f"the file of centres {path} does not exist; {_WAY_OUT}") from error
+    except _READ_ERRORS as error:
+        raise CheckpointError(
+            f"{path} holds no centres that can be read ({type(error).__name__}: {error}); "
+            f"{_WAY_OUT}"
+        ) from error
 
 
-def _found(content: bytes) -> Any:
+def _read_pickle(content: bytes) -> Any:
+    # The mark of joblib's own container before 0.10, which is not supported.
     if content.startswith(b"ZF"):
         raise CheckpointError("it is packed as joblib did before 0.10")
     return read_inert(content)
 
 
-def _unpacked(path: Path) -> bytes:
-    if path.stat().st_size > MOST_BYTES:
-        raise CheckpointError(f"it has more than {MOST_BYTES >> 20} MiB")
+def _decompressed(path: Path) -> bytes:
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"it has more than {MAX_BYTES >> 20} MiB")
     content = path.read_bytes()
-    unpacker = next((make() for start, make in PACKINGS.items() if content.startswith(start)), None)
-    if unpacker is None:
+    decompressor = next(
+        (build() for start, build in DECOMPRESSORS.items() if content.startswith(start)), None
+    )
+    if decompressor is None:
         return content
-    unpacked = unpacker.decompress(content, MOST_BYTES)
-    if not unpacker.eof:
-        raise CheckpointError(f"its packed content is cut off, or has more than {MOST_BYTES >> 20} MiB")
-    return unpacked
+    decompressed = decompressor.decompress(content, MAX_BYTES)
+    # Not at the end: the file is cut off, or the limit stopped a longer content.
+    if not decompressor.eof:
+        raise CheckpointError(
+            f"its packed content is cut off, or has more than {MAX_BYTES >> 20} MiB"
+        )
+    return decompressed
 
 
-def _named(found: Any) -> str:
-    return f"an array of shape {list(found.shape)} and {found.dtype}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+def _description(content: Any) -> str:
+    if isinstance(content, np.ndarray):
+        return f"an array of shape {list(content.shape)} and {content.dtype}"
+    return f"a {type(content).__name__}"

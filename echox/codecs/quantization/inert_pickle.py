@@ -1,4 +1,8 @@
-"""Pickles of joblib and scikit-learn read as plain data: nothing they name is imported, and nothing of theirs is run."""
+"""Reader of joblib and scikit-learn pickles as plain data.
+
+No module that a file names is imported and none of its code is run. The few classes that k-means
+centres need have stand-ins here that only hold data; any other name is an error.
+"""
 
 from __future__ import annotations
 
@@ -11,115 +15,130 @@ from typing import Any
 
 import numpy as np
 
-from echox.errors import CheckpointError
+from echox.core.errors import CheckpointError
 
-_NUMBERS = re.compile(r"[biuf](1|2|4|8|16)")  # dtypes whose bytes are values; objects would be a pickle in the pickle
+# Type codes whose bytes are values. An array of objects would hold a pickle in the pickle.
+_NUMBERS = re.compile(r"[biuf](1|2|4|8|16)")
+# Modules have moved: joblib was part of scikit-learn, and the others have newer private names.
 _JOBLIB = ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _SKLEARN = ("sklearn.cluster.k_means_", "sklearn.cluster._kmeans")
 
 
 class Record:
-    """An object of a foreign class: its attributes, and none of its code."""
+    """Stand-in for an object of a foreign class: its attributes and none of its code."""
 
     def __new__(cls, *arguments: Any) -> Record:
-        # Not in __init__, which a pickle may leave out.
+        # Not in `__init__`, because a pickle can create an object without calling it.
         record = super().__new__(cls)
         record.arguments, record.attributes = arguments, {}
         return record
 
-    def fill(self, state: Any, file: BytesIO) -> None:
-        """Take what the pickle says of it; `file` stands behind."""
+    def set_state(self, state: Any, file: BytesIO) -> None:
+        """Store the state that the pickle assigns.
+
+        Args:
+            state: attributes of the object, or any other state of its class.
+            file: the pickle, positioned after the instruction that assigns the state.
+        """
         self.attributes = state if isinstance(state, dict) else {"state": state}
 
     @property
     def value(self) -> Any:
-        """What it is read for: a model's centres, an array's numbers."""
-        return _plain(self.attributes.get("cluster_centers_", self))
+        """Centres of a k-means model; the record itself for any other object."""
+        return _value_of(self.attributes.get("cluster_centers_", self))
 
 
 class _DType(Record):
-    """A numpy.dtype as it was pickled: a code such as "f8", and a byte order among its state."""
+    """Stand-in for `numpy.dtype`: a type code such as "f8", and the byte order in its state."""
 
     def numpy(self) -> np.dtype:
         code = self.arguments[0]
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
             raise CheckpointError(f"it holds an array of {code!r}, which are no numbers")
-        state = self.attributes.get("state") or (None, "=")
-        return np.dtype(code).newbyteorder("=" if state[1] == "|" else state[1])
+        # The state is a version, the byte order and more; "|" is the order of one-byte types.
+        byte_order = (self.attributes.get("state") or (None, "="))[1]
+        return np.dtype(code).newbyteorder("=" if byte_order == "|" else byte_order)
 
 
 class _Array(Record):
-    """An array of numpy's own pickling, whose state is version, shape, dtype, Fortran order and bytes."""
+    """Stand-in for an array pickled by NumPy itself, whose bytes are part of its state."""
 
     value = None
 
-    def fill(self, state: Any, file: BytesIO) -> None:
+    def set_state(self, state: Any, file: BytesIO) -> None:
         _, shape, dtype, is_fortran, raw = state
-        self.value = _array(raw, dtype, shape, "F" if is_fortran else "C")
+        self.value = _to_array(raw, dtype, shape, "F" if is_fortran else "C")
 
 
-class _Follows(Record):
-    """joblib's mark for an array whose bytes follow in the file."""
+class _TrailingArray(Record):
+    """Stand-in for joblib's array wrapper: the bytes follow in the file after its state."""
 
     value = None
 
-    def fill(self, state: Any, file: BytesIO) -> None:
-        if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2: the size of a padding, and the padding
+    def set_state(self, state: Any, file: BytesIO) -> None:
+        # Since joblib 1.2 a byte with the size of a padding and the padding come before the data.
+        if state.get("numpy_array_alignment_bytes") is not None:
             file.seek(file.read(1)[0], 1)
         size = state["dtype"].numpy().itemsize * math.prod(state["shape"])
-        self.value = _array(file.read(size), state["dtype"], state["shape"], state["order"])
+        self.value = _to_array(file.read(size), state["dtype"], state["shape"], state["order"])
 
 
-def _array(raw: bytes | str, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _to_array(raw: bytes | str, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    # Python 2 wrote bytes as a string, which the unpickler decodes as latin1, without loss.
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     return np.frombuffer(raw, dtype.numpy()).reshape(shape, order=order)
 
 
-def _buffered(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """How protocol 5 writes an array."""
-    return _array(raw, dtype, shape, order)
+def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stand-in for the function by which protocol 5 restores an array."""
+    return _to_array(raw, dtype, shape, order)
 
 
 def _scalar(dtype: _DType, raw: bytes | str) -> np.ndarray:
-    return _array(raw, dtype, (), "C")
+    return _to_array(raw, dtype, (), "C")
 
 
-def _reconstructed(kind: type[Record], *_: Any) -> Record:
-    """How protocols 0 and 1 make an object."""
+def _reconstruct(kind: type[Record], *_: Any) -> Record:
+    """Stand-in for the function by which protocols 0 and 1 create an object."""
     return kind()
 
 
-def _encoded(text: str, _: str) -> bytes:
-    """How protocol 2 writes bytes."""
+def _encode(text: str, _: str) -> bytes:
+    """Stand-in for the function by which protocol 2 restores bytes."""
     return text.encode("latin1")
 
 
-# Module and name in the file -> what stands for it here.
+# Module and name in the file -> stand-in.
 STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): Record,
-    ("copyreg", "_reconstructor"): _reconstructed,
+    ("copyreg", "_reconstructor"): _reconstruct,
     ("builtins", "object"): Record,
-    ("_codecs", "encode"): _encoded,
-    # A model keeps the state of its random numbers.
+    ("_codecs", "encode"): _encode,
+    # A fitted model also keeps the state of its random number generator.
     ("numpy.random._pickle", "__randomstate_ctor"): Record,
     ("numpy.random._pickle", "__bit_generator_ctor"): Record,
     ("numpy.random._mt19937", "MT19937"): Record,
     ("numpy.random", "__RandomState_ctor"): Record,
-    ("numpy.core.numeric", "_frombuffer"): _buffered,
-    ("numpy._core.numeric", "_frombuffer"): _buffered,
-    **{(module, "NumpyArrayWrapper"): _Follows for module in _JOBLIB},
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    **{(module, "NumpyArrayWrapper"): _TrailingArray for module in _JOBLIB},
     **{(module, "_reconstruct"): _Array for module in _NUMPY},
     **{(module, "scalar"): _scalar for module in _NUMPY},
     **{(module, name): Record for module in _SKLEARN for name in ("KMeans", "MiniBatchKMeans")},
 }
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
-class _Reader(pickle._Unpickler):
-    """Python's unpickler written in Python: joblib's arrays have to be read between its steps, as joblib does."""
+class _InertUnpickler(pickle._Unpickler):
+    """Unpickler that creates stand-ins only.
 
+    The base is the unpickler written in Python, as in joblib: the bytes of joblib's arrays lie
+    between two instructions of the pickle and have to be read there.
+    """
+
+    # A copy, so that the instructions below do not replace those of other unpicklers.
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BytesIO) -> None:
@@ -127,22 +146,30 @@ class _Reader(pickle._Unpickler):
         self.file = file
 
     def find_class(self, module: str, name: str) -> Any:
-        module = PYTHON_2.get(module, module)
+        module = PYTHON_2_MODULES.get(module, module)
         if (module, name) not in STAND_INS:
-            raise CheckpointError(f"it asks for {module}.{name}, which k-means centres do not need; nothing of it was run")
+            raise CheckpointError(
+                f"it asks for {module}.{name}, which k-means centres do not need; "
+                "nothing of it was run"
+            )
         return STAND_INS[module, name]
 
     def get_extension(self, code: int) -> Any:
-        raise CheckpointError(f"it asks for extension {code} of Python's registry, which k-means centres do not need")
+        # Python's registry caches classes, so an extension could bypass `find_class`.
+        raise CheckpointError(
+            f"it asks for extension {code} of Python's registry, which k-means centres do not need"
+        )
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], Record):
-            raise CheckpointError(f"it gives a state to a {type(self.stack[-1]).__name__}, which has none")
-        self.stack[-1].fill(state, self.file)
+        target = self.stack[-1]
+        # Python's own sets attributes of any object, of the stand-in functions and classes too.
+        if not isinstance(target, Record):
+            raise CheckpointError(f"it gives a state to a {type(target).__name__}, which has none")
+        target.set_state(state, self.file)
 
     def load_bytearray8(self) -> None:
-        # Python's own makes room for as much as the file says before it reads.
+        # Python's own allocates as much as the file announces before it reads.
         (size,) = struct.unpack("<Q", self.read(8))
         content = self.read(size)
         if len(content) < size:
@@ -154,14 +181,22 @@ class _Reader(pickle._Unpickler):
 
 
 def read_inert(content: bytes) -> Any:
-    """What a pickle or an unpacked joblib file is read for: the centres of a k-means, or an array; `Record`s for other objects.
+    """Read the value of a pickle or of a decompressed joblib file.
+
+    Returns:
+        the centres of a k-means model, or an array; `Record`s in place of other objects.
 
     Raises:
-        CheckpointError: it names anything but NumPy's arrays and scikit-learn's k-means. Many others: it is damaged.
+        CheckpointError: the file names anything but NumPy's arrays and scikit-learn's k-means.
+        Exception: any of many kinds, where the file is damaged; `read_centres` lists them.
     """
-    return _plain(_Reader(BytesIO(content)).load())
+    return _value_of(_InertUnpickler(BytesIO(content)).load())
 
 
-def _plain(held: Any) -> Any:
-    is_value = not isinstance(held, Record) or not (isinstance(held, (_Array, _Follows)) or "cluster_centers_" in held.attributes)
-    return held if is_value else held.value
+def _value_of(content: Any) -> Any:
+    """The value of a stand-in that has one; any other object is returned unchanged."""
+    if not isinstance(content, Record):
+        return content
+    is_array = isinstance(content, (_Array, _TrailingArray))
+    has_value = is_array or "cluster_centers_" in content.attributes
+    return content.value if has_value else content

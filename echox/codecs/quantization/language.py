@@ -1,4 +1,7 @@
-"""The unit language: runs of units grouped into words by sentencepiece, each unit one private-use character."""
+"""The unit language: runs of units grouped into words by sentencepiece.
+
+sentencepiece works on text, so each unit is one character of Unicode's private use area.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
-from echox.errors import ConfigError, SignalError
+from echox.core.errors import ConfigError, SignalError
 
 FIRST_CHARACTER = 0xE000  # Unicode's private use area, U+E000 to U+F8FF
-MOST_UNITS = 6_400  # its size
-SEEDS_PER_WORD = 10  # candidates the unigram model prunes its words from
+MAX_UNITS = 6_400  # size of that area
+SEEDS_PER_WORD = 10  # candidates that the unigram model prunes its words from
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,146 +37,197 @@ class LanguageConfig:
 
 
 class UnitLanguage:
-    """Words over units; every single unit is a word too, so that any sequence of units can be said.
+    """Words over units; every single unit is a word too, so that any sequence can be written.
 
-    Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909 (byte-pair merges).
+    Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909
+    (byte-pair merges).
     """
 
     def __init__(self, vocab_size: int, model: bytes = b"") -> None:
-        """
+        """Load a sentencepiece model.
+
         Args:
             vocab_size: number of units V.
             model: a trained sentencepiece model; without one a word is a unit.
+
         Raises:
-            ConfigError: the model does not spell every unit.
+            ConfigError: the model has no word for some single unit.
         """
         self.vocab_size = vocab_size
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
-        self._spelling = self._spell() if self._pieces else [[unit] for unit in range(vocab_size)]
-        if {word[0] for word in self._spelling if len(word) == 1} != set(range(vocab_size)):
-            raise ConfigError(f"the unit language does not spell each of {vocab_size} units; fit the codec again")
+        self._spellings = self._word_units()
+        if {word[0] for word in self._spellings if len(word) == 1} != set(range(vocab_size)):
+            raise ConfigError(
+                f"the unit language does not spell each of {vocab_size} units; fit the codec again"
+            )
 
-    def _spell(self) -> list[list[int]]:
-        """The units of each word; piece 0 is sentencepiece's unknown symbol, which no unit sequence needs."""
-        pieces = (self._pieces.id_to_piece(index) for index in range(1, self._pieces.get_piece_size()))
+    def _word_units(self) -> list[list[int]]:
+        """Units of each word, in the order of the words' ids."""
+        if self._pieces is None:
+            return [[unit] for unit in range(self.vocab_size)]
+        # From 1 on: piece 0 is sentencepiece's unknown symbol, which no unit sequence needs.
+        pieces = (
+            self._pieces.id_to_piece(index) for index in range(1, self._pieces.get_piece_size())
+        )
         return [[ord(character) - FIRST_CHARACTER for character in piece] for piece in pieces]
 
     @property
-    def word_count(self) -> int:
+    def unit_vocab_size(self) -> int:
         """Number of words W."""
-        return len(self._spelling)
+        return len(self._spellings)
 
     def tokens(self) -> list[str]:
-        """The words as EchoX writes them in a tokenizer, in the order of their ids: `<|unit_837_81_194|>`."""
-        return [f"<|unit_{'_'.join(map(str, units))}|>" for units in self._spelling]
+        """Return the words in EchoX's tokenizer format, such as `<|unit_837_81_194|>`, by id."""
+        return [f"<|unit_{'_'.join(map(str, units))}|>" for units in self._spellings]
 
     def words(self, units: Sequence[int]) -> list[int]:
-        """Units -> words, the most probable segmentation (or the merges).
+        """Segment units [U] into words [W]: the most probable segmentation, or the merges.
 
         Raises:
             SignalError: a unit is not in 0..V-1.
         """
+        # Here, because sentencepiece would turn an unknown unit into the unknown symbol.
         for unit in units:
             if not 0 <= unit < self.vocab_size:
                 raise SignalError(f"unit {unit} is outside the codec's 0..{self.vocab_size - 1}")
         if self._pieces is None:
             return list(units)
-        return [index - 1 for index in self._pieces.encode(_characters(units))]
+        return [index - 1 for index in self._pieces.encode(_to_text(units))]
 
     def units_of(self, words: Sequence[int]) -> list[int]:
-        """Words -> units.
+        """Expand words [W] to units [U].
 
         Raises:
             SignalError: a word is not in 0..W-1.
         """
         for word in words:
-            if not 0 <= word < self.word_count:
-                raise SignalError(f"word {word} is outside the unit language's 0..{self.word_count - 1}")
-        return [unit for word in words for unit in self._spelling[word]]
+            if not 0 <= word < self.unit_vocab_size:
+                raise SignalError(
+                    f"word {word} is outside the unit language's 0..{self.unit_vocab_size - 1}"
+                )
+        return [unit for word in words for unit in self._spellings[word]]
 
 
-def train_language(sequences: Iterable[Sequence[int]], vocab_size: int, config: LanguageConfig) -> UnitLanguage:
-    """Learn words from merged unit sequences; fewer than are asked for where the sequences hold fewer regular runs.
+def train_language(
+    sequences: Iterable[Sequence[int]], vocab_size: int, config: LanguageConfig
+) -> UnitLanguage:
+    """Learn words from merged unit sequences.
+
+    There are fewer words than asked for where the sequences hold fewer repeated runs.
 
     Args:
         sequences: unit sequences [U], ids 0..V-1.
         vocab_size: number of units V.
+        config: number, kind and length of the words.
+
     Raises:
-        ConfigError: the kind is unknown, there are more units than private characters, or `words` leaves none for groups.
+        ConfigError: the kind is unknown, there are more units than private characters, or `words`
+            leaves none for groups.
     """
-    words, kind, longest = config.words, config.kind, config.longest
-    if kind not in ("unigram", "bpe"):
-        raise ConfigError(f"language.kind is {kind!r}; use 'unigram' or 'bpe'")
-    if vocab_size > MOST_UNITS:
-        raise ConfigError(f"{vocab_size} units do not fit the {MOST_UNITS} private characters of the unit language; use fewer clusters")
-    if not words:
+    _check(config, vocab_size)
+    if not config.words:
         return UnitLanguage(vocab_size)
-    if words <= vocab_size:
-        raise ConfigError(f"a unit language of {words} words cannot hold {vocab_size} single units and groups; use more words, or 0 for none")
-    sentences = [_characters(units) for units in sequences if len(units)]
-    # Only characters that occur become pieces, so each unit is said once alone.
-    sentences += [_characters([unit]) for unit in range(vocab_size)]
+    sentences = [_to_text(units) for units in sequences if len(units)]
+    # Only characters that occur become pieces, so each unit is one sentence more.
+    sentences += [_to_text([unit]) for unit in range(vocab_size)]
+    if config.kind == "bpe":
+        return UnitLanguage(vocab_size, _train(sentences, config, seeds_file=""))
     with tempfile.TemporaryDirectory() as folder:
-        seeds = Path(folder) / "seeds.tsv"
-        if kind == "unigram":
-            seeds.write_text("".join(f"{piece}\t{score}\n" for piece, score in _seeds(sentences, words, longest)), "utf-8")
-        return UnitLanguage(vocab_size, _train(sentences, kind, words, longest, str(seeds) if kind == "unigram" else ""))
+        # sentencepiece reads candidates from a file only.
+        path = Path(folder) / "seeds.tsv"
+        seeds = _seeds(sentences, config.words, config.longest)
+        path.write_text("".join(f"{piece}\t{score}\n" for piece, score in seeds), "utf-8")
+        return UnitLanguage(vocab_size, _train(sentences, config, seeds_file=str(path)))
+
+
+def _check(config: LanguageConfig, vocab_size: int) -> None:
+    if config.kind not in ("unigram", "bpe"):
+        raise ConfigError(f"language.kind is {config.kind!r}; use 'unigram' or 'bpe'")
+    if vocab_size > MAX_UNITS:
+        raise ConfigError(
+            f"{vocab_size} units do not fit the {MAX_UNITS} private characters of the unit "
+            "language; use fewer clusters"
+        )
+    if config.words and config.words <= vocab_size:
+        raise ConfigError(
+            f"a unit language of {config.words} words cannot hold {vocab_size} single units and "
+            "groups; use more words, or 0 for none"
+        )
 
 
 def _seeds(sentences: list[str], words: int, longest: int) -> list[tuple[str, int]]:
-    """Candidate pieces with sentencepiece's own score, count * length: all single units, then the best runs.
+    """Candidate pieces with sentencepiece's own score, count * length.
 
-    sentencepiece's search for candidates finds almost none in such text (515 in five hours of 512 units, 512 of them single),
-    which leaves a unigram model nothing to choose from.
+    All single units come first, then the best runs. sentencepiece's search for candidates finds
+    almost none in such text (515 in five hours of 512 units, 512 of them single), which leaves a
+    unigram model nothing to choose from.
     """
-    runs = Counter(text[start : start + size] for text in sentences for size in range(2, longest + 1) for start in range(len(text) - size + 1))
+    runs = Counter(
+        text[start : start + size]
+        for text in sentences
+        for size in range(2, longest + 1)
+        for start in range(len(text) - size + 1)
+    )
     scored = [(run, count * len(run)) for run, count in runs.items() if count > 1]
+    # The text breaks ties, so that the words do not depend on the order of the recordings.
     scored.sort(key=lambda pair: (-pair[1], pair[0]))
     return [*sorted(Counter("".join(sentences)).items()), *scored[: SEEDS_PER_WORD * words]]
 
 
-def _train(sentences: list[str], kind: str, words: int, longest: int, seeds_file: str) -> bytes:
-    written = io.BytesIO()
+def _train(sentences: list[str], config: LanguageConfig, seeds_file: str) -> bytes:
+    """A serialised sentencepiece model, the same bytes for the same sentences."""
+    content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
-        model_writer=written,
-        model_type=kind,
-        vocab_size=words + 1,  # and the unknown symbol
+        model_writer=content,
+        model_type=config.kind,
+        vocab_size=config.words + 1,  # and the unknown symbol
         seed_sentencepieces_file=seeds_file,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
+        hard_vocab_limit=False,  # fewer words rather than an error
+        character_coverage=1.0,  # every unit, however rare
+        # Units are no text: nothing may be normalised, added, or split at "spaces" and scripts.
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         split_by_whitespace=False,
         split_by_unicode_script=False,
         split_by_number=False,
-        max_sentencepiece_length=longest,
-        max_sentence_length=1_000_000,
+        max_sentencepiece_length=config.longest,
+        max_sentence_length=1_000_000,  # bytes; longer sentences would be dropped
         bos_id=-1,
         eos_id=-1,
-        num_threads=1,
+        num_threads=1,  # repeatable
         minloglevel=2,
     )
-    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
-    model.trainer_spec.ClearField("seed_sentencepieces_file")  # a temporary path would change the codec's fingerprint
+    model = sentencepiece_model_pb2.ModelProto.FromString(content.getvalue())
+    # The path of a temporary file would change the codec's fingerprint.
+    model.trainer_spec.ClearField("seed_sentencepieces_file")
     return model.SerializeToString(deterministic=True)
 
 
-def _characters(units: Iterable[int]) -> str:
+def _to_text(units: Iterable[int]) -> str:
     return "".join(chr(FIRST_CHARACTER + unit) for unit in units)
 
 
 def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> dict[str, float]:
-    """How densely speech is written: units of every frame [F] of recordings, `audio_s` seconds in all -> what `metrics` records."""
-    merged = [torch.unique_consecutive(row).tolist() for row in labels]
+    """Measure how densely recordings are written in units and words.
+
+    Args:
+        labels: units of every frame [F] of each recording.
+        language: groups merged units into words.
+        audio_s: seconds of all recordings.
+
+    Returns:
+        name -> number, as `metrics` of a fitted codec records them; rates are per second.
+    """
+    merged = [torch.unique_consecutive(units).tolist() for units in labels]
     units = sum(map(len, merged))
-    words = sum(len(language.words(row)) for row in merged)
+    words = sum(len(language.words(sequence)) for sequence in merged)
     return {
         "audio_s": round(audio_s, 1),
         "units": language.vocab_size,
-        "words": language.word_count,
+        "words": language.unit_vocab_size,
         "frames_per_s": round(sum(map(len, labels)) / audio_s, 2),
         "units_per_s": round(units / audio_s, 2),
         "words_per_s": round(words / audio_s, 2),
@@ -182,8 +236,9 @@ def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> d
 
 
 def density(metrics: Mapping[str, float]) -> str:
-    """What `rates` found, in a line for people."""
+    """Format the result of `rates` as one line."""
     return (
-        f"{metrics['frames_per_s']} frames/s, {metrics['units_per_s']} units/s without repeats, {metrics['words_per_s']} words/s "
-        f"of {metrics['words']} words; {metrics['units_per_word']} units a word"
+        f"{metrics['frames_per_s']} frames/s, {metrics['units_per_s']} units/s without repeats, "
+        f"{metrics['words_per_s']} words/s of {metrics['words']} words; "
+        f"{metrics['units_per_word']} units a word"
     )

@@ -1,4 +1,4 @@
-"""The phases of a fit: what each found is kept until the whole is done, so that an interrupted fit goes on."""
+"""The phases of a fit: each result stays on the disk until the fit is done, so that it resumes."""
 
 from __future__ import annotations
 
@@ -8,77 +8,94 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from echox.data.writing import appearing
-from echox.progress import say, skip
-from echox.step_costs import duration
+from echox.core.files import atomic_write
+from echox.core.progress import say, skip
+from echox.core.step_costs import duration
+
+T = TypeVar("T")
 
 WORK_FOLDER = ".fitting"
 KEY_FILE = "key.json"
 
 
 class Phases:
-    """A work folder inside the codec's; emptied if it belongs to another fit."""
+    """Results of a fit's phases in a work folder inside the codec's folder.
+
+    The work folder is emptied where it belongs to another fit.
+    """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
-        """
+        """Open the work folder.
+
         Args:
-            key: everything the results depend on, JSON-ready.
+            folder: the codec's folder.
+            key: everything that the results depend on, JSON-ready.
         """
         self.folder = folder / WORK_FOLDER
-        self.seconds: dict[str, float] = {}
-        written, path = json.dumps(key, sort_keys=True), self.folder / KEY_FILE
-        if not path.is_file() or path.read_text("utf-8") != written:
+        self.seconds: dict[str, float] = {}  # by phase, of this run or of the one that made it
+        content, path = json.dumps(key, sort_keys=True), self.folder / KEY_FILE
+        # Results of other recordings or settings must not be mixed into this fit.
+        if not path.is_file() or path.read_text("utf-8") != content:
             shutil.rmtree(self.folder, ignore_errors=True)
-            with appearing(path) as unfinished:
-                unfinished.write_text(written, "utf-8")
+            with atomic_write(path) as unfinished:
+                unfinished.write_text(content, "utf-8")
 
-    def tensors(self, phase: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """A phase's tensors, from an earlier run if it left them."""
+    def tensors(self, phase: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return a phase's tensors: from an earlier run, or computed and written now."""
         path = self.folder / f"{phase}.safetensors"
         if path.is_file():
+            # The time of the earlier run is in the file, so that metrics cover the whole fit.
             with safe_open(path, "pt") as file:
                 self.seconds[phase] = float(file.metadata()["seconds"])
+            # The cost of this run is not recorded as the step's, for a part was not computed.
             skip()
-            self.tell(f"{phase} kept from an earlier run")
+            self.report(f"{phase} kept from an earlier run")
             return load_file(path)
-        made = {name: tensor.detach().cpu().contiguous() for name, tensor in self.timed(phase, make).items()}
-        with appearing(path) as unfinished:
-            save_file(made, unfinished, metadata={"seconds": str(self.seconds[phase])})
-        self.tell(f"{phase} took {duration(self.seconds[phase])}")
-        return made
+        # safetensors stores contiguous tensors alone.
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.timed(phase, compute).items()
+        }
+        with atomic_write(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"seconds": str(self.seconds[phase])})
+        self.report(f"{phase} took {duration(self.seconds[phase])}")
+        return tensors
 
-    def content(self, name: str, phase: str, make: Callable[[], bytes]) -> bytes:
-        """A phase's file, from an earlier run if it left it."""
+    def content(self, name: str, phase: str, compute: Callable[[], bytes]) -> bytes:
+        """Return the bytes of a phase's file: from an earlier run, or computed and written now."""
         path = self.folder / name
         if not path.is_file():
-            content = self.timed(phase, make)
-            with appearing(path) as unfinished:
+            content = self.timed(phase, compute)
+            with atomic_write(path) as unfinished:
                 unfinished.write_bytes(content)
         return path.read_bytes()
 
-    def timed(self, phase: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns; its seconds are kept under the phase's name."""
+    def timed(self, phase: str, compute: Callable[[], T]) -> T:
+        """Return the result of `compute` and record its seconds under the phase's name."""
         began_s = time.monotonic()
-        made = make()
+        result = compute()
         self.seconds[phase] = round(time.monotonic() - began_s, 1)
-        return made
+        return result
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
+        """Print a line about the fit to stderr."""
         say(f"codec: {text}")
 
-    def done(self) -> None:
+    def remove(self) -> None:
+        """Delete the work folder, after the codec has been written."""
         shutil.rmtree(self.folder)
 
 
 def digest_of(clips: Sequence[Tensor]) -> str:
-    """A short hash of recordings."""
+    """Return a hash of 16 hexadecimal digits of recordings, samples [T] each."""
     digest = hashlib.sha256()
     for clip in clips:
+        # The length first, so that samples cannot move from one recording to the next unnoticed.
         digest.update(len(clip).to_bytes(8, "little") + clip.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

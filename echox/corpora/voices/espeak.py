@@ -1,6 +1,7 @@
-"""Speakers of the espeak-ng formant synthesiser: robots, but of another make than every other voice.
+"""Speakers of the espeak-ng formant synthesiser.
 
-A model that has only heard one synthesiser learns its habits; a second one, however plain, teaches it what questions have in common.
+They sound robotic, but they come from another synthesiser than all other voices: a model trained on
+one synthesiser alone learns its artefacts, a second one shows what questions have in common.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
+from echox.core.errors import AssetError, SignalError
+from echox.core.packages import ESPEAK
 from echox.corpora.voices.base import Role, Voice
-from echox.errors import AssetError, SignalError
-from echox.packages import ESPEAK
 
 AMERICAN, BRITISH, CARIBBEAN = "en-US", "en-GB-x-rp", "en-029"
 # Constants of speak_lib.h.
 SYNCHRONOUS, UTF8, OK = 2, 1, 0
 RATE, PITCH, RANGE = 1, 3, 4
-# How far a seed moves a speaker: words per minute by a ratio, pitch and liveliness by points of the library's 0 to 100.
+# How far a seed moves a speaker: words per minute by a ratio, pitch and pitch range by points of
+# the library's 0 to 100.
 PACE_RATIO, PITCH_POINTS, RANGE_POINTS = (0.85, 1.2), (35, 65), (30, 70)
 
 
 @dataclass(frozen=True, slots=True)
 class FormantSpeaker:
-    """What makes one speaker."""
+    """Parameters of one speaker."""
 
     pitch_hz: tuple[int, int]
     """Lowest and highest F0 of its plain speech."""
@@ -70,12 +72,20 @@ VALID_SPEAKERS = {
 
 
 def is_installed() -> bool:
-    """Whether the package that carries the library is there."""
+    """Return whether the package that carries the espeak-ng library is installed."""
     return ESPEAK.is_installed()
 
 
 class EspeakVoice(Voice):
-    """A formant speaker; the seed draws pace, pitch and liveliness of each clip."""
+    """A formant speaker; the seed draws pace, pitch and pitch range of each clip.
+
+    Clips are samples [T] at 22,050 Hz.
+
+    Args:
+        name: the name under which `voice` finds it.
+        role: what the voice may be used for.
+        speaker: its parameters.
+    """
 
     rate_hz = 22_050
     packages = (ESPEAK,)
@@ -87,20 +97,26 @@ class EspeakVoice(Voice):
 
     def _render(self, text: str, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
+        # The order of the draws is part of the recorded corpora.
         pace = round(self.speaker.words_per_minute * rng.uniform(*PACE_RATIO))
-        settings = {RATE: pace, PITCH: rng.integers(*PITCH_POINTS), RANGE: rng.integers(*RANGE_POINTS)}
+        settings = {
+            RATE: pace,
+            PITCH: rng.integers(*PITCH_POINTS),
+            RANGE: rng.integers(*RANGE_POINTS),
+        }
         with EspeakLibrary() as library:
-            return library.speak(text, self.speaker, settings)
+            return library.synthesize(text, self.speaker, settings)
 
 
 class EspeakLibrary:
-    """espeak-ng by its C interface, speaking into memory.
+    """Context manager around espeak-ng's C interface, which synthesizes into memory.
 
-    Its synthesiser keeps the phase of the last word it spoke, and nothing in its interface resets that: only a library loaded anew
-    says the same text the same way each time. That takes a few milliseconds.
+    The synthesiser keeps the phase of the last word, and nothing in its interface resets it: only a
+    freshly loaded library renders a text the same way each time. Loading takes a few milliseconds.
 
     Raises:
-        PackageError: the package is missing. AssetError: its library does not start here.
+        PackageError: the package is not installed.
+        AssetError: its library does not load here, or has another sampling rate.
     """
 
     def __init__(self) -> None:
@@ -110,47 +126,80 @@ class EspeakLibrary:
         try:
             self.c = ctypes.CDLL(espeakng_loader.get_library_path())
         except OSError as error:
-            raise AssetError(f"the espeak-ng library does not load here ({error}); uninstall espeakng-loader to do without it") from error
-        # Kept as an attribute: the library calls it for as long as it lives.
-        self.receive = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(self._receive)
+            raise AssetError(
+                f"the espeak-ng library does not load here ({error}); "
+                "uninstall espeakng-loader to do without it"
+            ) from error
+        # Kept as an attribute: the library calls it for as long as it lives, and a callback that
+        # Python has collected crashes the process.
+        self.receive = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )(self._receive)
 
     def __enter__(self) -> EspeakLibrary:
         rate_hz = self.c.espeak_Initialize(SYNCHRONOUS, 0, str(self.data).encode(), 0)
         if rate_hz != EspeakVoice.rate_hz:
-            raise AssetError(f"espeak-ng answered {rate_hz} instead of {EspeakVoice.rate_hz} Hz; reinstall espeakng-loader")
+            raise AssetError(
+                f"espeak-ng answered {rate_hz} instead of {EspeakVoice.rate_hz} Hz; "
+                "reinstall espeakng-loader"
+            )
         self.c.espeak_SetSynthCallback(self.receive)
         return self
 
     def __exit__(self, *_) -> None:
         self.c.espeak_Terminate()
+        # `ctypes` itself has no way to unload a library; the name differs on Windows.
         unload = getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary
         unload(self.c._handle)
 
     def _receive(self, samples, count: int, _events) -> int:
         if samples and count > 0:
+            # Copied, because the library writes its next samples into the same buffer.
             self.pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
+        return 0  # anything else would stop the synthesis
 
-    def speak(self, text: str, speaker: FormantSpeaker, settings: dict[int, int]) -> np.ndarray:
-        """Samples [T] float32 of a text."""
-        (accent,) = self.data.glob(f"lang/**/{speaker.accent}")
-        with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
-            described = Path(folder, "voice")
-            described.write_text(voice_file(accent.read_text("utf-8"), speaker), "utf-8")
-            if self.c.espeak_SetVoiceByFile(str(described).encode()) != OK:
-                raise SignalError(f"espeak-ng refused the speaker {speaker}; reinstall espeakng-loader")
+    def synthesize(
+        self, text: str, speaker: FormantSpeaker, settings: dict[int, int]
+    ) -> np.ndarray:
+        """Synthesize a text.
+
+        Args:
+            text: English, any number of sentences.
+            speaker: its parameters.
+            settings: parameter of speak_lib.h -> value.
+
+        Returns:
+            samples [T] float32 at `EspeakVoice.rate_hz`; empty where nothing was spoken.
+
+        Raises:
+            SignalError: the library refused the speaker or the text.
+        """
+        self._select(speaker)
         for setting, value in settings.items():
             self.c.espeak_SetParameter(setting, int(value), 0)
         self.pieces.clear()
-        spelled = text.encode() + b"\0"
-        if self.c.espeak_Synth(spelled, len(spelled), 0, 1, 0, UTF8, None, None) != OK:
+        content = text.encode() + b"\0"
+        if self.c.espeak_Synth(content, len(content), 0, 1, 0, UTF8, None, None) != OK:
             raise SignalError(f"espeak-ng could not speak {text!r}; give it a shorter text")
         self.c.espeak_Synchronize()
-        return np.concatenate(self.pieces).astype(np.float32) / 32_768 if self.pieces else np.zeros(0, np.float32)
+        if not self.pieces:
+            return np.zeros(0, np.float32)
+        return np.concatenate(self.pieces).astype(np.float32) / 32_768  # from 16-bit integers
+
+    def _select(self, speaker: FormantSpeaker) -> None:
+        """Load the speaker by a file, the only way to set formants in the C interface."""
+        (accent,) = self.data.glob(f"lang/**/{speaker.accent}")
+        with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
+            path = Path(folder, "voice")
+            path.write_text(voice_file(accent.read_text("utf-8"), speaker), "utf-8")
+            if self.c.espeak_SetVoiceByFile(str(path).encode()) != OK:
+                raise SignalError(
+                    f"espeak-ng refused the speaker {speaker}; reinstall espeakng-loader"
+                )
 
 
 def voice_file(accent: str, speaker: FormantSpeaker) -> str:
-    """The library's description of a speaker: its accent's own lines, then what differs.
+    """Return the library's description of a speaker: its accent's own lines, then what differs.
 
     Flutter, breath and roughness are left out: their randomness cannot be seeded.
     """

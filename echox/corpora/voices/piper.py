@@ -1,4 +1,4 @@
-"""Joe, a natural American man: a Piper (VITS) network in ONNX, spoken without its GPL program."""
+"""The voice Joe: a Piper (VITS) network of an American man in ONNX, run without its GPL program."""
 
 import json
 from functools import lru_cache
@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
+from echox.core.errors import AssetError
+from echox.core.packages import HIBARI, ONNXRUNTIME
 from echox.corpora.voices.base import Role, Voice
 from echox.corpora.voices.espeak_alphabet import to_espeak
 from echox.corpora.voices.hibari import engine
-from echox.errors import AssetError
-from echox.packages import HIBARI, ONNXRUNTIME
 
 ASSET = "voice_joe"
 BEGIN, PAD, END = "^", "_", "$"
-PAUSE_S = 0.15
+PAUSE_S = 0.15  # between sentences
 
-# The network draws its noise inside, where no seed reaches; without noise it is the same every time.
+# The network draws its noise inside the graph, where no seed reaches; without noise its output is
+# the same every time.
 NOISE_SCALE, NOISE_WIDTH = 0.0, 0.0
 
-# Speaker name to length scale: 1 is the recorded pace, larger is slower.
+# Voice name -> length scale: 1 is the recorded pace, larger is slower.
 LENGTHS = {"joe": 1.0, "joe_slow": 1.2, "joe_fast": 0.85}
 
 
@@ -29,63 +30,99 @@ def network(folder: Path):
 
     Args:
         folder: holds one `*.onnx` and its `*.onnx.json`.
+
     Returns:
-        (onnxruntime session, phoneme to list of ids).
+        session: of onnxruntime.
+        table: phoneme -> ids.
+
     Raises:
-        AssetError: the folder does not hold them.
+        AssetError: the folder does not hold both files.
+        PackageError: onnxruntime is not installed.
     """
     onnxruntime = ONNXRUNTIME.load()
-    found = sorted(Path(folder).rglob("*.onnx"))
-    if not found or not Path(f"{found[0]}.json").is_file():
-        raise AssetError(f"a Piper voice is an .onnx file beside its .onnx.json, and {folder} does not hold both; fetch it again")
+    models = sorted(Path(folder).rglob("*.onnx"))
+    if not models or not Path(f"{models[0]}.json").is_file():
+        raise AssetError(
+            f"a Piper voice is an .onnx file beside its .onnx.json, and {folder} does not hold "
+            "both; fetch it again"
+        )
     options = onnxruntime.SessionOptions()
+    # One thread: clips are synthesized by one process per core.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(found[0]), options, providers=["CPUExecutionProvider"])
-    return session, json.loads(Path(f"{found[0]}.json").read_text(encoding="utf-8"))["phoneme_id_map"]
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(
+        str(models[0]), options, providers=["CPUExecutionProvider"]
+    )
+    config = json.loads(Path(f"{models[0]}.json").read_text(encoding="utf-8"))
+    return session, config["phoneme_id_map"]
 
 
 def phoneme_ids(phonemes: str, table: dict[str, list[int]]) -> list[int]:
-    """Spell a sentence as Piper was trained to read it: begin, each phoneme followed by a pad, end.
+    """Encode a sentence as Piper was trained on it: begin, each phoneme followed by a pad, end.
 
     Args:
         phonemes: espeak IPA; characters the table lacks are left out.
-        table: phoneme to ids, from the voice's json.
+        table: phoneme -> ids, from the voice's json.
+
     Returns:
-        ids, at least the begin, a pad and the end.
+        ids [N], at least the begin, a pad and the end.
     """
-    known = [BEGIN, *(symbol for symbol in phonemes.replace("—", ",") if symbol in table)]
-    return [number for symbol in known for number in (*table[symbol], *table[PAD])] + table[END]
+    # A dash is read with the pause of a comma.
+    symbols = [BEGIN, *(symbol for symbol in phonemes.replace("—", ",") if symbol in table)]
+    return [number for symbol in symbols for number in (*table[symbol], *table[PAD])] + table[END]
 
 
 class JoeVoice(Voice):
-    """A man's recorded voice at one of three paces; always held out of training."""
+    """A man's recorded voice at one of three paces, always held out of training.
+
+    Clips are samples [T] at 22,050 Hz.
+
+    Args:
+        name: one of `LENGTHS`.
+        folder: of the network; None fetches it as an asset with the first text.
+    """
 
     rate_hz = 22_050
     packages = (HIBARI, ONNXRUNTIME)
     role = Role.TEST
 
     def __init__(self, name: str = "joe", folder: Path | None = None) -> None:
-        """Name one of `LENGTHS`; `folder` holds the network, fetched as an asset at the first word when None."""
         self.name = name
         self.folder = folder
 
     def _render(self, text: str, seed: int) -> np.ndarray:
-        session, table = network(self.folder or self._fetched())
+        session, table = network(self.folder or self._fetch())
         scales = np.asarray([NOISE_SCALE, LENGTHS[self.name], NOISE_WIDTH], np.float32)
-        sentences = [phoneme_ids(to_espeak(phonemes), table) for phonemes in engine().phonemize(text)]
+        sentences = [
+            phoneme_ids(to_espeak(phonemes), table) for phonemes in engine().phonemize(text)
+        ]
         pause = np.zeros(round(PAUSE_S * self.rate_hz), np.float32)
-        parts = [part for ids in sentences for part in (spoken(session, ids, scales), pause)]
+        parts = [part for ids in sentences for part in (synthesize(session, ids, scales), pause)]
+        # Without the pause after the last sentence.
         return np.concatenate(parts[:-1]) if parts else np.zeros(0, np.float32)
 
-    def _fetched(self) -> Path:
+    def _fetch(self) -> Path:
+        # Imported here: a list of voices needs no assets.
         from echox.assets import asset_folder
 
         self.folder = Path(asset_folder(ASSET))
         return self.folder
 
 
-def spoken(session, ids: list[int], scales: np.ndarray) -> np.ndarray:
-    """Samples [T] float32 of one sentence; scales are noise, length and duration noise."""
-    inputs = {"input": np.asarray([ids], np.int64), "input_lengths": np.asarray([len(ids)], np.int64), "scales": scales}
+def synthesize(session, ids: list[int], scales: np.ndarray) -> np.ndarray:
+    """Run the network on one sentence.
+
+    Args:
+        session: of onnxruntime.
+        ids: [N] of `phoneme_ids`.
+        scales: [3] float32: noise, length and noise of the durations.
+
+    Returns:
+        samples [T] float32 at `JoeVoice.rate_hz`.
+    """
+    inputs = {
+        "input": np.asarray([ids], np.int64),
+        "input_lengths": np.asarray([len(ids)], np.int64),
+        "scales": scales,
+    }
     return session.run(None, inputs)[0].reshape(-1)

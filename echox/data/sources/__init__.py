@@ -1,1 +1,1 @@
-"""Where manifests are made from: one file a kind of source."""
+"""Sources that manifests are made from, one file for each kind."""

@@ -6,62 +6,81 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from echox.data.sources.base import AUDIO_ENDINGS, Fault, Found, Source
+from echox.data.sources.base import AUDIO_ENDINGS, Source, SourceFault, SourceRow
 
-# Endings of a file of words beside a clip; the written-out form of LibriTTS goes before the original.
+# Endings of a file of words beside a clip; the written-out form of LibriTTS precedes the original.
 WORDS_BESIDE = (".normalized.txt", ".normalized", ".txt", ".lab")
 # LibriSpeech has one file of words a chapter: an id and its words a line.
 WORDS_OF_FOLDER = ".trans.txt"
 
 
 class FolderSource(Source):
-    """Clips below a folder; words in NAME.normalized.txt, NAME.txt or NAME.lab beside them, or in LibriSpeech's *.trans.txt."""
+    """Clips below a folder, at any depth, with their words in files beside them.
 
-    def entries(self) -> Iterator[Found | Fault]:
+    Words are read from NAME.normalized.txt, NAME.normalized, NAME.txt or NAME.lab, or from
+    LibriSpeech's *.trans.txt.
+    """
+
+    def entries(self) -> Iterator[SourceRow | SourceFault]:
         seen: set[tuple[int, int]] = set()
-        unread: list[OSError] = []
-        for folder, below, names in os.walk(self.path, followlinks=True, onerror=unread.append):
+        errors: list[OSError] = []
+        walk = os.walk(self.path, followlinks=True, onerror=errors.append)
+        for folder, subfolders, names in walk:
             # A link to a folder above would otherwise be walked for ever.
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in seen:
-                below.clear()
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
                 continue
-            seen.add((about.st_dev, about.st_ino))
-            below[:] = sorted(name for name in below if not name.startswith("."))
+            seen.add((status.st_dev, status.st_ino))
+            # In place, which tells `os.walk` the order and what to leave out.
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             yield from self._folder(Path(folder), sorted(names))
-        yield from (Fault(str(error.filename), f"the folder cannot be read ({error.strerror})") for error in unread)
+        for error in errors:
+            reason = f"the folder cannot be read ({error.strerror})"
+            yield SourceFault(str(error.filename), reason)
 
-    def _folder(self, folder: Path, names: list[str]) -> Iterator[Found | Fault]:
-        clips = [name for name in names if name.lower().endswith(AUDIO_ENDINGS) and not name.startswith(".")]
+    def _folder(self, folder: Path, names: list[str]) -> Iterator[SourceRow | SourceFault]:
+        clips = [
+            name
+            for name in names
+            if name.lower().endswith(AUDIO_ENDINGS) and not name.startswith(".")
+        ]
         if not clips:
             return
         words = _words_of_folder(folder, names)
+        # Looked up in a set: asking the disk for each ending of each clip would be slow.
         present = set(names)
         for name in clips:
             yield self._clip(folder / name, words, present)
 
-    def _clip(self, clip: Path, words: dict[str, str], present: set[str]) -> Found | Fault:
+    def _clip(
+        self, clip: Path, words: dict[str, str], present: set[str]
+    ) -> SourceRow | SourceFault:
         relative = clip.relative_to(self.path).with_suffix("")
         name = "/".join(part for part in (self.prefix, relative.as_posix()) if part)
         try:
             text = words.get(clip.stem) or _words_beside(clip, present)
         except (OSError, UnicodeDecodeError) as error:
-            return Fault(name, f"its words cannot be read ({error})")
-        return self.spoken(name, str(clip), text, speaker=self.speaker_of(relative))
+            return SourceFault(name, f"its words cannot be read ({error})")
+        return self.clip_row(name, str(clip), text, speaker=self.speaker_of(relative))
 
 
 def _words_beside(clip: Path, present: set[str]) -> str:
     for ending in WORDS_BESIDE:
-        if clip.stem + ending in present:
-            return " ".join(clip.with_name(clip.stem + ending).read_text(encoding="utf-8-sig").split())
+        name = clip.stem + ending
+        if name in present:
+            return " ".join(clip.with_name(name).read_text(encoding="utf-8-sig").split())
     return ""
 
 
 def _words_of_folder(folder: Path, names: list[str]) -> dict[str, str]:
+    """Words by the clip's name without its ending, from LibriSpeech's files of a chapter."""
     words = {}
     for name in names:
         if name.endswith(WORDS_OF_FOLDER):
-            for line in (folder / name).read_text(encoding="utf-8-sig", errors="replace").splitlines():
-                key, _, text = line.strip().partition(" ")
-                words[key] = text
+            # Bad bytes spoil their own line alone.
+            text = (folder / name).read_text(encoding="utf-8-sig", errors="replace")
+            for line in text.splitlines():
+                key, _, line_words = line.strip().partition(" ")
+                words[key] = line_words
     return words

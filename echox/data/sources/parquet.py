@@ -1,4 +1,7 @@
-"""Hugging Face datasets: parquet files, and the arrow files that `save_to_disk` writes, with the clips' bytes in a column."""
+"""Hugging Face datasets, parquet and arrow files, with the clips' bytes in a column.
+
+Arrow files are those that `save_to_disk` writes.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from echox.data.sources.base import Columns, Content, Fault, Found, Source
-from echox.errors import ManifestError
-from echox.packages import PYARROW
+from echox.core.errors import ManifestError
+from echox.core.packages import PYARROW
+from echox.data.sources.base import AudioBytes, Columns, Source, SourceFault, SourceRow
 
-_ROWS = 64  # read at once: a minute of bytes, rather than a row group that may have a thousand clips
-_MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3", b"FORM": ".aiff", b"caff": ".caf"}
+# Rows read at once: a minute of bytes, rather than a row group that may have a thousand clips.
+_ROWS = 64
+# First bytes of audio files; b"\xff" begins the frames of an mp3 without tags.
+_MAGIC = {
+    b"RIFF": ".wav",
+    b"fLaC": ".flac",
+    b"OggS": ".ogg",
+    b"ID3": ".mp3",
+    b"\xff": ".mp3",
+    b"FORM": ".aiff",
+    b"caff": ".caf",
+}
 
 
 class ParquetSource(Source):
-    """Rows of a parquet or arrow file. The bytes of a column are compressed there, so clips are copied into shards."""
+    """Rows of a parquet or arrow file.
+
+    The bytes of a column are compressed there, so clips are copied into shards.
+    """
 
     packages = (PYARROW,)
 
-    def entries(self) -> Iterator[Found | Fault]:
+    def entries(self) -> Iterator[SourceRow | SourceFault]:
         return self.after(0)
 
-    def after(self, count: int) -> Iterator[Found | Fault]:
+    def after(self, count: int) -> Iterator[SourceRow | SourceFault]:
+        # Row groups that are done are not read again, as the base class would.
         for number, row in self._rows(count):
             yield self._entry(f"{self.prefix}-{number}", row)
 
     def _rows(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Numbers and contents of the rows after the first `count`."""
+        # Loaded here, for it is an optional package.
         pyarrow = PYARROW.load()
         try:
             number, batches = self._batches(count)
@@ -38,41 +56,71 @@ class ParquetSource(Source):
                     if number > count:
                         yield number, row
         except pyarrow.ArrowException as error:
-            raise ManifestError(f"{self.path} is no whole {self.path.suffix.removeprefix('.')} file ({error}); copy it again") from error
+            kind = self.path.suffix.removeprefix(".")
+            raise ManifestError(
+                f"{self.path} is no whole {kind} file ({error}); copy it again"
+            ) from error
 
     def _batches(self, count: int) -> tuple[int, Iterator[Any]]:
-        """Rows left out at the front, whole row groups of them, and batches of those that follow."""
+        """The number of rows skipped at the front, and batches of those that follow.
+
+        Whole row groups are skipped, as far as all of their rows are among the first `count`.
+        """
         if self.path.suffix == ".arrow":
-            stream = PYARROW.load("ipc").open_stream(PYARROW.load().OSFile(str(self.path)))
-            return 0, (batch.slice(start, _ROWS) for batch in stream for start in range(0, batch.num_rows, _ROWS))
+            return 0, self._arrow_batches()
         file = PYARROW.load("parquet").ParquetFile(self.path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
         skipped = sum(end <= count for end in ends)
-        return (ends[skipped - 1] if skipped else 0), file.iter_batches(_ROWS, row_groups=list(range(skipped, len(sizes))))
+        skipped_rows = ends[skipped - 1] if skipped else 0
+        groups = list(range(skipped, len(sizes)))
+        return skipped_rows, file.iter_batches(_ROWS, row_groups=groups)
 
-    def _entry(self, name: str, row: dict[str, Any]) -> Found | Fault:
+    def _arrow_batches(self) -> Iterator[Any]:
+        file = PYARROW.load().OSFile(str(self.path))
+        stream = PYARROW.load("ipc").open_stream(file)
+        # The batches of a file are as its writer made them, often of a thousand rows.
+        return (
+            batch.slice(start, _ROWS)
+            for batch in stream
+            for start in range(0, batch.num_rows, _ROWS)
+        )
+
+    def _entry(self, name: str, row: dict[str, Any]) -> SourceRow | SourceFault:
         columns = Columns(row, self.config.columns)
         audio = columns.get(row, "audio")
         if audio is None:
-            return Fault(name, f"no audio in the columns {', '.join(row)}; set columns.audio=NAME")
+            reason = f"no audio in the columns {', '.join(row)}; set columns.audio=NAME"
+            return SourceFault(name, reason)
         clip = self._clip(audio)
         if isinstance(clip, str) and not Path(clip).is_file():
-            return Fault(name, f"has no bytes of its audio, and {clip} does not exist")
+            return SourceFault(name, f"has no bytes of its audio, and {clip} does not exist")
         text, seconds = columns.get(row, "text"), columns.get(row, "seconds")
-        given, speaker = columns.get(row, "id"), columns.get(row, "speaker")
-        return self.spoken(
-            name if given is None else str(given), clip, text if isinstance(text, str) else "",
-            seconds=seconds if isinstance(seconds, (int, float)) else None, units=columns.get(row, "units"),
-            speaker=None if speaker is None else str(speaker), **columns.others(row),
-        )  # fmt: skip
+        row_id, speaker = columns.get(row, "id"), columns.get(row, "speaker")
+        return self.clip_row(
+            name if row_id is None else str(row_id),
+            clip,
+            text if isinstance(text, str) else "",
+            seconds=seconds if isinstance(seconds, (int, float)) else None,
+            units=columns.get(row, "units"),
+            speaker=None if speaker is None else str(speaker),
+            **columns.others(row),
+        )
 
-    def _clip(self, audio: Any) -> str | Content:
-        data = audio.get("bytes") if isinstance(audio, dict) else audio if isinstance(audio, bytes) else None
-        named = audio.get("path") if isinstance(audio, dict) else audio if isinstance(audio, str) else None
+    def _clip(self, audio: Any) -> str | AudioBytes:
+        """The clip of a column: a struct of bytes and path, as HF datasets have it, or either."""
+        data, path = None, None
+        if isinstance(audio, dict):
+            data, path = audio.get("bytes"), audio.get("path")
+        elif isinstance(audio, bytes):
+            data = audio
+        elif isinstance(audio, str):
+            path = audio
         if data:
-            return Content(data, Path(named).suffix.lower() if named and Path(named).suffix else _ending_of(data))
-        return str(self.path.parent / (named or "?"))
+            ending = Path(path).suffix.lower() if path else ""
+            return AudioBytes(data, ending or _ending_of(data))
+        # "?" is no file, which the caller names as a fault.
+        return str(self.path.parent / (path or "?"))
 
 
 def _ending_of(data: bytes) -> str:

@@ -1,64 +1,87 @@
-"""Rows that are there already, as JSONL or as a JSON list: the published conversations, manifests of echox, and flat rows."""
+"""Rows that exist already, as JSONL or as a JSON list.
+
+They are the published conversations, manifests of echox, and flat rows.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from echox.data.lines import records_of
-from echox.data.row_reader import Broken, id_of, json_type
-from echox.data.sources.base import Columns, Fault, Found, Source
+from echox.data.lines import read_records
+from echox.data.row_reader import BrokenRow, json_type, stated_id
+from echox.data.sources.base import Columns, Source, SourceFault, SourceRow
 
+# A path as a row writes it -> an absolute one; None where there is no such file.
 Resolve = Callable[[str], str | None]
 
 
 class RowsSource(Source):
-    """Conversations are taken as they are; a flat row ({"audio_filepath": ..., "text": ...}, as NeMo writes) is a clip and its words."""
+    """Conversations, which stay as they are, and flat rows, which become a clip and its words.
 
-    def entries(self) -> Iterator[Found | Fault]:
-        root = Path(self.config.audio_root).absolute() if self.config.audio_root else self.path.parent
-        for number, record in records_of(self.path):
-            yield row_of(self, f"{self.prefix}-{number}", record, lambda named: os.path.join(root, named))
+    A flat row is as NeMo writes it: {"audio_filepath": ..., "text": ...}.
+    """
+
+    def entries(self) -> Iterator[SourceRow | SourceFault]:
+        root = self.root
+
+        def resolve(path: str) -> str:
+            return os.path.join(root, path)
+
+        for number, record in read_records(self.path):
+            yield entry_of(self, f"{self.prefix}-{number}", record, resolve)
 
 
-def row_of(source: Source, name: str, record: Any, resolve: Resolve) -> Found | Fault:
-    """A JSON row as an entry.
+def entry_of(source: Source, name: str, record: Any, resolve: Resolve) -> SourceRow | SourceFault:
+    """Turn a JSON value into an entry.
 
     Args:
+        source: source of the row, whose config names columns.
+        name: name of the row, unless it states an id.
+        record: JSON value, or the `BrokenRow` that stands for one.
         resolve: a path as the row writes it -> an absolute one; None where there is no such file.
     """
-    if isinstance(record, Broken):
-        return Fault(name, str(record))
+    if isinstance(record, BrokenRow):
+        return SourceFault(name, str(record))
     if not isinstance(record, dict):
-        return Fault(name, f"a row is a JSON object, not a {json_type(record)}")
-    name = id_of(record) or name
+        return SourceFault(name, f"a row is a JSON object, not a {json_type(record)}")
+    # The row's own id, where it has one, names its faults too.
+    name = stated_id(record) or name
     if "conversations" in record:
         return _conversation(name, record, resolve)
     columns = Columns(record, source.config.columns)
     audio = columns.get(record, "audio")
     if not isinstance(audio, str):
-        return Fault(name, "the row has neither 'conversations' nor a column that is known to name audio; set columns.audio=NAME")
+        reason = (
+            "the row has neither 'conversations' nor a column that is known to name audio; "
+            "set columns.audio=NAME"
+        )
+        return SourceFault(name, reason)
     if (path := resolve(audio)) is None:
-        return Fault(name, f"audio {audio} is not in the archive")
+        return SourceFault(name, f"audio {audio} is not in the archive")
     seconds, text = columns.get(record, "seconds"), columns.get(record, "text")
-    return source.spoken(
-        name, path, text if isinstance(text, str) else "", seconds=seconds if isinstance(seconds, (int, float)) else None,
-        units=columns.get(record, "units"), speaker=columns.get(record, "speaker"), **columns.others(record),
-    )  # fmt: skip
+    return source.clip_row(
+        name,
+        path,
+        text if isinstance(text, str) else "",
+        seconds=seconds if isinstance(seconds, (int, float)) else None,
+        units=columns.get(record, "units"),
+        speaker=columns.get(record, "speaker"),
+        **columns.others(record),
+    )
 
 
-def _conversation(name: str, record: dict[str, Any], resolve: Resolve) -> Found | Fault:
+def _conversation(name: str, record: dict[str, Any], resolve: Resolve) -> SourceRow | SourceFault:
+    # The caller's record stays as it is.
     record = copy.deepcopy(record)
     items = record["conversations"]
+    # Rows that are malformed pass through, and the manifest's reader names what is wrong.
     for item in items if isinstance(items, list) else []:
-        named = item.get("audio") if isinstance(item, dict) else None
-        if isinstance(named, str) and named:
-            item["audio"] = resolve(named)
+        audio = item.get("audio") if isinstance(item, dict) else None
+        if isinstance(audio, str) and audio:
+            item["audio"] = resolve(audio)
             if item["audio"] is None:
-                return Fault(name, f"audio {named} is not in the archive")
-    return Found(name, record)
-
-
+                return SourceFault(name, f"audio {audio} is not in the archive")
+    return SourceRow(name, record)

@@ -6,18 +6,22 @@ import csv
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import TextIO
 
-from echox.data.sources.base import Columns, Fault, Found, Source
-from echox.errors import ManifestError
+from echox.core.errors import ManifestError
+from echox.data.sources.base import Columns, Source, SourceFault, SourceRow
 
-# fairseq keeps the words of a TSV's lines in files of as many lines beside it: words, or letters with | between words.
+# fairseq keeps the words of a TSV's lines in files of as many lines beside it: words, or letters
+# with | between words.
 _WORDS, _LETTERS, _UNITS = ".wrd", ".ltr", ".km"
+# The character that bytes become which are not UTF-8.
+_REPLACEMENT = "\ufffd"
 
 
 class TableSource(Source):
-    """Rows of a table."""
+    """Rows of a TSV or CSV file."""
 
-    def entries(self) -> Iterator[Found | Fault]:
+    def entries(self) -> Iterator[SourceRow | SourceFault]:
         # Bad bytes spoil their own row alone: they become characters that no row keeps.
         with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             first = file.readline()
@@ -25,71 +29,107 @@ class TableSource(Source):
             yield from self._fairseq(file) if self._is_fairseq(first) else self._with_header(file)
 
     def _is_fairseq(self, first: str) -> bool:
-        return self.path.suffix == ".tsv" and "\t" not in first.rstrip("\n") and Path(first.strip()).is_absolute()
+        is_one_field = "\t" not in first.rstrip("\n")
+        return self.path.suffix == ".tsv" and is_one_field and Path(first.strip()).is_absolute()
 
-    def _with_header(self, file) -> Iterator[Found | Fault]:
-        tabs = self.path.suffix == ".tsv"
-        reader = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-        columns = Columns(list(reader.fieldnames or []), self.config.columns)
-        if columns.names["audio"] is None:
-            raise ManifestError(
-                f"{self.path} has the columns {', '.join(reader.fieldnames or []) or 'none'}, none of which is known to name audio; set columns.audio=NAME"
-            )
-        if missing := [f"{name} (columns.{what})" for what, name in self.config.columns.items() if name not in reader.fieldnames]:
-            raise ManifestError(f"{self.path} has the columns {', '.join(reader.fieldnames)}, and not {', '.join(missing)}")
+    def _with_header(self, file: TextIO) -> Iterator[SourceRow | SourceFault]:
+        is_tsv = self.path.suffix == ".tsv"
+        reader = csv.DictReader(
+            file,
+            delimiter="\t" if is_tsv else ",",
+            # In a TSV a quotation mark is text: it has no way to quote.
+            quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
+        )
+        columns = self._columns(list(reader.fieldnames or []))
         for number, row in enumerate(self._lines_of(reader), start=1):
             name = f"{self.prefix}-{number}"
+            # DictReader files surplus fields under None, and gives missing ones the value None.
             if None in row or None in row.values():
-                yield Fault(name, f"line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header")
-                continue
-            if any("\ufffd" in value for value in row.values()):
-                yield Fault(name, f"line {reader.line_num} is not UTF-8 text")
-                continue
-            yield self._row(name, row, columns)
+                surplus = "more" if None in row else "fewer"
+                reason = f"line {reader.line_num} has {surplus} fields than the header"
+                yield SourceFault(name, reason)
+            elif any(_REPLACEMENT in value for value in row.values()):
+                yield SourceFault(name, f"line {reader.line_num} is not UTF-8 text")
+            else:
+                yield self._row(name, row, columns)
+
+    def _columns(self, present: list[str]) -> Columns:
+        columns = Columns(present, self.config.columns)
+        if columns.names["audio"] is None:
+            raise ManifestError(
+                f"{self.path} has the columns {', '.join(present) or 'none'}, "
+                "none of which is known to name audio; set columns.audio=NAME"
+            )
+        missing = [
+            f"{name} (columns.{what})"
+            for what, name in self.config.columns.items()
+            if name not in present
+        ]
+        if missing:
+            raise ManifestError(
+                f"{self.path} has the columns {', '.join(present)}, and not {', '.join(missing)}"
+            )
+        return columns
 
     def _lines_of(self, reader: csv.DictReader) -> Iterator[dict[str, str]]:
         try:
             yield from reader
         except csv.Error as error:
-            raise ManifestError(f"{self.path}, line {reader.line_num}: {error}; a quotation mark that nothing closes takes in all that follows") from error
+            raise ManifestError(
+                f"{self.path}, line {reader.line_num}: {error}; "
+                "a quotation mark that nothing closes takes in all that follows"
+            ) from error
 
-    def _row(self, name: str, row: dict[str, str], columns: Columns) -> Found | Fault:
+    def _row(self, name: str, row: dict[str, str], columns: Columns) -> SourceRow | SourceFault:
         audio = columns.get(row, "audio")
         if not audio:
-            return Fault(name, "names no audio")
+            return SourceFault(name, "names no audio")
+        stated = columns.get(row, "seconds")
         try:
-            seconds = float(columns.get(row, "seconds") or 0)
+            seconds = float(stated or 0)
         except ValueError:
-            return Fault(name, f"{columns.names['seconds']} is {columns.get(row, 'seconds')!r}; it must be seconds")
-        return self.spoken(
-            columns.get(row, "id") or name, str(self.root / audio), columns.get(row, "text") or "",
-            seconds=seconds, units=columns.get(row, "units"), speaker=columns.get(row, "speaker"),
-        )  # fmt: skip
+            reason = f"{columns.names['seconds']} is {stated!r}; it must be seconds"
+            return SourceFault(name, reason)
+        return self.clip_row(
+            columns.get(row, "id") or name,
+            str(self.root / audio),
+            columns.get(row, "text") or "",
+            seconds=seconds,
+            units=columns.get(row, "units"),
+            speaker=columns.get(row, "speaker"),
+        )
 
-    @property
-    def root(self) -> Path:
-        """The folder that paths are relative to."""
-        return Path(self.config.audio_root).absolute() if self.config.audio_root else self.path.parent
-
-    def _fairseq(self, file) -> Iterator[Found | Fault]:
+    def _fairseq(self, file: TextIO) -> Iterator[SourceRow | SourceFault]:
         # The first line is no clip, whichever folder it names.
-        named = file.readline().strip()
-        root = self.root if self.config.audio_root else Path(named)
-        beside = [self._lines(ending) for ending in (_WORDS, _LETTERS, _UNITS)]
-        # One line too many of any of the files would shift all words after it, and is named where it shows: at the end.
-        for number, (line, words, letters, units) in enumerate(zip_longest(file, *beside), start=1):
+        folder = file.readline().strip()
+        root = self.root if self.config.audio_root else Path(folder)
+        beside = [self._lines_beside(ending) for ending in (_WORDS, _LETTERS, _UNITS)]
+        # One line too many of any of the files would shift all words after it, and is named where
+        # it shows: at the end.
+        for number, (line, *labels) in enumerate(zip_longest(file, *beside), start=1):
             name = f"{self.prefix}-{number}"
             if line is None:
-                yield Fault(name, "has words or units, but no clip; the files beside the table have more lines than it")
+                reason = (
+                    "has words or units, but no clip; "
+                    "the files beside the table have more lines than it"
+                )
+                yield SourceFault(name, reason)
                 return
-            clip, _, samples = line.rstrip("\r\n").partition("\t")
-            text = words or (letters or "").replace(" ", "").replace("|", " ")
-            if "\ufffd" in f"{clip}{text}{units}":
-                yield Fault(name, "is not UTF-8 text, or its words or units are not")
-                continue
-            yield self.spoken(name, str(root / clip), text, units=(units or "").strip()) if samples else Fault(name, "has no clip and its samples")
+            yield self._fairseq_row(name, root, line, labels)
 
-    def _lines(self, ending: str) -> Iterator[str]:
+    def _fairseq_row(
+        self, name: str, root: Path, line: str, labels: list[str | None]
+    ) -> SourceRow | SourceFault:
+        words, letters, units = labels
+        clip, _, samples = line.rstrip("\r\n").partition("\t")
+        text = words or (letters or "").replace(" ", "").replace("|", " ")
+        if _REPLACEMENT in f"{clip}{text}{units}":
+            return SourceFault(name, "is not UTF-8 text, or its words or units are not")
+        if not samples:
+            return SourceFault(name, "has no clip and its samples")
+        return self.clip_row(name, str(root / clip), text, units=(units or "").strip())
+
+    def _lines_beside(self, ending: str) -> Iterator[str]:
         path = self.path.with_suffix(ending)
         if path.is_file():
             with path.open(encoding="utf-8-sig", errors="replace") as file:

@@ -1,69 +1,87 @@
-"""The summed loss outside of compiled programs, where the dispatcher's tenth of a millisecond can be saved, and on a CPU more."""
+"""Summed loss outside of compiled programs, as autograd functions that call the passes directly.
+
+The dispatcher's way to a registered gradient takes a tenth of a millisecond, which is saved here;
+on a CPU a loss of one chunk saves more.
+"""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from echox.kernels.codec_head_loss import passes
-from echox.kernels.codec_head_loss.passes import Problem
+from echox.kernels.codec_head_loss.paths import Problem, fits_one_chunk
 from echox.kernels.codec_head_loss.products import cpu_products, product, scaled_product
 from echox.kernels.codec_head_loss.rows import RowResults, row_gradients
 from echox.kernels.codec_head_loss.terms import Impl
+from echox.kernels.dispatch import without_autocast
 
 
-def summed(problem: Problem, impl: Impl, count: Tensor | float) -> tuple[Tensor, RowResults]:
-    """The weighted sum of the losses over `count`, and the results of every target."""
+def summed_loss(problem: Problem, impl: Impl, count: Tensor | float) -> tuple[Tensor, RowResults]:
+    """Compute the weighted sum [] of the losses over `count`, and the results of every target.
+
+    Raises:
+        ConfigError: impl is chunked or fused, and the kernels cannot take the problem.
+    """
     leaves = (problem.hidden, problem.weight, problem.bias)
-    with _without_autocast(problem.hidden.device.type):
-        if not torch.is_grad_enabled() or not any(leaf is not None and leaf.requires_grad for leaf in leaves):
+    with without_autocast(problem.hidden.device.type):
+        if not torch.is_grad_enabled() or not any(
+            leaf is not None and leaf.requires_grad for leaf in leaves
+        ):
             results = passes.losses(problem, impl)
-            return passes.total(problem, results) / count, results
-        function = _OneChunk if impl is Impl.torch and passes.fits_one_chunk(problem) else _Chunks
+            return passes.weighted_sum(problem, results) / count, results
+        one_chunk = impl is Impl.torch and fits_one_chunk(problem)
+        function = _OneChunkLoss if one_chunk else _ChunkedLoss
         total, *results = function.apply(*leaves, problem, impl, count)
         return total, RowResults(*results)
 
 
-def _without_autocast(kind: str) -> AbstractContextManager:
-    # Entering it costs as much as several operations on a few rows.
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients computed chunk by chunk in the forward pass; the backward pass scales and rounds.
 
-
-class _Chunks(torch.autograd.Function):
-    """Gradients made chunk by chunk in the forward pass; the backward pass scales and rounds them."""
+    Source: Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, problem, impl, count):
-        results, made = passes.gradients(problem, impl, ctx.needs_input_grad[:3])
+        results, gradients = passes.gradients(problem, impl, ctx.needs_input_grad[:3])
         ctx.impl = impl
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden, weight, bias)]
-        ctx.save_for_backward(made.hidden, made.weight, made.bias)
-        return _outputs(ctx, problem, results, count)
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        return _loss_outputs(ctx, problem, results, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, *_):
         if upstream is None:
             return (None,) * 6
-        return *passes.scaled(upstream, ctx.saved_tensors, ctx.dtypes, ctx.impl, ctx.count), None, None, None
+        gradients = passes.scale_gradients(
+            upstream, ctx.saved_tensors, ctx.dtypes, ctx.impl, ctx.count
+        )
+        return (*gradients, None, None, None)
 
 
-class _OneChunk(torch.autograd.Function):
-    """All scores at once on a CPU: the backward pass multiplies, scaled on the way, so that no gradient is made twice."""
+class _OneChunkLoss(torch.autograd.Function):
+    """All scores at once on a CPU: the backward pass multiplies, and scales on the way.
+
+    The forward pass keeps the scores' gradient instead of the leaves', so that no pass over a
+    gradient is there for the scaling alone.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, problem, impl, count):
         results = RowResults.empty(problem.targets, problem.wide)
         x, w = hidden.to(problem.wide), weight.to(problem.wide)
         with cpu_products(problem.dtype):
-            z = product(x, w.T, out=x.new_empty(len(x), len(w)))
-        d_scores = row_gradients(z, bias, problem.targets, problem.weights, problem.terms, problem.certain, results, None)
+            z = product(x, w.T, out=x.new_empty(len(x), len(w)))  # [N, V]
+        terms, all_valid = problem.terms, problem.all_valid
+        d_scores = row_gradients(
+            z, bias, problem.targets, problem.weights, terms, all_valid, results, None
+        )
         ctx.dtype = problem.dtype
         ctx.save_for_backward(d_scores, hidden, weight, bias)
-        return _outputs(ctx, problem, results, count)
+        return _loss_outputs(ctx, problem, results, count)
 
     @staticmethod
     @once_differentiable
@@ -71,21 +89,28 @@ class _OneChunk(torch.autograd.Function):
         if upstream is None:
             return (None,) * 6
         d_scores, hidden, weight, bias = ctx.saved_tensors
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        # Numbers of Python: on a CPU reading them waits for nothing, and products take them.
         scale = float(upstream) / float(ctx.count)
-        gradients = [None, None, None]
-        with _without_autocast("cpu"), cpu_products(ctx.dtype):
-            if of_hidden:
-                gradients[0] = scaled_product(scale, d_scores, weight.to(d_scores.dtype)).to(hidden.dtype)
-            if of_weight:
-                gradients[1] = scaled_product(scale, d_scores.T, hidden.to(d_scores.dtype)).to(weight.dtype)
-        if of_bias:
-            gradients[2] = d_scores.sum(0).mul_(scale).to(bias.dtype)
-        return *gradients, None, None, None
+        wide = d_scores.dtype
+        d_hidden = d_weight = d_bias = None
+        with without_autocast("cpu"), cpu_products(ctx.dtype):
+            if for_hidden:
+                d_hidden = scaled_product(scale, d_scores, weight.to(wide)).to(hidden.dtype)
+            if for_weight:
+                d_weight = scaled_product(scale, d_scores.T, hidden.to(wide)).to(weight.dtype)
+        if for_bias:
+            d_bias = d_scores.sum(0).mul_(scale).to(bias.dtype)
+        return d_hidden, d_weight, d_bias, None, None, None
 
 
-def _outputs(ctx, problem: Problem, results: RowResults, count: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _loss_outputs(
+    ctx, problem: Problem, results: RowResults, count: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ctx.count = count
     ctx.mark_non_differentiable(results.losses, results.lse, results.correct)
+    # Else autograd would fill gradients [N, K] with zeros for outputs that have none.
     ctx.set_materialize_grads(False)
-    return passes.total(problem, results) / count, results.losses, results.lse, results.correct
+    # The division belongs here: outside it would be a node of the graph of its own.
+    loss = passes.weighted_sum(problem, results) / count
+    return loss, results.losses, results.lse, results.correct

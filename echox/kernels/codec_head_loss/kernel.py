@@ -1,10 +1,13 @@
 """Triton kernels of the codec-head loss.
 
-Two kinds: `row_kernel` reads scores that a library's matrix product wrote; the `tile_*` kernels make the
-scores themselves and never write them. No atomics, no locks: every number has one writer, and runs are equal bit for bit.
+There are two kinds: `row_kernel` reads scores that a library's matrix product wrote; the `tile_*`
+kernels compute the scores themselves and never write them. There are no atomics and no locks: every
+number has one writer, so runs are equal bit for bit.
 
-Conventions: scores are in float32 from the product to the softmax. A codebook's columns start at a multiple of ALIGN, which is what
-lets loads be wide. INTERPRET is set under Triton's interpreter on a CPU, whose bfloat16 products and casts are wrong.
+Conventions: scores are in float32 from the product to the softmax. A codebook's columns start at a
+multiple of ALIGN, which lets loads be wide. INTERPRET is set under Triton's interpreter on a CPU,
+whose bfloat16 products and casts are wrong. Sizes: N rows, K codebooks, V entries of all codebooks,
+D channels, S splits of columns, T tiles of columns.
 """
 
 import triton
@@ -14,32 +17,54 @@ from echox.kernels.arithmetic import narrow, tanh
 
 
 @triton.jit
-def _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """z [R, C] -> scores, -inf outside the mask; `scale` is 1 / temperature."""
+def _scores(
+    z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+):
+    """Turn products z [R, C] into scores, -inf outside the mask; `scale` is 1 / temperature."""
     if HAS_BIAS:
         z += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
     if HAS_SOFTCAP:
         z = softcap * tanh(z / softcap)
+    # -inf adds nothing to a sum of exponentials and never wins a maximum.
     return tl.where(mask[None, :], z * scale, float("-inf"))
 
 
 @triton.jit
 def _no_statistics(ROWS: tl.constexpr):
-    """Those of rows before the first score: top, total, sum of scores, the target's score, best."""
+    """Statistics [R] of rows before their first score.
+
+    They are the top score, the sum of exponentials, the sum of scores, the target's score and the
+    entry that has the top score.
+    """
     zeros = tl.zeros((ROWS,), tl.float32)
-    return tl.full((ROWS,), float("-inf"), tl.float32), zeros, zeros, zeros, tl.zeros((ROWS,), tl.int32)
+    return (
+        tl.full((ROWS,), float("-inf"), tl.float32),
+        zeros,
+        zeros,
+        zeros,
+        tl.zeros((ROWS,), tl.int32),
+    )
 
 
 @triton.jit
 def _merge(y, columns, target, mask, top, total, all, at_target, best, HAS_SMOOTHING: tl.constexpr):
-    """Add scores y [R, C] with column numbers (within the codebook) to the statistics of their rows [R]."""
+    """Add scores y [R, C] with column numbers within the codebook to the statistics [R] of rows.
+
+    Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867.
+    """
     new_top = tl.maximum(top, tl.max(y, axis=1))
-    # Before the first score top is -inf, and -inf - -inf is no number.
-    total = total * tl.where(top == float("-inf"), 0.0, tl.exp(top - new_top)) + tl.sum(tl.exp(y - new_top[:, None]), axis=1)
+    # Before the first score top is -inf, and -inf - -inf is NaN.
+    total = total * tl.where(top == float("-inf"), 0.0, tl.exp(top - new_top)) + tl.sum(
+        tl.exp(y - new_top[:, None]), axis=1
+    )
     if HAS_SMOOTHING:
         all += tl.sum(tl.where(mask[None, :], y, 0.0), axis=1)
-    # Columns outside the mask may have the target's number: they belong to the next split.
-    at_target += tl.sum(tl.where((columns[None, :] == target[:, None]) & mask[None, :], y, 0.0), axis=1)
+    # Columns outside the mask may have the target's number, since they belong to the next split;
+    # their -inf would spoil the sum.
+    at_target += tl.sum(
+        tl.where((columns[None, :] == target[:, None]) & mask[None, :], y, 0.0), axis=1
+    )
+    # The first of equals within the block; an earlier block keeps its entry unless it is exceeded.
     first = tl.min(tl.where(y == new_top[:, None], columns[None, :], 2147483647), axis=1)
     best = tl.where(new_top > top, first, best)
     return new_top, total, all, at_target, best
@@ -47,8 +72,24 @@ def _merge(y, columns, target, mask, top, total, all, at_target, best, HAS_SMOOT
 
 @triton.jit
 def _write_results(
-    losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr
+    losses_ptr,
+    lse_ptr,
+    correct_ptr,
+    at,
+    rows_mask,
+    target,
+    size,
+    ignore_index,
+    lse,
+    all,
+    at_target,
+    best,
+    smoothing,
+    z_loss,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_Z: tl.constexpr,
 ):
+    """Write loss, log-sum-exp and correctness of rows [R] of a codebook from their statistics."""
     valid = target != ignore_index
     inside = (target >= 0) & (target < size)
     loss = lse - (1.0 - smoothing) * at_target
@@ -56,7 +97,7 @@ def _write_results(
         loss -= smoothing / size.to(tl.float32) * all
     if HAS_Z:
         loss += z_loss * lse * lse
-    # A target out of range is never read past the end, and never quietly taken: it makes the loss no number.
+    # Nothing on the device can raise an error: a target out of range makes the loss NaN.
     loss = tl.where(valid, tl.where(inside, loss, float("nan")), 0.0)
     tl.store(losses_ptr + at, loss, mask=rows_mask)
     tl.store(lse_ptr + at, lse, mask=rows_mask)
@@ -65,11 +106,27 @@ def _write_results(
 
 @triton.jit
 def _gradient(
-    y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING: tl.constexpr, HAS_Z: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PART: tl.constexpr
+    y,
+    lse,
+    columns,
+    target,
+    size,
+    weight,
+    ignore_index,
+    smoothing,
+    z_loss,
+    softcap,
+    scale,
+    whole,
+    HAS_SMOOTHING: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    PART: tl.constexpr,
 ):
-    """Scores y [R, C] -> gradient of weight * loss with respect to z; 0 where ignored, NaN where the target is out of range.
+    """Gradient of weight * loss with respect to products z [R, C], from their scores y [R, C].
 
-    PART: these are some entries of a vocabulary of `whole`, and a target elsewhere is another rank's.
+    It is 0 where the target is ignored and NaN where it is out of range. PART: these are some
+    entries of a vocabulary of `whole`, and a target outside them is another rank's.
     """
     valid = target != ignore_index
     entries = size
@@ -78,6 +135,7 @@ def _gradient(
     g = tl.exp(y - lse[:, None])
     if HAS_Z:
         g *= (1.0 + 2.0 * z_loss * lse)[:, None]
+    # In float32: p - 1 of a likely target cancels, and would be lost in 16 bits.
     g -= tl.where(columns[None, :] == target[:, None], 1.0 - smoothing, 0.0)
     if HAS_SMOOTHING:
         g -= smoothing / tl.cast(entries, tl.float32)
@@ -87,6 +145,7 @@ def _gradient(
     g *= factor[:, None]
     if HAS_SOFTCAP:
         capped = tl.maximum(y / (scale * softcap), -1.0)  # outside the mask y is -inf
+        # The derivative of c * tanh(z / c) by its value.
         g *= 1.0 - capped * capped
     return tl.where(valid[:, None], g, 0.0)
 
@@ -126,11 +185,15 @@ def row_kernel(
     PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Results and gradients of ROWS rows of one codebook, from scores in memory."""
+    """Results and gradients of ROWS rows of one codebook, from products z in memory.
+
+    Grid: [ceil(N / ROWS), K].
+    """
     # 64 bits, for rows times columns passes 2^31.
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows_mask = rows < N
     k = tl.program_id(1)
+    # The compiler cannot know the alignment of numbers that are loaded.
     start = tl.multiple_of(tl.load(cuts_ptr + k), ALIGN)
     size = tl.multiple_of(tl.load(cuts_ptr + k + 1) - start, ALIGN)
     at = rows * K + k
@@ -143,9 +206,19 @@ def row_kernel(
     d_rows = d_ptr + rows[:, None] * d_stride + start
 
     if ONE_BLOCK:
+        # One read: the scores stay in registers from the statistics to the gradient.
         mask = columns < size
         both = rows_mask[:, None] & mask[None, :]
-        y = _scores(tl.load(z_rows + columns[None, :], mask=both, other=0.0), bias_ptr, start + columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        y = _scores(
+            tl.load(z_rows + columns[None, :], mask=both, other=0.0),
+            bias_ptr,
+            start + columns,
+            mask,
+            softcap,
+            scale,
+            HAS_BIAS,
+            HAS_SOFTCAP,
+        )
         if LSE_KNOWN:
             lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
         else:
@@ -154,11 +227,48 @@ def row_kernel(
             all = tl.sum(tl.where(mask[None, :], y, 0.0), axis=1)
             at_target = tl.sum(tl.where(columns[None, :] == target[:, None], y, 0.0), axis=1)
             best = tl.min(tl.where(y == top[:, None], columns[None, :], 2147483647), axis=1)
-            _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+            _write_results(
+                losses_ptr,
+                lse_ptr,
+                correct_ptr,
+                at,
+                rows_mask,
+                target,
+                size,
+                ignore_index,
+                lse,
+                all,
+                at_target,
+                best,
+                smoothing,
+                z_loss,
+                HAS_SMOOTHING,
+                HAS_Z,
+            )
         if WANTS_GRADIENT:
-            g = _gradient(y, lse, columns, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-            tl.store(d_rows + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+            g = _gradient(
+                y,
+                lse,
+                columns,
+                target,
+                size,
+                weight,
+                ignore_index,
+                smoothing,
+                z_loss,
+                softcap,
+                scale,
+                whole,
+                HAS_SMOOTHING,
+                HAS_Z,
+                HAS_SOFTCAP,
+                PART,
+            )
+            tl.store(
+                d_rows + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both
+            )
     else:
+        # Two reads in blocks, the second one from the cache.
         if LSE_KNOWN:
             lse = tl.load(lse_ptr + at, mask=rows_mask, other=0.0)
         else:
@@ -166,19 +276,68 @@ def row_kernel(
             for first in range(0, size, BLOCK):
                 here = first + columns
                 mask = here < size
-                z = tl.load(z_rows + here[None, :], mask=rows_mask[:, None] & mask[None, :], other=0.0)
+                z = tl.load(
+                    z_rows + here[None, :], mask=rows_mask[:, None] & mask[None, :], other=0.0
+                )
                 y = _scores(z, bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
-                top, total, all, at_target, best = _merge(y, here, target, mask, top, total, all, at_target, best, HAS_SMOOTHING)
+                top, total, all, at_target, best = _merge(
+                    y, here, target, mask, top, total, all, at_target, best, HAS_SMOOTHING
+                )
             lse = top + tl.log(total)
-            _write_results(losses_ptr, lse_ptr, correct_ptr, at, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+            _write_results(
+                losses_ptr,
+                lse_ptr,
+                correct_ptr,
+                at,
+                rows_mask,
+                target,
+                size,
+                ignore_index,
+                lse,
+                all,
+                at_target,
+                best,
+                smoothing,
+                z_loss,
+                HAS_SMOOTHING,
+                HAS_Z,
+            )
         if WANTS_GRADIENT:
             for first in range(0, size, BLOCK):
                 here = first + columns
                 mask = here < size
                 both = rows_mask[:, None] & mask[None, :]
-                y = _scores(tl.load(z_rows + here[None, :], mask=both, other=0.0), bias_ptr, start + here, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
-                g = _gradient(y, lse, here, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-                tl.store(d_rows + here[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both)
+                y = _scores(
+                    tl.load(z_rows + here[None, :], mask=both, other=0.0),
+                    bias_ptr,
+                    start + here,
+                    mask,
+                    softcap,
+                    scale,
+                    HAS_BIAS,
+                    HAS_SOFTCAP,
+                )
+                g = _gradient(
+                    y,
+                    lse,
+                    here,
+                    target,
+                    size,
+                    weight,
+                    ignore_index,
+                    smoothing,
+                    z_loss,
+                    softcap,
+                    scale,
+                    whole,
+                    HAS_SMOOTHING,
+                    HAS_Z,
+                    HAS_SOFTCAP,
+                    PART,
+                )
+                tl.store(
+                    d_rows + here[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both
+                )
 
 
 @triton.jit
@@ -192,7 +351,10 @@ def scale_kernel(
     COUNT_ON_DEVICE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """A gradient times the upstream one over the count."""
+    """Gradient times the upstream gradient over the count, rounded once.
+
+    Grid: [ceil(size / BLOCK)].
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     scale = tl.load(upstream_ptr).to(tl.float32)
@@ -206,22 +368,41 @@ def scale_kernel(
 
 @triton.jit
 def _tile(
-    x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, columns_mask, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN_DEPTH: tl.constexpr, INTERPRET: tl.constexpr
+    x_ptr,
+    x_stride,
+    w_ptr,
+    w_stride,
+    rows,
+    rows_mask,
+    columns,
+    columns_mask,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):
-    """x[rows] times w[columns]^T, [ROWS, COLUMNS] float32."""
+    """Product of x[rows] and w[columns]^T, [ROWS, COLUMNS] float32."""
     depth = tl.arange(0, DEPTH)
     x_at = x_ptr + rows[:, None] * x_stride + depth[None, :]
     w_at = w_ptr + columns[None, :].to(tl.int64) * w_stride + depth[:, None]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, D, DEPTH):
+        # A mask over channels would break the loads into narrow pieces.
         if EVEN_DEPTH:
             x = tl.load(x_at + first, mask=rows_mask[:, None], other=0.0)
             w = tl.load(w_at + first, mask=columns_mask[None, :], other=0.0)
         else:
-            x = tl.load(x_at + first, mask=rows_mask[:, None] & (first + depth < D)[None, :], other=0.0)
-            w = tl.load(w_at + first, mask=columns_mask[None, :] & (first + depth < D)[:, None], other=0.0)
+            x = tl.load(
+                x_at + first, mask=rows_mask[:, None] & (first + depth < D)[None, :], other=0.0
+            )
+            w = tl.load(
+                w_at + first, mask=columns_mask[None, :] & (first + depth < D)[:, None], other=0.0
+            )
         if INTERPRET:
             x, w = x.to(tl.float32), w.to(tl.float32)
+        # float32 factors must not be cut to TF32; 16-bit ones are not affected.
         sums = tl.dot(x, w, sums, input_precision="ieee")
     return sums
 
@@ -254,7 +435,10 @@ def tile_statistics_kernel(
     HAS_SOFTCAP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Softmax statistics of ROWS rows over one split of a codebook's columns; the scores are never written."""
+    """Softmax statistics of ROWS rows over one split of a codebook's columns.
+
+    Grid: [ceil(N / ROWS), S]. The scores are never written.
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows_mask = rows < N
     split = tl.program_id(1)
@@ -267,9 +451,26 @@ def tile_statistics_kernel(
     for first in range(start, stop, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         mask = columns < stop
-        z = _tile(x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, mask, D, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, INTERPRET)
+        z = _tile(
+            x_ptr,
+            x_stride,
+            w_ptr,
+            w_stride,
+            rows,
+            rows_mask,
+            columns,
+            mask,
+            D,
+            ROWS,
+            COLUMNS,
+            DEPTH,
+            EVEN_DEPTH,
+            INTERPRET,
+        )
         y = _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
-        top, total, all, at_target, best = _merge(y, columns - base, target, mask, top, total, all, at_target, best, HAS_SMOOTHING)
+        top, total, all, at_target, best = _merge(
+            y, columns - base, target, mask, top, total, all, at_target, best, HAS_SMOOTHING
+        )
     at = split.to(tl.int64) * N + rows
     tl.store(statistics_ptr + at, top, mask=rows_mask)
     tl.store(statistics_ptr + plane + at, total, mask=rows_mask)
@@ -298,7 +499,10 @@ def combine_kernel(
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
 ):
-    """Join the splits of a codebook, in their order."""
+    """Join the statistics of a codebook's splits, in their order.
+
+    Grid: [ceil(N / ROWS), K].
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows_mask = rows < N
     k = tl.program_id(1)
@@ -307,19 +511,40 @@ def combine_kernel(
     first = tl.load(firsts_ptr + k)
     here = first.to(tl.int64) * N + rows
     for _ in range(first, tl.load(firsts_ptr + k + 1)):
+        # 0 and 1 keep rows outside the mask finite.
         part_top = tl.load(statistics_ptr + here, mask=rows_mask, other=0.0)
         part_total = tl.load(statistics_ptr + plane + here, mask=rows_mask, other=1.0)
         all += tl.load(statistics_ptr + 2 * plane + here, mask=rows_mask, other=0.0)
         at_target += tl.load(statistics_ptr + 3 * plane + here, mask=rows_mask, other=0.0)
         part_best = tl.load(best_ptr + here, mask=rows_mask, other=0)
+        # Splits come in the order of their columns, so equals keep the first entry.
         best = tl.where(part_top > top, part_best, best)
         new_top = tl.maximum(top, part_top)
-        total = total * tl.where(top == float("-inf"), 0.0, tl.exp(top - new_top)) + part_total * tl.exp(part_top - new_top)
+        total = total * tl.where(
+            top == float("-inf"), 0.0, tl.exp(top - new_top)
+        ) + part_total * tl.exp(part_top - new_top)
         top = new_top
         here += N
     target = tl.load(targets_ptr + rows * K + k, mask=rows_mask, other=ignore_index)
     lse = top + tl.log(total)
-    _write_results(losses_ptr, lse_ptr, correct_ptr, rows * K + k, rows_mask, target, size, ignore_index, lse, all, at_target, best, smoothing, z_loss, HAS_SMOOTHING, HAS_Z)
+    _write_results(
+        losses_ptr,
+        lse_ptr,
+        correct_ptr,
+        rows * K + k,
+        rows_mask,
+        target,
+        size,
+        ignore_index,
+        lse,
+        all,
+        at_target,
+        best,
+        smoothing,
+        z_loss,
+        HAS_SMOOTHING,
+        HAS_Z,
+    )
 
 
 @triton.jit
@@ -358,7 +583,10 @@ def tile_gradient_kernel(
     PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Gradient with respect to one tile of scores, which are computed again."""
+    """Gradient with respect to one tile of products, which are computed again.
+
+    Grid: [ceil(N / ROWS), T].
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows_mask = rows < N
     tile = tl.program_id(1)
@@ -369,7 +597,22 @@ def tile_gradient_kernel(
     size = tl.load(cuts_ptr + k + 1) - base
     columns = start + tl.arange(0, COLUMNS)
     mask = columns < stop
-    z = _tile(x_ptr, x_stride, w_ptr, w_stride, rows, rows_mask, columns, mask, D, ROWS, COLUMNS, DEPTH, EVEN_DEPTH, INTERPRET)
+    z = _tile(
+        x_ptr,
+        x_stride,
+        w_ptr,
+        w_stride,
+        rows,
+        rows_mask,
+        columns,
+        mask,
+        D,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        EVEN_DEPTH,
+        INTERPRET,
+    )
     y = _scores(z, bias_ptr, columns, mask, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
     at = rows * K + k
     target = tl.load(targets_ptr + at, mask=rows_mask, other=ignore_index)
@@ -377,5 +620,26 @@ def tile_gradient_kernel(
     weight = tl.full((ROWS,), 1.0, tl.float32)
     if HAS_WEIGHTS:
         weight = tl.load(weights_ptr + at, mask=rows_mask, other=0.0).to(tl.float32)
-    g = _gradient(y, lse, columns - base, target, size, weight, ignore_index, smoothing, z_loss, softcap, scale, whole, HAS_SMOOTHING, HAS_Z, HAS_SOFTCAP, PART)
-    tl.store(d_ptr + rows[:, None] * d_stride + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=rows_mask[:, None] & mask[None, :])
+    g = _gradient(
+        y,
+        lse,
+        columns - base,
+        target,
+        size,
+        weight,
+        ignore_index,
+        smoothing,
+        z_loss,
+        softcap,
+        scale,
+        whole,
+        HAS_SMOOTHING,
+        HAS_Z,
+        HAS_SOFTCAP,
+        PART,
+    )
+    tl.store(
+        d_ptr + rows[:, None] * d_stride + columns[None, :],
+        narrow(g, d_ptr.dtype.element_ty, INTERPRET),
+        mask=rows_mask[:, None] & mask[None, :],
+    )

@@ -1,210 +1,135 @@
-"""Walks over the rows of a batch: losses, statistics and gradients in bounded memory.
-
-There are two sizes of chunk. An inner chunk of rows has its float32 scores in a scratch; an outer chunk has its score gradients in memory
-at once, so that the weight's gradient is few matrix products, or one.
-"""
+"""Passes over all rows of a batch, chunk by chunk: losses, softmax statistics and gradients."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from echox.kernels.codec_head_loss.paths import Path, Problem, TorchPath, row_view
 from echox.kernels.codec_head_loss.products import add_product, cpu_products, product
-from echox.kernels.codec_head_loss.rows import Partial, RowResults, row_gradients, row_losses, row_statistics
-from echox.kernels.codec_head_loss.terms import Impl, Terms
-
-# Scores of one inner chunk. A GPU's second-level cache is not worth aiming at: few long products beat many short ones (see the README).
-# On a CPU products of fewer rows than MIN_ROWS spend their time reading the weight.
-SCRATCH_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
-MIN_ROWS = 256
-# Score gradients of one outer chunk on a GPU: all of 65,536 rows at V = 4,096 in 16 bits.
-GRADIENT_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """The tensors of one loss, on one device."""
-
-    hidden: Tensor  # [N, D]
-    weight: Tensor  # [V, D]
-    bias: Tensor | None  # [V]
-    targets: Tensor  # [N, K] int64
-    weights: Tensor | None  # [N, K] of the targets; None is 1
-    terms: Terms
-    dtype: torch.dtype  # in which the products multiply
-    certain: bool = False  # that every target is an entry of its codebook; False where nobody looked
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The precision of sums and softmax: float32, or float64 for float64."""
-        return torch.promote_types(self.dtype, torch.float32)
+from echox.kernels.codec_head_loss.rows import PartialSoftmax, RowResults
+from echox.kernels.codec_head_loss.terms import Impl
 
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What the weighted sum of the losses is due to; None where nobody asked."""
+    """Gradients of the weighted sum of the losses; None where none is wanted."""
 
     hidden: Tensor | None  # [N, D]
     weight: Tensor | None  # [V, D]
     bias: Tensor | None  # [V]
 
 
-class Path(ABC):
-    """One way to compute the rows of a problem."""
+def make_path(problem: Problem, impl: Impl) -> Path:
+    """Return the path by which an implementation computes a problem.
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.x = problem.hidden
-        self.w = problem.weight
-        self.results = RowResults.empty(problem.targets, problem.wide)
-
-    @property
-    @abstractmethod
-    def step(self) -> int:
-        """Rows of an outer chunk."""
-
-    @abstractmethod
-    def losses(self, rows: slice) -> None:
-        """Write the results of some rows."""
-
-    @abstractmethod
-    def gradients(self, rows: slice, lse: Tensor | None) -> Tensor:
-        """The gradient with respect to the scores of some rows, [R, V]; valid until the next call.
-
-        Args:
-            lse: [N, K] if it is known; else it is computed, and with it the results.
-        """
-
-    @abstractmethod
-    def statistics(self, rows: slice) -> Partial:
-        """Statistics of some rows over the vocabulary that is here."""
-
-    def chunks(self) -> Iterator[slice]:
-        """The outer chunks."""
-        N = self.x.shape[0]
-        return (slice(start, min(start + self.step, N)) for start in range(0, N, self.step))
-
-
-class TorchPath(Path):
-    """Plain PyTorch on any device; the gradients take the place of the scores."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        # A CPU sums in float32 only what it is given in float32; `cpu_products` then multiplies in bfloat16.
-        factor = problem.dtype if problem.hidden.is_cuda else problem.wide
-        self.x, self.w = self.x.to(factor), self.w.to(factor)
-        self._scratch = self.x.new_empty(min(len(self.x), self.step), problem.terms.width, dtype=problem.wide)
-
-    @property
-    def step(self) -> int:
-        return rows_that_fit(SCRATCH_BYTES[self.x.device.type], self.problem)
-
-    def losses(self, rows: slice) -> None:
-        p = self.problem
-        row_losses(self._products(rows), p.bias, p.targets[rows], p.terms, p.certain, self.results[rows])
-
-    def gradients(self, rows: slice, lse: Tensor | None) -> Tensor:
-        p = self.problem
-        weights = None if p.weights is None else p.weights[rows]
-        known = None if lse is None else lse[rows]
-        made = row_gradients(self._products(rows), p.bias, p.targets[rows], weights, p.terms, p.certain, self.results[rows], known)
-        return made.to(self.x.dtype)
-
-    def statistics(self, rows: slice) -> Partial:
-        p = self.problem
-        return row_statistics(self._products(rows), p.bias, p.targets[rows], p.terms)
-
-    def _products(self, rows: slice) -> Tensor:
-        x = self.x[rows]
-        return product(x, self.w.T, out=self._scratch[: len(x)])
-
-
-def part(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows of a tensor; all of them are the tensor itself, for every view is some microseconds of Python."""
-    return tensor if rows.start == 0 and rows.stop == tensor.shape[0] else tensor[rows]
-
-
-def rows_that_fit(budget_bytes: int, problem: Problem) -> int:
-    """Rows whose scores fit into a budget, but no fewer than a product needs to be worth its while."""
-    return max(MIN_ROWS, budget_bytes // (problem.terms.width * problem.wide.itemsize))
-
-
-def fits_one_chunk(problem: Problem) -> bool:
-    """Whether the scores of a problem on a CPU are held at once."""
-    return problem.hidden.device.type == "cpu" and len(problem.hidden) <= rows_that_fit(SCRATCH_BYTES["cpu"], problem)
-
-
-def path_of(problem: Problem, impl: Impl) -> Path:
-    """The path that computes a problem."""
+    Raises:
+        ConfigError: impl is chunked or fused, and the kernels cannot take the problem.
+    """
     if impl is Impl.torch:
         return TorchPath(problem)
-    from echox.kernels.codec_head_loss.launch import ChunkedPath, FusedPath  # Triton is needed by these two alone
+    # Triton is needed by these two alone.
+    from echox.kernels.codec_head_loss.launch import ChunkedPath, FusedPath
 
     return {Impl.chunked: ChunkedPath, Impl.fused: FusedPath}[impl](problem)
 
 
 def losses(problem: Problem, impl: Impl) -> RowResults:
-    """The results of all rows."""
-    path = path_of(problem, impl)
+    """Compute the results [N, K] of all rows.
+
+    Raises:
+        ConfigError: as `make_path`.
+    """
+    path = make_path(problem, impl)
     with cpu_products(problem.dtype):
         for rows in path.chunks():
             path.losses(rows)
     return path.results
 
 
-def statistics(problem: Problem, impl: Impl) -> Partial:
-    """Statistics of all rows over the vocabulary that is here."""
-    path = path_of(problem, impl)
+def partial_softmax(problem: Problem, impl: Impl) -> PartialSoftmax:
+    """Compute statistics [N, K] of all rows over the part of the vocabulary that is here.
+
+    Raises:
+        ConfigError: as `make_path`.
+    """
+    path = make_path(problem, impl)
     with cpu_products(problem.dtype):
-        parts = [path.statistics(rows) for rows in path.chunks()]
-    return Partial(*(torch.cat([getattr(part, name) for part in parts]) for name in Partial.__dataclass_fields__))
+        chunks = [path.partial_softmax(rows) for rows in path.chunks()]
+    return PartialSoftmax.cat(chunks)
 
 
-def gradients(problem: Problem, impl: Impl, wanted: tuple[bool, bool, bool], lse: Tensor | None = None) -> tuple[RowResults, Gradients]:
-    """Gradients of the weighted sum of the losses, not yet divided by anything, in float32 at least.
+def gradients(
+    problem: Problem, impl: Impl, wanted: tuple[bool, bool, bool], lse: Tensor | None = None
+) -> tuple[RowResults, Gradients]:
+    """Compute the gradients of the weighted sum of the losses, undivided, in float32 at least.
 
     Args:
-        wanted: whether those of hidden states, weight and bias are.
-        lse: [N, K] if it is known; then the results are not computed and not to be read.
+        wanted: whether the gradients of hidden states, weight and bias are.
+        lse: [N, K] if it is known; the results are then not computed and must not be read.
+
+    Raises:
+        ConfigError: as `make_path`.
     """
-    path = path_of(problem, impl)
-    of_hidden, of_weight, of_bias = wanted
-    wide = problem.wide
-    d_hidden = problem.hidden.new_empty(problem.hidden.shape, dtype=wide) if of_hidden else None
-    # Without a row no product writes the weight's gradient.
-    fresh = problem.weight.new_empty if len(problem.hidden) else problem.weight.new_zeros
-    d_weight = fresh(problem.weight.shape, dtype=wide) if of_weight else None
-    d_bias = problem.weight.new_zeros(problem.terms.width, dtype=wide) if of_bias else None
+    path = make_path(problem, impl)
+    result = _empty_gradients(problem, wanted)
     with cpu_products(problem.dtype):
         for rows in path.chunks():
-            d_scores = path.gradients(rows, lse)
-            if of_hidden:
-                product(d_scores, path.w, out=part(d_hidden, rows))
-            if of_weight and rows.start == 0:
-                product(d_scores.T, part(path.x, rows), out=d_weight)
-            elif of_weight:
-                add_product(d_weight, d_scores.T, path.x[rows])
-            if of_bias:
-                d_bias.add_(d_scores.sum(0, dtype=wide))
-    return path.results, Gradients(d_hidden, d_weight, d_bias)
+            d_scores = path.gradients(rows, lse)  # [R, V]
+            if result.hidden is not None:
+                product(d_scores, path.w, out=row_view(result.hidden, rows))
+            # The first chunk writes the weight's gradient, so that it need not be zeroed before.
+            if result.weight is not None and rows.start == 0:
+                product(d_scores.T, row_view(path.x, rows), out=result.weight)
+            elif result.weight is not None:
+                add_product(result.weight, d_scores.T, path.x[rows])
+            if result.bias is not None:
+                result.bias.add_(d_scores.sum(0, dtype=problem.wide))
+    return path.results, result
 
 
-def total(problem: Problem, results: RowResults) -> Tensor:
-    """The weighted sum of the losses, []."""
+def _empty_gradients(problem: Problem, wanted: tuple[bool, bool, bool]) -> Gradients:
+    hidden, weight, wide = problem.hidden, problem.weight, problem.wide
+    for_hidden, for_weight, for_bias = wanted
+    d_hidden = hidden.new_empty(hidden.shape, dtype=wide) if for_hidden else None
+    # Without a row no product writes the weight's gradient.
+    allocate = weight.new_empty if len(hidden) else weight.new_zeros
+    d_weight = allocate(weight.shape, dtype=wide) if for_weight else None
+    d_bias = weight.new_zeros(problem.terms.width, dtype=wide) if for_bias else None
+    return Gradients(d_hidden, d_weight, d_bias)
+
+
+def weighted_sum(problem: Problem, results: RowResults) -> Tensor:
+    """Return the weighted sum [] of the losses [N, K]."""
     return (results.losses if problem.weights is None else results.losses * problem.weights).sum()
 
 
-def scaled(
-    upstream: Tensor, gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None], impl: Impl, count: Tensor | float = 1.0
+def scale_gradients(
+    upstream: Tensor,
+    gradients: Sequence[Tensor | None],
+    dtypes: Sequence[torch.dtype | None],
+    impl: Impl,
+    count: Tensor | float = 1.0,
 ) -> list[Tensor | None]:
-    """Gradients times the upstream one over the count; out of place, since a graph may be walked twice, and rounded once, at the very end."""
+    """Multiply gradients by the upstream gradient [] over the count.
+
+    They are copied, since backward may run twice over a graph, and rounded once, at the very end.
+
+    Args:
+        gradients: float32 at least; dtypes: of the results.
+    """
     if impl in (Impl.chunked, Impl.fused):
         from echox.kernels.codec_head_loss import launch  # Triton is needed by these two alone
 
-        return [None if gradient is None else launch.scaled(gradient, upstream, count, dtype) for gradient, dtype in zip(gradients, dtypes)]
+        return [
+            None if gradient is None else launch.scale_gradient(gradient, upstream, count, dtype)
+            for gradient, dtype in zip(gradients, dtypes)
+        ]
     scale = upstream / count
-    return [None if gradient is None else (gradient * scale).to(dtype) for gradient, dtype in zip(gradients, dtypes)]
+    return [
+        None if gradient is None else (gradient * scale).to(dtype)
+        for gradient, dtype in zip(gradients, dtypes)
+    ]

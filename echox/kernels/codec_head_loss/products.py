@@ -1,4 +1,4 @@
-"""Matrix products whose sums are wider than their factors."""
+"""Matrix products that sum in a wider dtype than their factors have."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from echox.device import multiplies_bf16_fast
+from echox.core.device import multiplies_bf16_fast
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a [M, K] times b [K, N] into out [M, N], summed and kept in out's precision."""
+    """Write a [M, K] times b [K, N] into out [M, N], summed and kept in out's dtype."""
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
+    # `out_dtype` keeps 16-bit factors on a GPU's tensor cores; CPUs have no such product.
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
     return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total [M, N] += a [M, K] times b [K, N], in total's precision."""
+    """Add a [M, K] times b [K, N] to total [M, N], in total's dtype."""
     if a.dtype == total.dtype:
         return total.addmm_(a, b)
     if a.is_cuda:
@@ -30,16 +31,19 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
-    """scale * a [M, K] times b [K, N], in one pass over the result."""
+    """Return scale * a [M, K] times b [K, N], in one pass over the result."""
+    # With beta 0 the uninitialised memory is not read, whatever stands there.
     return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 
 @contextmanager
 def cpu_products(dtype: torch.dtype) -> Iterator[None]:
-    """Within, float32 products on a CPU multiply in bfloat16 and sum in float32, if `dtype` is bfloat16 and the CPU can.
+    """Within, float32 products on a CPU multiply in bfloat16 and sum in float32.
 
-    It is what a GPU's tensor cores do, and no dearer than bfloat16 products, whose sums are rounded to bfloat16. The setting is the
-    process's: products of other threads in these milliseconds follow it too.
+    Nothing changes unless `dtype` is bfloat16 and the CPU multiplies it in hardware. It is what a
+    GPU's tensor cores do, and takes no longer than bfloat16 products, whose sums are rounded to
+    bfloat16. The setting is the process's: products that other threads compute in these
+    milliseconds follow it too.
     """
     if dtype is not torch.bfloat16 or not multiplies_bf16_fast(torch.device("cpu")):
         yield

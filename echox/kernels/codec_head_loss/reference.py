@@ -1,4 +1,7 @@
-"""The codec-head loss in plain PyTorch: whole logits, autograd, any device and precision. All faster paths are held to it."""
+"""Codec-head loss in plain PyTorch: full logits and autograd, any device and dtype.
+
+The faster paths are tested against it, in float64.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from echox.kernels.codec_head_loss.terms import Terms
 
 
 def scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) -> Tensor:
-    """Hidden [N, D], weight [V, D] -> scores [N, V] before the softmax, in float32 at least."""
+    """Return the scores [N, V] before the softmax, in float32 at least.
+
+    Args:
+        hidden: [N, D]; weight: [V, D]; bias: [V].
+    """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     y = F.linear(hidden.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     if terms.softcap:
@@ -18,20 +25,34 @@ def scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms) ->
     return y / terms.temperature
 
 
-def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, log-sum-exp and correctness of every target.
+def losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, log-sum-exp and correctness of every target.
 
     Args:
-        hidden: [N, D]; weight: [V, D]; bias: [V]; targets: [N, K] entries of their codebooks, in range or `ignore_index`.
+        hidden: [N, D]; weight: [V, D]; bias: [V].
+        targets: [N, K] entries of their codebooks, in range or `ignore_index`.
+
     Returns:
-        losses [N, K], 0 where ignored; lse [N, K]; correct [N, K] bool, whether the target is the highest score (the first of equals).
+        losses [N, K], 0 where ignored; lse [N, K]; correct [N, K] bool, whether the target has the
+        highest score (the first of equals).
     """
-    rows = scores(hidden, weight, bias, terms).split(terms.sizes, dim=1)
-    return tuple(torch.stack(column, dim=1) for column in zip(*(_codebook(y, targets[:, k], terms) for k, y in enumerate(rows))))
+    blocks = scores(hidden, weight, bias, terms).split(terms.sizes, dim=1)
+    results = [_codebook_losses(y, targets[:, k], terms) for k, y in enumerate(blocks)]
+    return tuple(torch.stack(codebooks, dim=1) for codebooks in zip(*results))
 
 
-def _codebook(y: Tensor, targets: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+def _codebook_losses(y: Tensor, targets: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, log-sum-exp and correctness [N] of scores [N, V] of one codebook."""
     valid = targets != terms.ignore_index
-    loss = F.cross_entropy(y, targets, ignore_index=terms.ignore_index, label_smoothing=terms.label_smoothing, reduction="none")
+    loss = F.cross_entropy(
+        y,
+        targets,
+        ignore_index=terms.ignore_index,
+        label_smoothing=terms.label_smoothing,
+        reduction="none",
+    )
     lse = y.logsumexp(dim=1)
-    return loss + terms.z_loss * (lse * lse).where(valid, 0), lse, (y.argmax(dim=1) == targets) & valid
+    z_loss = terms.z_loss * (lse * lse).where(valid, 0)
+    return loss + z_loss, lse, (y.argmax(dim=1) == targets) & valid

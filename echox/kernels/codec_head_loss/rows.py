@@ -1,8 +1,8 @@
-"""The row step in plain PyTorch: scores of a chunk of rows in, losses out, gradients left in the scores' place."""
+"""Softmax, loss and gradient of a chunk of rows in plain PyTorch, in the place of its scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True, slots=True)
 class RowResults:
-    """What is known of every target."""
+    """Loss, log-sum-exp and correctness of every target [N, K]."""
 
     losses: Tensor  # [N, K], 0 where ignored, NaN where the target is out of range
     lse: Tensor  # [N, K]
@@ -23,8 +23,10 @@ class RowResults:
 
     @classmethod
     def empty(cls, targets: Tensor, dtype: torch.dtype) -> RowResults:
-        """Room for the results of targets [N, K]."""
-        return cls(*(torch.empty(targets.shape, dtype=kind, device=targets.device) for kind in (dtype, dtype, torch.bool)))
+        """Allocate the results of targets [N, K], uninitialised."""
+        shape, device = targets.shape, targets.device
+        dtypes = (dtype, dtype, torch.bool)
+        return cls(*(torch.empty(shape, dtype=kind, device=device) for kind in dtypes))
 
     def __getitem__(self, rows: slice) -> RowResults:
         if rows.start == 0 and rows.stop == self.losses.shape[0]:
@@ -33,175 +35,254 @@ class RowResults:
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
-    """Statistics of a part of a softmax; parts of one row are joined by `joined`."""
+class PartialSoftmax:
+    """Statistics of a softmax over a part of the vocabulary; `merge_partials` joins the parts."""
 
-    top: Tensor  # [..., N, K] highest score
-    best: Tensor  # [..., N, K] int64, which entry has it (the first of equals)
-    total: Tensor  # [..., N, K] sum of exp(score - top)
-    sum: Tensor  # [..., N, K] sum of the scores
-    at_target: Tensor  # [..., N, K] the target's score, 0 in the parts that do not hold it
+    top_score: Tensor  # [..., N, K]
+    top_entry: Tensor  # [..., N, K] int64, which entry has the top score (the first of equals)
+    exp_sum: Tensor  # [..., N, K] sum of exp(score - top_score)
+    score_sum: Tensor  # [..., N, K]
+    target_score: Tensor  # [..., N, K], 0 in the parts that do not hold the target
+
+    @classmethod
+    def cat(cls, chunks: Sequence[PartialSoftmax]) -> PartialSoftmax:
+        """Concatenate chunks of rows, [R, K] each, to [N, K]."""
+        names = cls.__dataclass_fields__
+        return cls(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
 
 
-def row_losses(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms, certain: bool, results: RowResults) -> None:
-    """Write the results of rows z [R, V] (x W^T, overwritten) for targets [R, K]; `certain`: all of these are entries."""
-    for k, block in _codebooks(z, bias, terms):
-        _to_scores(block, terms, keep_slopes=False)
-        _finish(block, _places(targets[:, k], block, terms, certain), terms, _in(results, k))
+def row_losses(
+    z: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    terms: Terms,
+    all_valid: bool,
+    results: RowResults,
+) -> None:
+    """Compute the losses of a chunk of rows and write them into `results`.
+
+    Args:
+        z: products x W^T [R, V], overwritten.
+        bias: [V]; targets: [R, K].
+        all_valid: whether every target is known to be an entry of its codebook.
+    """
+    for books, block in _codebook_blocks(z, bias, terms):
+        _to_scores(block, terms, with_slope=False)
+        lookup = _look_up(targets[:, books], block, terms, all_valid)
+        _write_results(block, lookup, terms, _codebook_results(results, books))
 
 
 def row_gradients(
-    z: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, terms: Terms, certain: bool, results: RowResults, lse: Tensor | None
+    z: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor | None,
+    terms: Terms,
+    all_valid: bool,
+    results: RowResults,
+    lse: Tensor | None,
 ) -> Tensor:
-    """Turn rows z [R, V] (x W^T) into the gradient of the weighted sum of their losses, in place.
+    """Turn products z [R, V] into the gradient of the weighted sum of their losses, in place.
 
     Args:
-        weights: [R, K] of the targets, or None for 1.
-        certain: all targets are entries of their codebooks.
-        results: written, unless `lse` [R, K] is given: then the softmax takes it, and nothing else is computed.
+        z: products x W^T [R, V]; the gradient is with respect to them.
+        bias: [V]; targets: [R, K]; weights: [R, K] of the targets, None for 1.
+        all_valid: whether every target is known to be an entry of its codebook.
+        results: overwritten, unless `lse` is given.
+        lse: [R, K] log-sum-exp where it is known: the softmax uses it, no loss is computed.
     """
-    for k, block in _codebooks(z, bias, terms):
-        slopes = _to_scores(block, terms, keep_slopes=True)
-        places = _places(targets[:, k], block, terms, certain)
+    for books, block in _codebook_blocks(z, bias, terms):
+        slope = _to_scores(block, terms, with_slope=True)
+        lookup = _look_up(targets[:, books], block, terms, all_valid)
         if lse is None:
-            _finish(block, places, terms, _in(results, k))
-            known = results.lse[:, k, None]
+            _write_results(block, lookup, terms, _codebook_results(results, books))
+            block_lse = results.lse[:, books, None]
         else:
-            known = lse[:, k, None]
-            block.sub_(known)
-        _to_gradient(block.exp_(), known, places, None if weights is None else weights[:, k, None], terms)
-        if slopes is not None:
-            block.mul_(slopes)
+            block_lse = lse[:, books, None]
+            block.sub_(block_lse)
+        # Either way the block holds logarithms of probabilities now.
+        block_weights = None if weights is None else weights[:, books, None]
+        _to_gradient(block.exp_(), block_lse, lookup, block_weights, terms)
+        if slope is not None:
+            block.mul_(slope)
     return z
 
 
-def row_statistics(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms) -> Partial:
-    """Statistics of rows z [R, V], a part of the vocabulary; targets [R, K] that lie outside the part count as elsewhere."""
-    parts = []
-    for k, block in _codebooks(z, bias, terms):
-        _to_scores(block, terms, keep_slopes=False)
-        places = _places(targets[:, k], block, terms, certain=False)
-        top, best = block.max(-1)
-        at_target = block.gather(-1, places.index)[..., 0].where(places.inside, 0)
-        total = block.sum(-1)
-        parts.append((top, best, block.sub_(top[..., None]).exp_().sum(-1), total, at_target))
-    return Partial(*(torch.cat(columns, dim=1) for columns in zip(*parts)))
-
-
-def joined(parts: Partial, targets: Tensor, terms: Terms) -> RowResults:
-    """The results of rows whose softmax was computed in parts [P, N, K]; `best` must count from the codebook's start.
+def row_partials(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms) -> PartialSoftmax:
+    """Compute the softmax statistics of a chunk of rows over a part of the vocabulary.
 
     Args:
-        targets: [N, K] entries of the whole codebook; terms: their `whole` is its size.
+        z: products x W^T [R, V] with the rows of the weight that are here, overwritten.
+        bias: [V]; targets: [R, K], of which those outside the part count as elsewhere.
+
+    Returns:
+        Statistics [R, K].
     """
-    top, part = parts.top.max(0)
-    total = (parts.total * (parts.top - top).exp()).sum(0)
-    best = parts.best.gather(0, part[None])[0]
-    lse = top + total.log()
-    value = _loss(lse, parts.at_target.sum(0), parts.sum.sum(0) / terms.whole, terms)
+    columns = []
+    for books, block in _codebook_blocks(z, bias, terms):
+        _to_scores(block, terms, with_slope=False)
+        lookup = _look_up(targets[:, books], block, terms, all_valid=False)
+        top, entry = block.max(-1)  # [R, k]
+        target_score = block.gather(-1, lookup.index)[..., 0].where(lookup.inside, 0)
+        score_sum = block.sum(-1)  # before the scores are overwritten
+        exp_sum = block.sub_(top[..., None]).exp_().sum(-1)
+        columns.append((top, entry, exp_sum, score_sum, target_score))
+    return PartialSoftmax(*(torch.cat(statistic, dim=1) for statistic in zip(*columns)))
+
+
+def merge_partials(parts: PartialSoftmax, targets: Tensor, terms: Terms) -> RowResults:
+    """Join the statistics [P, N, K] of P parts of a softmax to results [N, K].
+
+    Args:
+        parts: their `top_entry` counts from the codebook's start.
+        targets: [N, K] entries of the full codebook.
+        terms: its `vocabulary_size` is the full codebook's.
+    """
+    top, part = parts.top_score.max(0)  # [N, K]
+    exp_sum = (parts.exp_sum * (parts.top_score - top).exp()).sum(0)
+    top_entry = parts.top_entry.gather(0, part[None])[0]
+    lse = top + exp_sum.log()
+    mean = parts.score_sum.sum(0) / terms.vocabulary_size
+    losses = _loss(lse, parts.target_score.sum(0), mean, terms)
     valid = targets != terms.ignore_index
-    inside = (targets >= 0) & (targets < terms.whole)
-    return RowResults(value.where(inside, float("nan")).where(valid, 0), lse, (best == targets) & valid)
+    inside = (targets >= 0) & (targets < terms.vocabulary_size)
+    losses = losses.where(inside, float("nan")).where(valid, 0)
+    return RowResults(losses, lse, (top_entry == targets) & valid)
 
 
-def _codebooks(z: Tensor, bias: Tensor | None, terms: Terms) -> Iterator[tuple[slice, Tensor]]:
-    """Codebooks and their columns as contiguous blocks [R, k, V]; what is done to a block is done to z."""
+def _codebook_blocks(
+    z: Tensor, bias: Tensor | None, terms: Terms
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield codebooks with their columns as contiguous blocks [R, k, V].
+
+    What the caller does to a block is done to z.
+    """
     if bias is not None:
         z.add_(bias)
     if len(set(terms.sizes)) == 1:
         yield ALL, z.view(len(z), terms.codebooks, terms.sizes[0])
         return
     for k, columns in enumerate(z.split(terms.sizes, dim=1)):
-        block = columns.contiguous()  # row kernels are several times slower on strided rows
+        block = columns.contiguous()  # row operations are several times slower on strided rows
         yield slice(k, k + 1), block[:, None]
         columns.copy_(block)
 
 
-def _in(results: RowResults, k: slice) -> RowResults:
-    if k == ALL:
+def _codebook_results(results: RowResults, books: slice) -> RowResults:
+    if books == ALL:
         return results
-    return RowResults(results.losses[:, k], results.lse[:, k], results.correct[:, k])
+    return RowResults(results.losses[:, books], results.lse[:, books], results.correct[:, books])
 
 
-def _to_scores(block: Tensor, terms: Terms, keep_slopes: bool) -> Tensor | float | None:
-    """z -> s in place, and ds/dz where it is not 1."""
-    slopes = None
+def _to_scores(block: Tensor, terms: Terms, with_slope: bool) -> Tensor | float | None:
+    """Apply softcap and temperature in place, z -> s; return ds/dz, None where it is 1."""
+    slope = None
     if terms.softcap:
         block.div_(terms.softcap).tanh_()
-        slopes = (1 - block * block).div_(terms.temperature) if keep_slopes else None
+        # The derivative of tanh is a function of its value, so it must be taken here.
+        slope = (1 - block * block).div_(terms.temperature) if with_slope else None
         block.mul_(terms.softcap / terms.temperature)
     elif terms.temperature != 1:
         block.div_(terms.temperature)
-        slopes = 1 / terms.temperature if keep_slopes else None
-    return slopes
+        slope = 1 / terms.temperature if with_slope else None
+    return slope
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the targets of a block [R, k, V] stand."""
+class _TargetLookup:
+    """Positions of the targets in a block [R, k, V]."""
 
     index: Tensor  # [R, k, 1] the entry, 0 where there is none
     valid: Tensor | None  # [R, k] not ignored; None where all are entries
     inside: Tensor | None  # [R, k] an entry of the codebook; None where all are
 
 
-def _places(targets: Tensor, block: Tensor, terms: Terms, certain: bool) -> _Places:
-    if certain:
-        return _Places(targets[..., None], None, None)
+def _look_up(targets: Tensor, block: Tensor, terms: Terms, all_valid: bool) -> _TargetLookup:
+    if all_valid:
+        return _TargetLookup(targets[..., None], None, None)
     inside = (targets >= 0) & (targets < block.shape[-1])
-    return _Places(targets.where(inside, 0)[..., None], targets != terms.ignore_index, inside)
+    # 0 keeps gather and scatter within the block; what they yield there is masked later.
+    index = targets.where(inside, 0)[..., None]
+    return _TargetLookup(index, targets != terms.ignore_index, inside)
 
 
-def _finish(block: Tensor, places: _Places, terms: Terms, results: RowResults) -> None:
+def _write_results(block: Tensor, lookup: _TargetLookup, terms: Terms, results: RowResults) -> None:
     """Write the results of scores [R, k, V], which become logarithms of probabilities."""
-    at_target = block.gather(-1, places.index)
-    _judge(block, places.index, at_target, results.correct)
+    target_score = block.gather(-1, lookup.index)  # [R, k, 1], before it is overwritten
+    _write_correct(block, lookup.index, target_score, results.correct)
     torch.log_softmax(block, -1, out=block)
-    loss = torch.neg(block.gather(-1, places.index)[..., 0], out=results.losses)
-    torch.add(loss, at_target[..., 0], out=results.lse)
+    losses = torch.neg(block.gather(-1, lookup.index)[..., 0], out=results.losses)
+    # -log p = lse - score, so the log-sum-exp costs no further pass over the scores.
+    torch.add(losses, target_score[..., 0], out=results.lse)
     if terms.label_smoothing:
-        loss.lerp_(block.mean(-1).neg_(), terms.label_smoothing)
+        # (1 - e) * -log p_target + e * the mean of -log p over the entries.
+        losses.lerp_(block.mean(-1).neg_(), terms.label_smoothing)
     if terms.z_loss:
-        loss.addcmul_(results.lse, results.lse, value=terms.z_loss)
-    if places.valid is not None:
-        loss.masked_fill_(~places.inside, float("nan")).masked_fill_(~places.valid, 0)
-        results.correct.logical_and_(places.valid & places.inside)
+        losses.addcmul_(results.lse, results.lse, value=terms.z_loss)
+    if lookup.valid is not None:
+        losses.masked_fill_(~lookup.inside, float("nan")).masked_fill_(~lookup.valid, 0)
+        results.correct.logical_and_(lookup.valid & lookup.inside)
 
 
-def _judge(block: Tensor, index: Tensor, at_target: Tensor, correct: Tensor) -> None:
-    """`correct` [R, k] becomes whether the entries at `index` [R, k, 1] have the highest scores, as the first of equals."""
+def _write_correct(block: Tensor, index: Tensor, target_score: Tensor, correct: Tensor) -> None:
+    """Write whether entries have the highest scores of [R, k, V], as the first of equals.
+
+    Args:
+        index: [R, k, 1] entries; target_score: [R, k, 1] their scores.
+        correct: [R, k] bool, overwritten.
+    """
     if block.is_cuda:
         torch.eq(block.max(-1, keepdim=True)[1], index, out=correct[..., None])
         return
-    # On a CPU the maximum takes a quarter of the time without its place, and only equals must be looked at again.
+    # On a CPU the maximum is several times faster without its position: the target's score is
+    # hidden for a moment and compared with the highest other one.
     others = block.scatter_(-1, index, float("-inf")).amax(-1, keepdim=True)
-    block.scatter_(-1, index, at_target)
-    torch.gt(at_target, others, out=correct[..., None])
-    equal = (at_target == others)[..., 0]
+    block.scatter_(-1, index, target_score)
+    torch.gt(target_score, others, out=correct[..., None])
+    # Only equals need the position, as the first of them is the winner.
+    equal = (target_score == others)[..., 0]
     if equal.any():
         correct[equal] = block[equal].max(-1)[1] == index[equal][:, 0]
 
 
-def _loss(lse: Tensor, at_target: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
-    loss = lse - at_target
+def _loss(lse: Tensor, target_score: Tensor, mean: Tensor, terms: Terms) -> Tensor:
+    loss = lse - target_score
     if terms.label_smoothing:
-        loss = loss + terms.label_smoothing * (at_target - mean)
+        loss = loss + terms.label_smoothing * (target_score - mean)
     return loss + terms.z_loss * lse * lse if terms.z_loss else loss
 
 
-def _to_gradient(block: Tensor, lse: Tensor, places: _Places, weights: Tensor | None, terms: Terms) -> None:
-    """Probabilities [R, k, V] -> gradient with respect to the scores, in place; lse and weights are [R, k, 1]."""
+def _to_gradient(
+    block: Tensor, lse: Tensor, lookup: _TargetLookup, weights: Tensor | None, terms: Terms
+) -> None:
+    """Turn probabilities [R, k, V] into the gradient with respect to the scores, in place.
+
+    Args:
+        lse: [R, k, 1]; weights: [R, k, 1], None for 1.
+    """
     weight = 1.0 if weights is None else weights
     if terms.z_loss:
         block.mul_((1 + 2 * terms.z_loss * lse) * weight)
     elif weights is not None:
         block.mul_(weights)
     if terms.label_smoothing:
-        block.sub_(weight * (terms.label_smoothing / (terms.whole or block.shape[-1])))
-    hit = lse.new_full((), terms.label_smoothing - 1) if weights is None else weights * (terms.label_smoothing - 1)
-    hit = hit.expand_as(lse)
-    if places.inside is not None:
-        hit = hit.where(places.inside[..., None], 0.0 if terms.whole else float("nan"))
-    block.scatter_add_(-1, places.index, hit)
-    if places.valid is not None:
-        block.masked_fill_(~places.valid[..., None], 0)
+        entries = terms.vocabulary_size or block.shape[-1]
+        block.sub_(weight * (terms.label_smoothing / entries))
+    block.scatter_add_(-1, lookup.index, _target_gradient(lse, lookup, weights, terms))
+    if lookup.valid is not None:
+        block.masked_fill_(~lookup.valid[..., None], 0)
+
+
+def _target_gradient(
+    lse: Tensor, lookup: _TargetLookup, weights: Tensor | None, terms: Terms
+) -> Tensor:
+    """Return what the target's own score adds to the gradient, [R, k, 1]."""
+    share = terms.label_smoothing - 1
+    gradient = lse.new_full((), share) if weights is None else weights * share
+    gradient = gradient.expand_as(lse)
+    if lookup.inside is None:
+        return gradient
+    # A target elsewhere is another rank's where this is a part of the vocabulary, else an error,
+    # which NaN shows without a wait for the GPU.
+    elsewhere = 0.0 if terms.vocabulary_size else float("nan")
+    return gradient.where(lookup.inside[..., None], elsewhere)

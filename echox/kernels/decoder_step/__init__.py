@@ -1,8 +1,8 @@
-"""What stands between the matrix products of one decoding step of a Llama layer, each as one launch.
+"""Fused kernels of a Llama layer's decoding step, for what lies between its matrix products.
 
-Its plain form, which tests hold it to, is `echox.models.unit_loop.body.CachedBody.step`.
+The tests compare them with the plain form, `echox.decoding.body.CachedBody.step`.
 """
 
-from echox.kernels.decoder_step.op import added_norm, gated, turned
+from echox.kernels.decoder_step.op import apply_rotary_and_cache, fused_add_rmsnorm, gated
 
-__all__ = ["added_norm", "gated", "turned"]
+__all__ = ["fused_add_rmsnorm", "gated", "apply_rotary_and_cache"]

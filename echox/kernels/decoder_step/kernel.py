@@ -1,6 +1,8 @@
-"""Triton kernels of a decoding step: few rows, so each is as long as its launch, and what counts is how few there are.
+"""Triton kernels of a decoding step.
 
-Everything is computed in float32 and rounded once. INTERPRET is set under Triton's interpreter on a CPU, whose casts to bfloat16 are wrong.
+A step has few rows, so a kernel takes as long as its launch, and what counts is how few there are.
+Everything is computed in float32 and rounded once. INTERPRET is set under Triton's interpreter on a
+CPU, whose casts to bfloat16 are wrong. Letters of shapes are those of `op`.
 """
 
 import triton
@@ -22,7 +24,11 @@ def norm_kernel(
     HAS_MORE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """The sum of one row, and its root-mean-square norm."""
+    """Sum of one row [C], and its root-mean-square norm.
+
+    Grid: [A].
+    """
+    # 64 bits, for rows times channels may pass 2^31.
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK)
     inside = channels < C
@@ -31,6 +37,7 @@ def norm_kernel(
     if HAS_MORE:
         x += tl.load(more_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(total_ptr + at, x, mask=inside)
+    # Channels past C are 0 and add nothing to the sum of squares.
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / C + eps)
     normed = x * scale * tl.load(weight_ptr + channels, mask=inside, other=0.0)
     tl.store(normed_ptr + at, narrow(normed, normed_ptr.dtype.element_ty, INTERPRET), mask=inside)
@@ -52,7 +59,10 @@ def turn_kernel(
     BLOCK: tl.constexpr,  # power of 2 that holds d
     INTERPRET: tl.constexpr,
 ):
-    """One head of one row: queries and keys are turned to their position, keys and values written into the row's cell of the cache."""
+    """Rotate one head of one row by its position, and write keys and values into the cache.
+
+    Grid: [A, h + 2 k]: query heads, then key heads, then value heads, which are not rotated.
+    """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(at_ptr + row)
     channels = tl.arange(0, BLOCK)
@@ -60,6 +70,7 @@ def turn_kernel(
     source = qkv_ptr + (row * (H + 2 * K) + head) * D
     x = tl.load(source + channels, mask=inside, other=0.0).to(tl.float32)
     if head < H + K:
+        # Llama's layout pairs channel c with c + d / 2; the table of sines holds the sign.
         opposite = tl.load(source + (channels + D // 2) % D, mask=inside, other=0.0).to(tl.float32)
         turn = position * D + channels
         cosine = tl.load(cosine_ptr + turn, mask=inside, other=0.0).to(tl.float32)
@@ -68,6 +79,7 @@ def turn_kernel(
     if head < H:
         tl.store(queries_ptr + (row * H + head) * D + channels, x, mask=inside)
     else:
+        # half is 0 for keys, 1 for values.
         half, group = (head - H) // K, (head - H) % K
         cell = ((half * slots + row) * K + group) * P + position
         tl.store(cache_ptr + cell * D + channels, x, mask=inside)
@@ -77,14 +89,21 @@ def turn_kernel(
 def gate_kernel(
     gate_up_ptr,  # [A, 2 I]: gate, up
     fed_ptr,  # [A, I]
-    I,
+    I,  # noqa: E741
     BLOCK: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """silu(gate) * up of a stretch of one row."""
+    """silu(gate) * up of BLOCK channels of one row.
+
+    Grid: [A, ceil(I / BLOCK)].
+    """
     row = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channels < I
     gate = tl.load(gate_up_ptr + row * 2 * I + channels, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * I + I + channels, mask=inside, other=0.0).to(tl.float32)
-    tl.store(fed_ptr + row * I + channels, narrow(gate * tl.sigmoid(gate) * up, fed_ptr.dtype.element_ty, INTERPRET), mask=inside)
+    tl.store(
+        fed_ptr + row * I + channels,
+        narrow(gate * tl.sigmoid(gate) * up, fed_ptr.dtype.element_ty, INTERPRET),
+        mask=inside,
+    )

@@ -1,29 +1,32 @@
-"""From a unit decoder's hidden states to a vocoder's input, without leaving the device."""
+"""From a unit decoder's hidden states to its next tokens, without leaving the device.
 
-from echox.kernels.unit_decode.codebooks import Codebooks
+Letters of shapes in this package: B rows of the batch, D channels of the hidden states, K
+codebooks, V rows of the head, E channels of its table, C entries of the largest codebook.
+"""
+
+from echox.kernels.unit_decode.head import UnitHead
 from echox.kernels.unit_decode.noise import gumbel_noise, mixed_seed
-from echox.kernels.unit_decode.op import UnitStep, dedup_units, expand_durations, expand_words, rvq_dequantize, sample_units
-from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
-from echox.kernels.unit_decode.state import GREEDY, Impl, UnitHead, UnitParams, UnitRequest, UnitState
+from echox.kernels.unit_decode.op import (
+    UnitStep,
+    sample_units,
+)
+from echox.kernels.unit_decode.state import (
+    GREEDY,
+    Impl,
+    UnitParams,
+    UnitRequest,
+    UnitState,
+)
 
 __all__ = [
     "GREEDY",
-    "Codebooks",
-    "Expansion",
     "Impl",
-    "OpenRun",
-    "Runs",
-    "Spellings",
     "UnitHead",
     "UnitParams",
     "UnitRequest",
     "UnitState",
     "UnitStep",
-    "dedup_units",
-    "expand_durations",
-    "expand_words",
     "gumbel_noise",
     "mixed_seed",
-    "rvq_dequantize",
     "sample_units",
 ]

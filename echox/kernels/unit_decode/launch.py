@@ -1,7 +1,7 @@
-"""Launches of the Triton kernels: tile shapes, results, and what each kernel is given.
+"""Launches of the Triton kernels: tile shapes, results, and the arguments of each kernel.
 
-Nothing here waits for the GPU, and all memory comes from PyTorch's allocator, so a CUDA graph can capture a step after one warm-up,
-which compiles the kernels.
+Nothing here waits for the GPU, and all memory comes from PyTorch's allocator, so a CUDA graph can
+capture a step after one warm-up, which compiles the kernels.
 """
 
 from __future__ import annotations
@@ -12,31 +12,34 @@ import torch
 import triton
 from torch import Tensor
 
-from echox.kernels.unit_decode import assembly_kernel, kernel
-from echox.kernels.unit_decode.codebooks import Codebooks
-from echox.kernels.unit_decode.runs import Expansion, OpenRun, Runs, Spellings
-from echox.kernels.unit_decode.state import UnitHead, UnitParams, UnitState
+from echox.kernels.unit_decode import kernel
+from echox.kernels.unit_decode.head import UnitHead
+from echox.kernels.unit_decode.state import UnitParams, UnitState
 
 INTERPRET = triton.knobs.runtime.interpret
-BLOCK = 1024  # items of a row at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The tile of `head_kernel` and the resources of a program."""
+    """Tile of `head_kernel` and resources of a program."""
 
     rows: int
     columns: int
-    depth: int
+    depth: int  # channels of the product at a time
     warps: int
     stages: int
 
 
 def head_shape(B: int, V: int, D: int, dtype: torch.dtype) -> Shape:
-    """Few columns, so that a codec's small vocabulary reaches every multiprocessor."""
+    """Return the tile for B hidden states of D channels and V entries; chosen on an H200.
+
+    Columns are few, so that a codec's small vocabulary reaches every multiprocessor.
+    """
     rows = 16 if B <= 16 else 64
     if INTERPRET:  # an operation costs 0.1 ms, whatever its size
-        return Shape(rows, min(4096, triton.next_power_of_2(V)), max(16, min(1024, triton.next_power_of_2(D))), 1, 1)
+        columns = min(4096, triton.next_power_of_2(V))
+        depth = max(16, min(1024, triton.next_power_of_2(D)))
+        return Shape(rows, columns, depth, 1, 1)
     if dtype.itemsize == 4:
         return Shape(16, 16, 64, 4, 3)
     if rows == 64:
@@ -45,80 +48,110 @@ def head_shape(B: int, V: int, D: int, dtype: torch.dtype) -> Shape:
 
 
 def row_warps(block: int) -> int:
-    """For `sample_kernel`: 16 scores per thread, but not fewer than four warps."""
+    """Return the warps of `sample_kernel`: 16 scores per thread, but at least four warps."""
     return min(16, max(4, block // 512))
 
 
-def sample(hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens [B, K] and the next step's vectors [B, E]; the state is advanced. Arguments as for `sample_units`."""
+def sample(
+    hidden: Tensor, head: UnitHead, params: UnitParams, state: UnitState, forced: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Choose tokens [B, K] for hidden states [B, D] and advance the state; see `sample_units`.
+
+    Returns:
+        Tokens [B, K], and the next step's vectors [B, E], None where the head has no table.
+    """
     scores = head_scores(hidden, head)
+    B, table = len(scores), head.embedding
+    tokens = scores.new_empty(B, head.codebooks, dtype=torch.int64)
+    vectors = None if table is None else table.new_empty(B, table.shape[1])
+    _launch_sample(scores, head, params, state, forced, tokens, vectors)
+    # With one codebook the same program advances its row. With several the row ends by all of its
+    # tokens, so another launch waits for them.
+    if head.codebooks > 1:
+        _launch_advance(head, params, state, tokens, vectors)
+    return tokens, vectors
+
+
+def _launch_sample(
+    scores: Tensor,
+    head: UnitHead,
+    params: UnitParams,
+    state: UnitState,
+    forced: Tensor | None,
+    tokens: Tensor,
+    vectors: Tensor | None,
+) -> None:
     B, V = scores.shape
-    K, table = head.codebooks, head.embedding
-    E = 0 if table is None else table.shape[1]
-    tokens = scores.new_empty(B, K, dtype=torch.int64)
-    vectors = None if table is None else table.new_empty(B, E)
-    channels = min(2048, triton.next_power_of_2(max(E, 1)))
-    block = triton.next_power_of_2(max(head.sizes))
-    p, s = params, state
-    kernel.sample_kernel[(B, K)](
+    p, block = params, triton.next_power_of_2(max(head.sizes))
+    masks = (p.barred.view(torch.int8), p.stops.view(torch.int8))
+    lengths = (p.min_length, p.max_length)
+    filters = (p.temperature, p.top_k, p.top_p, p.min_p)
+    kernel.sample_kernel[(B, head.codebooks)](
         scores,
         head.at,
         p.repetition_penalty,
         p.presence_penalty,
-        p.barred.view(torch.int8),
-        p.stops.view(torch.int8),
-        p.min_length,
-        p.max_length,
-        p.temperature,
-        p.top_k,
-        p.top_p,
-        p.min_p,
-        s.seed,
-        s.length,
-        s.finished.view(torch.int8),
-        s.failed.view(torch.int8),
-        s.seen.view(torch.int8),
+        *masks,
+        *lengths,
+        *filters,
+        state.seed,
+        *_state_pointers(state),
         forced,
         tokens,
-        table,
+        head.embedding,
         vectors,
         V,
-        E,
+        _embedding_channels(head),
         head.pad_id,
-        K=K,
         BLOCK=block,
-        CHANNELS=channels,
         HAS_FORCED=forced is not None,
-        HAS_TABLE=table is not None,
         num_warps=row_warps(block),
+        **_table_options(head),
     )
-    if K > 1:
-        kernel.advance_kernel[(B,)](
-            tokens,
-            head.at,
-            p.stops.view(torch.int8),
-            p.max_length,
-            s.length,
-            s.finished.view(torch.int8),
-            s.failed.view(torch.int8),
-            s.seen.view(torch.int8),
-            table,
-            vectors,
-            V,
-            E,
-            head.pad_id,
-            K=K,
-            BOOKS=triton.next_power_of_2(K),
-            CHANNELS=channels,
-            HAS_TABLE=table is not None,
-            INTERPRET=INTERPRET,
-            num_warps=4,
-        )
-    return tokens, vectors
+
+
+def _launch_advance(
+    head: UnitHead, params: UnitParams, state: UnitState, tokens: Tensor, vectors: Tensor | None
+) -> None:
+    kernel.advance_kernel[(len(tokens),)](
+        tokens,
+        head.at,
+        params.stops.view(torch.int8),
+        params.max_length,
+        *_state_pointers(state),
+        head.embedding,
+        vectors,
+        len(head.weight),
+        _embedding_channels(head),
+        head.pad_id,
+        BOOKS=triton.next_power_of_2(head.codebooks),
+        INTERPRET=INTERPRET,
+        num_warps=4,
+        **_table_options(head),
+    )
+
+
+def _state_pointers(state: UnitState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Kernels read and write masks as bytes.
+    masks = (state.finished, state.failed, state.seen)
+    return state.length, *(mask.view(torch.int8) for mask in masks)
+
+
+def _embedding_channels(head: UnitHead) -> int:
+    return 0 if head.embedding is None else head.embedding.shape[1]
+
+
+def _table_options(head: UnitHead) -> dict[str, object]:
+    channels = max(_embedding_channels(head), 1)
+    return {
+        "K": head.codebooks,
+        "CHANNELS": min(2048, triton.next_power_of_2(channels)),
+        "HAS_TABLE": head.embedding is not None,
+    }
 
 
 def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
-    """[B, D] -> float32 [B, V]."""
+    """Return float32 scores [B, V] of hidden states [B, D]."""
     B, D = hidden.shape
     V = len(head.weight)
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
@@ -128,8 +161,7 @@ def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
         hidden,
         hidden.stride(0),
         head.weight,
-        head.weight.stride(0),
-        head.weight.stride(1),
+        *head.weight.stride(),
         head.bias,
         scores,
         B,
@@ -147,86 +179,3 @@ def head_scores(hidden: Tensor, head: UnitHead) -> Tensor:
         num_stages=shape.stages,
     )
     return scores
-
-
-def merged(units: Tensor, lengths: Tensor, open: OpenRun, last: Tensor) -> Runs:
-    """See `runs.merged`."""
-    B, T = units.shape
-    R = T + 1
-    found, durations = units.new_zeros(B, R), units.new_zeros(B, R)
-    counts, unit, duration = (torch.empty_like(lengths) for _ in range(3))
-    assembly_kernel.dedup_kernel[(B,)](
-        units.contiguous(),
-        lengths,
-        open.unit,
-        open.duration,
-        last.view(torch.int8),
-        found,
-        durations,
-        counts,
-        unit,
-        duration,
-        T,
-        R,
-        BLOCK=min(BLOCK, triton.next_power_of_2(T)),
-        num_warps=4,
-    )
-    return Runs(found, durations, counts, OpenRun(unit, duration))
-
-
-def spelled(words: Tensor, lengths: Tensor, spellings: Spellings, capacity: int) -> Expansion:
-    """See `runs.spelled`."""
-    return _expanded(words, None, spellings, lengths, capacity)
-
-
-def lasting(units: Tensor, durations: Tensor, lengths: Tensor, capacity: int) -> Expansion:
-    """See `runs.lasting`."""
-    return _expanded(units, durations, None, lengths, capacity)
-
-
-def _expanded(items: Tensor, durations: Tensor | None, spellings: Spellings | None, lengths: Tensor, capacity: int) -> Expansion:
-    B, U = items.shape
-    out, wanted = items.new_zeros(B, capacity), torch.empty_like(lengths)
-    assembly_kernel.expand_kernel[(B,)](
-        items.contiguous(),
-        None if durations is None else durations.contiguous(),
-        None if spellings is None else spellings.offsets,
-        None if spellings is None else spellings.units,
-        lengths,
-        out,
-        wanted,
-        U,
-        capacity,
-        0 if spellings is None else len(spellings.offsets) - 1,
-        BLOCK=min(BLOCK, triton.next_power_of_2(U)),
-        SPELLED=spellings is not None,
-        num_warps=4,
-    )
-    return Expansion(out, wanted.clamp(max=capacity), wanted)
-
-
-def looked_up(codes: Tensor, lengths: Tensor, books: Codebooks, channels_first: bool) -> Tensor:
-    """[B, K, T] -> [B, T, C], or [B, C, T]."""
-    B, K, T = codes.shape
-    C = books.channels
-    out = books.table.new_empty((B, C, T) if channels_first else (B, T, C))
-    channels = min(128, triton.next_power_of_2(C))
-    frames = triton.next_power_of_2(T) if INTERPRET else 16
-    assembly_kernel.codebook_kernel[(B, triton.cdiv(T, frames), triton.cdiv(C, channels))](
-        codes.contiguous(),
-        lengths,
-        books.firsts,
-        books.counts,
-        books.table,
-        out,
-        T,
-        C,
-        1 if channels_first else C,
-        T if channels_first else 1,
-        K,
-        FRAMES=frames,
-        CHANNELS=channels,
-        INTERPRET=INTERPRET,
-        num_warps=4,
-    )
-    return out

@@ -6,17 +6,35 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import (
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
 
 from echox.assets.convert.ctranslate2_whisper import convert, read_ctranslate2
-from echox.errors import AssetError
+from echox.core.errors import AssetError
 
-SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+]
 
 
-def write_ctranslate2(arrays: dict[str, np.ndarray], aliases: dict[str, str], version: int = 6) -> bytes:
+def write_ctranslate2(
+    arrays: dict[str, np.ndarray], aliases: dict[str, str], version: int = 6
+) -> bytes:
     """Write the format that `read_ctranslate2` reads."""
-    numbers = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.int16): 2, np.dtype(np.float16): 4}
+    numbers = {
+        np.dtype(np.float32): 0,
+        np.dtype(np.int8): 1,
+        np.dtype(np.int16): 2,
+        np.dtype(np.float16): 4,
+    }
 
     def string(text: str) -> bytes:
         return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
@@ -25,7 +43,10 @@ def write_ctranslate2(arrays: dict[str, np.ndarray], aliases: dict[str, str], ve
     for name, array in arrays.items():
         out += [string(name), struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)]
         out += [struct.pack("<BI", numbers[array.dtype], array.nbytes), array.tobytes()]
-    out += [struct.pack("<I", len(aliases)), *(string(part) for pair in aliases.items() for part in pair)]
+    out += [
+        struct.pack("<I", len(aliases)),
+        *(string(part) for pair in aliases.items() for part in pair),
+    ]
     return b"".join(out)
 
 
@@ -70,12 +91,17 @@ def ctranslate2_arrays(model: WhisperForConditionalGeneration) -> dict[str, np.n
 
     for side in ("encoder", "decoder"):
         arrays[f"{side}/num_heads"] = np.array(2, np.int16)
-        arrays[f"{side}/position_encodings/encodings"] = state[f"model.{side}.embed_positions.weight"]
+        arrays[f"{side}/position_encodings/encodings"] = state[
+            f"model.{side}.embed_positions.weight"
+        ]
         norm(f"model.{side}.layer_norm", f"{side}/layer_norm")
         for index in range(getattr(model.config, f"{side}_layers")):
             old, new = f"model.{side}.layers.{index}", f"{side}/layer_{index}"
             norm(f"{old}.self_attn_layer_norm", f"{new}/self_attention/layer_norm")
-            linear([f"{old}.self_attn.{letter}_proj" for letter in "qkv"], f"{new}/self_attention/linear_0")
+            linear(
+                [f"{old}.self_attn.{letter}_proj" for letter in "qkv"],
+                f"{new}/self_attention/linear_0",
+            )
             linear([f"{old}.self_attn.out_proj"], f"{new}/self_attention/linear_1")
             norm(f"{old}.final_layer_norm", f"{new}/ffn/layer_norm")
             linear([f"{old}.fc1"], f"{new}/ffn/linear_0")
@@ -83,7 +109,10 @@ def ctranslate2_arrays(model: WhisperForConditionalGeneration) -> dict[str, np.n
             if side == "decoder":
                 norm(f"{old}.encoder_attn_layer_norm", f"{new}/attention/layer_norm")
                 linear([f"{old}.encoder_attn.q_proj"], f"{new}/attention/linear_0")
-                linear([f"{old}.encoder_attn.{letter}_proj" for letter in "kv"], f"{new}/attention/linear_1")
+                linear(
+                    [f"{old}.encoder_attn.{letter}_proj" for letter in "kv"],
+                    f"{new}/attention/linear_1",
+                )
                 linear([f"{old}.encoder_attn.out_proj"], f"{new}/attention/linear_2")
     for conv in ("conv1", "conv2"):
         for part in ("weight", "bias"):
@@ -97,12 +126,21 @@ def source(tmp_path):
     model = small_whisper()
     folder = tmp_path / "source"
     folder.mkdir()
-    data = write_ctranslate2(ctranslate2_arrays(model), {"decoder/projection/weight": "decoder/embeddings/weight"})
+    data = write_ctranslate2(
+        ctranslate2_arrays(model), {"decoder/projection/weight": "decoder/embeddings/weight"}
+    )
     (folder / "model.bin.part1").write_bytes(data[:1000])
     (folder / "model.bin.part2").write_bytes(data[1000:])
-    lists = {"suppress_ids": [1], "suppress_ids_begin": [2, 27], "lang_ids": [], "alignment_heads": [[0, 1]]}
+    lists = {
+        "suppress_ids": [1],
+        "suppress_ids_begin": [2, 27],
+        "lang_ids": [],
+        "alignment_heads": [[0, 1]],
+    }
     (folder / "config.json").write_text(json.dumps(lists))
-    tokenizer = Tokenizer(models.BPE(vocab={chr(97 + index): index for index in range(26)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={chr(97 + index): index for index in range(26)}, merges=[])
+    )
     tokenizer.add_special_tokens(["<|unused|>", *SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder, model
@@ -113,16 +151,17 @@ def test_the_converted_model_is_the_original(source, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     convert(folder, target)
-    read = WhisperForConditionalGeneration.from_pretrained(target).eval()
-    assert read.dtype == torch.float32
+    converted = WhisperForConditionalGeneration.from_pretrained(target).eval()
+    assert converted.dtype == torch.float32
     features, ids = torch.randn(2, 80, 3000), torch.tensor([[28, 3, 4], [28, 5, 6]])
     with torch.no_grad():
         torch.testing.assert_close(
-            read(input_features=features, decoder_input_ids=ids).logits, model(input_features=features, decoder_input_ids=ids).logits
+            converted(input_features=features, decoder_input_ids=ids).logits,
+            model(input_features=features, decoder_input_ids=ids).logits,
         )
-    assert read.generation_config.suppress_tokens == [1]
-    assert read.generation_config.no_timestamps_token_id == 31
-    assert not read.generation_config.is_multilingual
+    assert converted.generation_config.suppress_tokens == [1]
+    assert converted.generation_config.no_timestamps_token_id == 31
+    assert not converted.generation_config.is_multilingual
     assert WhisperFeatureExtractor.from_pretrained(target).feature_size == 80
     assert WhisperTokenizer.from_pretrained(target).eos_token_id == 27
 
@@ -139,14 +178,14 @@ def test_a_model_with_a_tensor_of_another_shape_is_refused(source, tmp_path):
 
 def test_aliases_and_scalars_are_read():
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(-4, np.int16)}
-    read = read_ctranslate2(io.BytesIO(write_ctranslate2(arrays, {"b": "a"})))
-    np.testing.assert_array_equal(read["b"], arrays["a"])
-    assert int(read["n"]) == -4
+    copies = read_ctranslate2(io.BytesIO(write_ctranslate2(arrays, {"b": "a"})))
+    np.testing.assert_array_equal(copies["b"], arrays["a"])
+    assert int(copies["n"]) == -4
 
 
-def test_another_version_or_a_cut_file_is_refused():
-    whole = write_ctranslate2({"a": np.zeros(4, np.float32)}, {})
+def test_another_version_or_a_truncated_file_is_refused():
+    data = write_ctranslate2({"a": np.zeros(4, np.float32)}, {})
     with pytest.raises(AssetError, match="version 5; echox reads version 6"):
         read_ctranslate2(io.BytesIO(write_ctranslate2({}, {}, version=5)))
     with pytest.raises(AssetError, match="2 bytes too early"):
-        read_ctranslate2(io.BytesIO(whole[:-6]))
+        read_ctranslate2(io.BytesIO(data[:-6]))

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from echox.assets.convert.torchscript_hifigan import convert, fold_weight_norm, read_torchscript
-from echox.errors import AssetError
+from echox.core.errors import AssetError
 
 
 class Small(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.pre = torch.nn.Conv1d(3, 4, 5)
-        self.ups = torch.nn.ModuleList([torch.nn.ConvTranspose1d(4, 2, 4), torch.nn.Conv1d(2, 1, 3)])
+        self.ups = torch.nn.ModuleList(
+            [torch.nn.ConvTranspose1d(4, 2, 4), torch.nn.Conv1d(2, 1, 3)]
+        )
 
     def forward(self, values):
         return self.ups[1](self.ups[0](self.pre(values)))
@@ -21,8 +23,8 @@ class Small(torch.nn.Module):
 def test_the_archive_is_read_as_data(tmp_path):
     module = Small()
     torch.jit.trace(module, torch.randn(1, 3, 20)).save(tmp_path / "small.ts")
-    read = read_torchscript(tmp_path / "small.ts")
-    torch.testing.assert_close(read, dict(module.state_dict()), rtol=0, atol=0)
+    weights = read_torchscript(tmp_path / "small.ts")
+    torch.testing.assert_close(weights, dict(module.state_dict()), rtol=0, atol=0)
 
 
 def test_a_network_of_another_shape_is_refused(tmp_path):

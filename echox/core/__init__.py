@@ -1,0 +1,1 @@
+"""The lowest layer: typed values, errors, configs, registries, files, devices and progress."""

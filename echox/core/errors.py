@@ -1,0 +1,41 @@
+"""Errors that a user can mend, as exceptions whose text is one sentence.
+
+The sentence states the rule, the value and the way out. The commands print an `EchoxError` as
+one line and exit with 2; any other exception is a bug of echox and keeps its traceback.
+"""
+
+
+class EchoxError(Exception):
+    """Base of every error a user can mend."""
+
+
+class ConfigError(EchoxError):
+    """A recipe or an override asks for something that does not exist or does not fit."""
+
+
+class PluginError(EchoxError):
+    """A plugin is unknown, registered twice, or failed to load."""
+
+
+class PackageError(EchoxError):
+    """A package that echox imports is not installed, or does not import."""
+
+
+class SignalError(EchoxError):
+    """Audio, features or units have a rate, length or value that the receiving part rejects."""
+
+
+class ManifestError(EchoxError):
+    """A manifest or one of its rows is broken."""
+
+
+class AssetError(EchoxError):
+    """Weights, voices or other files could not be obtained; the text lists what was tried."""
+
+
+class CheckpointError(EchoxError):
+    """A checkpoint is missing, damaged, or does not fit the model or its parents."""
+
+
+class TrainingError(EchoxError):
+    """Training cannot go on, for instance because the loss is not finite."""

@@ -1,0 +1,6 @@
+"""Batched autoregressive decoding: each request holds a slot, and all slots step together."""
+
+from echox.decoding.engine import Completion, DecodeEngine, Impl
+from echox.decoding.steps import Request, Rows, Steps
+
+__all__ = ["Request", "Impl", "Rows", "Completion", "Steps", "DecodeEngine"]

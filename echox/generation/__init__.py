@@ -1,1 +1,0 @@
-"""Generation: from a question's waveform, or a typed text, to an answer that is heard."""

@@ -1,0 +1,1 @@
+"""Inference: from spoken or typed questions to answers in text and speech."""

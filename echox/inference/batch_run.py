@@ -1,0 +1,314 @@
+"""Answers to a manifest or one file: a wav per row, and a line of JSON with text and transcript."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from echox.backbones.base import Turn
+from echox.core import checkpoint
+from echox.core.errors import ConfigError, EchoxError, SignalError
+from echox.core.progress import Bar, waiting
+from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
+from echox.data.manifest import (
+    Item,
+    Manifest,
+    Problem,
+    Role,
+    Row,
+    examine_manifest,
+    manifest_fingerprint,
+    spelled_units,
+)
+from echox.inference.answers import Answer, Question
+from echox.inference.config import GenerateConfig
+from echox.inference.live import PIPE, answer_live, refuse_output
+from echox.inference.load import load_pipeline
+from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.records import ANSWERS, Records
+from echox.inference.release import ReleasePipeline, load_release_pipeline
+from echox.models.release.folder import is_release, weights_fingerprint
+
+WAVS = "wavs"
+
+
+def generate(config: GenerateConfig) -> int:
+    """Answer the questions that a config names.
+
+    Returns:
+        the exit code: 0, or 2 where not one row could be answered.
+
+    Raises:
+        ConfigError: there is no question, or out_dir holds the answers of another run.
+        CheckpointError, ManifestError, SignalError: the checkpoint, the manifest or the one input
+            cannot be used.
+    """
+    if config.input is not None:
+        return _generate_one(config)
+    if config.manifest is None:
+        raise ConfigError(
+            "nothing to answer: give manifest=questions.jsonl, or input=question.wav "
+            "output=answer.wav"
+        )
+    return _generate_all(config)
+
+
+def _load(config: GenerateConfig) -> SpeechToSpeechPipeline | ReleasePipeline:
+    if is_release(config.checkpoint):
+        return load_release_pipeline(
+            config.checkpoint,
+            device=config.device,
+            encoder_folder=config.encoder_folder,
+            max_tokens=config.limit,
+        )
+    return load_pipeline(
+        config.checkpoint,
+        device=config.device,
+        codec_folder=config.codec_folder,
+        max_tokens=config.limit,
+    )
+
+
+def _generate_one(config: GenerateConfig) -> int:
+    # Wrong paths are reported before models are loaded.
+    audio_header(config.input)
+    if config.stream or config.output == PIPE:
+        refuse_output(config.output)
+        answer_live(_load(config), config.input, config.output, config.segments)
+        return 0
+    refuse_ending(config.output)
+    pipeline = _load(config)
+    with waiting("answering"):
+        answer = pipeline.answer([load_audio(config.input, pipeline.rate_hz)])[0]
+    _print_text(answer, config.limit)
+    if not pipeline.speaks:
+        print(
+            "not spoken: the checkpoint has no voice; give one of stage echo, or an EchoX folder, "
+            "to hear the answer",
+            file=sys.stderr,
+        )
+        return 0
+    if answer.samples is None:
+        raise SignalError(
+            f"the model has nothing to say to {config.input}, so {config.output} was not written"
+        )
+    save_audio(config.output, answer.samples, answer.rate_hz)
+    print(f"spoken:   {config.output} ({answer.seconds:.1f} s)")
+    return 0
+
+
+def _print_text(answer: Answer, limit: int) -> None:
+    cut = f" (cut at {limit} tokens; raise max_tokens to read on)" if answer.is_cut else ""
+    # People compare the three lines, so their texts begin in one column.
+    print(f"heard:    {answer.heard}\nanswered: {answer.text}{cut}")
+
+
+def _generate_all(config: GenerateConfig) -> int:
+    manifest = examine_manifest(config.manifest, allow_outside=config.allow_outside)
+    records = Records(Path(config.out_dir), _origin(config), overwrite=config.overwrite)
+    lines = {row.id: line for row, line in zip(manifest.rows, manifest.lines)}
+    # Broken lines are recorded first: they need no model.
+    records.add([_problem_record(problem) for problem in manifest.problems])
+    # With nothing left to answer no model is loaded.
+    missing = [row for row in manifest.rows if row.id not in records.kept]
+    if missing:
+        _answer_missing(_load(config), missing, lines, records, config.batch_size)
+    return _summarise(records.in_order(_ids_in_order(manifest)), config)
+
+
+def _origin(config: GenerateConfig) -> dict[str, Any]:
+    """What the answers depend on: answers of another origin are not continued."""
+    folder = Path(config.checkpoint)
+    fingerprint = weights_fingerprint if is_release(folder) else checkpoint.fingerprint
+    return {
+        "checkpoint": fingerprint(folder),
+        "manifest": manifest_fingerprint(config.manifest),
+        "max_tokens": config.limit,
+    }
+
+
+def _ids_in_order(manifest: Manifest) -> list[str]:
+    """The ids of all lines of a manifest, broken ones included."""
+    placed = [(line, row.id) for row, line in zip(manifest.rows, manifest.lines)]
+    # A line without a readable id is placed by its number all the same.
+    placed += [(problem.line, _id_of(problem)) for problem in manifest.problems]
+    return [row_id for _, row_id in sorted(placed)]
+
+
+def _answer_missing(
+    pipeline: SpeechToSpeechPipeline | ReleasePipeline,
+    rows: Sequence[Row],
+    lines: dict[str, int],
+    records: Records,
+    batch_size: int,
+) -> None:
+    """Answer rows and record them batch by batch, so that an interrupted run can go on."""
+    with Bar("answering", len(rows), unit="row") as bar:
+        for batch in _batches(rows, batch_size):
+            outcomes = answer_rows(pipeline, batch)
+            # A list: all files of the batch exist before the first of its lines is written.
+            records.add(
+                [_record(row, lines[row.id], outcome, records.folder) for row, outcome in outcomes]
+            )
+            bar.update(len(batch))
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    """Rows of similar length together, which takes the least padding."""
+
+    def duration_s(row: Row) -> float:
+        clips = (item.audio for item in row.turns if _is_spoken(item))
+        return sum(audio_header(clip).duration_s for clip in clips)
+
+    by_length = sorted(rows, key=duration_s)
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]
+
+
+def answer_rows(
+    pipeline: SpeechToSpeechPipeline | ReleasePipeline, rows: Sequence[Row], *, speak: bool = True
+) -> list[tuple[Row, Answer | str]]:
+    """Answer the rows of a manifest in one batch.
+
+    Args:
+        pipeline: answers them.
+        rows: each up to its last answer is a question.
+        speak: False generates text only.
+
+    Returns:
+        each row with its answer, or with the reason why it has none; such a row does not keep the
+        others from their answers.
+    """
+    questions = [(row, _question_or_reason(row, pipeline.rate_hz)) for row in rows]
+    usable = [question for _, question in questions if isinstance(question, Question)]
+    # In the order of the usable rows, so each of them takes the next answer.
+    answers = iter(_reply(pipeline, usable, speak))
+    return [
+        (row, next(answers) if isinstance(question, Question) else question)
+        for row, question in questions
+    ]
+
+
+def _reply(
+    pipeline: SpeechToSpeechPipeline | ReleasePipeline, questions: list[Question], speak: bool
+) -> list[Answer | str]:
+    """Answer questions together, or one by one where together they fail."""
+    try:
+        return list(pipeline.reply(questions, speak=speak))
+    # RuntimeError is PyTorch's, such as too little memory.
+    except (EchoxError, RuntimeError) as error:
+        if len(questions) == 1:
+            # Reasons are one line: PyTorch's sentences span several.
+            return [" ".join(str(error).split()) or type(error).__name__]
+    return [outcome for question in questions for outcome in _reply(pipeline, [question], speak)]
+
+
+def _question_or_reason(row: Row, rate_hz: int) -> Question | str:
+    try:
+        return question_of(row, rate_hz)
+    except EchoxError as error:
+        return str(error)
+
+
+def question_of(row: Row, rate_hz: int) -> Question:
+    """A row up to its last answer, with its clips [T] at `rate_hz`.
+
+    Raises:
+        SignalError: a clip cannot be read, is empty, or holds NaN; or nothing is asked.
+    """
+    turns = list(row.turns)
+    # Rows of a training manifest end with the recorded answer.
+    if turns[-1].role is Role.ASSISTANT:
+        turns.pop()
+    if not turns:
+        raise SignalError("the row asks nothing: it has no user turn before the assistant's")
+    clips = tuple(load_audio(item.audio, rate_hz) for item in turns if _is_spoken(item))
+    return Question(
+        tuple(Turn(item.role.value, item.text, _is_spoken(item)) for item in turns), clips
+    )
+
+
+def _is_spoken(item: Item) -> bool:
+    # Audio of the assistant is a target of training; its text is what the model reads.
+    return item.audio is not None and item.role is Role.USER
+
+
+def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[str, Any]:
+    """The record of a row; its speech is written to a file."""
+    if isinstance(outcome, str):
+        return _failure_record(row.id, line, outcome)
+    audio = None
+    if outcome.samples is not None:
+        audio = f"{WAVS}/{file_name(row.id)}.wav"
+        # A file that cannot be written costs this row alone.
+        try:
+            save_audio(folder / audio, outcome.samples, outcome.rate_hz)
+        except SignalError as error:
+            return _failure_record(row.id, line, str(error))
+    # The keys are the format of answers.jsonl; those of `_failure_record` are the same.
+    return {
+        "id": row.id,
+        "line": line,
+        "text": outcome.text,
+        "cut": "text" if outcome.is_cut else None,
+        "heard": outcome.heard,
+        "units": spelled_units(outcome.units, outcome.codebooks),
+        "audio": audio,
+        "seconds": round(outcome.seconds, 3),
+        "timings_s": outcome.timings_s,
+        "batch": outcome.batch,
+        "error": None,
+    }
+
+
+def _problem_record(problem: Problem) -> dict[str, Any]:
+    return _failure_record(_id_of(problem), problem.line, problem.reason)
+
+
+def _id_of(problem: Problem) -> str:
+    return problem.row_id if problem.row_id is not None else f"line-{problem.line}"
+
+
+def _failure_record(row_id: str, line: int, reason: str) -> dict[str, Any]:
+    return {
+        "id": row_id,
+        "line": line,
+        "text": None,
+        "cut": None,
+        "heard": None,
+        "units": None,
+        "audio": None,
+        "seconds": 0.0,
+        "timings_s": {},
+        "batch": 0,
+        "error": reason,
+    }
+
+
+def file_name(row_id: str) -> str:
+    """A row's id as a file name; different ids have different names."""
+    safe = re.sub(r"[^\w.-]", "_", row_id)[:100].lstrip(".")
+    # A hash where characters were replaced: "a/b" and "a b" would both be "a_b".
+    return safe if safe == row_id else f"{safe}-{hashlib.sha256(row_id.encode()).hexdigest()[:8]}"
+
+
+def _summarise(records: Sequence[dict[str, Any]], config: GenerateConfig) -> int:
+    """Print what was answered, and return the exit code."""
+    failures = [record for record in records if record["error"] is not None]
+    spoken = sum(record["audio"] is not None for record in records)
+    seconds = sum(record["seconds"] for record in records)
+    print(
+        f"{len(records) - len(failures)} of {len(records)} rows answered, {spoken} aloud "
+        f"({seconds:.0f} s): {Path(config.out_dir) / ANSWERS}"
+    )
+    for record in failures:
+        print(
+            f"{config.manifest}, line {record['line']} (row {record['id']!r}): {record['error']}",
+            file=sys.stderr,
+        )
+    # A run of which some rows failed has done its work; one without any answer has not.
+    return 2 if len(failures) == len(records) else 0

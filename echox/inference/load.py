@@ -1,0 +1,264 @@
+"""Finished checkpoints as pipelines; all that they need is in the recipe inside the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.core.checkpoint import META, Checkpoint, described, load, verify
+from echox.core.device import device_named, multiplies_bf16_fast
+from echox.core.errors import CheckpointError, ConfigError, EchoxError
+from echox.core.number_format import recorded
+from echox.inference.base import Pipeline
+from echox.inference.pipeline import MAX_TOKENS, SpeechToSpeechPipeline
+from echox.inference.release import RELEASE_TOKENS, load_release_pipeline
+from echox.inference.tts import TTSPipeline
+from echox.models.release.folder import is_release
+from echox.tasks.base import TASKS, Task, Use
+from echox.tasks.recorded import recorded_part, recorded_task
+from echox.tasks.restored import recorded_backbone
+
+USES = {
+    Use.answer_aloud: "answers aloud",
+    Use.answer: "answers in text",
+    Use.synthesize: "synthesizes text",
+}
+
+
+def load_answering(
+    checkpoint: str | Path,
+    *,
+    device: str = "auto",
+    codec_folder: str | None = None,
+    encoder_folder: str | None = None,
+    max_tokens: int | None = None,
+) -> Pipeline:
+    """Load whatever answers spoken questions: a run, a stage, a checkpoint, or a released folder.
+
+    Args:
+        checkpoint: a run's folder, of which the last stage that answers is taken, aloud before in
+            text alone; a stage's folder or its `final`; or a published EchoX or Soundwave folder.
+        device: auto, cpu, cuda or cuda:N.
+        codec_folder: where the codec lies now, if not where it was in training.
+        encoder_folder: where Whisper lies, for a published folder that does not say it.
+        max_tokens: text tokens of an answer at most; None takes 512 for a published folder and 64
+            for others.
+
+    Raises:
+        CheckpointError: nothing there answers, or it is damaged.
+        ConfigError, PluginError, AssetError: a part of it cannot be had.
+    """
+    folder = Path(checkpoint)
+    if is_release(folder):
+        limit = RELEASE_TOKENS if max_tokens is None else max_tokens
+        return load_release_pipeline(
+            folder, device=device, encoder_folder=encoder_folder, max_tokens=limit
+        )
+    limit = MAX_TOKENS if max_tokens is None else max_tokens
+    return load_pipeline(
+        answering_checkpoint(folder), device=device, codec_folder=codec_folder, max_tokens=limit
+    )
+
+
+def answering_checkpoint(folder: Path) -> Path:
+    """Find the finished checkpoint in a run's folder, a stage's folder, or the folder itself.
+
+    Raises:
+        CheckpointError: a run has no finished stage that answers.
+    """
+    if (folder / META).is_file() or not folder.is_dir():
+        return folder
+    if (folder / "final").is_dir():
+        return folder / "final"
+    finals = sorted(folder.glob("*/final"))
+    for use in (Use.answer_aloud, Use.answer):
+        stages = [final for final in finals if _use_of(final) is use]
+        # Of several the one that was finished last: it was trained on the others.
+        if stages:
+            return max(stages, key=lambda final: (final / META).stat().st_mtime)
+    raise CheckpointError(
+        f"{folder} holds no finished stage that answers spoken questions; "
+        "train one, or name a checkpoint (runs/NAME/echo/final) or a published folder"
+    )
+
+
+def _use_of(final: Path) -> Use | None:
+    try:
+        task = recorded_task(Checkpoint(final, described(final), {}, None))
+    except EchoxError:  # damaged, or of a plugin that is not here: another stage may be neither
+        return None
+    return TASKS.entry_of(task).implementation.use
+
+
+def load_pipeline(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    codec_folder: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+    bf16: bool | None = None,
+) -> SpeechToSpeechPipeline:
+    """Load an echo or s2t checkpoint as a pipeline; s2t answers in text alone.
+
+    Args:
+        folder: a finished checkpoint, `runs/NAME/echo/final`.
+        device: auto, cpu, cuda or cuda:N.
+        codec_folder: where the codec lies now, if not where it was in training.
+        max_tokens: text tokens of an answer at most.
+        bf16: run the models under bfloat16 autocast; None does on a CPU as its training on one did,
+            and elsewhere where it is faster.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another stage, or its codec is not the one it
+            was trained with.
+        ConfigError: its codec cannot decode.
+        PluginError, AssetError: a part it was trained with is not there.
+    """
+    checkpoint, task = load_checkpoint(folder, Use.answer_aloud, Use.answer)
+    target = device_named(device)
+    bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
+    codec = codec_of(checkpoint, codec_folder) if task.use is Use.answer_aloud else None
+    model = task.restore(checkpoint, codec=codec).to(target)
+    codec = None if codec is None else codec.to(target)
+    return SpeechToSpeechPipeline(model, codec, max_tokens=max_tokens, bf16=bf16)
+
+
+def load_tts_pipeline(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    codec_folder: str | None = None,
+    beside: SpeechToSpeechPipeline | None = None,
+    bf16: bool | None = None,
+) -> TTSPipeline:
+    """Load a T2C checkpoint as a pipeline that synthesizes typed text.
+
+    Args:
+        folder: a finished checkpoint, `runs/NAME/t2c/final`.
+        device: auto, cpu, cuda or cuda:N; that of `beside` where it is given.
+        codec_folder: where the codec lies now, if not where it was in training.
+        beside: a pipeline of the same run, whose language model and codec are shared.
+        bf16: as in `load_pipeline`.
+
+    Raises:
+        CheckpointError: as `load_pipeline`; or `beside` has another codec.
+        ConfigError: as `load_pipeline`.
+    """
+    checkpoint, task = load_checkpoint(folder, Use.synthesize)
+    if beside is None:
+        target, codec = device_named(device), None
+        backbone = recorded_backbone(checkpoint).to(target)
+    else:
+        target, backbone, codec = beside.device, beside.backbone, beside.codec
+    if codec is None:  # an S2T pipeline has none either
+        codec = codec_of(checkpoint, codec_folder).to(target)
+    check_codec(checkpoint, codec)
+    bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
+    t2c_model = task.restore(checkpoint, backbone=backbone, codec=codec).to(target)
+    return TTSPipeline(t2c_model, backbone, codec, bf16=bf16)
+
+
+def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
+    if device.type != "cpu":
+        return multiplies_bf16_fast(device)
+    # The format that training recorded: another one would change some answers.
+    return recorded(checkpoint.meta.get("lineage", {}).get("number_format")).bf16
+
+
+def load_checkpoint(folder: str | Path, *uses: Use) -> tuple[Checkpoint, type[Task]]:
+    """Load a finished checkpoint that can be used in one of some ways.
+
+    Returns:
+        the checkpoint, and the class of its task, which restores the model.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or cannot be used so.
+    """
+    checkpoint = load(Path(folder))
+    return checkpoint, _task_for(checkpoint, uses)
+
+
+def _task_for(checkpoint: Checkpoint, uses: Sequence[Use]) -> type[Task]:
+    task = TASKS.entry_of(recorded_task(checkpoint)).implementation
+    if task.use is None:
+        task.restore(checkpoint)  # which says why it cannot be used
+    if task.use not in uses:
+        raise CheckpointError(
+            f"{checkpoint.folder} is a checkpoint of stage {checkpoint.meta['stage']!r}; "
+            f"this needs one that {' or '.join(USES[use] for use in uses)}"
+        )
+    return task
+
+
+def codec_of(checkpoint: Checkpoint, folder: str | None = None) -> Codec:
+    """Build the codec that a checkpoint was trained with.
+
+    Args:
+        checkpoint: of stage echo or t2c.
+        folder: where the codec lies now; None takes the folder that the recipe names.
+
+    Raises:
+        CheckpointError: it is not the codec of the checkpoint's lineage.
+        ConfigError: a folder is given, and this codec has none; or it cannot decode.
+    """
+    codec = CODECS.build(_codec_config(checkpoint, folder)).eval()
+    check_codec(checkpoint, codec)
+    return codec
+
+
+def refuse_undecodable(folder: Path, codec_folder: str | None = None) -> None:
+    """Check that the codec of an echo or t2c checkpoint can decode, before anything is loaded.
+
+    Args:
+        folder: a finished checkpoint.
+        codec_folder: as in `codec_of`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+        ConfigError: as `codec_of`.
+    """
+    # The meta file alone: reading the tensors would take longer than the check.
+    checkpoint = Checkpoint(folder, verify(folder), {}, None)
+    _task_for(checkpoint, (Use.answer_aloud, Use.synthesize))
+    _codec_config(checkpoint, codec_folder)
+
+
+def _codec_config(checkpoint: Checkpoint, folder: str | None) -> CodecConfig:
+    """The config of a checkpoint's codec, with the folder where it lies now."""
+    config = recorded_part(checkpoint, "codec", CODECS)
+    if folder is not None:
+        config = dataclasses.replace(config, **{_folder_field(config, checkpoint, folder): folder})
+    if reason := CODECS.entry_of(config).implementation.cannot_decode_reason(config):
+        raise ConfigError(f"{checkpoint.folder} cannot be heard: {reason}")
+    return config
+
+
+def _folder_field(config: CodecConfig, checkpoint: Checkpoint, folder: str) -> str:
+    """The name of the field that says where a codec lies."""
+    for field in dataclasses.fields(config):
+        # Codecs of this package name their place by one of these two.
+        if field.name in ("folder", "weights"):
+            return field.name
+    raise ConfigError(
+        f"codec_folder is {folder!r}, but the {CODECS.name_of(config)} codec of "
+        f"{checkpoint.folder} is not kept in a folder; leave it out"
+    )
+
+
+def check_codec(checkpoint: Checkpoint, codec: Codec) -> None:
+    """Check that a checkpoint was trained with this codec.
+
+    Raises:
+        CheckpointError: it was trained with another one.
+    """
+    trained_with = checkpoint.meta.get("lineage", {}).get("data", {}).get("codec")
+    # Units of another codec would be decoded without an error, to noise.
+    if trained_with != codec.fingerprint():
+        raise CheckpointError(
+            f"{checkpoint.folder} was trained with codec {trained_with}, but the codec at hand is "
+            f"{codec.fingerprint()}; set codec_folder to the former"
+        )

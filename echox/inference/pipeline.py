@@ -1,0 +1,277 @@
+"""Spoken questions in, spoken answers out: encoder, adapter, LLM, denoiser, unit decoder, codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from echox.codecs.base import Codec
+from echox.core.device import multiplies_bf16_fast
+from echox.core.errors import SignalError
+from echox.core.signals import Features
+from echox.data.audio import pad_waveforms
+from echox.decoding import DecodeEngine
+from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
+from echox.decoding.text import text_decode_engine
+from echox.inference.answers import (
+    NO_SPEECH,
+    Answer,
+    Clock,
+    Question,
+    answers_of,
+    refuse_unanswerable,
+)
+from echox.inference.base import Pipeline
+from echox.inference.tts import TTSPipeline, UnitSynthesizer, padded, unit_engine_of
+from echox.models.echo import EchoModel
+from echox.models.frozen import halve_frozen
+from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
+from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
+
+MAX_TOKENS = 64  # of an answer's text, where nothing else is asked for
+
+
+class SpeechToSpeechPipeline(Pipeline):
+    """Answers spoken or typed questions in text, and in speech where the checkpoint is of Echo."""
+
+    def __init__(
+        self,
+        model: EchoModel | SpeechLLM,
+        codec: Codec | None,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        bf16: bool | None = None,
+    ) -> None:
+        """Keep the models, which lie on one device.
+
+        Args:
+            model: Echo, or S2T, which answers in text alone.
+            codec: of Echo's unit tokens; None for S2T.
+            max_tokens: text tokens of an answer at most.
+            bf16: run under bfloat16 autocast; None where that is fast.
+        """
+        self.echo = model if isinstance(model, EchoModel) else None
+        self.speech_llm = model.speech_llm if isinstance(model, EchoModel) else model
+        self.backbone = self.speech_llm.backbone
+        self.codec = codec
+        self.rate_hz = self.speech_llm.encoder.rate_hz
+        self.max_tokens = max_tokens
+        self.device = next(model.parameters()).device
+        self.bf16 = multiplies_bf16_fast(self.device) if bf16 is None else bf16
+        if self.bf16:
+            halve_frozen(self.backbone)  # as in training, so that both round alike
+
+    @property
+    def speaks(self) -> bool:
+        """Whether answers are synthesized, or text alone."""
+        return self.echo is not None
+
+    @cached_property
+    def unit_engine(self) -> DecodeEngine:
+        """The decode engine of all answers' units, shared between batches and streams."""
+        # Cached properties, because an engine copies weights: answers in text alone need none.
+        return unit_engine_of(self.echo.voice, self.bf16)
+
+    @cached_property
+    def text_engine(self) -> DecodeEngine | None:
+        """The decode engine of all answers' text; None where `text_decode_engine` has none."""
+        # An engine takes its precision from autocast as it is when the engine is built.
+        with self.autocast():
+            return text_decode_engine(self.backbone)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the models run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @torch.no_grad()
+    def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:
+        """Answer conversations in one batch, their user turns spoken or typed.
+
+        Args:
+            questions: the conversations, with clips [T] at `rate_hz`.
+            speak: False generates text only, which is much faster.
+
+        Raises:
+            SignalError: a clip is unusable, a conversation has more or fewer places for audio than
+                clips, or is too long for the model.
+        """
+        if not questions:
+            return []
+        # Before any model runs: a refusal in the middle would cost the whole batch.
+        for question in questions:
+            refuse_unanswerable(question)
+        clock = Clock(self.device)
+        with self.autocast():
+            speech = self._encode(questions, clock)
+            generated = self._generate_text(questions, speech, clock)
+            # The codec is left to the synthesizer, which has its own autocast.
+            unit_tokens = self._generate_unit_tokens(generated, clock) if speak else None
+        synthesized = [NO_SPEECH] * len(questions)
+        if unit_tokens is not None:
+            synthesizer = UnitSynthesizer(self.codec, self.bf16)
+            synthesized = list(zip(*synthesizer.synthesize(unit_tokens, clock)))
+        rows = zip(generated.ids.tolist(), generated.lengths.tolist())
+        return answers_of(
+            [tuple(ids[:length]) for ids, length in rows],
+            self._transcribe(questions, speech),
+            synthesized,
+            self._text_of,
+            self.codec,
+            clock,
+            generated.ended.tolist(),
+        )
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return self.backbone.detokenize(list(ids))
+
+    def _encode(self, questions: Sequence[Question], clock: Clock) -> AdaptedSpeech:
+        """The clips of all rows, one after the other, as vectors for the language model."""
+        clips = [clip for question in questions for clip in question.clips]
+        with clock.part("encoder"):
+            features = self._features(clips)
+        with clock.part("adapter"):
+            if clips:
+                return self.speech_llm.adapter(features)
+            # The adapter would encode a silent clip, for gradients that are not taken here.
+            return _no_speech(features, self.backbone.hidden_size)
+
+    def _features(self, clips: Sequence[Tensor]) -> Features:
+        """Encoder features of clips [T]; of none where there is no clip."""
+        if clips:
+            wave = pad_waveforms(clips, self.rate_hz).to(self.device)
+            return self.speech_llm.encode_audio(wave)
+        # Typed questions alone have no clip to encode.
+        encoder = self.speech_llm.encoder
+        return Features(
+            torch.zeros(0, 0, encoder.dim, device=self.device),
+            torch.zeros(0, dtype=torch.int64, device=self.device),
+            encoder.frame_rate_hz,
+        )
+
+    def _generate_text(
+        self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock
+    ) -> GeneratedText:
+        with clock.part("text"):
+            return self._continue(self._prompt(questions, speech))
+
+    def _continue(self, prompted: Prompted) -> GeneratedText:
+        return greedy_text(
+            self.backbone,
+            prompted.embeddings,
+            prompted.mask,
+            self.max_tokens,
+            engine=self.text_engine,
+        )
+
+    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech) -> Prompted:
+        ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
+        # Clips of all rows one after the other, the order that `SpeechLLM.prompt` takes.
+        clip_rows = torch.tensor(
+            [row for row, question in enumerate(questions) for _ in question.clips],
+            dtype=torch.int64,  # without clips the list is empty, which would be float
+            device=self.device,
+        )
+        padded_ids = padded(ids, PAD).to(self.device)
+        return self.speech_llm.prompt(padded_ids, speech, clip_rows, self.max_tokens)
+
+    def encode_prompt(self, questions: Sequence[Question]) -> Prompted:
+        """Embed conversations with their encoded clips, up to where the answer begins.
+
+        Args:
+            questions: B conversations.
+
+        Returns:
+            embeddings [B, P, H], right-padded, and their mask.
+
+        Raises:
+            SignalError: a conversation is too long for the model.
+        """
+        return self._prompt(questions, self._encode(questions, Clock(self.device)))
+
+    @torch.no_grad()
+    def generate_text(self, questions: Sequence[Question]) -> GeneratedText:
+        """Generate the answers' tokens [B, S] and the states [B, S, H] that predicted them.
+
+        Rows never influence each other.
+
+        Raises:
+            SignalError: as `reply`.
+        """
+        for question in questions:
+            refuse_unanswerable(question)
+        with self.autocast():
+            return self._continue(self.encode_prompt(questions))
+
+    def _generate_unit_tokens(
+        self, generated: GeneratedText, clock: Clock
+    ) -> list[list[int]] | None:
+        """Unit tokens of each row; None without Echo."""
+        if self.echo is None:
+            return None
+        # From the states that predicted the text, not from the text itself: that is Echo.
+        with clock.part("units"):
+            return self.echo.speak(generated.hidden, generated.lengths, engine=self.unit_engine)
+
+    def _transcribe(
+        self, questions: Sequence[Question], speech: AdaptedSpeech
+    ) -> list[tuple[int, ...]]:
+        """Per row, the CTC transcript of its last clip, as the language model's tokens."""
+        # CTC's classes are the adapter's own vocabulary, a part of the language model's.
+        token_ids = self.speech_llm.adapter.token_ids.tolist()
+        clips = iter(ctc_tokens(speech.ctc_logits, speech.frame_lengths))
+        rows = [[next(clips) for _ in question.clips] for question in questions]
+        return [tuple(token_ids[index] for index in row[-1]) if row else () for row in rows]
+
+    def synthesize(self, texts: Sequence[str]) -> list[Answer]:
+        """Synthesize typed texts with Echo's own unit decoder, without the language model.
+
+        Raises:
+            SignalError: the checkpoint is of S2T, which synthesizes nothing.
+        """
+        if self.echo is None:
+            raise SignalError(
+                "this checkpoint is of stage s2t and has no voice; load one of stage echo or t2c"
+            )
+        # With the shared engine: building one copies the decoder's weights.
+        tts = TTSPipeline(
+            self.echo.voice, self.backbone, self.codec, bf16=self.bf16, engine=self.unit_engine
+        )
+        return tts.synthesize(texts)
+
+    def answer_typed(self, questions: Sequence[str], *, trained: bool = True) -> list[str]:
+        """Answer typed questions by the language model alone, in one batch.
+
+        Args:
+            questions: the texts.
+            trained: False takes the pretrained model, without what S2T and Echo trained on top.
+        """
+        if trained:
+            return self._answer_typed(questions, self.text_engine)
+        # The engine has the trained adapters merged, so the pretrained model goes without.
+        with self.backbone.as_pretrained():
+            return self._answer_typed(questions, None)
+
+    def _answer_typed(self, questions: Sequence[str], engine: DecodeEngine | None) -> list[str]:
+        if not questions:
+            return []
+        with self.autocast():
+            return answer_typed(self.backbone, list(questions), self.max_tokens, engine=engine)
+
+
+def _no_speech(features: Features, width: int) -> AdaptedSpeech:
+    """The adapter's result for no clip at all."""
+    logits = features.values.new_zeros(0, 1, 1)
+    vectors = features.values.new_zeros(0, 1, width)
+    return AdaptedSpeech(logits, features.lengths, vectors, features.lengths)
+
+
+def _with_audio(pieces: Sequence[Sequence[int]]) -> list[int]:
+    """A prompt's pieces joined by AUDIO placeholders."""
+    return [
+        token
+        for number, piece in enumerate(pieces)
+        for token in ([AUDIO] if number else []) + list(piece)
+    ]

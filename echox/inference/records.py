@@ -1,0 +1,96 @@
+"""The records of a generation run: one line of JSON per row, kept through interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from echox.core.errors import ConfigError
+from echox.core.files import atomic_write
+
+ANSWERS, ORIGIN = "answers.jsonl", "generation.json"
+
+Record = Mapping[str, Any]
+
+
+class Records:
+    """`answers.jsonl` in a folder, and beside it `generation.json`, which names their origin."""
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Open a folder and keep its complete records.
+
+        Args:
+            folder: created if needed.
+            origin: what the answers depend on, such as the checkpoint and the manifest.
+            overwrite: drop the records that there are.
+
+        Raises:
+            ConfigError: the folder holds answers of another origin, and `overwrite` is False.
+        """
+        self.folder = folder
+        self.path = folder / ANSWERS
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self.path.unlink(missing_ok=True)
+        elif self.path.exists():
+            self._refuse_other_origin(origin)
+        self.kept = {record["id"]: record for record in self._read() if self._is_complete(record)}
+        with atomic_write(folder / ORIGIN) as unfinished:
+            unfinished.write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
+        # Errors and half a line are dropped before anything is added: those rows are tried again.
+        self.rewrite(self.kept.values())
+
+    def _refuse_other_origin(self, origin: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads((self.folder / ORIGIN).read_text("utf-8"))
+        # Answers without a readable origin may be of anything, so they count as another's.
+        except (FileNotFoundError, ValueError):
+            before = {}
+        changed = [name for name in origin if before.get(name) != origin[name]]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was made with another {' and '.join(changed)}; choose another "
+                "out_dir, or set overwrite=true to make it anew"
+            )
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        # Up to the last line's end: a run that was killed may have left part of a line.
+        complete, _, _ = self.path.read_text("utf-8").rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def _is_complete(self, record: Record) -> bool:
+        # A lost file is synthesized again.
+        audio = record["audio"]
+        return record["error"] is None and (audio is None or (self.folder / audio).is_file())
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append records and wait until they are on the disk."""
+        with self.path.open("a", encoding="utf-8") as out:
+            for record in records:
+                out.write(_line(record))
+            # An answer may have taken minutes: it must survive a crash of the machine.
+            out.flush()
+            os.fsync(out.fileno())
+
+    def in_order(self, row_ids: Iterable[str]) -> list[dict[str, Any]]:
+        """All records, after rewriting them in the order of the manifest."""
+        place = {row_id: number for number, row_id in enumerate(row_ids)}
+        # Records of no row of the manifest go last.
+        records = sorted(self._read(), key=lambda record: place.get(record["id"], len(place)))
+        self.rewrite(records)
+        return records
+
+    def rewrite(self, records: Iterable[Record]) -> None:
+        """Replace all records, atomically."""
+        with atomic_write(self.path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
+            out.writelines(_line(record) for record in records)
+
+
+def _line(record: Record) -> str:
+    # People read this file, so letters stay letters.
+    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""EchoX as its authors released it: modules, settings and file format of the checkpoints."""

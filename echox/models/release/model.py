@@ -1,0 +1,242 @@
+"""The released EchoX model: speech adapter, language model and unit translator.
+
+The encoder before them and the vocoder behind them are parts of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from echox.core.errors import CheckpointError, SignalError
+from echox.decoding import DecodeEngine
+from echox.models.release.adapter import ShrinkingAdapter, ShrunkSpeech
+from echox.models.release.causal import Generated, LanguageModel, Prompt, decode
+from echox.models.release.compatibility import Compatibility
+from echox.models.release.tokens import ReleaseTokens
+from echox.models.release.translator import UnitTranslator
+from echox.models.release.unit_decoding import SLOTS, generate_units, release_decode_engine
+from echox.models.speech_llm import AUDIO, PAD, splice
+
+MAX_UNIT_TOKENS = 2048  # of a segment; the release's limit
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedPrompt:
+    """Token ids whose audio placeholders were replaced by vectors of speech."""
+
+    embeddings: Tensor  # [B, P, H], zeros at padding
+    visible: Tensor  # bool [B, P] False at padding
+    positions: Tensor  # [B, N] where each id now begins
+    ids: Tensor  # [B, P] with a placeholder repeated for each of its vectors, PAD at padding
+
+    @property
+    def lengths(self) -> Tensor:
+        """Positions of each row [B]."""
+        return self.visible.sum(1)
+
+
+class PublishedEchoX(nn.Module):
+    """The modules of a released checkpoint, and the tokenizer that belongs to them.
+
+    Args:
+        adapter: encoder features -> vectors of the language model.
+        language: the text model.
+        translator: hidden states -> unit tokens; None in Soundwave, which has no speech output.
+        tokens: the tokenizer, with the ids of the prompt.
+        compatibility: the form that is computed.
+    """
+
+    def __init__(
+        self,
+        adapter: ShrinkingAdapter,
+        language: LanguageModel,
+        translator: UnitTranslator | None,
+        tokens: ReleaseTokens,
+        compatibility: Compatibility,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.language = language
+        self.translator = translator
+        self.tokens = tokens
+        self.compatibility = compatibility
+
+    def prompt(
+        self, rows: Sequence[Sequence[int]], speech: ShrunkSpeech | None, clip_rows: Tensor
+    ) -> Prompt:
+        """Prompts of the language model from conversations and their audio.
+
+        Args:
+            rows: token ids of B conversations, with one placeholder per audio.
+            speech: A clips, those of each row one after the other; None where no row has any.
+            clip_rows: [A] the row of each clip, ascending.
+
+        Returns:
+            embeddings [B, P, H], to be continued by the answers.
+
+        Raises:
+            SignalError: a row has more or fewer placeholders than clips.
+        """
+        device = self.language.head.weight.device
+        check_placeholders(rows, clip_rows.tolist(), self.tokens.audio_id)
+        ids = padded(rows, PAD).to(device)
+        expanded = self.expand(ids, speech, clip_rows)
+        visible = expanded.visible
+        if self.compatibility.hide_turn_ends:
+            # The end-of-turn token is the padding token too, which the release masks.
+            has_audio = (ids == self.tokens.audio_id).any(1, keepdim=True)
+            visible = visible & ~(has_audio & (expanded.ids == self.tokens.end_id))
+        return Prompt(expanded.embeddings, expanded.lengths, visible)
+
+    def expand(self, ids: Tensor, speech: ShrunkSpeech | None, clip_rows: Tensor) -> ExpandedPrompt:
+        """Replace audio placeholders by the vectors of the clips.
+
+        Args:
+            ids: [B, N] token ids, PAD-padded.
+            speech: A clips, those of each row one after the other; None where there are none.
+            clip_rows: [A] the row of each clip, ascending.
+
+        Returns:
+            embeddings [B, P, H], and where the ids went.
+        """
+        # PAD is negative; `splice` does not place its embedding.
+        embedded = self.language.embed(ids.clamp(min=0))
+        if speech is None:
+            vectors, lengths = embedded.new_zeros(0, 1, embedded.shape[-1]), clip_rows.new_zeros(0)
+        else:
+            vectors, lengths = speech.vectors, speech.lengths
+        # `splice` knows the placeholder by echox's own mark.
+        marked = torch.where(ids == self.tokens.audio_id, AUDIO, ids)
+        spliced = splice(marked, embedded, vectors, lengths, clip_rows)
+        P = spliced.mask.shape[1]
+        # A position to which no id was moved lies inside an audio.
+        repeated = scatter_rows(ids, spliced.positions, ids != PAD, P, self.tokens.audio_id)
+        return ExpandedPrompt(
+            spliced.embeddings,
+            spliced.mask,
+            spliced.positions,
+            repeated.masked_fill(~spliced.mask, PAD),
+        )
+
+    def answer(self, prompt: Prompt, max_tokens: int) -> Generated:
+        """Decode the text of the answers greedily; its hidden states are what `speak` takes.
+
+        Args:
+            prompt: B prompts.
+            max_tokens: tokens of an answer at most.
+
+        Returns:
+            ids [B, S] and hidden states [B, S, H].
+        """
+        return decode(self.language, prompt, self.tokens.end_id, max_tokens)
+
+    def speak(
+        self,
+        hidden: Tensor,
+        lengths: Tensor,
+        max_tokens: int = MAX_UNIT_TOKENS,
+        engine: DecodeEngine | None = None,
+    ) -> Generated:
+        """Decode unit tokens of segments greedily; no context crosses segments.
+
+        Args:
+            hidden: [B, S, H] hidden states of the segments, right-padded.
+            lengths: [B] text tokens of each segment.
+            max_tokens: unit tokens of a segment at most.
+            engine: of `speech_decode_engine`; None makes one for this call, which also
+                returns the unit translator's states.
+
+        Returns:
+            unit token ids [B, U] and their states.
+
+        Raises:
+            CheckpointError: the checkpoint has no unit translator, or no denoising adapter.
+            SignalError: as `generate_units`.
+        """
+        if self.translator is None:
+            raise CheckpointError(
+                f"the checkpoint in {self.tokens.origin} has no unit translator, "
+                "as Soundwave has none; take an EchoX to get speech"
+            )
+        prompt = self.segment_prompt(self.translator.denoise(hidden), lengths)
+        if engine is None:
+            engine = release_decode_engine(
+                self.translator,
+                self.tokens.end_id,
+                slots=len(hidden),
+                capacity=prompt.embeddings.shape[1] + max_tokens,
+                keep_states=True,
+            )
+        return generate_units(engine, prompt, self.tokens.end_id, max_tokens)
+
+    def speech_decode_engine(self, longest: int, *, slots: int = SLOTS) -> DecodeEngine:
+        """Decode engine for segments, to be used over many calls of `speak`.
+
+        Args:
+            longest: text tokens of a segment at most; its speech has `MAX_UNIT_TOKENS` at most.
+            slots: segments that are decoded at a time.
+        """
+        before, after = self.tokens.before_text(self.compatibility), self.tokens.after_text()
+        capacity = len(before) + len(after) + longest + MAX_UNIT_TOKENS
+        return release_decode_engine(
+            self.translator, self.tokens.end_id, slots=slots, capacity=capacity
+        )
+
+    def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:
+        """Prompts of the unit translator from text vectors of segments [B, S, H], lengths [B]."""
+        return self.translator.prompt(
+            vectors, lengths, self.tokens.before_text(self.compatibility), self.tokens.after_text()
+        )
+
+    def trigger_scores(self, hidden: Tensor) -> Tensor:
+        """Cosine of hidden states [..., H] and the head's row of the trigger token: [...].
+
+        Source: EchoX (arXiv:2509.09174), trigger feature of streaming.
+        """
+        trigger = self.language.head.weight[self.tokens.trigger_id]
+        return nn.functional.cosine_similarity(hidden.float(), trigger.float(), dim=-1)
+
+
+def check_placeholders(
+    rows: Sequence[Sequence[int]], clip_rows: Sequence[int], audio_id: int
+) -> None:
+    """Check that every conversation has one audio placeholder for each of its clips.
+
+    Raises:
+        SignalError: a row has more or fewer placeholders than clips.
+    """
+    for number, row in enumerate(rows):
+        placeholders, clips = list(row).count(audio_id), list(clip_rows).count(number)
+        if placeholders != clips:
+            raise SignalError(
+                f"the conversation has {placeholders} audio placeholders (<audio_patch>) "
+                f"but {clips} audios came with it; give one audio for each"
+            )
+
+
+def scatter_rows(values: Tensor, positions: Tensor, wanted: Tensor, size: int, fill: int) -> Tensor:
+    """Move values of each row to other positions.
+
+    Args:
+        values: [B, N].
+        positions: [B, N] where each goes.
+        wanted: bool [B, N], False for values to leave out.
+        size: positions P of the result.
+        fill: value elsewhere.
+
+    Returns:
+        [B, P].
+    """
+    # Values that are left out are scattered to a spare column that is cut off.
+    out = values.new_full((values.shape[0], size + 1), fill)
+    return out.scatter(1, torch.where(wanted, positions, size), values)[:, :size]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Right-pad ragged ids with a value: B rows -> [B, N] int64."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)

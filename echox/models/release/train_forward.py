@@ -1,0 +1,293 @@
+"""Teacher-forced passes of the release's training branches, whose outputs criteria turn to losses.
+
+    S2T           the answers' tokens, and CTC of the questions
+    pretrain      T2C: units after given text
+    finetune      S2T + T2C, whose text is the denoised hidden states at the answer's own positions
+    segments      T2C on segments of the answer, each a sample of its own; text is the denoised
+                  states that predict its tokens. The release's finetune_kd (`train_chunks`) is the
+                  same but for a gap that padding leaves between text and units; here is none, as
+                  in inference.
+
+Batches are ragged, and nothing loops over tokens.
+
+Source: github.com/FreedomIntelligence/EchoX, models/echox_s2s.py and
+models/t2ullama_cr_online.py, state of 2025-09-19.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from echox.core.errors import SignalError
+from echox.core.signals import Features, valid_mask
+from echox.criteria.base import JointOutputs, SpeechTextOutputs, UnitOutputs, VoicedOutputs
+from echox.models.release.adapter import ShrunkSpeech
+from echox.models.release.causal import Prompt
+from echox.models.release.ctc import restricted_ctc_scores
+from echox.models.release.model import PublishedEchoX, scatter_rows
+from echox.models.release.translator import UnitTranslator
+from echox.models.speech_llm import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class TextPass:
+    """A teacher-forced pass of the S2T model over conversations with their answers."""
+
+    hidden: Tensor  # [B, P, H]
+    labels: Tensor  # [B, P] at the expanded positions, IGNORE where nothing is to be predicted
+    visible: Tensor  # bool [B, P] keys that were attended to
+    positions: Tensor  # [B, N] where each id of the batch begins
+    speech: ShrunkSpeech
+
+
+def forward_text(
+    model: PublishedEchoX,
+    ids: Tensor,
+    labels: Tensor,
+    features: Features,
+    clip_rows: Tensor,
+    *,
+    hide_turn_ends: bool | None = None,
+) -> TextPass:
+    """Run the S2T model with teacher forcing.
+
+    Args:
+        model: the released model.
+        ids: [B, N] token ids, right-padded with the end id, one placeholder per audio.
+        labels: [B, N] the same ids where they are targets, IGNORE elsewhere.
+        features: [A, F, D] of the clips, those of each row one after the other.
+        clip_rows: [A] the row of each clip, ascending.
+        hide_turn_ends: hide end-of-turn tokens as inference does; None follows the model's form,
+            in which EchoX's training attends to all, because its padding mask is overwritten.
+
+    Returns:
+        hidden states [B, P, H], and the labels at their positions.
+    """
+    if hide_turn_ends is None:
+        hide_turn_ends = model.compatibility.hide_turn_ends_in_training
+    end_id = model.tokens.end_id
+    speech = model.adapter(features, clip_rows)
+    expanded = model.expand(ids, speech, clip_rows)
+    # Rows whose audio is shorter end in further padding ids, embedded like the others, not in
+    # zeros.
+    padding = model.language.embed(torch.tensor(end_id, device=ids.device))
+    embeddings = torch.where(expanded.visible[..., None], expanded.embeddings, padding)
+    # Padding and end-of-turn tokens share an id, and the release's mask cannot tell them apart.
+    ends = ~expanded.visible | (expanded.ids == end_id)
+    visible = ~ends if hide_turn_ends else torch.ones_like(ends)
+    is_target = labels != IGNORE
+    if model.compatibility.forget_answers_before_audio:
+        is_target = is_target & ((ids == model.tokens.audio_id).cumsum(1) > 0)
+    # Labels move with their ids, past the vectors of audio before them.
+    placed = scatter_rows(labels, expanded.positions, is_target, visible.shape[1], IGNORE)
+    hidden = model.language(embeddings, visible)
+    return TextPass(hidden, placed, visible, expanded.positions, speech)
+
+
+def states_and_targets(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets of a sequence, and the states that predict them, one position earlier.
+
+    Args:
+        hidden: [B, P, C].
+        labels: [B, P], IGNORE where there is no target.
+
+    Returns:
+        states [N, C] and targets [N].
+    """
+    targets = labels[:, 1:]
+    is_target = targets != IGNORE
+    return hidden[:, :-1][is_target], targets[is_target]
+
+
+def text_outputs(
+    model: PublishedEchoX, text_pass: TextPass, transcripts: Tensor
+) -> SpeechTextOutputs:
+    """Scores of the answers' tokens, and CTC scores of the questions.
+
+    Args:
+        model: the released model.
+        text_pass: of `forward_text`.
+        transcripts: [A, T] tokens that are said in each clip, IGNORE-padded.
+    """
+    states, labels = states_and_targets(text_pass.hidden, text_pass.labels)
+    scores, indices = restricted_ctc_scores(model.adapter, text_pass.speech.frames, transcripts)
+    return SpeechTextOutputs(
+        ctc_logits=scores,
+        frame_lengths=text_pass.speech.frame_lengths,
+        targets=indices,
+        target_lengths=(transcripts != IGNORE).sum(1),
+        text_logits=model.language.logits(states),
+        text_labels=labels,
+    )
+
+
+def pretrain_outputs(
+    translator: UnitTranslator, ids: Tensor, labels: Tensor, visible: Tensor
+) -> UnitOutputs:
+    """Unit predictions of T2C's own task.
+
+    Args:
+        translator: the unit translator.
+        ids: [B, L] text, then units.
+        labels: [B, L] the units, IGNORE elsewhere.
+        visible: bool [B, L] keys that may be attended to.
+    """
+    hidden = translator(translator.embed(ids), visible)
+    return UnitOutputs(*states_and_targets(hidden, labels), translator.head)
+
+
+def joint_outputs(
+    model: PublishedEchoX,
+    text_pass: TextPass,
+    transcripts: Tensor,
+    text_labels: Tensor,
+    ids: Tensor,
+    labels: Tensor,
+    visible: Tensor,
+) -> JointOutputs:
+    """Text and unit predictions of the last answer, its text given by the states at its tokens.
+
+    Args:
+        model: the released model.
+        text_pass: of `forward_text`.
+        transcripts: [A, T] as `text_outputs`.
+        text_labels: [B, N] labels of the S2T pass before expansion; where they are, `ids` hold
+            the same text.
+        ids: [B, L] text and units of the unit translator, L >= N.
+        labels: [B, L] the units, IGNORE elsewhere.
+        visible: bool [B, L] keys that may be attended to.
+
+    Raises:
+        SignalError: the answer's tokens are not those that the S2T pass predicts.
+    """
+    translator = model.translator
+    # Detached: they are the targets of the denoised states too.
+    rows = translator.rows(ids).detach()  # [B, L, H]
+    is_text = F.pad(text_labels != IGNORE, (0, ids.shape[1] - text_labels.shape[1]))
+    is_target = text_pass.labels != IGNORE
+    if not torch.equal(text_labels[text_labels != IGNORE], text_pass.labels[is_target]):
+        raise SignalError(
+            "the answers of the unit translator are not those of the S2T pass; "
+            "give only the last answer labels, after its audio"
+        )
+    denoised = translator.denoise(text_pass.hidden)[is_target]
+    # Both masks have the same number of targets in the same order, row by row.
+    mixed = rows.masked_scatter(is_text[..., None], denoised.to(rows.dtype))
+    hidden = translator(translator.adapter(mixed), visible)
+    unit_states, unit_labels = states_and_targets(hidden, labels)
+    text = text_outputs(model, text_pass, transcripts)
+    return JointOutputs(
+        text.ctc_logits,
+        text.frame_lengths,
+        text.targets,
+        text.target_lengths,
+        text.text_logits,
+        text.text_labels,
+        unit_states=unit_states,
+        unit_labels=unit_labels,
+        unit_head=translator.head,
+        distances=cosine_distances(mixed, rows),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Existing segments of the answers of a batch, one after the other."""
+
+    states: Tensor  # [K, M, H] that predict their tokens, right-padded
+    labels: Tensor  # [K, M] those tokens, in the reference answer
+    lengths: Tensor  # [K] text tokens
+
+
+def answer_segments(text_pass: TextPass, lengths: Tensor) -> Segments:
+    """Cut the one answer of each conversation into segments.
+
+    Args:
+        text_pass: of `forward_text`, with targets in one answer of each row.
+        lengths: [B, C] text tokens of each segment, below 1 where there is none.
+
+    Returns:
+        states [K, M, H] of the K segments.
+    """
+    # The state that predicts the answer's first token, one position earlier.
+    first = (text_pass.labels != IGNORE).long().argmax(1) - 1
+    sizes = lengths.clamp(min=0)
+    starts = first[:, None] + sizes.cumsum(1) - sizes  # [B, C]
+    rows, places = (lengths > 0).nonzero(as_tuple=True)  # [K] each, of the existing segments
+    M = max(1, int(sizes.max()))
+    at = starts[rows, places][:, None] + torch.arange(M, device=lengths.device)
+    # Padding beyond the last state reads some state there is; its value does not matter.
+    inside = at.clamp(max=text_pass.hidden.shape[1] - 2)
+    return Segments(
+        text_pass.hidden[rows[:, None], inside],
+        text_pass.labels[rows[:, None], inside + 1].clamp(min=0),
+        sizes[rows, places],
+    )
+
+
+def segment_outputs(
+    model: PublishedEchoX, text_pass: TextPass, lengths: Tensor, units: Tensor
+) -> VoicedOutputs:
+    """Predictions of each segment's units after its denoised states, laid out as in inference.
+
+    Args:
+        model: the released model.
+        text_pass: of `forward_text`, with targets in one answer of each row.
+        lengths: [B, C] text tokens of each segment, below 1 where there is none.
+        units: [B, C, T] unit targets, IGNORE-padded.
+    """
+    translator = model.translator
+    segments = answer_segments(text_pass, lengths)
+    is_real = valid_mask(segments.lengths, segments.states.shape[1])
+    if model.compatibility.denoise_towards_reference:
+        denoising_targets = segments.labels
+    else:
+        denoising_targets = model.language.logits(segments.states).argmax(-1)
+    vectors = translator.denoise(segments.states)  # [K, M, H]
+    target_rows = translator.rows(denoising_targets)
+    distances = 1 - F.cosine_similarity(vectors.float(), target_rows.float(), dim=-1)
+    prompt = model.segment_prompt(vectors, segments.lengths)
+    embeddings, visible, labels = _append_units(prompt, units[lengths > 0], translator)
+    unit_states, unit_labels = states_and_targets(translator(embeddings, visible), labels)
+    text_states, text_labels = states_and_targets(text_pass.hidden, text_pass.labels)
+    return VoicedOutputs(
+        unit_states=unit_states,
+        unit_labels=unit_labels,
+        unit_head=translator.head,
+        distances=(distances * is_real).sum(-1),
+        text_logits=model.language.logits(text_states),
+        text_labels=text_labels,
+    )
+
+
+def _append_units(
+    prompt: Prompt, units: Tensor, translator: UnitTranslator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put unit tokens [K, T] right behind ragged prompts [K, P], as in decoding.
+
+    Returns:
+        embeddings [K, P + T, C], visible keys bool [K, P + T], labels [K, P + T].
+    """
+    K, T = units.shape
+    # IGNORE is negative; padding is embedded as some id, hidden by the mask.
+    embedded = translator.embed(units.clamp(min=0))
+    place = prompt.lengths[:, None] + torch.arange(T, device=units.device)
+    embeddings = F.pad(prompt.embeddings, (0, 0, 0, T)).to(embedded.dtype)
+    embeddings = embeddings.scatter(1, place[..., None].expand_as(embedded), embedded)
+    labels = units.new_full(embeddings.shape[:2], IGNORE).scatter(1, place, units)
+    visible = valid_mask(prompt.lengths + (units != IGNORE).sum(1), embeddings.shape[1])
+    return embeddings, visible, labels
+
+
+def cosine_distances(rows: Tensor, targets: Tensor) -> Tensor:
+    """Sum of 1 - cosine over the positions of each sample: both [B, S, H] -> [B].
+
+    All positions count, framing and padding too, where both are equal; a row of zeros (an
+    untrained padding row) adds 1.
+    """
+    # In float32, where 1 - cosine of nearly equal vectors still has digits.
+    return (1 - F.cosine_similarity(rows.float(), targets.float(), dim=-1)).sum(-1)

@@ -1,0 +1,332 @@
+"""Checks before a run that its folder holds nothing trained with other settings or data.
+
+Such a stage is stale, and is refused, or moved aside and trained again where `overwrite` asks for
+it. A stage is stale if settings that decide its weights differ from those in its checkpoint
+(`echox.core.config.neutral` marks the fields that do not), if a stage that it builds on was trained
+again, or if a manifest that it was trained on has changed; a fitted codec, if it was fitted with
+other settings or to other speech. Nothing is built for these checks: only small files are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echox.core import checkpoint
+from echox.core.config import decisive, to_plain
+from echox.core.errors import CheckpointError
+from echox.core.files import atomic_write
+from echox.core.progress import say
+from echox.data.manifest import manifest_fingerprint
+from echox.engine.lineage import Change, changes
+from echox.pipeline.recipe import Recipe, to_dict
+from echox.pipeline.tasks import outlined_task
+from echox.tasks.recorded import chosen_in, plans_of
+
+CODEC = "codec"
+FITTED_WITH = "fitted_with.json"  # in a fitted codec's folder
+REPLACED = "replaced"  # in a run's folder: what was moved aside
+SHOWN = 6  # differences that an error lists
+WIDEST = 40  # characters of a value in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A stage, or the codec, that was made with other settings or data than the recipe's."""
+
+    name: str
+    folder: Path
+    reasons: Sequence[str]  # what differs, each in a few words
+
+
+def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
+    """Refuse to run on stale stages; with `overwrite`, move them and their descendants aside.
+
+    Args:
+        recipe: the recipe of the run.
+        makes_room: False leaves the moving to another process, which has done it by now.
+
+    Raises:
+        CheckpointError: something is stale, and `overwrite` is not set or may not replace it.
+    """
+    # Of a refit only the planned stage: those that it builds on are another run's.
+    stages = recipe.planned if recipe.refit else recipe.with_ancestors(recipe.planned)
+    stale = list(_stale(recipe, stages))
+    if not stale:
+        return
+    if not recipe.overwrite:
+        raise CheckpointError(_refusal(recipe, stale))
+    replaced = [*stale, *_built_on(recipe, stale)]
+    # Before the first is moved, so that a refusal leaves the folder as it was.
+    for item in replaced:
+        _check_replaceable(recipe, item)
+    if makes_room:
+        for item in replaced:
+            target = _move_aside(Path(recipe.run_dir), item.folder)
+            say(f"{item.name}: made otherwise before, and moved to {target}")
+
+
+def refuse_stale(recipe: Recipe, stage: str) -> None:
+    """Refuse to train one stage that is stale, just before its training.
+
+    What it builds on may have been trained again since `prepare_rerun`.
+
+    Raises:
+        CheckpointError: the stage is stale.
+    """
+    if stale := list(_stale(recipe, [stage])):
+        raise CheckpointError(_refusal(recipe, stale))
+
+
+def note_fit(recipe: Recipe) -> None:
+    """Record in the folder of a fitted codec what it was fitted with.
+
+    Raises:
+        ManifestError: a manifest of `codec_speech` cannot be read.
+    """
+    if (folder := _codec_folder(recipe)) is not None:
+        prints = {path: manifest_fingerprint(path) for path in recipe.codec_speech}
+        record = {"recipe": to_dict(recipe), "speech": prints}
+        with atomic_write(folder / FITTED_WITH) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def _refusal(recipe: Recipe, stale: Sequence[Stale]) -> str:
+    reasons = list(dict.fromkeys(reason for item in stale for reason in item.reasons))
+    more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    built_on = [item.name for item in _built_on(recipe, stale)]
+    also = f" and what builds on it ({', '.join(built_on)})" if built_on else ""
+    # "align, s2t and echo"
+    names = " and ".join(", ".join(item.name for item in stale).rsplit(", ", 1))
+    were, them = ("was", "it") if len(stale) == 1 else ("were", "them")
+    return (
+        f"{names} in {recipe.run_dir} {were} made otherwise: {', '.join(reasons[:SHOWN])}{more}; "
+        f"name another folder with run_dir=, make {them}{also} again with overwrite=true, "
+        "or go back to the old settings"
+    )
+
+
+def _check_replaceable(recipe: Recipe, item: Stale) -> None:
+    """Refuse to replace a codec of other runs, or a stage that this run does not train."""
+    run = Path(recipe.run_dir)
+    reasons = ", ".join(item.reasons[:SHOWN])
+    is_inside = item.folder.resolve().is_relative_to(run.resolve())
+    if item.name == CODEC and not is_inside:
+        raise CheckpointError(
+            f"the codec in {item.folder} was made otherwise ({reasons}), and lies outside "
+            f"{recipe.run_dir}, where other runs may use it, so overwrite=true leaves it alone; "
+            "set codec.folder to another folder, or delete that one"
+        )
+    if item.name != CODEC and item.name not in recipe.planned:
+        raise CheckpointError(
+            f"{item.name} in {recipe.run_dir} was made otherwise ({reasons}), and is none of the "
+            f"stages that this run trains ({', '.join(recipe.planned)}); "
+            "leave out stage=, or add it to only, to train it again"
+        )
+
+
+def _stale(recipe: Recipe, stages: Iterable[str]) -> Iterator[Stale]:
+    """Yield the codec, where one of the stages uses it, and the stages that are stale."""
+    stages = list(stages)
+    uses_codec = any(CODEC in recipe.kinds(stage) for stage in stages)
+    if uses_codec and (codec := _stale_codec(recipe)) is not None:
+        yield codec
+    for stage in stages:
+        folder = Path(recipe.run_dir) / stage
+        meta = _meta_of(folder)
+        if meta is not None and (reasons := list(_reasons(recipe, stage, meta))):
+            yield Stale(stage, folder, reasons)
+
+
+def _meta_of(folder: Path) -> dict[str, Any] | None:
+    """Return the metadata of a stage's final checkpoint, else of its newest; None without any."""
+    candidates = [folder / "final", *reversed(checkpoint.step_folders(folder / "checkpoints"))]
+    for candidate in candidates:
+        try:
+            return checkpoint.described(candidate)
+        except CheckpointError:
+            continue  # a damaged one is reported where it is loaded
+    return None
+
+
+def _reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a stage is stale: its settings, its parents, its manifests."""
+    lineage, recorded_recipe = meta.get("lineage", {}), meta.get("recipe") or {}
+    # A checkpoint that was not written by a recipe records no settings to compare.
+    if stage in plans_of(recorded_recipe):
+        yield from map(_sentence, _changes(recipe, stage, recorded_recipe))
+    yield from _changed_parents(recipe, stage, lineage.get("parents", {}))
+    fingerprints = lineage.get("data", {})
+    for path in _training_manifests(recipe, stage):
+        # Tasks name a manifest by its path, or by its file name where that is unique.
+        keys = (f"manifest:{path}", f"manifest:{Path(path).name}")
+        recorded = next((fingerprints[key] for key in keys if key in fingerprints), None)
+        if recorded is not None and _has_changed(path, recorded):
+            yield f"{path} has changed since"
+
+
+def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> Iterator[str]:
+    # The parents of a refit are in another run's folder.
+    if recipe.refit:
+        return
+    for parent, fingerprint in parents.items():
+        final = Path(recipe.run_dir) / recipe.parents(stage).get(parent, parent) / "final"
+        if not final.exists():
+            continue
+        weights = checkpoint.described(final)["files"][checkpoint.MODEL]
+        if weights["sha256"] != fingerprint:
+            yield f"{parent} was trained again since"
+
+
+def _has_changed(path: str, fingerprint: str) -> bool:
+    # A manifest that is gone is reported by the step that reads it.
+    return Path(path).is_file() and manifest_fingerprint(path) != fingerprint
+
+
+def _changes(recipe: Recipe, stage: str, before: Mapping[str, Any]) -> list[Change]:
+    """List the settings that decide a stage's weights and differ from those of `before`."""
+    return changes(_settings(recipe, stage, before), _settings(recipe, stage, to_dict(recipe)))
+
+
+def _settings(recipe: Recipe, stage: str, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a stage's weights, folders by their role.
+
+    Args:
+        recipe: its types say which fields are neutral.
+        stage: name of the stage.
+        plain: a whole recipe as plain data, which the settings are taken from.
+    """
+    # A field that a later version added is not in the data of an old checkpoint.
+    plain = {**to_dict(recipe), **plain}
+    settings = {name: plain.get(name) for name in ("seed", "checkpoint", "refit")}
+    for kind in recipe.kinds(stage):
+        settings[kind] = decisive(plain.get(kind), getattr(recipe, kind))
+    settings[stage] = decisive(plans_of(plain).get(stage), recipe.plan(stage))
+    settings |= _corpus_settings(recipe, plain)
+    # Whether the recipe has a stage to continue from decides where training starts.
+    continues, chosen = recipe.task_type(stage).continues, chosen_in(plain)
+    settings["only"] = [role for role in continues if role in chosen]
+    return _by_role(settings, plain)
+
+
+def _corpus_settings(recipe: Recipe, plain: Mapping[str, Any]) -> dict[str, Any]:
+    # Where one of the two has no corpus, its manifests are compared instead.
+    if recipe.corpus is None or plain.get("corpus") is None:
+        return {}
+    return {"corpus": decisive(plain["corpus"], recipe.corpus)}
+
+
+def _by_role(settings: Any, plain: Mapping[str, Any]) -> Any:
+    """Name the run's folders by their role, so that a run that was moved compares equal."""
+    roles = {
+        (plain.get("corpus") or {}).get("folder"): "corpus",
+        plain.get("run_dir"): "run_dir",
+        plain.get("cache_dir"): "cache_dir",
+    }
+    folders = [(folder, role) for folder, role in roles.items() if folder]
+    # The longest first, since one folder may lie in another.
+    folders.sort(key=lambda entry: -len(entry[0]))
+    return _with_roles(settings, folders)
+
+
+def _with_roles(value: Any, folders: Sequence[tuple[str, str]]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_roles(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_roles(item, folders) for item in value]
+    if isinstance(value, str):
+        for folder, role in folders:
+            if value == folder or value.startswith(f"{folder}/"):
+                return f"<{role}>{value[len(folder) :]}"
+    return value
+
+
+def _training_manifests(recipe: Recipe, stage: str) -> list[str]:
+    """List the manifests that a stage is trained on, without those that it validates on."""
+    plan = recipe.plan(stage)
+    # The fields of validation manifests are neutral, so only training manifests remain.
+    decisive_texts = set(_texts(decisive(to_plain(plan), plan)))
+    return [path for path in outlined_task(recipe, stage).manifests() if path in decisive_texts]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every string in a nesting of dicts and lists."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        yield from _texts(item)
+    if isinstance(value, str):
+        yield value
+
+
+def _codec_folder(recipe: Recipe) -> Path | None:
+    """Return the folder that the recipe's codec is fitted in; None for a codec without one."""
+    # "random" is a value of the field too, and is no folder.
+    folder = getattr(recipe.codec, "folder", None)
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+def _stale_codec(recipe: Recipe) -> Stale | None:
+    folder = _codec_folder(recipe)
+    if folder is None:
+        return None
+    try:
+        record = json.loads((folder / FITTED_WITH).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # fitted by hand, so there is nothing to compare with
+    before = _fit_settings(recipe, record["recipe"])
+    reasons = [*map(_sentence, changes(before, _fit_settings(recipe, to_dict(recipe))))]
+    for path, fingerprint in record["speech"].items():
+        # A manifest that was left out since is a changed setting already.
+        if path in recipe.codec_speech and _has_changed(path, fingerprint):
+            reasons.append(f"{path} has changed since")
+    return Stale(CODEC, folder, reasons) if reasons else None
+
+
+def _fit_settings(recipe: Recipe, plain: Mapping[str, Any]) -> Any:
+    """Return the settings of a whole recipe that decide what a codec was fitted to."""
+    plain = {**to_dict(recipe), **plain}
+    settings = {name: plain.get(name) for name in ("codec_speech", "codec_hours")}
+    codec = decisive(plain.get(CODEC), recipe.codec) or {}
+    # Without the folder: several runs may use one codec, by different paths.
+    settings[CODEC] = {name: value for name, value in codec.items() if name != "folder"}
+    return _by_role({**settings, **_corpus_settings(recipe, plain)}, plain)
+
+
+def _sentence(change: Change) -> str:
+    return f"{change.name} {_short(change.before)} -> {_short(change.after)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
+
+
+def _built_on(recipe: Recipe, stale: Sequence[Stale]) -> list[Stale]:
+    """List the stages of this run that have a checkpoint and build on what is stale."""
+    names = {item.name for item in stale}
+    descendants = []
+    # In the order of training, so that one pass also meets descendants of descendants.
+    for stage in recipe.planned:
+        if stage in names:
+            continue
+        folder = Path(recipe.run_dir) / stage
+        inputs = {*recipe.parents(stage).values()}
+        inputs |= {CODEC} & {*recipe.kinds(stage)}
+        if (inputs & names) and _meta_of(folder) is not None:
+            reasons = [f"{name} is made again" for name in sorted(inputs & names)]
+            names.add(stage)
+            descendants.append(Stale(stage, folder, reasons))
+    return descendants
+
+
+def _move_aside(run: Path, folder: Path) -> Path:
+    """Move a folder to a new name among those that were replaced, and return where it is now."""
+    # Nothing is deleted: the earlier weights may have taken days.
+    number = 1
+    while (target := run / REPLACED / f"{folder.name}-{number}").exists():
+        number += 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return folder.rename(target)

@@ -1,0 +1,83 @@
+"""Recipe of a checkpoint as its metadata records it: the plans of its stages, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from echox.core.checkpoint import Checkpoint
+from echox.core.errors import CheckpointError
+from echox.core.registry import Registry
+from echox.tasks.base import TASKS, TaskConfig
+
+FORMER_STAGES = ("vocoder", "align", "s2t", "t2c", "echo")
+"""Fields that held the plan of one stage each in recipes of earlier versions."""
+
+
+def plans_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plans in a recipe.
+
+    Args:
+        recipe: as plain data.
+
+    Returns:
+        name of the stage -> its plan as plain data, or None where the recipe leaves it out.
+    """
+    plans = recipe.get("stages")
+    if isinstance(plans, Mapping):
+        return dict(plans)
+    return {name: recipe[name] for name in FORMER_STAGES if recipe.get(name) is not None}
+
+
+def chosen_in(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the names of the stages that a recipe as plain data consists of."""
+    stages = recipe.get("stages")
+    # In earlier versions `stages` was the list that `only` is now.
+    chosen = recipe.get("only") if isinstance(stages, Mapping) else stages
+    return list(chosen or [name for name, plan in plans_of(recipe).items() if plan is not None])
+
+
+def recorded_task(checkpoint: Checkpoint, *roles: str) -> TaskConfig:
+    """Return the config of the task of a checkpoint's stage, or of a stage before it.
+
+    Args:
+        checkpoint: with the metadata of its recipe.
+        roles: path to a stage before it: the role of a parent, the role of a parent of that, ...
+
+    Raises:
+        CheckpointError: the checkpoint does not record it.
+        PluginError: the task's plugin is not installed.
+    """
+    plans = plans_of(_mapping(checkpoint, checkpoint.meta.get("recipe"), "recipe"))
+    stage = str(checkpoint.meta.get("stage"))
+    for role in roles:
+        after = _mapping(checkpoint, plans.get(stage), stage).get("after") or {}
+        # A role that `after` does not name is filled by the stage of the same name.
+        stage = after.get(role, role)
+    plan = _mapping(checkpoint, plans.get(stage), stage)
+    return TASKS.parse(_mapping(checkpoint, plan.get("task"), f"{stage}.task"))
+
+
+def recorded_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
+    """Return the config of a part that a checkpoint was trained with.
+
+    Args:
+        checkpoint: with the metadata of its recipe.
+        kind: encoder, backbone or codec.
+        registry: of that kind.
+
+    Raises:
+        CheckpointError: the checkpoint does not record it.
+        PluginError: the part's plugin is not installed.
+    """
+    recipe = _mapping(checkpoint, checkpoint.meta.get("recipe"), "recipe")
+    return registry.parse(_mapping(checkpoint, recipe.get(kind), kind))
+
+
+def _mapping(checkpoint: Checkpoint, value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(
+            f"the recipe in {checkpoint.folder} says nothing of {key!r}, "
+            "so its model cannot be rebuilt; train it with echox-train"
+        )
+    return value

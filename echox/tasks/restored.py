@@ -1,0 +1,63 @@
+"""Models of finished checkpoints, rebuilt from their metadata and filled with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from echox.backbones.base import BACKBONES, Backbone
+from echox.core import checkpoint as checkpoints
+from echox.core.checkpoint import Checkpoint
+from echox.core.errors import CheckpointError
+from echox.encoders.base import ENCODERS
+from echox.models.speech_llm import SpeechLLM, join_speech_llm
+from echox.tasks.recorded import recorded_part, recorded_task
+
+
+def filled(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    """Copy all tensors of a checkpoint into a model, and return it in eval mode.
+
+    Raises:
+        CheckpointError: a tensor does not belong to the model, or has another shape.
+    """
+    checkpoints.fill(model, checkpoint, set(checkpoint.tensors))
+    return model.eval()
+
+
+def recorded_backbone(checkpoint: Checkpoint) -> Backbone:
+    """Load the pretrained language model that a checkpoint records, in eval mode.
+
+    Raises:
+        CheckpointError: the checkpoint records none.
+        AssetError: its weights are not on this machine.
+    """
+    return BACKBONES.build(recorded_part(checkpoint, "backbone", BACKBONES)).eval()
+
+
+def empty_speech_llm(
+    checkpoint: Checkpoint, roles: Sequence[str], prefix: str, backbone: Backbone | None
+) -> SpeechLLM:
+    """Build the S2T model of a checkpoint, whose adapter has its shape but not yet its weights.
+
+    Args:
+        checkpoint: of the S2T stage, or of a later one that holds the S2T model.
+        roles: path from the checkpoint's stage to the S2T stage, as `recorded_task` takes it.
+        prefix: of the S2T model's tensors in the checkpoint.
+        backbone: the language model; None builds the one that the checkpoint records.
+
+    Raises:
+        CheckpointError: the checkpoint holds no speech adapter, or records no config of a part.
+    """
+    name = f"{prefix}adapter.token_ids"
+    if name not in checkpoint.tensors:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no speech adapter ({name} is missing); "
+            "it was not written by this version of echox"
+        )
+    # [C - 1] ids of the CTC vocabulary, which give the adapter its number of classes.
+    token_ids = checkpoint.tensors[name]
+    encoder = ENCODERS.build(recorded_part(checkpoint, "encoder", ENCODERS))
+    shape = recorded_task(checkpoint, *roles).adapter
+    backbone = backbone or recorded_backbone(checkpoint)
+    return join_speech_llm(encoder, backbone, shape, token_ids)

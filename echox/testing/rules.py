@@ -1,0 +1,51 @@
+"""Rules that the contracts of several kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from echox.core.registry import Registry
+
+Rule = Callable[[Any], None]
+"""Takes a config, builds its part, and raises AssertionError where the contract is broken."""
+
+
+def survives_a_checkpoint(registry: Registry, config: Any) -> None:
+    """Check that a config comes back from the data that a checkpoint records of it.
+
+    Raises:
+        AssertionError: another config comes back.
+    """
+    described = registry.describe(config)
+    assert registry.parse(described) == config, (
+        f"describe and parse do not give the config back: {described}"
+    )
+
+
+def has_a_stable_fingerprint(build: Callable[[], Any]) -> None:
+    """Check that two parts of one config have one fingerprint, as caches require.
+
+    Args:
+        build: builds the part anew.
+
+    Raises:
+        AssertionError: the fingerprint is no text, or differs.
+    """
+    first, second = build().fingerprint(), build().fingerprint()
+    assert first and isinstance(first, str), f"the fingerprint must be a text, not {first!r}"
+    assert first == second, f"two parts of one config have the fingerprints {first} and {second}"
+
+
+def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Return the names in `first` whose tensors in `second` have other values or shapes."""
+    # Bit for bit: no rule that compares weights allows for rounding.
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+def copied_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state dict, which later changes of the module do not reach."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

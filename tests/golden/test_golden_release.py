@@ -1,0 +1,539 @@
+"""The released EchoX against values computed by the authors' own code.
+
+    ECHOX_GOLDEN=/path/to/a/set pytest tests/golden
+
+Any set of golden vectors of the layout that its README describes is read: names, counts and sizes
+come from its files. Where a set is absent, the tests are skipped and say so.
+"""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from echox.backbones.base import Turn
+from echox.codecs.base import CODECS
+from echox.core.signals import Batch, Features, Waveform
+from echox.criteria.base import CRITERIA
+from echox.criteria.release import capped_weight
+from echox.data.audio import load_audio
+from echox.encoders.base import ENCODERS
+from echox.models.release import train_chunks, train_forward
+from echox.models.release.causal import causal_mask
+from echox.models.release.folder import build, read_release
+from echox.models.release.names import their_name
+from echox.models.release.tokens import PROMPT_TOKENS
+from echox.models.segmenting import RELEASE_RULE, segments
+from echox.models.speech_llm import IGNORE
+from echox.pipeline.plugins import discover
+
+FOLDER = Path(
+    os.environ.get("ECHOX_GOLDEN") or Path(__file__).parents[2] / "../shared/golden/A"
+).resolve()
+RATE_HZ, WINDOW_SAMPLES = 16_000, 480_000
+CLOSE = 1e-4  # of an array's largest magnitude
+GRADIENT = 1e-3  # relative, of a gradient's norm
+STEPS = 40  # of int16
+
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / "golden" / "golden.npz").is_file(),
+    reason=f"no golden vectors in {FOLDER}; set ECHOX_GOLDEN to a folder that has them",
+)
+
+
+class GoldenSet:
+    """One set: its values, and what echox computes in their place, each by name."""
+
+    def __init__(self, folder):
+        discover()
+        self.folder = folder
+        self.golden, self.losses, self.vocoder = (
+            dict(np.load(folder / "golden" / f"{name}.npz"))
+            for name in ("golden", "losses", "vocoder")
+        )
+        self.expected = self.json("expected")
+        self.release = read_release(folder / "checkpoint")
+        self.model = build(self.release)
+        self.whisper = ENCODERS.build(
+            ENCODERS.parse(
+                {
+                    "name": "whisper",
+                    "weights": str(folder / self.release.config["audio_tower"]),
+                    "pad_to_window": True,
+                }
+            )
+        )
+        self.clips = {
+            path.name: load_audio(path, RATE_HZ)
+            for path in sorted((folder / "inputs").glob("*.wav"))
+        }
+
+    def json(self, name):
+        return json.loads((self.folder / "golden" / f"{name}.json").read_text("utf-8"))
+
+    def windowed(self, clips):
+        samples = torch.stack(
+            [
+                torch.nn.functional.pad(
+                    clip[:WINDOW_SAMPLES], (0, max(0, WINDOW_SAMPLES - len(clip)))
+                )
+                for clip in clips
+            ]
+        )
+        return Waveform(samples, torch.full((len(clips),), WINDOW_SAMPLES), RATE_HZ)
+
+    def log_mel(self, clips):
+        return self.whisper._log_mel(self.windowed(clips))[0].numpy()
+
+    @cached_property
+    def conversation(self):
+        (row,) = json.loads((self.folder / "inputs" / "conversation.json").read_text("utf-8"))
+        return row["conversations"]
+
+    @cached_property
+    def batch_features(self):
+        """Encoder features of the clips that `batch_features` were computed from, in its order."""
+        mels = {name: self.log_mel([clip])[0] for name, clip in self.clips.items()}
+        names = [
+            min(mels, key=lambda name: np.abs(mels[name] - expected).max())
+            for expected in self.losses["batch_features"]
+        ]
+        self.computed_losses = {"batch_features": np.stack([mels[name] for name in names])}
+        with torch.no_grad():
+            return self.whisper(self.windowed([self.clips[name] for name in names]))
+
+    def loss(self, name):
+        return torch.from_numpy(self.losses[name])
+
+
+@pytest.fixture(scope="module")
+def golden():
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 2))
+    yield GoldenSet(FOLDER)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def answer(golden):
+    """Every array of golden.npz, computed."""
+    with torch.no_grad():
+        return dict(answer_arrays(golden))
+
+
+@pytest.fixture(scope="module")
+def trained(golden):
+    """Every array of losses.npz, computed, and the gradient norms of its four losses."""
+    arrays, norms = {}, {}
+    branches = (s2t(golden), pretrain(golden), finetune(golden), finetune_kd(golden))
+    for name, values, loss in branches:
+        arrays |= values
+        norms[name] = gradient_norms(golden.model, loss)
+    arrays |= golden.computed_losses
+    return arrays, norms
+
+
+def turns_of(conversation):
+    return [Turn(item["from"], item["value"], "audio" in item) for item in conversation]
+
+
+def assert_close(computed, expected):
+    """Compare integers exactly, the rest relative to the largest magnitude, as the set says."""
+    computed = np.asarray(computed.detach() if isinstance(computed, torch.Tensor) else computed)
+    assert computed.shape == expected.shape
+    if expected.dtype.kind in "iub":
+        np.testing.assert_array_equal(computed, expected)
+    elif expected.size:
+        assert np.isfinite(computed).all()
+        worst = np.abs(computed - expected).max() / max(np.abs(expected).max(), 1e-30)
+        assert worst <= CLOSE, f"off by {worst:.1e} of the largest magnitude"
+
+
+def answer_arrays(golden):
+    model, tokens = golden.model, golden.model.tokens
+    ids = tokens.prompt(turns_of(golden.conversation), PROMPT_TOKENS)
+    yield "input_ids", np.array(ids)
+    clips = [
+        load_audio(golden.folder / item["audio"], RATE_HZ)
+        for item in golden.conversation
+        if "audio" in item
+    ]
+    speech = None
+    if clips:
+        wave = golden.windowed(clips)
+        features = golden.whisper(wave)
+        projected, lengths = model.adapter.project(features)
+        mixed = model.adapter.mix(projected, lengths)
+        speech = model.adapter(features)
+        parts = {
+            "features": golden.log_mel(clips),
+            "encoder_out": features.values,
+            "proj_out": projected,
+            "tf_out": mixed,
+            "adapter_out": speech.frames,
+            "ctc_argmax": speech.tokens,
+            "ctc_top2": model.adapter.ctc_head(speech.frames).topk(2).values,
+            "shrink_mask": speech.kept,
+        }
+        for number, length in enumerate(speech.lengths.tolist()):
+            for name, values in parts.items():
+                yield f"audio{number}_{name}", values[number]
+            yield f"audio{number}_shrunk", speech.vectors[number, :length]
+        yield "shrink_lengths", speech.lengths
+    clip_rows = torch.zeros(len(clips), dtype=torch.int64)
+    prompt = model.prompt([ids], speech, clip_rows)
+    expanded = model.expand(torch.tensor([ids]), speech, clip_rows)
+    yield "prefill_inputs_embeds", prompt.embeddings[0]
+    yield "prefill_expanded_ids", expanded.ids[0]
+    yield "prefill_attention_mask", prompt.visible[0]
+    states = model.language.body(
+        inputs_embeds=prompt.embeddings,
+        attention_mask=causal_mask(prompt.visible, prompt.embeddings.shape[1], torch.float32),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    yield "prefill_hidden_states", torch.cat(states.hidden_states)
+
+    generated = model.answer(prompt, golden.expected["max_new_tokens"])
+    count = int(generated.lengths[0])
+    yield "gen_tokens", generated.ids[0, :count]
+    yield "gen_ended_by_eot", generated.ended[0]
+    yield "gen_hidden", generated.hidden[0, :count]
+    yield from top5("gen", model.language.logits(generated.hidden[0]))
+    scores = model.trigger_scores(generated.hidden[0, :count])
+    yield "gen_similarity", scores
+    cuts = list(segments(scores.tolist(), RELEASE_RULE))
+    yield "segments", np.array([[cut.start, cut.end] for cut in cuts]).reshape(-1, 2)
+    for number, cut in enumerate(cuts):
+        yield from segment_arrays(golden, f"seg{number}", generated.hidden[:, cut.start : cut.end])
+
+
+def segment_arrays(golden, name, hidden):
+    model = golden.model
+    lengths = torch.tensor([hidden.shape[1]])
+    vectors = model.translator.denoise(hidden)
+    prompt = model.segment_prompt(vectors, lengths)
+    generated = model.speak(hidden, lengths)
+    yield f"{name}_aligned", vectors[0]
+    yield f"{name}_t2c_inputs_embeds", prompt.embeddings[0]
+    yield f"{name}_t2c_prompt_hidden", model.translator(prompt.embeddings, prompt.visible)[0]
+    yield f"{name}_unit_token_ids", generated.ids[0]
+    yield f"{name}_unit_hidden", generated.hidden[0]
+    yield from top5(f"{name}_unit", model.translator.logits(generated.hidden[0]))
+    units = model.tokens.units(generated.ids[0].tolist())
+    yield f"{name}_units", np.array(units, dtype=np.int64)
+    samples = vocoder(golden, "main").sound(torch.tensor(units)).numpy()
+    yield f"{name}_wav_int16", (samples * 32767).astype(np.int16)
+
+
+def top5(name, logits):
+    best = logits.topk(5)
+    return (f"{name}_top5_ids", best.indices), (f"{name}_top5_logits", best.values)
+
+
+def features_of(golden, index):
+    """Features of the clips of a batch [B, turns] in its order, and the row of each clip."""
+    B, turns = index.shape
+    clips, chosen = golden.batch_features, index.reshape(-1)
+    features = Features(clips.values[chosen], clips.lengths[chosen], clips.rate_hz)
+    return features, torch.arange(B).repeat_interleave(turns)
+
+
+def text_pass_of(golden, name, audio, **options):
+    features, rows = features_of(golden, golden.loss(f"{audio}_audio_index"))
+    return train_forward.forward_text(
+        golden.model,
+        golden.loss(f"{name}_input_ids"),
+        golden.loss(f"{name}_labels"),
+        features,
+        rows,
+        **options,
+    )
+
+
+def loss_of(criterion, outputs, targets):
+    """The loss per target by a criterion of echox, and its parts as means."""
+    loss = CRITERIA.build(CRITERIA.parse(criterion))(outputs, Batch(("golden",), targets))
+    means = {name: total / count for name, (total, count) in loss.parts.items()}
+    return loss.total / targets, means
+
+
+def s2t(golden):
+    targets = golden.loss("s2t_asr_targets").flatten(0, 1)
+    plain = text_pass_of(golden, "s2t", "s2t")
+    masked = text_pass_of(golden, "s2t", "s2t", hide_turn_ends=True)
+    plain_outputs, masked_outputs = (
+        train_forward.text_outputs(golden.model, text_pass, targets)
+        for text_pass in (plain, masked)
+    )
+    (loss, parts), (masked_loss, masked_parts) = (
+        loss_of({"name": "s2t"}, outputs, len(outputs.text_labels))
+        for outputs in (plain_outputs, masked_outputs)
+    )
+    return "s2t", {
+        "s2t_adapter_out": plain.speech.frames,
+        "s2t_hidden": plain.hidden,
+        "s2t_shrink_lengths": plain.speech.lengths.reshape(golden.losses["s2t_audio_index"].shape),
+        "s2t_hidden_masked": masked.hidden,
+        "s2t_mask": masked.visible,
+        "loss_s2t_total": loss,
+        "loss_s2t_ctc": parts["ctc"],
+        "loss_s2t_lm": parts["text"],
+        "loss_s2t_total_masked": masked_loss,
+        "loss_s2t_lm_masked": masked_parts["text"],
+    }, loss  # fmt: skip
+
+
+def pretrain(golden):
+    ids = golden.loss("t2c_pretrain_input_ids")
+    visible = ids != golden.model.tokens.end_id
+    outputs = train_forward.pretrain_outputs(
+        golden.model.translator, ids, golden.loss("t2c_pretrain_labels"), visible
+    )
+    loss, _ = loss_of({"name": "t2c"}, outputs, len(outputs.unit_labels))
+    return "t2c_pretrain", {"t2c_pretrain_attention_mask": visible, "loss_t2c_pretrain": loss}, loss
+
+
+def finetune(golden):
+    ids = golden.loss("finetune_t2c_input_ids")
+    targets = golden.loss("finetune_asr_targets").flatten(0, 1)
+    text_pass = text_pass_of(golden, "finetune", "s2t")
+    visible = ids != golden.model.tokens.end_id
+    outputs = train_forward.joint_outputs(
+        golden.model,
+        text_pass,
+        targets,
+        golden.loss("finetune_labels"),
+        ids,
+        golden.loss("finetune_t2c_labels"),
+        visible,
+    )
+    total, parts = loss_of({"name": "published_joint"}, outputs, 1)
+    return "finetune", {
+        "loss_finetune_total": total,
+        "loss_finetune_unit_ce": parts["units"],
+        "loss_finetune_cosine": parts["denoising"],
+        "loss_finetune_ctc": parts["ctc"],
+        "loss_finetune_cosine_weight": capped_weight(parts["units"], parts["denoising"]),
+        "loss_finetune_s2t": parts["text"] + 0.3 * parts["ctc"],
+    }, total  # fmt: skip
+
+
+def finetune_kd(golden):
+    ids, labels = golden.loss("kd_input_ids"), golden.loss("kd_labels")
+    text_pass = text_pass_of(golden, "kd", "kd")
+    shifts = golden.loss("kd_assistant_after_audio_shifts")
+    chunks = train_chunks.chunk_answers(
+        golden.model,
+        text_pass,
+        ids,
+        labels,
+        golden.loss("kd_sub_lengths"),
+        shifts,
+        golden.loss("kd_unit_targets"),
+    )
+    loss, parts = loss_of(
+        {"name": "published_echo", "text_weight": 0.0},
+        train_chunks.chunk_outputs(golden.model, text_pass, chunks),
+        1,
+    )
+    placeholder = (ids == golden.model.tokens.audio_id).long().argmax(1)
+    return "finetune_kd", {
+        "kd_assistant_after_audio_shifts": (labels != IGNORE).long().argmax(1) - placeholder - 1,
+        "kd_t2c_inputs_embeds": golden.model.translator.adapter(chunks.rows),
+        "kd_t2c_attention_mask": chunks.visible,
+        "loss_kd_total": loss,
+        "loss_kd_unit_ce": parts["units"],
+        "loss_kd_cosine": parts["denoising"],
+        "loss_kd_cosine_weight": capped_weight(parts["units"], parts["denoising"]),
+    }, loss  # fmt: skip
+
+
+def gradient_norms(model, loss):
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    norms = {
+        their_name(name): float(weight.grad.norm())
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    model.zero_grad(set_to_none=True)
+    return norms
+
+
+def vocoder(golden, kind):
+    folder = golden.folder / {"main": "checkpoint", "second": "vocoder_2"}[kind]
+    return CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(folder)}))
+
+
+INPUTS = (
+    "s2t_input_ids", "s2t_labels", "s2t_asr_targets", "s2t_audio_index",
+    "t2c_pretrain_input_ids", "t2c_pretrain_labels",
+    "finetune_input_ids", "finetune_labels", "finetune_t2c_input_ids", "finetune_t2c_labels",
+    "finetune_asr_targets",
+    "kd_input_ids", "kd_labels", "kd_sub_lengths", "kd_unit_targets", "kd_audio_index",
+)  # fmt: skip
+
+
+def names(file, inputs=()):
+    path = FOLDER / "golden" / f"{file}.npz"
+    return sorted(set(np.load(path).files) - set(inputs)) if path.is_file() else []
+
+
+def rows(file):
+    path = FOLDER / "golden" / f"{file}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
+
+
+@pytest.mark.parametrize("name", names("golden"))
+def test_arrays_of_an_answer(golden, answer, name):
+    computed, expected = answer[name], golden.golden[name]
+    if name.endswith("_wav_int16"):
+        assert computed.shape == expected.shape
+        assert np.abs(computed.astype(int) - expected.astype(int)).max(initial=0) <= STEPS
+    elif name.endswith("_top5_ids"):
+        np.testing.assert_array_equal(computed[:, 0], expected[:, 0])
+    else:
+        assert_close(computed, expected)
+
+
+def test_an_answer_has_the_arrays_of_the_set(golden, answer):
+    assert set(answer) == set(golden.golden)
+
+
+def clean_up(text, golden):
+    """Text as the release's tokenizer tidies it, which takes blanks from before full stops."""
+    return golden.model.tokens.tokenizer.clean_up_tokenization(text)
+
+
+def texts_of(tokens, golden):
+    """An answer's text, whole and as the release streams it.
+
+    Streaming decodes token by token, which breaks characters that span tokens.
+    """
+    yield golden.model.tokens.text(tokens)
+    yield "".join(clean_up(golden.model.tokens.text([token]), golden) for token in tokens)
+
+
+def test_the_text_and_the_segments(golden, answer):
+    tokens = answer["gen_tokens"].tolist()
+    assert clean_up(golden.expected["text"], golden) in {
+        clean_up(text, golden) for text in texts_of(tokens, golden)
+    }
+    assert len(tokens) == golden.expected["tokens_generated"]
+    computed = [
+        {
+            "start": start,
+            "end": end,
+            "units": answer[f"seg{number}_units"].tolist(),
+            "samples": len(answer[f"seg{number}_wav_int16"]),
+        }
+        for number, (start, end) in enumerate(answer["segments"].tolist())
+    ]
+    assert computed == golden.expected["segments"]
+
+
+@pytest.mark.parametrize("name", names("losses", INPUTS))
+def test_losses_and_intermediate_arrays(golden, trained, name):
+    assert_close(trained[0][name], golden.losses[name])
+
+
+@pytest.mark.parametrize("kind", ["s2t", "t2c_pretrain", "finetune", "finetune_kd"])
+def test_gradients(golden, trained, kind):
+    expected = golden.expected["gradient_norms"][kind]
+    computed = trained[1][kind]
+    for name, norm in expected.items():
+        assert computed[name] == pytest.approx(norm, rel=GRADIENT, abs=1e-7), name
+    unexpected = {
+        name: norm for name, norm in computed.items() if name not in expected and norm > 1e-7
+    }
+    assert not unexpected
+
+
+def test_the_losses_of_expected_json(golden, trained):
+    for name, value in golden.expected["losses"].items():
+        assert float(trained[0][f"loss_{name}"]) == pytest.approx(value, rel=CLOSE), name
+
+
+@pytest.mark.parametrize("case", rows("prompt_cases"), ids=lambda case: case["description"])
+def test_prompts(golden, case):
+    tokens = golden.model.tokens
+    ids = tokens.prompt(turns_of(case["conversations"]), PROMPT_TOKENS)
+    assert ids == case["input_ids"]
+    assert [at for at, token in enumerate(ids) if token == tokens.end_id] == case[
+        "masked_positions"
+    ]
+
+
+def turns_in(tokens, ids):
+    """The conversation that a row of ids holds, system message and answers too."""
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+    for piece in tokens.tokenizer.decode(ids).split("<|start_header_id|>")[1:]:
+        role, _, content = piece.removeprefix(begin).partition("<|end_header_id|>")
+        content = content.partition(end)[0].removeprefix(f"{begin}\n")
+        yield Turn(
+            role,
+            content.removeprefix("<audio_patch>").removeprefix(begin),
+            content.startswith("<audio_patch>"),
+        )
+
+
+@pytest.mark.parametrize("name", ["s2t_input_ids", "finetune_input_ids", "kd_input_ids"])
+def test_training_examples(golden, name):
+    """Training examples of a conversation are those of the set, but for the padding."""
+    tokens = golden.model.tokens
+    for row in golden.losses[name].tolist():
+        ids, labels = tokens.example(list(turns_in(tokens, row)))
+        assert ids == row[: len(ids)] and set(row[len(ids) :]) <= {tokens.end_id}
+        assert [label for label in labels if label != IGNORE][-1] == tokens.end_id
+
+
+@pytest.mark.parametrize("case", rows("segmentation_cases"), ids=lambda case: case["description"])
+def test_segmentation(case):
+    cuts = list(segments(case["scores"], RELEASE_RULE))
+    assert [[cut.start, cut.end] for cut in cuts] == case["segments"]
+    assert [cut.known for cut in cuts] == case["emitted_after_token"]
+
+
+@pytest.mark.parametrize("case", rows("unit_decoding_cases"), ids=lambda case: case["description"])
+def test_unit_decoding(golden, case):
+    tokens = golden.model.tokens
+    assert tokens.tokenizer.convert_ids_to_tokens(case["ids"]) == case["tokens"]
+    assert tokens.units(case["ids"]) == case["units"]
+
+
+def units_of_run(values, run, kind):
+    """Units of a run of the vocoder.
+
+    They are in the set, or, of two special runs, as its README describes them.
+    """
+    if run == f"{kind}_nodur":
+        return torch.from_numpy(values[f"{kind}0_codes"][:10])
+    return (
+        torch.tensor([3, -1, 700, -1, 12])
+        if run == f"{kind}_neg"
+        else torch.from_numpy(values[f"{run}_codes"])
+    )
+
+
+@pytest.mark.parametrize(
+    "run", [name.removesuffix("_wav") for name in names("vocoder") if name.endswith("_wav")]
+)
+def test_vocoders(golden, run):
+    values = golden.vocoder
+    kind = "second" if run.startswith("second") else "main"
+    codec = vocoder(golden, kind)
+    units = units_of_run(values, run, kind)
+    if f"{run}_log_dur" in values:
+        with torch.no_grad():
+            logs, frames = codec.net.durations(units)
+        assert_close(logs, values[f"{run}_log_dur"])
+        assert_close(frames, values[f"{run}_dur"])
+    durations = not run.endswith("nodur")
+    # Of several speakers the one without durations is speaker 7.
+    samples = codec.sound(units, None if durations else 7, durations=durations)
+    assert_close(samples, values[f"{run}_wav"])

@@ -1,0 +1,224 @@
+"""Manifest runs: each row has a record, broken rows do not affect others, stopped runs go on."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+from tiny_run import RATE_HZ, noise, write_questions, write_run
+
+from echox.core.errors import ConfigError, ManifestError, SignalError
+from echox.data.audio import save_audio
+from echox.inference import batch_run
+from echox.inference.batch_run import GenerateConfig, generate
+from echox.inference.pipeline import SpeechToSpeechPipeline
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def config(run, tmp_path):
+    manifest = write_questions(tmp_path / "data", "ask", 5)
+    return GenerateConfig(
+        checkpoint=str(run / "echo" / "final"),
+        manifest=str(manifest),
+        out_dir=str(tmp_path / "out"),
+        batch_size=2,
+        max_tokens=5,
+        device="cpu",
+    )
+
+
+def records(config):
+    with open(f"{config.out_dir}/answers.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def add_line(config, record):
+    with open(config.manifest, "a", encoding="utf-8") as out:
+        out.write((record if isinstance(record, str) else json.dumps(record)) + "\n")
+
+
+def spoken_row(name, audio):
+    return {"id": name, "conversations": [{"from": "user", "value": "", "audio": audio}]}
+
+
+def test_every_row_has_a_line_and_a_wav(config, capsys):
+    assert generate(config) == 0
+    rows = records(config)
+    assert [row["id"] for row in rows] == [f"ask/{number}" for number in range(5)]
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5]
+    assert len({row["audio"] for row in rows}) == 5
+    for row in rows:
+        assert row["error"] is None and row["text"] and row["timings_s"]["codec"] > 0
+        assert all(unit.isdigit() for unit in row["units"].split())
+        assert soundfile.info(f"{config.out_dir}/{row['audio']}").duration == pytest.approx(
+            row["seconds"], abs=1e-3
+        )
+        # An untrained model does not end its text, so the limit does.
+        assert row["cut"] == "text"
+    assert "5 of 5 rows answered, 5 aloud" in capsys.readouterr().out
+
+
+def test_the_token_limit_depends_on_the_checkpoint(config, tmp_path):
+    config.max_tokens = None
+    assert config.limit == 64
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "config.json").write_text('{"model_type": "EchoX"}')
+    config.checkpoint = str(tmp_path / "release")
+    assert config.limit == 512
+    config.max_tokens = 7
+    assert config.limit == 7
+
+
+def test_broken_rows_do_not_affect_others(config, tmp_path, capsys):
+    soundfile.write(
+        tmp_path / "data" / "nan.wav",
+        torch.full((800,), float("nan")).numpy(),
+        RATE_HZ,
+        subtype="FLOAT",
+    )
+    soundfile.write(tmp_path / "data" / "empty.wav", torch.zeros(0).numpy(), RATE_HZ)
+    soundfile.write(
+        tmp_path / "data" / "stereo.wav", torch.stack([noise(1, 0.5)] * 2, 1).numpy(), 8_000
+    )
+    add_line(config, spoken_row("nan", "nan.wav"))
+    add_line(config, spoken_row("empty", "empty.wav"))
+    add_line(config, "this is no JSON")
+    add_line(config, spoken_row("gone", "nowhere.wav"))
+    add_line(config, {"id": "mute", "conversations": [{"from": "assistant", "value": "Hello."}]})
+    add_line(config, spoken_row("stereo", "stereo.wav"))
+    add_line(config, {"id": "typed", "conversations": [{"from": "user", "value": "Who are you?"}]})
+    assert generate(config) == 0
+    rows = {row["id"]: row for row in records(config)}
+    assert [row["line"] for row in records(config)] == list(range(1, 13))
+    reasons = {
+        "nan": "NaN",
+        "empty": "zero length",
+        "line-8": "not JSON",
+        "gone": "does not exist",
+        "mute": "asks nothing",
+    }
+    for row_id, reason in reasons.items():
+        assert reason in rows[row_id]["error"] and rows[row_id]["audio"] is None
+    assert sum(row["error"] is None for row in rows.values()) == 7
+    assert rows["typed"]["heard"] == "" and rows["typed"]["audio"]
+    printed = capsys.readouterr()
+    assert "7 of 12 rows answered" in printed.out and "line 9 (row 'gone')" in printed.err
+
+
+def test_a_row_that_the_models_fail_on_is_isolated(config, monkeypatch):
+    reply = SpeechToSpeechPipeline.reply
+
+    def fails_on_the_longest(self, questions, **kwargs):
+        if any(len(clip) > 0.9 * RATE_HZ for question in questions for clip in question.clips):
+            raise RuntimeError("out of\nmemory")
+        return reply(self, questions, **kwargs)
+
+    monkeypatch.setattr(SpeechToSpeechPipeline, "reply", fails_on_the_longest)
+    assert generate(config) == 0
+    assert [row["error"] for row in records(config)] == [None, None, None, None, "out of memory"]
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(config, monkeypatch):
+    answer_rows, calls = batch_run.answer_rows, []
+
+    def stops_after_one_batch(pipeline, rows, **kwargs):
+        calls.append([row.id for row in rows])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer_rows(pipeline, rows, **kwargs)
+
+    monkeypatch.setattr(batch_run, "answer_rows", stops_after_one_batch)
+    with pytest.raises(KeyboardInterrupt):
+        generate(config)
+    with open(f"{config.out_dir}/answers.jsonl", "a") as out:
+        out.write('{"id": "ask/4", "te')  # killed while writing
+    assert generate(config) == 0
+    assert calls[0] == ["ask/0", "ask/1"] and sorted(sum(calls[2:], [])) == [
+        "ask/2",
+        "ask/3",
+        "ask/4",
+    ]
+    assert [row["id"] for row in records(config)] == [f"ask/{number}" for number in range(5)]
+    before = records(config)
+    assert generate(config) == 0 and records(config) == before and len(calls) == 4
+
+
+def test_failed_rows_and_lost_wavs_are_answered_again(config, tmp_path):
+    add_line(config, spoken_row("late", "late.wav"))
+    save_audio(tmp_path / "data" / "late.wav", noise(9, 0.4), RATE_HZ)
+    (tmp_path / "data" / "late.wav").rename(tmp_path / "late.wav")
+    generate(config)
+    first = {row["id"]: row for row in records(config)}
+    assert "does not exist" in first["late"]["error"]
+    (tmp_path / "late.wav").rename(tmp_path / "data" / "late.wav")
+    (tmp_path / "out" / first["ask/3"]["audio"]).unlink()
+    generate(config)
+    again = {row["id"]: row for row in records(config)}
+    assert again["late"]["error"] is None and (tmp_path / "out" / again["ask/3"]["audio"]).exists()
+    assert again["ask/0"] == first["ask/0"] and again["ask/3"]["units"] == first["ask/3"]["units"]
+
+
+def test_answers_of_another_run_are_not_mixed(config):
+    generate(config)
+    config.max_tokens = 3
+    with pytest.raises(
+        ConfigError, match="another max_tokens; choose another out_dir, or set overwrite=true"
+    ):
+        generate(config)
+    config.overwrite = True
+    assert generate(config) == 0 and len(records(config)) == 5
+
+
+def test_one_file(config, tmp_path, capsys):
+    one_file = GenerateConfig(
+        checkpoint=config.checkpoint,
+        input=str(tmp_path / "data/clips/ask-0.wav"),
+        output=str(tmp_path / "answer.wav"),
+        device="cpu",
+        max_tokens=5,
+    )
+    assert generate(one_file) == 0
+    assert soundfile.info(one_file.output).samplerate == RATE_HZ
+    assert f"spoken:   {one_file.output}" in capsys.readouterr().out
+
+
+def test_wrong_input_is_refused_before_models_are_loaded(config, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to answer"):
+        generate(GenerateConfig())
+    with pytest.raises(ConfigError, match="both given"):
+        GenerateConfig(manifest="a.jsonl", input="a.wav")
+    with pytest.raises(SignalError, match="does not exist"):
+        generate(GenerateConfig(checkpoint=config.checkpoint, input=str(tmp_path / "nowhere.wav")))
+    with pytest.raises(ManifestError, match="empty"):
+        (tmp_path / "empty.jsonl").touch()
+        generate(
+            GenerateConfig(checkpoint=config.checkpoint, manifest=str(tmp_path / "empty.jsonl"))
+        )
+
+
+def test_a_manifest_without_one_usable_row(config, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{}\n[]\n")
+    assert (
+        generate(
+            GenerateConfig(
+                checkpoint=config.checkpoint,
+                manifest=str(tmp_path / "bad.jsonl"),
+                out_dir=str(tmp_path / "bad"),
+                device="cpu",
+            )
+        )
+        == 2
+    )
+
+
+def test_file_names_are_distinct_and_stay_in_their_folder():
+    names = [
+        batch_run.file_name(row_id) for row_id in ("a/b", "a_b", "a b", "../x", "x" * 300, "Zoë")
+    ]
+    assert len(set(names)) == len(names) and names[1] == "a_b"
+    assert all("/" not in name and not name.startswith(".") and len(name) < 120 for name in names)

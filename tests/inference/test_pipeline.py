@@ -1,0 +1,182 @@
+"""Pipelines of checkpoints: rows are independent, questions spoken or typed, errors sentences."""
+
+import shutil
+
+import pytest
+import torch
+from tiny_run import RATE_HZ, noise, write_run
+
+from echox.backbones.base import Turn
+from echox.core import checkpoint
+from echox.core.errors import CheckpointError, ConfigError, SignalError
+from echox.inference.answers import USER, Question
+from echox.inference.load import load_pipeline, load_tts_pipeline
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(run):
+    return load_pipeline(run / "echo" / "final", device="cpu", max_tokens=6, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def tts(run, pipeline):
+    return load_tts_pipeline(run / "t2c" / "final", beside=pipeline, bf16=False)
+
+
+def copied(run, stage, tmp_path, **changes):
+    """A checkpoint with parts of its meta replaced."""
+    saved = checkpoint.load(run / stage / "final")
+    meta = {key: value for key, value in saved.meta.items() if key not in ("format", "files")}
+    return checkpoint.save(tmp_path / stage, saved.tensors, meta | changes)
+
+
+def test_an_answer_has_text_transcript_units_and_samples(pipeline):
+    answer = pipeline.answer([noise(0, 1.0)])[0]
+    assert answer.text and answer.heard and answer.units
+    assert answer.text == pipeline.backbone.detokenize(list(answer.token_ids))
+    assert answer.rate_hz == pipeline.codec.rate_hz and answer.seconds > 0
+    assert torch.isfinite(answer.samples).all() and answer.samples.dtype == torch.float32
+    assert (
+        set(answer.timings_s) == {"encoder", "adapter", "text", "units", "codec"}
+        and answer.batch == 1
+    )
+
+
+def test_rows_of_a_batch_do_not_influence_each_other(pipeline):
+    clips = [noise(seed, seconds) for seed, seconds in ((1, 0.5), (2, 1.7), (3, 0.05), (4, 1.1))]
+    together = pipeline.answer(clips)
+    for clip, row in zip(clips, together):
+        alone = pipeline.answer([clip])[0]
+        assert (row.text, row.heard, row.token_ids, row.units) == (
+            alone.text,
+            alone.heard,
+            alone.token_ids,
+            alone.units,
+        )
+        torch.testing.assert_close(row.samples, alone.samples, atol=1e-4, rtol=0)
+    assert len({row.text for row in together}) > 1
+
+
+def test_audio_beyond_the_encoders_window_is_answered(pipeline):
+    assert pipeline.answer([noise(5, 31.0)])[0].text
+
+
+@pytest.mark.parametrize(
+    "clip", [torch.zeros(0), torch.zeros(1, RATE_HZ), torch.tensor([0.1, float("nan")])]
+)
+def test_unusable_audio_is_one_sentence(pipeline, clip):
+    with pytest.raises(SignalError, match="samples"):
+        pipeline.answer([noise(0, 0.3), clip])
+
+
+def test_silence_is_audio_like_any_other(pipeline):
+    assert pipeline.answer([torch.zeros(RATE_HZ)])[0].text
+
+
+def test_no_question_gives_no_answer(pipeline, tts):
+    assert pipeline.answer([]) == tts.synthesize([]) == pipeline.answer_typed([]) == []
+
+
+def test_history_is_read_and_typed_questions_need_no_audio(pipeline):
+    clip = noise(6, 0.6)
+    before = [Turn(USER, "My name is Ann."), Turn("assistant", "Hello Ann.")]
+    assert pipeline.answer([clip], [before])[0].text != pipeline.answer([clip])[0].text
+    mixed = pipeline.reply(
+        [Question((Turn(USER, "hello"),)), Question((Turn(USER, "", True),), (clip,))]
+    )
+    assert mixed[0].heard == "" and mixed[0].text == pipeline.answer_typed(["hello"])[0]
+    assert mixed[1].text == pipeline.answer([clip])[0].text
+
+
+def test_the_pretrained_model_can_still_answer(pipeline):
+    questions = ["Who are you?", "Why?"]
+    trained = pipeline.answer_typed(questions)
+    grads = [parameter.requires_grad for parameter in pipeline.backbone.parameters()]
+    assert pipeline.answer_typed(questions, trained=False) != trained
+    assert pipeline.answer_typed(questions) == trained
+    assert [parameter.requires_grad for parameter in pipeline.backbone.parameters()] == grads
+
+
+def test_text_alone_is_not_synthesized(pipeline):
+    answer = pipeline.reply([Question((Turn(USER, "", True),), (noise(7, 0.5),))], speak=False)[0]
+    assert answer.samples is None and answer.units == () and answer.seconds == 0.0
+    assert "codec" not in answer.timings_s
+
+
+def test_typed_text_is_synthesized_alone_as_in_a_batch(pipeline, tts):
+    texts = ["Paris.", "", "It is a longer sentence."]
+    together = tts.synthesize(texts)
+    assert [answer.text for answer in together] == texts
+    assert together[1].samples is None and together[1].units == ()
+    for text, row in zip(texts[::2], together[::2]):
+        alone = tts.synthesize([text])[0]
+        assert row.units == alone.units
+        torch.testing.assert_close(row.samples, alone.samples, atol=1e-4, rtol=0)
+    # Echo of this run has T2C's own decoder.
+    assert [answer.units for answer in pipeline.synthesize(texts)] == [
+        answer.units for answer in together
+    ]
+
+
+def test_s2t_answers_in_text_alone(run, pipeline):
+    s2t = load_pipeline(run / "s2t" / "final", device="cpu", max_tokens=6, bf16=False)
+    clip = noise(8, 0.7)
+    answer = s2t.answer([clip])[0]
+    assert not s2t.speaks and answer.samples is None
+    assert answer.text == pipeline.answer([clip])[0].text
+    with pytest.raises(SignalError, match="no voice"):
+        s2t.synthesize(["hello"])
+
+
+def test_a_tts_pipeline_loads_by_itself(run, tts):
+    alone = load_tts_pipeline(run / "t2c" / "final", device="cpu", bf16=False)
+    assert alone.synthesize(["Paris."])[0].units == tts.synthesize(["Paris."])[0].units
+
+
+def test_wrong_checkpoints_are_one_sentence(run, tmp_path):
+    with pytest.raises(
+        CheckpointError, match="stage 't2c'; this needs one that answers aloud or answers in text"
+    ):
+        load_pipeline(run / "t2c" / "final", device="cpu")
+    with pytest.raises(CheckpointError, match="stage 'echo'; this needs one that synthesizes text"):
+        load_tts_pipeline(run / "echo" / "final", device="cpu")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load_pipeline(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(CheckpointError, match="says nothing of 's2t'"):
+        load_pipeline(copied(run, "s2t", tmp_path, recipe={}), device="cpu")
+
+
+def test_another_codec_is_refused(run, tmp_path):
+    other = copied(run, "echo", tmp_path, lineage={"data": {"codec": "0123456789abcdef"}})
+    with pytest.raises(CheckpointError, match="trained with codec 0123456789abcdef.*codec_folder"):
+        load_pipeline(other, device="cpu")
+    with pytest.raises(CheckpointError, match="no codec in"):
+        load_pipeline(run / "echo" / "final", device="cpu", codec_folder=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("stage", "load"), [("echo", load_pipeline), ("t2c", load_tts_pipeline)])
+def test_a_codec_that_cannot_decode_is_refused_before_anything_is_built(run, stage, load, tmp_path):
+    recipe = checkpoint.verify(run / stage / "final")["recipe"] | {
+        "codec": {"name": "hubert_units", "folder": str(tmp_path / "units")}
+    }
+    with pytest.raises(ConfigError, match="cannot be heard.*no vocoder.*codec.vocoder.folder"):
+        load(copied(run, stage, tmp_path, recipe=recipe), device="cpu")
+
+
+def test_a_damaged_checkpoint_is_one_sentence(run, tmp_path):
+    shutil.copytree(run / "s2t" / "final", tmp_path / "final")
+    with (tmp_path / "final" / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_pipeline(tmp_path / "final", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_missing_device_is_refused(run, name):
+    with pytest.raises(ConfigError, match=f"device '{name}'"):
+        load_pipeline(run / "s2t" / "final", device=name)

@@ -1,0 +1,215 @@
+"""A run folder with stages of other settings or data: refused before training, or replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from echox.core import checkpoint
+from echox.core.errors import CheckpointError
+from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
+from echox.pipeline import run as pipeline_run
+from echox.pipeline.plugins import discover
+from echox.pipeline.recipe import load_recipe, to_dict
+from echox.pipeline.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
+from echox.pipeline.run import run_recipe
+
+STAGES = ("align", "s2t", "t2c", "echo")
+PARENTS = {"align": (), "s2t": ("align",), "t2c": (), "echo": ("s2t", "t2c")}
+BEFORE = [
+    "codec.folder=random",
+    "codec.fit.units=512",
+    "codec_speech=[]",
+    *(f"{stage}.train.{field}" for stage in STAGES for field in ("steps=12", "lr=0.001")),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parts():
+    discover()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A function from overrides to a recipe, whose stages are finished without overrides."""
+
+    def recipe(*overrides):
+        folders = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "device=cpu"]
+        return load_recipe("echo_tiny", [*folders, *BEFORE, *overrides])
+
+    write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What is it?")
+    plain = recipe()
+    for number, stage in enumerate(STAGES):
+        write_stage(plain, stage, number)
+    return recipe
+
+
+def write_text(path, text):
+    write_manifest(path, [Row("a", (Item(Role.USER, text), Item(Role.ASSISTANT, "It is.")), {})])
+
+
+def write_stage(recipe, stage, value, place="final"):
+    run = Path(recipe.run_dir)
+    manifest = Path(recipe.corpus.folder) / "questions.train.jsonl"
+    fingerprints = {"manifest:questions.train.jsonl": manifest_fingerprint(manifest)}
+    # T2C is trained on another manifest.
+    data = {} if stage == "t2c" else fingerprints
+    parents = {parent: checkpoint.fingerprint(run / parent / "final") for parent in PARENTS[stage]}
+    meta = {
+        "stage": stage,
+        "recipe": to_dict(recipe),
+        "lineage": {"parents": parents, "data": data},
+    }
+    checkpoint.save(run / stage / place, {"w": torch.full((2,), float(value))}, meta)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["s2t.train.steps=6"], r"^s2t in .* was made otherwise: s2t.train.steps 12 -> 6; "
+         r"name another folder with run_dir=, make it and what builds on it "
+         r"\(echo\) again with overwrite=true, or go back to the old settings$"),
+        (["stage=echo", "s2t.train.steps=6"], "^s2t in .* s2t.train.steps 12 -> 6"),
+        (["encoder=mel"],
+         "^align, s2t and echo in .* were made otherwise: encoder whisper -> mel;"),
+        (["corpus.share=0.03"], "corpus.share 0.02 -> 0.03"),
+        (["seed=2"], "^align, s2t, t2c and echo .* seed 1 -> 2"),
+        (["t2c.train.lr=0.5", "t2c.task.decoder.layers=3"],
+         "^t2c in .*t2c.task.decoder.layers 2 -> 3, t2c.train.lr 0.001 -> 0.5;"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused_before_the_first_step(
+    finished, monkeypatch, overrides, sentence
+):
+    monkeypatch.setattr(pipeline_run, "run_step", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(CheckpointError, match=sentence):
+        run_recipe(finished(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["name=other", "doc=other", "report=null", "own_processes=true", "s2t.cpu_processes=2"],
+        [
+            "align.train.log_every=1",
+            "align.train.save_every=3",
+            "align.train.keep_checkpoints=9",
+            "align.train.tensorboard=true",
+        ],
+        [
+            "s2t.train.validate_every=3",
+            "s2t.train.validate_batches=2",
+            "t2c.task.scored_rows=1",
+            "s2t.task.max_answer_tokens=4",
+        ],
+        ["corpus.workers=1", "stage=echo", "align.train.num_workers=1"],
+    ],
+)
+def test_neutral_settings_are_not_refused(finished, overrides):
+    prepare_rerun(finished(*overrides))
+
+
+def test_a_moved_run_is_not_stale(finished, tmp_path):
+    recipe = finished()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    prepare_rerun(finished(f"run_dir={tmp_path / 'elsewhere'}"))
+    assert recipe.run_dir != str(tmp_path / "elsewhere")
+
+
+def test_an_unfinished_stage_is_compared_too(finished, tmp_path):
+    (tmp_path / "run/echo/final").rename(tmp_path / "gone")
+    write_stage(finished(), "echo", 9, place="checkpoints/step_000000006")
+    with pytest.raises(CheckpointError, match="^echo in .* echo.train.lr 0.001 -> 0.5"):
+        prepare_rerun(finished("echo.train.lr=0.5"))
+    prepare_rerun(finished())
+
+
+def test_a_field_that_an_old_checkpoint_lacks_has_its_default(finished, tmp_path):
+    meta = tmp_path / "run/s2t/final/meta.json"
+    described = json.loads(meta.read_text())
+    del (
+        described["recipe"]["stages"]["s2t"]["task"]["adapter_lr_scale"],
+        described["recipe"]["seed"],
+    )
+    described["recipe"]["stages"]["s2t"]["task"]["a_field_of_old"] = 3
+    meta.write_text(json.dumps(described))
+    prepare_rerun(finished())
+    with pytest.raises(CheckpointError, match="s2t.task.adapter_lr_scale 0.3 -> 0.7"):
+        prepare_rerun(finished("s2t.task.adapter_lr_scale=0.7"))
+
+
+def test_a_retrained_parent_and_changed_data_are_named(finished, tmp_path):
+    write_stage(finished(), "t2c", 77)
+    with pytest.raises(CheckpointError, match="^echo in .* t2c was trained again since"):
+        refuse_stale(finished(), "echo")
+    write_text(tmp_path / "cache/corpora/tiny/questions.train.jsonl", "What else?")
+    with pytest.raises(
+        CheckpointError, match="^align, s2t and echo in .*questions.train.jsonl has changed since"
+    ):
+        prepare_rerun(finished())
+
+
+def test_overwrite_moves_aside_what_is_stale_and_what_builds_on_it(finished, tmp_path, capsys):
+    before = {stage: checkpoint.fingerprint(tmp_path / "run" / stage / "final") for stage in STAGES}
+    changed = finished("s2t.train.steps=6", "overwrite=true")
+    prepare_rerun(changed)
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["align", "replaced", "t2c"]
+    assert checkpoint.fingerprint(run / "replaced/s2t-1/final") == before["s2t"]
+    assert checkpoint.fingerprint(run / "replaced/echo-1/final") == before["echo"]
+    assert "s2t: made otherwise before, and moved to" in capsys.readouterr().err
+    write_stage(changed, "s2t", 5)
+    prepare_rerun(changed)
+    assert (run / "s2t").exists(), (
+        "a stage that was trained with these settings stays, however often the run is repeated"
+    )
+
+
+def test_overwrite_does_not_replace_stages_that_this_run_does_not_train(finished, tmp_path):
+    with pytest.raises(
+        CheckpointError, match="^s2t in .* none of the stages that this run trains .echo."
+    ):
+        prepare_rerun(finished("s2t.train.steps=6", "stage=echo", "overwrite=true"))
+    assert not (tmp_path / "run/replaced").exists()
+
+
+def test_a_codec_fitted_with_other_settings_is_stale(finished, tmp_path):
+    speech = tmp_path / "cache/corpora/tiny/questions.train.jsonl"
+    inside = [f"codec.folder={tmp_path / 'run' / 'codec'}", f"codec_speech=[{speech}]"]
+    (tmp_path / "run/codec").mkdir()
+    for stage in STAGES:
+        (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
+    note_fit(finished(*inside))
+    assert (tmp_path / "run/codec" / FITTED_WITH).is_file()
+    prepare_rerun(finished(*inside, "codec.fit.batch_s=9"))
+    with pytest.raises(
+        CheckpointError, match="^codec in .* was made otherwise: codec.fit.units 512 -> 64"
+    ):
+        prepare_rerun(finished(*inside, "codec.fit.units=64"))
+    prepare_rerun(finished(*inside, "codec.fit.units=64", "stage=align", "overwrite=true"))
+    assert (tmp_path / "run/codec").exists(), "align needs no codec"
+    prepare_rerun(finished(*inside, "codec.fit.units=64", "overwrite=true"))
+    assert (tmp_path / "run/replaced/codec-1" / FITTED_WITH).is_file() and not (
+        tmp_path / "run/codec"
+    ).exists()
+
+
+def test_a_codec_outside_the_run_is_not_replaced(finished, tmp_path):
+    outside = [f"codec.folder={tmp_path / 'codec'}", "stage=t2c"]
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "run/t2c/final").rename(tmp_path / "gone")
+    note_fit(finished(*outside))
+    with pytest.raises(CheckpointError, match="lies outside .* overwrite=true leaves it alone"):
+        prepare_rerun(finished(*outside, "codec.fit.units=64", "overwrite=true"))
+
+
+def test_a_codec_of_another_run_with_the_same_settings_is_used(finished, tmp_path):
+    (tmp_path / "run/codec").mkdir()
+    for stage in STAGES:
+        (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
+    note_fit(finished(f"codec.folder={tmp_path / 'run' / 'codec'}"))
+    prepare_rerun(
+        finished(f"codec.folder={tmp_path / 'run' / 'codec'}", f"run_dir={tmp_path / 'other'}")
+    )
