@@ -51,7 +51,6 @@ def test_it_learns_where_turns_end(tmp_path):
     metrics = (tmp_path / "run/turn_taking/metrics.jsonl").read_text().splitlines()
     valid = [line for line in map(json.loads, metrics) if line["split"] == "valid"][-1]
     assert valid["end_found"] == 1.0 and valid["accuracy"] > 0.93
-    assert 0 <= valid["interrupted"] <= 1  # a single frame counts, so it varies
 
 
 def test_a_classifier_is_not_asked_for_answers(tmp_path, capsys):
