@@ -283,8 +283,8 @@ class Recipe:
         """Check that the recipe names what its stages need.
 
         Raises:
-            ConfigError: a stage needs a part that the recipe does not name, or a checkpoint is
-                given that no stage takes.
+            ConfigError: a stage needs a part that the recipe does not name, `after` names a role
+                that its task does not have, or a checkpoint is given that no stage takes.
         """
         for stage in self.planned:
             for kind in self.task_type(stage).needs:
@@ -293,6 +293,7 @@ class Recipe:
                         f"{kind} has no value, but stage {stage!r} needs one; set {kind}=NAME, "
                         f"one of {', '.join(REGISTRIES[kind])}"
                     )
+            self._check_roles(stage)
         tasks = (to_plain(self.plan(stage).task) for stage in self.planned)
         # Otherwise the field would be ignored, and training would start from other weights.
         if self.checkpoint is not None and all(task.get("checkpoint") is None for task in tasks):
@@ -300,6 +301,17 @@ class Recipe:
                 f"checkpoint is {self.checkpoint!r}, but no stage of {self.name} starts from one; "
                 "use recipe=release_finetune, or leave it out"
             )
+
+    def _check_roles(self, stage: str) -> None:
+        """Check that a plan's `after` names roles of its task; another would be ignored."""
+        task = self.task_type(stage)
+        roles = (*task.parents, *task.continues)
+        for role in self.stages[stage].after:
+            if role not in roles:
+                raise ConfigError(
+                    f"{stage}.after names the role {role!r}, which its task does not have"
+                    f"{near(role, roles)}; it has {', '.join(roles) or 'none'}"
+                )
 
 
 def recipe_folders(recipe_dirs: Sequence[str | Path] = ()) -> list[Path]:

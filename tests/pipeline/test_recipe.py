@@ -295,6 +295,13 @@ def test_stages_are_trained_in_the_order_in_which_they_build_on_each_other(write
     )
 
 
+def test_a_role_that_a_task_does_not_have_is_refused():
+    recipe = load_recipe("echo_tiny", ["s2t.after={algn: align}"])
+    with pytest.raises(EchoxError, match="names the role 'algn'.*did you mean 'align'"):
+        recipe.check()
+    load_recipe("echo_tiny", ["s2t.after={align: align}"]).check()
+
+
 def message_of_members(name, *overrides):
     with pytest.raises(EchoxError) as caught:
         list(load_recipe(name, overrides).members)
