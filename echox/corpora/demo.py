@@ -42,6 +42,7 @@ from echox.corpora.synthesis import Report
 from echox.corpora.templates import all_facts
 from echox.corpora.vocabulary import TokenTexts, whole_words
 from echox.corpora.voices import every_voice
+from echox.corpora.voices.hibari import has_pronunciation
 from echox.corpora.wording import text_lines
 from echox.data.audio import duration_s
 from echox.data.manifest import Item, Row, manifest_fingerprint, write_manifest
@@ -204,7 +205,7 @@ def _build(
     own_answers = answer_questions and OwnAnswers(answers_path, answer_questions)
     recorder = ClipRecorder(folder, config.seed, config.augment)
     most_words = config.scaled(config.vocabulary_words)
-    words = whole_words(token_texts(), most_words) if token_texts else []
+    words = whole_words(token_texts(), most_words, has_pronunciation) if token_texts else []
     planned = Planner(config, recorder, own_answers).manifests(words)
     report = recorder.record(config.workers)
     _warn_of_failures(report)

@@ -115,13 +115,16 @@ class DemoCorpusConfig:
     """Pieces of the language model's own answers to free training questions that training voices
     read, at most, for transcription alone."""
     vocabulary_words: int = 10_000
-    """Most frequent whole words of the language model's vocabulary that are spoken for
-    transcription alone, where its tokens are given; 0 for none."""
+    """Most frequent whole words of the language model's vocabulary that training voices are to
+    speak, where its tokens are given; 0 for none. The dictionary of the answers' voice says which
+    tokens are words."""
     vocabulary_takes: int = 2
-    """Clips that have each of these words, each time among other words and mostly in another
+    """Times that each of these words is spoken at least: what training questions, sentences and
+    answers lack is added in clips of words alone, each time among others and mostly in another
     voice."""
     rare_word_takes: int = 0
-    """The same for the words of training questions that are not among them, such as names."""
+    """Clips of words alone that have each word of training questions that is not among them, such
+    as names."""
     number_takes: int = 0
     """The same for the numbers from zero to a hundred, among other numbers."""
     words_per_clip: int = 7

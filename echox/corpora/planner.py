@@ -24,7 +24,7 @@ from echox.corpora.speech_texts import Line, Pool, choose_speech
 from echox.corpora.splits import HiddenNames, Question, Splits, every_nth, split_questions, spread
 from echox.corpora.templates import HUNDRED, KINDS, Fact, all_facts
 from echox.corpora.typed_questions import typed_answers, typed_facts, typed_numbers
-from echox.corpora.vocabulary import other_words, random_word_texts
+from echox.corpora.vocabulary import missing_takes, other_words, random_word_texts
 from echox.corpora.voices import Role as VoiceRole
 from echox.corpora.wording import first_sentences, spoken_pieces
 from echox.data.manifest import NO_SPEECH, Item, Role, Row
@@ -111,8 +111,13 @@ class Planner:
             "typed.train.jsonl": self._typed_rows(facts, splits, free),
             "silent.train.jsonl": self._silent_rows("train", silent_clips),
             "silent.test.jsonl": self._silent_rows("test", math.ceil(silent_clips / 10)),
-            "heard.train.jsonl": self._transcription_rows(words, splits, free),
         }
+        spoken = [
+            row.turns[-1].transcription
+            for name in ("questions.train.jsonl", "free.train.jsonl")
+            for row in manifests.get(name, ())
+        ]
+        manifests["heard.train.jsonl"] = self._transcription_rows(words, splits, free, spoken)
         # A manifest without rows could not be read again.
         return {name: rows for name, rows in manifests.items() if rows}
 
@@ -278,22 +283,24 @@ class Planner:
         return rows
 
     def _transcription_rows(
-        self, words: list[str], splits: Splits, free: FreeQuestions
+        self, words: list[str], splits: Splits, free: FreeQuestions, spoken: list[str]
     ) -> list[Row]:
         """Rows without an answer, which train transcription alone, each in one training voice.
 
-        They hold sentences, pieces of the language model's answers, and words grouped at random.
+        They hold sentences, pieces of the language model's answers, and words grouped at random,
+        each as often as it takes beside these and the texts `spoken` in other rows.
         """
         rows = []
+        texts = self._transcription_texts(words, splits, free, spoken)
         # The numbers are part of the ids: the kinds keep their order.
-        for number, (kind, text) in enumerate(self._transcription_texts(words, splits, free)):
+        for number, (kind, text) in enumerate(texts):
             ((_, voice, path),) = self._clips(text, self.train_voices, 1, augmented=True)
             labels = {"kind": kind, **voice_labels(voice)}
             rows.append(self._row(f"heard-{number}", path, text, "", labels))
         return rows
 
     def _transcription_texts(
-        self, words: list[str], splits: Splits, free: FreeQuestions
+        self, words: list[str], splits: Splits, free: FreeQuestions, spoken: list[str]
     ) -> list[tuple[str, str]]:
         """Kind and text of each row that trains transcription alone."""
         config = self.config
@@ -304,12 +311,12 @@ class Planner:
         # Words that the vocabulary splits into several tokens, such as names.
         rare = other_words(questions, words) if config.rare_word_takes else []
         numbers = list(map(number_words, range(HUNDRED + 1)))
-        for group, takes in (
-            (words, config.vocabulary_takes),
-            (rare, config.rare_word_takes),
-            (numbers, config.number_takes),
+        for takes in (
+            missing_takes(words, config.vocabulary_takes, [*spoken, *sentences, *pieces]),
+            dict.fromkeys(rare, config.rare_word_takes),
+            dict.fromkeys(numbers, config.number_takes),
         ):
-            grouped = random_word_texts(group, takes, config.words_per_clip, config.seed)
+            grouped = random_word_texts(takes, config.words_per_clip, config.seed)
             texts += [("words", text) for text in grouped]
         return texts
 

@@ -77,6 +77,18 @@ def engine():
     return HIBARI.load().Hibari(threads=1)
 
 
+def has_pronunciation(word: str) -> bool:
+    """Tell whether the package's dictionary has a word, or the stem of an inflected one.
+
+    Raises:
+        PackageError: the package is not installed.
+    """
+    tag = "NN" if word.islower() else "NNP"
+    context = HIBARI.load("g2p").Context()
+    phonemes, _ = engine().g2p.lexicon.get_word(word, tag, None, context)
+    return phonemes is not None
+
+
 class HibariVoice(Voice):
     """The recorded speaker as the package renders it, samples [T] at 24 kHz: the answers' voice."""
 
