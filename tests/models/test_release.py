@@ -260,7 +260,20 @@ def test_stored_precision_leaves_rotary_tables_alone(folder, model):
         ({"unit_model": "medium"}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),
         ({"unit_model": None}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),
         ({}, (8, 768, 768, 768, 2048), (8, 768, 12, 12)),  # the tensors know better than the key
-        ({"unit_model": "small"}, (3, 256, 256, 64, 700), (3, 256, 4, 1)),
+        # Of another width: as many heads as the size has that `unit_model`, or its absence, names.
+        ({"unit_model": "small"}, (3, 256, 256, 64, 700), (3, 256, 8, 2)),
+        ({}, (6, 32, 32, 4, 64), (6, 32, 8, 1)),
+        ({}, (6, 96, 96, 24, 64), (6, 96, 8, 2)),
+        ({}, (6, 384, 384, 96, 700), (6, 384, 8, 2)),
+        ({}, (6, 640, 640, 160, 700), (6, 640, 8, 2)),
+        ({"unit_model": "medium"}, (8, 96, 96, 96, 64), (8, 96, 12, 12)),
+        ({"unit_model": "medium"}, (8, 384, 384, 384, 700), (8, 384, 12, 12)),
+        # Twelve do not divide 640: heads of 64 channels.
+        ({"unit_model": "medium"}, (8, 640, 640, 640, 700), (8, 640, 10, 10)),
+        ({"unit_model": "large", "num_attention_heads": 8}, (2, 96, 96, 24, 64), (2, 96, 8, 2)),
+        # At the language model's width: 8 heads of 2 as named, or its own 4 of 4.
+        ({}, (6, 16, 16, 2, 24), (6, 16, 8, 1)),
+        ({}, (6, 16, 16, 8, 24), (6, 16, 4, 2)),
         ({"unit_model": "large"}, (5, 16, 16, 8, 99), (5, 16, 4, 2)),
         (
             {"unit_model": "large", "head_dim": 8},

@@ -144,18 +144,25 @@ def _unnamed_size(
 ) -> TranslatorSize:
     """A size that the release does not name, whose number of heads shapes alone do not tell.
 
-    Its heads are taken to be as wide as the language model's, or as in the release.
+    It has as many heads as the size that `unit_model`, or its absence, names; where these do not
+    divide its channels, heads as wide as the language model's, or as in the release.
     """
     layers, width, queries, keys, inner = stored
     own = language_head_dim(config)
-    # A translator of the language model's width was most likely made from its config.
-    at_own_width = width == config["hidden_size"]
-    for head in (own, DEFAULT_HEAD_DIM) if at_own_width else (DEFAULT_HEAD_DIM, own):
-        if queries % head == 0 and keys % head == 0:
-            return TranslatorSize(layers, width, queries // head, keys // head, inner, head)
+    named = next(named_sizes(config))
+    candidates = [queries // named.heads if queries % named.heads == 0 else 0]
+    if width == config["hidden_size"]:
+        # A translator of the language model's width may have been made from its config instead.
+        key_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        candidates.insert(0 if keys == key_heads * own else 1, own)
+    for head_dim in (*candidates, DEFAULT_HEAD_DIM, own):
+        if head_dim and queries % head_dim == 0 and keys % head_dim == 0:
+            return TranslatorSize(
+                layers, width, queries // head_dim, keys // head_dim, inner, head_dim
+            )
     raise CheckpointError(
-        f"a unit translator of width {width} with {keys} key channels has no whole number of "
-        "heads; its tensors do not belong together"
+        f"a unit translator of width {width} with {queries} query and {keys} key channels has no "
+        "whole number of heads; its tensors do not belong together"
     )
 
 
