@@ -140,9 +140,7 @@ def tiny_model(tokens: ReleaseTokens, compatibility: Compatibility = RELEASE) ->
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        translator = UnitTranslator(
-            llama_config(CONFIG), 16, VOCABULARY, UNIT_TOKENS, 24, tokens.end_id
-        )
+        translator = UnitTranslator(llama_config(CONFIG), 16, VOCABULARY, UNIT_TOKENS, 24)
         model = PublishedEchoX(
             ShrinkingAdapter(shape, compatibility),
             LanguageModel(text),

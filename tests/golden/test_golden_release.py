@@ -18,11 +18,11 @@ import torch
 from echox.backbones.base import Turn
 from echox.codecs.base import CODECS
 from echox.core.signals import Batch, Features, Waveform
-from echox.criteria.base import CRITERIA
+from echox.criteria.base import CRITERIA, VoicedOutputs
 from echox.criteria.release import capped_weight
 from echox.data.audio import load_audio
 from echox.encoders.base import ENCODERS
-from echox.models.release import train_chunks, train_forward
+from echox.models.release import train_forward
 from echox.models.release.causal import causal_mask
 from echox.models.release.folder import build, read_release
 from echox.models.release.names import their_name
@@ -326,31 +326,83 @@ def finetune(golden):
 def finetune_kd(golden):
     ids, labels = golden.loss("kd_input_ids"), golden.loss("kd_labels")
     text_pass = text_pass_of(golden, "kd", "kd")
-    shifts = golden.loss("kd_assistant_after_audio_shifts")
-    chunks = train_chunks.chunk_answers(
-        golden.model,
-        text_pass,
-        ids,
-        labels,
-        golden.loss("kd_sub_lengths"),
-        shifts,
-        golden.loss("kd_unit_targets"),
+    samples = kd_samples(golden, text_pass, ids, labels)
+    translator = golden.model.translator
+    embeddings, visible = translator.adapter(samples["rows"]), samples["visible"]
+    units = train_forward.states_and_targets(translator(embeddings, visible), samples["labels"])
+    states, text_labels = train_forward.states_and_targets(text_pass.hidden, text_pass.labels)
+    outputs = VoicedOutputs(
+        *units,
+        translator.head,
+        train_forward.cosine_distances(samples["text"], samples["targets"]),
+        golden.model.language.logits(states),
+        text_labels,
     )
-    loss, parts = loss_of(
-        {"name": "published_echo", "text_weight": 0.0},
-        train_chunks.chunk_outputs(golden.model, text_pass, chunks),
-        1,
-    )
+    loss, parts = loss_of({"name": "published_echo", "text_weight": 0.0}, outputs, 1)
     placeholder = (ids == golden.model.tokens.audio_id).long().argmax(1)
     return "finetune_kd", {
         "kd_assistant_after_audio_shifts": (labels != IGNORE).long().argmax(1) - placeholder - 1,
-        "kd_t2c_inputs_embeds": golden.model.translator.adapter(chunks.rows),
-        "kd_t2c_attention_mask": chunks.visible,
+        "kd_t2c_inputs_embeds": embeddings,
+        "kd_t2c_attention_mask": visible,
         "loss_kd_total": loss,
         "loss_kd_unit_ce": parts["units"],
         "loss_kd_cosine": parts["denoising"],
         "loss_kd_cosine_weight": capped_weight(parts["units"], parts["denoising"]),
     }, loss  # fmt: skip
+
+
+def kd_samples(golden, text_pass, ids, labels):
+    """Chunks of answers in the layout of the release's finetune_kd, which echox trains without.
+
+    Each is a text padded to the width of the longest, then its units. echox lays segments out as
+    inference does, without the padding between (`train_forward.segment_outputs`).
+    """
+    tokens, translator = golden.model.tokens, golden.model.translator
+    lengths, units = golden.loss("kd_sub_lengths"), golden.loss("kd_unit_targets")
+    opening = tokens.before_text(golden.model.compatibility)
+    width = max(0, int(lengths.max())) + len(opening) + 1
+    denoised = translator.denoise(text_pass.hidden)
+    first_audio = (ids == tokens.audio_id).long().argmax(1)
+    # The placeholder's last vector stands just before what follows it.
+    begins = text_pass.positions.gather(1, first_audio[:, None] + 1)[:, 0] - 1
+    begins = (begins + golden.loss("kd_assistant_after_audio_shifts")).tolist()
+    samples = []
+    for row, sizes in enumerate(lengths.tolist()):
+        answer, start = labels[row][labels[row] != IGNORE], 0
+        # Nothing exists from a row's first -1 on.
+        existing = sizes.index(-1) if -1 in sizes else len(sizes)
+        for number, size in enumerate(sizes):
+            text, targets = denoised.new_zeros(2, 0, denoised.shape[2])
+            if number < existing:
+                # A first chunk leaves out the last id of the opening.
+                frame = torch.tensor(opening[: len(opening) - (number == 0)])
+                at = slice(begins[row] + start, begins[row] + start + size)
+                end = translator.rows(torch.tensor([tokens.end_id]))
+                # The ids that open a text train their rows.
+                trained = translator.text_rows(frame)
+                text = torch.cat([trained, denoised[row, at], end])
+                tokens_of_text = answer[start : start + size]
+                targets = torch.cat([trained.detach(), translator.rows(tokens_of_text), end])
+                start += size
+            samples.append(kd_sample(golden, text, targets, width, units[row, number]))
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def kd_sample(golden, text, targets, width, units):
+    """One text [S, H] with its units [T], padded with the end id, which is hidden."""
+    translator, end_id = golden.model.translator, golden.model.tokens.end_id
+    padding = translator.rows(torch.full((width - len(text),), end_id))
+    text, targets = torch.cat([text, padding]), torch.cat([targets, padding])
+    # The release pads units with the end id too, so the end of each chunk is hidden like padding.
+    ids = units.masked_fill(units == IGNORE, end_id)
+    is_text = torch.arange(width) < width - len(padding)
+    return {
+        "rows": torch.cat([text, translator.rows(ids)]),
+        "text": text,
+        "targets": targets,
+        "visible": torch.cat([is_text, ids != end_id]),
+        "labels": torch.cat([units.new_full((width,), IGNORE), units]),
+    }
 
 
 def gradient_norms(model, loss):

@@ -15,7 +15,7 @@ from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError, EchoxError, SignalError
 from echox.core.signals import Batch, Features
 from echox.criteria.base import CRITERIA
-from echox.models.release import train_chunks, train_forward
+from echox.models.release import train_forward
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.release.causal import Generated
 from echox.models.release.compatibility import PAPER, RELEASE
@@ -650,41 +650,30 @@ def test_a_clip_does_not_attend_beyond_the_end_of_another_of_its_conversation():
     assert (frames[0, :10] - alone[0, :10]).abs().amax() > 1e-4
 
 
-def test_chunks_hold_the_states_that_predict_their_tokens(model):
-    """Each chunk against its own prompt, written out by hand."""
+def test_segments_hold_the_states_that_predict_their_tokens(model):
     ids, labels = example_batch(model)
+    # The answers are given by the last turn alone, as in Echo training.
+    is_last = (ids == model.tokens.audio_id).cumsum(1) == 2
+    labels = labels.masked_fill(~is_last, IGNORE)
     text_pass = train_forward.forward_text(
         model, ids, labels, random_features(4), torch.tensor([0, 0, 1, 1])
     )
-    first = torch.tensor([int((row != IGNORE).nonzero()[0]) for row in labels])
-    audio = (ids == model.tokens.audio_id).long().argmax(1)
-    lengths = torch.tensor([[3, 2, -1], [3, -1, -1]])
+    lengths = torch.tensor([[3, 2, -1], [-1, 2, -1]])
+    cut = train_forward.answer_segments(text_pass, lengths)
+    assert cut.lengths.tolist() == [3, 2, 2]
+    for segment, (row, start) in enumerate(((0, 0), (0, 3), (1, 0))):
+        size = int(cut.lengths[segment])
+        first = int((text_pass.labels[row] != IGNORE).nonzero()[0]) + start
+        assert torch.equal(
+            cut.states[segment, :size], text_pass.hidden[row, first - 1 : first - 1 + size]
+        )
+        assert torch.equal(cut.labels[segment, :size], text_pass.labels[row, first : first + size])
     units = torch.full((2, 3, 4), IGNORE)
     units[0, 0, :3] = torch.tensor([12811, 12812, model.tokens.end_id])
-    units[0, 1, :2] = units[1, 0, :2] = torch.tensor([12813, model.tokens.end_id])
-    chunks = train_chunks.chunk_answers(
-        model, text_pass, ids, labels, lengths, first - audio - 1, units
-    )
-    denoised, translator, tokens = (
-        model.translator.denoise(text_pass.hidden),
-        model.translator,
-        model.tokens,
-    )
-    for row, chunk, start, size in ((0, 0, 0, 3), (0, 1, 3, 2), (1, 0, 0, 3)):
-        begin = int((text_pass.labels[row] != IGNORE).nonzero()[0]) - 1 + start
-        opening = tokens.before_text(RELEASE, begin=chunk > 0)
-        expected = torch.cat(
-            [
-                translator.rows(torch.tensor(opening)),
-                denoised[row, begin : begin + size],
-                translator.rows(torch.tensor([tokens.end_id])),
-            ]
-        )
-        rows, visible = chunks.rows[row * 3 + chunk], chunks.visible[row * 3 + chunk]
-        torch.testing.assert_close(rows[: len(expected)], expected)
-        assert visible[: chunks.text_width].sum() == len(expected)
-    assert not chunks.visible[[2, 4, 5]].any()
-    loss, _ = loss_of("published_echo", train_chunks.chunk_outputs(model, text_pass, chunks), 1)
+    units[0, 1, :2] = units[1, 1, :2] = torch.tensor([12813, model.tokens.end_id])
+    outputs = train_forward.segment_outputs(model, text_pass, lengths, units)
+    assert len(outputs.unit_labels) == 7 and len(outputs.distances) == 3
+    loss, _ = loss_of("published_echo", outputs, 1)
     loss.backward()
     assert torch.isfinite(loss) and all(
         torch.isfinite(weight.grad).all()
@@ -692,27 +681,6 @@ def test_chunks_hold_the_states_that_predict_their_tokens(model):
         if weight.grad is not None
     )
     model.zero_grad(set_to_none=True)
-    with pytest.raises(SignalError, match="chunks of .* tokens"):
-        train_chunks.chunk_answers(
-            model, text_pass, ids, labels, lengths * 40, first - audio - 1, units
-        )
-
-
-def test_chunks_after_a_gap_widen_the_text_part_as_in_the_release(model):
-    """The release pads to the longest entry of its list, also where the list ended before."""
-    ids, labels = example_batch(model)
-    text_pass = train_forward.forward_text(
-        model, ids, labels, random_features(4), torch.tensor([0, 0, 1, 1])
-    )
-    lengths = torch.tensor([[3, -1, 9], [2, -1, -1]])
-    units = torch.full((2, 3, 2), IGNORE)
-    chunks = train_chunks.chunk_answers(
-        model, text_pass, ids, labels, lengths, torch.tensor([1, 1]), units
-    )
-    assert (
-        chunks.text_width == 9 + len(model.tokens.before_text(RELEASE)) + 1
-        and not chunks.visible[[1, 2, 4, 5]].any()
-    )
 
 
 # The vocoder

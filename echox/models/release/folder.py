@@ -252,12 +252,12 @@ def _empty_model(
         feed_forward=tensor_shape(shapes, f"{layers}0.linear1.weight", 2)[0],
         layers=layer_count(shapes, layers),
     )
-    translator = _empty_translator(release, tokens) if release.speaks else None
+    translator = _empty_translator(release) if release.speaks else None
     adapter = ShrinkingAdapter(shape, compatibility)
     return PublishedEchoX(adapter, LanguageModel(text), translator, tokens, compatibility)
 
 
-def _empty_translator(release: Release, tokens: ReleaseTokens) -> UnitTranslator:
+def _empty_translator(release: Release) -> UnitTranslator:
     config, shapes = release.config, release.shapes
     # A translator after T2C pretraining alone has no denoising adapter.
     denoises = any(name.startswith(DENOISER) for name in shapes)
@@ -267,7 +267,6 @@ def _empty_translator(release: Release, tokens: ReleaseTokens) -> UnitTranslator
         config["vocab_size"],
         config["unit_vocab_size"],
         tensor_shape(shapes, f"{DENOISER}0.weight", 2)[0] if denoises else None,
-        tokens.end_id,
     )
 
 

@@ -195,7 +195,6 @@ def _fresh_tensors(
             config["vocab_size"],
             config["unit_vocab_size"],
             text.intermediate_size,
-            tokens.end_id,
         )
         parts = {"adapter": ShrinkingAdapter(shape), "translator": translator}
     tensors = {

@@ -4,9 +4,8 @@
     pretrain      T2C: units after given text
     finetune      S2T + T2C, whose text is the denoised hidden states at the answer's own positions
     segments      T2C on segments of the answer, each a sample of its own; text is the denoised
-                  states that predict its tokens. The release's finetune_kd (`train_chunks`) is the
-                  same but for a gap that padding leaves between text and units; here is none, as
-                  in inference.
+                  states that predict its tokens. The release's finetune_kd is the same but for a
+                  gap that padding leaves between text and units; here is none, as in inference.
 
 Batches are ragged, and nothing loops over tokens.
 

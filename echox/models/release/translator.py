@@ -27,7 +27,6 @@ class UnitTranslator(CausalModel):
         unit_count: unit tokens U.
         denoiser_width: channels inside the denoising adapter; None has none, as after T2C
             pretraining.
-        padding_id: a text id whose row is never trained.
     """
 
     def __init__(
@@ -37,11 +36,9 @@ class UnitTranslator(CausalModel):
         text_size: int,
         unit_count: int,
         denoiser_width: int | None,
-        padding_id: int,
     ) -> None:
         super().__init__()
         self.text_size = text_size
-        self.padding_id = padding_id
         self.text_rows = nn.Embedding(text_size, text_width)
         self.unit_rows = nn.Embedding(unit_count, text_width)
         self.adapter = nn.Linear(text_width, config.hidden_size)
@@ -64,10 +61,6 @@ class UnitTranslator(CausalModel):
         text = F.embedding(ids.masked_fill(is_unit, 0), self.text_rows.weight.detach())
         units = self.unit_rows((ids - self.text_size).clamp(min=0))
         return torch.where(is_unit[..., None], units, text)
-
-    def trained_text(self, ids: Tensor) -> Tensor:
-        """Embedding rows of text ids with gradient, except the padding's: [...] -> [..., H]."""
-        return F.embedding(ids, self.text_rows.weight, padding_idx=self.padding_id)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.adapter(self.rows(ids))

@@ -114,7 +114,6 @@ def untrained_model(config: Mapping[str, Any], compatibility: Compatibility) -> 
             text.vocab_size,
             config["unit_vocab_size"],
             text.intermediate_size,
-            tokens.end_id,
         )
         adapter = ShrinkingAdapter(shape, compatibility)
         model = PublishedEchoX(adapter, LanguageModel(text), translator, tokens, compatibility)
