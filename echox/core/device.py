@@ -23,13 +23,27 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
-    # PyTorch accepts any index here and fails only when the first tensor is moved.
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # PyTorch accepts any index and type here, and fails only when the first tensor is moved.
+    if (device.index or 0) >= _device_counts().get(device.type, 0):
+        present = ", ".join(
+            kind if kind == "cpu" or count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+            for kind, count in _device_counts().items()
+            if count
+        )
         raise ConfigError(
-            f"device {name!r} was asked for, but this machine has "
-            f"{torch.cuda.device_count()} GPUs; use auto or cpu"
+            f"device {name!r} is not on this machine, which has {present}; use auto or one of these"
         )
     return device
+
+
+def _device_counts() -> dict[str, int]:
+    """Return how many devices of each type PyTorch finds on this machine."""
+    return {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "xpu": torch.xpu.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:

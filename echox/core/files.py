@@ -24,6 +24,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ECHOX_CACHE") or "~/.cache/echox").expanduser()
 
 
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that a line feed ends, without it; none where no file is.
+
+    A process that was killed may have left part of a line, which is left out. Other characters that
+    Unicode counts as line ends (U+2028, U+0085, form feed ...) may stand inside a JSON string.
+    """
+    if not path.exists():
+        return []
+    # Without the translation of carriage returns that text files have by default.
+    return path.read_bytes().decode("utf-8").split("\n")[:-1]
+
+
 @contextmanager
 def translate_disk_full(path: Path) -> Iterator[None]:
     """Translate the operating system's error of a full disk within a block that writes `path`.

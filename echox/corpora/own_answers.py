@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from echox.core.files import atomic_write, complete_lines
 from echox.core.progress import Bar
 
 
@@ -75,13 +76,12 @@ class OwnAnswers:
                 out.write(json.dumps(record) + "\n")
 
     def _read(self) -> dict[tuple[str, int | None], OwnAnswer]:
-        if not self.path.exists():
-            return {}
-        lines, _, unfinished = self.path.read_text("utf-8").rpartition("\n")
-        if unfinished:
+        lines = complete_lines(self.path)
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             # Killed while writing: the next record must begin a line of its own.
-            self.path.write_text(lines + "\n" if lines else "", "utf-8")
-        records = map(json.loads, lines.split("\n") if lines else [])
+            with atomic_write(self.path) as unfinished:
+                unfinished.write_text("".join(line + "\n" for line in lines), "utf-8")
+        records = map(json.loads, lines)
         # Earlier versions did not store whether an answer is whole; those are generated again.
         return {
             (record["question"], record["seed"]): OwnAnswer(record["answer"], record["whole"])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echox.core.files import translate_disk_full
+from echox.core.files import atomic_write, complete_lines, translate_disk_full
 from echox.core.packages import TENSORBOARD, require
 
 
@@ -59,12 +58,10 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
+    text = "".join(line + "\n" for line in complete_lines(path) if _step_of(line) <= step)
     # By a rename, so that a kill meanwhile leaves the old file.
-    lines = path.read_text(encoding="utf-8").splitlines()
-    partial = path.with_name(path.name + ".partial")
-    text = "".join(line + "\n" for line in lines if _step_of(line) <= step)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.core.errors import ConfigError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, complete_lines
 
 ANSWERS, ORIGIN = "answers.jsonl", "generation.json"
 
@@ -57,11 +57,7 @@ class Records:
             )
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        # Up to the last line's end: a run that was killed may have left part of a line.
-        complete, _, _ = self.path.read_text("utf-8").rpartition("\n")
-        return [json.loads(line) for line in complete.splitlines()]
+        return [json.loads(line) for line in complete_lines(self.path)]
 
     def _is_complete(self, record: Record) -> bool:
         # A lost file is synthesized again.

@@ -80,7 +80,7 @@ def _words_of_folder(folder: Path, names: list[str]) -> dict[str, str]:
         if name.endswith(WORDS_OF_FOLDER):
             # Bad bytes spoil their own line alone.
             text = (folder / name).read_text(encoding="utf-8-sig", errors="replace")
-            for line in text.splitlines():
+            for line in text.split("\n"):
                 key, _, line_words = line.strip().partition(" ")
                 words[key] = line_words
     return words
