@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from echox.core.files import atomic_write, cache_folder
-from echox.core.registry import ENTRY_POINTS, FAILURES
+from echox.core.registry import (
+    ENTRY_POINTS,
+    FAILURES,
+    RECIPE_ENTRY_POINTS,
+    SUBJECT_ENTRY_POINTS,
+)
 
 LIMIT = 200
 """Answers that are kept, each of some ten kilobytes; the oldest are deleted first."""
@@ -188,9 +193,10 @@ def _distributions() -> Iterator[tuple[str, int]]:
 
 def _own_prefixes() -> Iterator[str]:
     """Yield the folders of echox and of installed plugins, and plugins that are single files."""
+    groups = (ENTRY_POINTS, RECIPE_ENTRY_POINTS, SUBJECT_ENTRY_POINTS)
+    points = importlib.metadata.entry_points()
     plugins = (
-        point.module.partition(".")[0]
-        for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
+        point.module.partition(".")[0] for group in groups for point in points.select(group=group)
     )
     for name in dict.fromkeys((*PACKAGES, *plugins)):
         if spec := importlib.util.find_spec(name):

@@ -15,15 +15,12 @@ from echox.core.config import to_plain
 from echox.core.errors import ConfigError
 from echox.pipeline.compose import Assignment, compose, finish, parse_overrides
 from echox.pipeline.plugins import Discovery, discover
-from echox.pipeline.recipe import (
-    DEFAULT_RECIPE,
-    Recipe,
+from echox.pipeline.recipe import DEFAULT_RECIPE, Recipe, load_recipe, to_dict
+from echox.pipeline.recipe_files import (
     list_recipes,
-    load_recipe,
     plugin_dirs_of,
     recipe_doc,
     recipe_folders,
-    to_dict,
 )
 from echox_cli import texts
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split

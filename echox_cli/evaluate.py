@@ -18,16 +18,22 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
 from echox.evaluation.codec_copy import CodecCopyConfig, copy_synthesis
 from echox.evaluation.report import EvaluateConfig, evaluate
 from echox.pipeline.ablation import AblationConfig, ablate
+from echox.pipeline.subjects import Subject, installed_subjects
 from echox_cli.command import run_command
 from echox_cli.completion import Offers
 from echox_cli.offers import config_offers
 
 PROGRAM = "echox-evaluate"
-# Subject -> config and function; without a subject the command scores a run.
+# Without a subject the command scores a run.
 SUBJECTS = {
-    "ablation": (AblationConfig, ablate),
-    "codec": (CodecCopyConfig, copy_synthesis),
+    "ablation": Subject(AblationConfig, ablate),
+    "codec": Subject(CodecCopyConfig, copy_synthesis),
 }
+
+
+def _all_subjects() -> dict[str, Subject]:
+    """Return the subjects of echox and those that installed packages add."""
+    return {**SUBJECTS, **installed_subjects("evaluate", SUBJECTS)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes those of the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in SUBJECTS:
-        return run_command(f"{PROGRAM} {words[0]}", *SUBJECTS[words[0]], words[1:])
+    # A field or an option of the run comes first where there is no subject.
+    has_subject = bool(words) and words[0].isidentifier()
+    if has_subject and (subject := _all_subjects().get(words[0])) is not None:
+        program, config_type = f"{PROGRAM} {words[0]}", subject.config_type
+        return run_command(program, config_type, subject.function, words[1:], subject.positional)
     return run_command(PROGRAM, EvaluateConfig, evaluate, words)
 
 
@@ -48,8 +57,9 @@ def offers(before: Sequence[str]) -> Offers:
     Args:
         before: the finished words after the program's name.
     """
-    if before and before[0] in SUBJECTS:
-        return config_offers(SUBJECTS[before[0]][0], before[1:])
+    subjects = _all_subjects()
+    if before and before[0] in subjects:
+        return config_offers(subjects[before[0]].config_type, before[1:])
     run = config_offers(EvaluateConfig, before)
     # A subject can only be the first word.
-    return run if before else Offers([*SUBJECTS, *run.candidates], run.plain)
+    return run if before else Offers([*subjects, *run.candidates], run.plain)

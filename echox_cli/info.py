@@ -23,14 +23,13 @@ from echox.core.errors import ConfigError
 from echox.core.number_format import VARIABLE, measured, name_of, number_format
 from echox.pipeline.compose import finish, options, parse_overrides, part
 from echox.pipeline.plugins import REGISTRIES, Discovery, discover
-from echox.pipeline.recipe import (
+from echox.pipeline.recipe import load_recipe, to_dict
+from echox.pipeline.recipe_files import (
     find_recipe,
     list_recipes,
-    load_recipe,
     plugin_dirs_of,
     recipe_doc,
     recipe_folders,
-    to_dict,
 )
 from echox_cli.arguments import split
 from echox_cli.command import answered_at_once

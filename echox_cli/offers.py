@@ -13,10 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from echox.core.errors import EchoxError
 from echox.pipeline.compose import compose, field_paths, kind_at, options, parse_overrides, type_at
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import (
-    Recipe,
-    compose_recipe,
-    in_short,
+from echox.pipeline.recipe import Recipe, compose_recipe, in_short
+from echox.pipeline.recipe_files import (
     list_recipes,
     plugin_dirs_of,
     recipe_folders,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from echox_cli import start
 
@@ -15,6 +14,7 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
 from echox.assets import CATALOGUE, asset_folder
 from echox.core.config import near
 from echox.core.errors import ConfigError
+from echox.core.registry import failures
 from echox.corpora.compression import CompressionConfig, report_compression
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.data.manifest_index import IndexConfig, index_manifests
@@ -39,6 +39,7 @@ from echox.pipeline.preparation import (
 from echox.pipeline.recipe import Recipe
 from echox.pipeline.run import audit_stages
 from echox.pipeline.scaffold import ScaffoldConfig, write_plugin
+from echox.pipeline.subjects import Subject, installed_subjects
 from echox_cli.arguments import OPTIONS, split
 from echox_cli.command import answered_at_once, run_command, run_recipe_command
 from echox_cli.completion import Offers
@@ -70,15 +71,6 @@ def fetch_assets(config: AssetsConfig) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """A command of `echox-prepare` whose config is one dataclass."""
-
-    config_type: type
-    function: Callable[[Any], object]
-    positional: str | None = None  # the field that words without `=` belong to
-
-
-@dataclass(frozen=True, slots=True)
 class RecipeCommand:
     """A command of `echox-prepare` that takes a recipe."""
 
@@ -86,25 +78,30 @@ class RecipeCommand:
 
 
 # In the order of the help, which is the order in which people need them.
-COMMANDS = {
-    "manifest": Command(MakeManifestConfig, make_manifest, "sources"),
-    "validate": Command(ValidateConfig, validate, "path"),
-    "stats": Command(StatsConfig, print_stats, "manifests"),
-    "index": Command(IndexConfig, index_manifests, "manifests"),
-    "split": Command(SplitConfig, split_manifest, "path"),
-    "corpus": Command(DemoCorpusConfig, make_corpus, "folder"),
-    "codec": Command(FitCodecConfig, fit_codec, "manifests"),
-    "units": Command(EncodeUnitsConfig, encode_units, "manifests"),
-    "compression": Command(CompressionConfig, report_compression, "manifests"),
-    "window": Command(WindowsConfig, write_windows, "manifest"),
+COMMANDS: dict[str, Subject | RecipeCommand] = {
+    "manifest": Subject(MakeManifestConfig, make_manifest, "sources"),
+    "validate": Subject(ValidateConfig, validate, "path"),
+    "stats": Subject(StatsConfig, print_stats, "manifests"),
+    "index": Subject(IndexConfig, index_manifests, "manifests"),
+    "split": Subject(SplitConfig, split_manifest, "path"),
+    "corpus": Subject(DemoCorpusConfig, make_corpus, "folder"),
+    "codec": Subject(FitCodecConfig, fit_codec, "manifests"),
+    "units": Subject(EncodeUnitsConfig, encode_units, "manifests"),
+    "compression": Subject(CompressionConfig, report_compression, "manifests"),
+    "window": Subject(WindowsConfig, write_windows, "manifest"),
     "labels": RecipeCommand(write_labels),
     "audit": RecipeCommand(audit_stages),
-    "assets": Command(AssetsConfig, fetch_assets, "names"),
-    "import": Command(ImportConfig, import_release, "folder"),
-    "begin": Command(BeginConfig, begin_release, "language"),
-    "export": Command(ExportConfig, export_release, "checkpoint"),
-    "plugin": Command(ScaffoldConfig, write_plugin, "name"),
+    "assets": Subject(AssetsConfig, fetch_assets, "names"),
+    "import": Subject(ImportConfig, import_release, "folder"),
+    "begin": Subject(BeginConfig, begin_release, "language"),
+    "export": Subject(ExportConfig, export_release, "checkpoint"),
+    "plugin": Subject(ScaffoldConfig, write_plugin, "name"),
 }
+
+
+def _all_commands() -> dict[str, Subject | RecipeCommand]:
+    """Return the commands of echox and those that installed packages add."""
+    return {**COMMANDS, **installed_subjects("prepare", COMMANDS)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,31 +111,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes those of the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in COMMANDS:
-        return guarded(PROGRAM, lambda: _without_command(words))
-    command, program, rest = COMMANDS[words[0]], f"{PROGRAM} {words[0]}", words[1:]
+    # Installed packages are asked only for what echox does not have itself.
+    commands = COMMANDS if words and words[0] in COMMANDS else _all_commands()
+    if not words or words[0] not in commands:
+        return guarded(PROGRAM, lambda: _without_command(words, commands))
+    command, program, rest = commands[words[0]], f"{PROGRAM} {words[0]}", words[1:]
     if isinstance(command, RecipeCommand):
         doc = summary(command.function.__doc__)
         return run_recipe_command(program, command.function, rest, doc)
     return run_command(program, command.config_type, command.function, rest, command.positional)
 
 
-def _without_command(words: list[str]) -> None:
+def _without_command(words: list[str], commands: Mapping[str, Subject | RecipeCommand]) -> None:
     """Print the list of commands, whether it was asked for or no command was given."""
     arguments = split(words, takes_recipe=False)
     if answered_at_once(PROGRAM, arguments):
         return
     if faulty := [*arguments.words, *arguments.overrides]:
         raise ConfigError(
-            f"no command {faulty[0]!r}{near(faulty[0], COMMANDS)}; "
-            f"commands are {', '.join(COMMANDS)}"
+            f"no command {faulty[0]!r}{near(faulty[0], commands)}; "
+            f"commands are {', '.join(commands)}{failures()}"
         )
     print(
         "Prepare data, weights and plugins.\n\n"
         f"usage: {PROGRAM} COMMAND [field=value ...]\n\n"
         f"commands ({PROGRAM} COMMAND --help explains one):"
     )
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         # A recipe has one docstring for all commands, so theirs is the function's.
         about = command.function if isinstance(command, RecipeCommand) else command.config_type
         print(f"  {name:<11} {summary(about.__doc__)}")
@@ -150,9 +149,10 @@ def offers(before: Sequence[str]) -> Offers:
     Args:
         before: the finished words after the program's name.
     """
-    command = COMMANDS.get(before[0]) if before else None
+    commands = _all_commands()
+    command = commands.get(before[0]) if before else None
     if command is None:
-        return Offers([*COMMANDS, *OPTIONS])
+        return Offers([*commands, *OPTIONS])
     if isinstance(command, RecipeCommand):
         return recipe_offers(before[1:])
     return config_offers(command.config_type, before[1:])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import list_recipes
+from echox.pipeline.recipe_files import list_recipes
 from echox_cli import info, prepare, train
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,11 @@ from echox.core.errors import PluginError
 T = TypeVar("T")
 
 ENTRY_POINTS = "echox.plugins"
-"""The group of entry points by which installed packages add parts."""
+"""The group of entry points by which installed packages add parts: each names a module."""
+RECIPE_ENTRY_POINTS = "echox.recipes"
+"""The group by which they add recipes and presets: each names a package, or a folder in one."""
+SUBJECT_ENTRY_POINTS = "echox.subjects"
+"""The group by which they add subjects of commands, such as `prepare.frequencies`."""
 KINDS = ("encoder", "backbone", "codec", "task", "criterion")
 """The kinds of parts, here so that they can be named without importing any part.
 
@@ -62,6 +66,19 @@ class Failure:
 
 FAILURES: list[Failure] = []
 """Plugins that failed to load in this process, in order; errors for an unknown name list them."""
+
+
+def add_failure(origin: str, reason: str) -> None:
+    """Record a plugin that did not load, once.
+
+    Args:
+        origin: an entry point or a file, as errors should name it.
+        reason: one line.
+    """
+    failure = Failure(origin, reason)
+    # What a package brings besides parts is looked up more than once.
+    if failure not in FAILURES:
+        FAILURES.append(failure)
 
 
 def failures() -> str:

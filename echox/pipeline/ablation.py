@@ -38,7 +38,8 @@ from echox.evaluation.page import protocol_lines, table_lines
 from echox.inference.load import load_tts_pipeline
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.pipeline.compose import amended
-from echox.pipeline.recipe import Recipe, from_dict, in_full, recipe_folders
+from echox.pipeline.recipe import Recipe, from_dict, in_full
+from echox.pipeline.recipe_files import recipe_folders
 from echox.pipeline.run import train_stage
 from echox.pipeline.tasks import finished_parents, stage_task
 from echox.tasks.base import Use

@@ -14,7 +14,8 @@ from echox.inference.codec import CodecPipeline
 from echox.inference.codec import load_codec as load_codec_pipeline
 from echox.inference.load import load_answering
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import DEFAULT_RECIPE, load_recipe, plugin_dirs_of
+from echox.pipeline.recipe import DEFAULT_RECIPE, load_recipe
+from echox.pipeline.recipe_files import plugin_dirs_of
 from echox.pipeline.run import run_recipe
 
 

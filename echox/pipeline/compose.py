@@ -265,6 +265,10 @@ def _hydra_compose(
         # First, because some of these are ValueErrors too, and `_explained` knows more of them.
         except (HydraException, OmegaConfBaseException, yaml.YAMLError):
             raise
+        except RecursionError as error:
+            raise ConfigError(
+                "files name each other in their defaults lists in a circle; break it in one"
+            ) from error
         # Hydra checks the shape of defaults lists with plain Python errors.
         except (ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ConfigError(" ".join(str(error).split())) from error

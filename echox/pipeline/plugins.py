@@ -29,7 +29,14 @@ from echox.backbones.base import BACKBONES
 from echox.codecs.base import CODECS
 from echox.core.errors import ConfigError, PluginError
 from echox.core.packages import library_fault
-from echox.core.registry import ENTRY_POINTS, FAILURES, Failure, Registry, registering_from
+from echox.core.registry import (
+    ENTRY_POINTS,
+    FAILURES,
+    Failure,
+    Registry,
+    add_failure,
+    registering_from,
+)
 from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
 from echox.tasks.base import TASKS
@@ -175,10 +182,10 @@ def _load(key: str, origin: str, run: Callable[[], object]) -> None:
         # Without a library that echox itself imports, no other part would do instead.
         if origin.startswith("echox.") and (fault := library_fault(error)) is not None:
             raise fault from error
-        FAILURES.append(Failure(origin, _reason(error)))
+        add_failure(origin, reason_of(error))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return one line: the error, and the innermost line of code outside echox."""
     text = " ".join(str(error).split())
     kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "

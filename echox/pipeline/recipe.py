@@ -24,14 +24,11 @@ differs from the dataclasses' defaults:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import echox_recipes
-import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from echox.backbones.base import BackboneConfig
@@ -45,12 +42,11 @@ from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
 from echox.pipeline.plugins import REGISTRIES
+from echox.pipeline.recipe_files import find_recipe, read_yaml, recipe_folders
 from echox.tasks.base import TASKS, Task, TaskConfig, Use
 from echox.tasks.recorded import FORMER_STAGES, plans_of
 
 DEFAULT_RECIPE = "echo_mini"
-FOLDERS_VARIABLE = "ECHOX_RECIPES"
-DEFAULT_FOLDER = "recipes"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -314,104 +310,6 @@ class Recipe:
                 )
 
 
-def recipe_folders(recipe_dirs: Sequence[str | Path] = ()) -> list[Path]:
-    """Return the folders of recipes and presets in the order of their precedence.
-
-    Args:
-        recipe_dirs: folders that come first; then ECHOX_RECIPES, ./recipes, those of echox.
-
-    Raises:
-        ConfigError: a folder that was asked for does not exist.
-    """
-    variable = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
-    named = [(Path(folder), "the recipe folder") for folder in recipe_dirs]
-    named += [(Path(folder), FOLDERS_VARIABLE) for folder in variable if folder]
-    for folder, origin in named:
-        if not folder.is_dir():
-            raise ConfigError(f"{origin} {str(folder)!r} does not exist")
-    installed = Path(echox_recipes.__file__).parent
-    candidates = [*(folder for folder, _ in named), Path(DEFAULT_FOLDER), installed]
-    # In a checkout ./recipes may be the installed folder, which Hydra must not search twice.
-    return list({folder.resolve(): folder for folder in candidates if folder.is_dir()}.values())
-
-
-def list_recipes(recipe_dirs: Sequence[str | Path] = ()) -> dict[str, Path]:
-    """List the recipes that can be run.
-
-    Returns:
-        name -> file; a file whose name begins with an underscore is only a building block.
-
-    Raises:
-        ConfigError: a folder that was asked for does not exist.
-    """
-    files = [
-        path
-        for folder in recipe_folders(recipe_dirs)
-        for path in sorted(folder.glob("*.yaml"))
-        if not path.name.startswith("_")
-    ]
-    # Reversed, so that of two files of one name that of the earlier folder stays.
-    return {path.stem: path for path in reversed(files)}
-
-
-def recipe_doc(path: Path) -> str:
-    """Return the sentence that a recipe file holds about itself, or what is wrong with the file."""
-    try:
-        return str(_read_yaml(path).get("doc", ""))
-    # One broken file must not hide the list of all others.
-    except ConfigError as error:
-        return str(error)
-
-
-def find_recipe(name: str, recipe_dirs: Sequence[str | Path] = ()) -> Path:
-    """Return the file of a recipe, by its name or by its path.
-
-    Raises:
-        ConfigError: there is none; the message lists the recipes that exist.
-    """
-    # A path needs no suffix, and a name may not contain a separator.
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else Path(f"{name}.yaml")
-        if not path.is_file():
-            raise ConfigError(
-                f"no recipe file {str(path)!r}; give the path of a YAML file, or one of the names "
-                f"{', '.join(list_recipes(recipe_dirs))}"
-            )
-        return path
-    recipes = list_recipes(recipe_dirs)
-    if name not in recipes:
-        raise ConfigError(
-            f"no recipe named {name!r}{near(name, recipes)}; "
-            f"known: {', '.join(sorted(recipes)) or 'none'}"
-        )
-    return recipes[name]
-
-
-def plugin_dirs_of(
-    name: str, overrides: Sequence[str] = (), recipe_dirs: Sequence[str | Path] = ()
-) -> list[str]:
-    """Return the plugin folders that a recipe asks for, before it is composed.
-
-    Args:
-        name: a recipe's name, or the path of a YAML file.
-        overrides: as typed; one of `plugin_dirs` replaces the list of the file.
-        recipe_dirs: folders to search before all others.
-
-    Raises:
-        ConfigError: there is no such recipe, its file cannot be read, or `plugin_dirs` is no list.
-    """
-    # Composing needs the plugins to be loaded, so the file is read as plain YAML here.
-    folders = _read_yaml(find_recipe(name, recipe_dirs)).get("plugin_dirs") or []
-    for assignment in parse_overrides(overrides):
-        if assignment.key == "plugin_dirs":
-            folders = assignment.value
-    if not isinstance(folders, list):
-        raise ConfigError(
-            f"plugin_dirs takes a list of folders, plugin_dirs=[a,b], not {folders!r}"
-        )
-    return [str(folder) for folder in folders]
-
-
 def load_recipe(
     name: str = DEFAULT_RECIPE,
     overrides: Sequence[str] = (),
@@ -517,7 +415,7 @@ def in_short(key: str) -> str:
 def _refuse_misplaced_keys(path: Path) -> None:
     """Refuse `encoder: mel` and `s2t: ...` in the body, which belong elsewhere."""
     # Hydra would report a type error here, without the advice.
-    body = _read_yaml(path)
+    body = read_yaml(path)
     for kind in ("encoder", "backbone", "codec"):
         if isinstance(body.get(kind), str):
             raise ConfigError(
@@ -558,17 +456,3 @@ def _only(data: Mapping[str, Any]) -> list[str]:
     """Return `only`, which was a list called `stages` before `stages` held the plans."""
     stages = data.get("stages")
     return list(stages) if isinstance(stages, list) else list(data.get("only", ()))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        # The library's message may have several lines, and an error here is one sentence.
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a recipe; it must hold `key: value` lines")
-    return data or {}  # an empty file is an empty mapping

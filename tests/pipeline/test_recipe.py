@@ -6,19 +6,18 @@ from pathlib import Path
 import echox_recipes
 import hydra
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from echox.core.errors import EchoxError
 from echox.pipeline import recipe as recipe_module
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import (
+from echox.pipeline.recipe import from_dict, load_recipe, to_dict
+from echox.pipeline.recipe_files import (
     find_recipe,
-    from_dict,
     list_recipes,
-    load_recipe,
     plugin_dirs_of,
     recipe_doc,
-    to_dict,
 )
 
 pytestmark = pytest.mark.usefixtures("toy_workspace")
@@ -356,6 +355,59 @@ def test_plugin_folders_are_read_before_plugins_are_loaded(write):
     assert plugin_dirs_of("with", ["plugin_dirs=[b,c]"]) == ["b", "c"]
     with pytest.raises(EchoxError, match="plugin_dirs takes a list of folders"):
         plugin_dirs_of("with", ["plugin_dirs=b"])
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "folders"),
+    [
+        (["parent", "_self_"], None, ["b"]),
+        (["parent"], None, ["b"]),
+        (["/parent", "_self_"], ["c"], ["c"]),
+        (["_self_", "parent"], ["c"], ["b"]),
+        (["parent", "_self_"], [], []),
+        (["parent@_global_", "_self_"], None, ["b"]),
+        (["toy", "bare", "_self_"], None, []),
+    ],
+)
+def test_plugin_folders_of_inherited_recipes_count(write, defaults, own, folders):
+    write("recipes/grandparent.yaml", "defaults: [toy, _self_]\nplugin_dirs: [a]\n")
+    write("recipes/parent.yaml", "defaults: [grandparent, _self_]\nplugin_dirs: [b]\n")
+    write("recipes/bare.yaml", "seed: 2\n")
+    body = {"defaults": defaults} | ({} if own is None else {"plugin_dirs": own})
+    write("recipes/child.yaml", yaml.safe_dump(body))
+    # What is read before composing is what composing gives.
+    assert plugin_dirs_of("child") == folders == load_recipe("child").plugin_dirs
+
+
+def test_a_command_loads_the_plugins_of_an_inherited_recipe(write, capsys):
+    from echox_cli import train
+
+    source = """
+        from dataclasses import dataclass
+        from echox.encoders.base import ENCODERS, EncoderConfig
+
+        @dataclass(kw_only=True, slots=True)
+        class LateConfig(EncoderConfig):
+            width: int = 4
+
+        @ENCODERS.register("late_ear", LateConfig)
+        class LateEncoder:
+            pass
+    """
+    write("lab/late.py", source)
+    parent = "defaults: [toy, {override encoder: late_ear}, _self_]\nplugin_dirs: [lab]\n"
+    write("recipes/parent.yaml", parent)
+    write("recipes/child.yaml", "defaults: [parent, _self_]\nseed: 5\n")
+    assert train.main(["recipe=child", "--cfg"]) == 0
+    assert "name: late_ear" in capsys.readouterr().out
+
+
+def test_a_circle_of_recipes_is_refused_in_a_sentence(write):
+    write("recipes/one.yaml", "defaults: [two, _self_]\n")
+    write("recipes/two.yaml", "defaults: [one, _self_]\n")
+    with pytest.raises(EchoxError, match="in a circle: one -> two -> one; break it"):
+        plugin_dirs_of("one")
+    assert "one.yaml: files name each other in their defaults lists in a circle" in message("one")
 
 
 def test_a_failed_plugin_is_named_where_its_part_is_missing(write):
