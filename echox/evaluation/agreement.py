@@ -67,7 +67,12 @@ def spoken_answers(
     generated = pipeline.generate_text([question_of(row, pipeline.rate_hz) for row in rows])
     with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.bf16):
         # Both from the same greedy decoding: Echo reads its hidden states, T2C its token ids.
-        echo = pipeline.echo.speak(generated.hidden, generated.lengths, engine=pipeline.unit_engine)
+        echo = pipeline.echo.speak(
+            generated.hidden,
+            generated.lengths,
+            engine=pipeline.unit_engine,
+            text=generated.ids,
+        )
         t2c = tts.model.speak(generated.ids, generated.lengths, engine=tts.unit_engine)
     # Without the padding behind shorter texts.
     texts = [

@@ -213,7 +213,12 @@ class SpeechToSpeechPipeline(Pipeline):
             return None
         # From the states that predicted the text, not from the text itself: that is Echo.
         with clock.part("units"):
-            return self.echo.speak(generated.hidden, generated.lengths, engine=self.unit_engine)
+            return self.echo.speak(
+                generated.hidden,
+                generated.lengths,
+                engine=self.unit_engine,
+                text=generated.ids,
+            )
 
     def _transcribe(
         self, questions: Sequence[Question], speech: AdaptedSpeech

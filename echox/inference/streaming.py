@@ -86,8 +86,11 @@ def _synthesized(
     # One segment of all states so far: its positions are those of the answer.
     span = spans_of([(0, segment.start, segment.end)], pipeline.device)
     hidden = torch.stack(states)[None]  # [1, S, H]
+    text = torch.tensor(tokens, device=pipeline.device)[None]  # [1, S]
     with pipeline.autocast():
-        unit_tokens = pipeline.echo.speak_spans(hidden, span, engine=pipeline.unit_engine)
+        unit_tokens = pipeline.echo.speak_spans(
+            hidden, span, engine=pipeline.unit_engine, text=text
+        )
     synthesizer = UnitSynthesizer(pipeline.codec, pipeline.bf16)
     _, (samples,) = synthesizer.synthesize(unit_tokens, Clock(pipeline.device))
     return Piece(pipeline.backbone.detokenize(tokens), samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,6 +40,19 @@ class DenoisingConfig:
             raise ConfigError(f"denoiser.temperature is {self.temperature}; use a number above 0")
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The likeliest next tokens of hidden states, whose text vectors are mixed."""
+
+    ids: Tensor  # [..., k], the likeliest first
+    weights: Tensor | None = None  # [..., k] float32, of sum 1; None for a single candidate
+
+    @classmethod
+    def greedy(cls, text: Tensor) -> Candidates:
+        """The single candidates that greedy text [...] consists of."""
+        return cls(text[..., None])
+
+
 class DenoisingAdapter(nn.Module):
     """Map hidden states to vectors in the space of the unit decoder's text.
 
@@ -65,22 +79,40 @@ class DenoisingAdapter(nn.Module):
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
 
-    def forward(self, hidden: Tensor, logits: Tensor, rows: TextRows) -> Tensor:
+    def candidates(self, logits: Tensor) -> Candidates | None:
+        """Next-token logits [..., V] -> the tokens to start from; None for the plain MLP."""
+        if self.config.candidates == 0:
+            return None
+        if self.config.candidates == 1:
+            # argmax, as greedy text takes: of equal logits, which are common in bfloat16, `topk`
+            # may choose another.
+            return Candidates.greedy(logits.float().argmax(-1))
+        top = logits.float().topk(self.config.candidates, dim=-1)
+        return Candidates(top.indices, (top.values / self.config.temperature).softmax(-1))
+
+    def forward(self, hidden: Tensor, candidates: Candidates | None, rows: TextRows) -> Tensor:
         """Denoise hidden states.
 
         Args:
             hidden: [..., H] states that predicted tokens.
-            logits: [..., V] next-token logits of the states.
+            candidates: of `candidates`, for the same states.
             rows: the unit decoder's text rows.
 
         Returns:
             text vectors [..., H].
         """
         correction = self.down(self.drop(F.relu(self.up(self.norm(hidden)))))
-        if not self.config.candidates:
+        if candidates is None:
             return correction
-        expected = rows.expected(logits / self.config.temperature, self.config.candidates)
-        return expected.to(correction.dtype) + correction
+        return _mixed(candidates, rows).to(correction.dtype) + correction
+
+
+def _mixed(candidates: Candidates, rows: TextRows) -> Tensor:
+    """The expected text vectors [..., H] of candidates, float32."""
+    vectors = rows(candidates.ids).float()  # [..., k, H]
+    if candidates.weights is None:
+        return vectors.squeeze(-2)
+    return torch.einsum("...k,...kh->...h", candidates.weights, vectors)
 
 
 class T2CModel(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from echox.core.signals import Spans
 from echox.decoding import DecodeEngine
 from echox.decoding.engine import Impl
-from echox.models.denoising import DenoisingAdapter, T2CModel
+from echox.models.denoising import Candidates, DenoisingAdapter, T2CModel
 from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
 from echox.models.unit_generation import generate_unit_tokens, unit_decode_engine
@@ -47,9 +47,25 @@ class EchoModel(nn.Module):
         self.teacher = teacher
         self.cutter = None if segments is None else Cutter(segments, speech_llm.backbone)
 
-    def denoise(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """Hidden states [B, S, H] and next-token logits [B, S, V] -> text vectors [B, S, H]."""
-        return self.denoiser(hidden, logits, self.voice.rows)
+    def denoise(self, hidden: Tensor, candidates: Candidates | None) -> Tensor:
+        """Hidden states [B, S, H] and their candidates, if any -> text vectors [B, S, H]."""
+        return self.denoiser(hidden, candidates, self.voice.rows)
+
+    def candidates(self, hidden: Tensor, text: Tensor | None = None) -> Candidates | None:
+        """The tokens that denoising starts from.
+
+        The vocabulary head, a large matrix, is applied only where `text` does not tell.
+
+        Args:
+            hidden: states [B, S, H] that predicted tokens.
+            text: [B, S] the likeliest token of each state; None if it is not known.
+        """
+        count = self.denoiser.config.candidates
+        if count == 0:
+            return None
+        if count == 1 and text is not None:
+            return Candidates.greedy(text)
+        return self.denoiser.candidates(self.speech_llm.backbone.logits(hidden))
 
     def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
         """The segments of answers: hidden states [B, S, H], lengths [B] in tokens."""
@@ -61,6 +77,7 @@ class EchoModel(nn.Module):
         lengths: Tensor,
         max_steps: int = 1024,
         engine: DecodeEngine | None = None,
+        text: Tensor | None = None,
     ) -> list[list[int]]:
         """Generate the unit tokens of answers, greedy.
 
@@ -69,6 +86,7 @@ class EchoModel(nn.Module):
             lengths: [B] tokens.
             max_steps: decode steps of a segment at most, each a unit token or a mark.
             engine: of the unit decoder's present weights; None builds one for this call.
+            text: the answers' greedy tokens [B, S], if they are known.
 
         Returns:
             unit tokens per row, those of its segments joined.
@@ -76,7 +94,7 @@ class EchoModel(nn.Module):
         Raises:
             SignalError: a segment is too long for the engine, or scores are NaN or infinite.
         """
-        return self.speak_spans(hidden, self.spans(hidden, lengths), max_steps, engine)
+        return self.speak_spans(hidden, self.spans(hidden, lengths), max_steps, engine, text)
 
     def speak_spans(
         self,
@@ -84,6 +102,7 @@ class EchoModel(nn.Module):
         spans: Spans,
         max_steps: int = 1024,
         engine: DecodeEngine | None = None,
+        text: Tensor | None = None,
     ) -> list[list[int]]:
         """Generate the unit tokens of given segments; see `speak`.
 
@@ -92,6 +111,7 @@ class EchoModel(nn.Module):
             spans: the segments; answers without one have no unit tokens.
             max_steps: as in `speak`.
             engine: as in `speak`.
+            text: as in `speak`.
 
         Raises:
             SignalError: as in `speak`.
@@ -100,8 +120,8 @@ class EchoModel(nn.Module):
         if not len(spans.rows):
             return unit_tokens
         # Over whole answers, not by segment: the adapter acts on each position by itself.
-        text = self.denoise(hidden, self.speech_llm.backbone.logits(hidden))
-        vectors, lengths = cut(text, spans)  # [G, L, H], [G]
+        denoised = self.denoise(hidden, self.candidates(hidden, text))
+        vectors, lengths = cut(denoised, spans)  # [G, L, H], [G]
         generated = generate_unit_tokens(self.voice.decoder, vectors, lengths, max_steps, engine)
         # Segments lie in the order of rows and positions, so appending restores each answer.
         for row, tokens in zip(spans.rows.tolist(), generated):

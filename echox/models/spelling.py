@@ -87,23 +87,6 @@ class TextRows(nn.Module):
             return vectors
         return vectors + self.spelling(self.letters[ids].long())
 
-    def expected(self, logits: Tensor, candidates: int) -> Tensor:
-        """The expected text vector under a next-token distribution.
-
-        Args:
-            logits: [..., V].
-            candidates: the likeliest tokens that are mixed.
-
-        Returns:
-            text vectors [..., H], float32.
-        """
-        if candidates == 1:
-            # argmax, as greedy text takes: of equal logits, which are common in bfloat16, `topk`
-            # may choose another.
-            return self(logits.float().argmax(-1)).float()
-        top = logits.float().topk(candidates, dim=-1)
-        return torch.einsum("...k,...kh->...h", top.values.softmax(-1), self(top.indices).float())
-
 
 class SpellingReader(nn.Module):
     """Letter ids [..., C] -> one vector [..., H]."""

@@ -35,7 +35,9 @@ def test_a_certain_state_becomes_its_tokens_vector():
     logits = torch.full((1, 2, 6), -40.0)
     logits[0, 0, 4] = logits[0, 1, 0] = 40.0
     assert torch.allclose(
-        adapter(torch.randn(1, 2, 16), logits, table), table(torch.tensor([[4, 0]])), atol=1e-5
+        adapter(torch.randn(1, 2, 16), adapter.candidates(logits), table),
+        table(torch.tensor([[4, 0]])),
+        atol=1e-5,
     )
 
 
@@ -49,7 +51,7 @@ def test_a_low_temperature_moves_the_mix_to_the_likeliest_token():
         adapter = DenoisingAdapter(
             DenoisingConfig(feed_forward=8, candidates=6, temperature=temperature), 16
         ).eval()
-        return (adapter(hidden, logits, table) - likeliest).norm().item()
+        return (adapter(hidden, adapter.candidates(logits), table) - likeliest).norm().item()
 
     assert distance(0.01) < 1e-4 < distance(0.25) < distance(1.0)
     with pytest.raises(ConfigError, match="temperature is 0"):
@@ -58,7 +60,5 @@ def test_a_low_temperature_moves_the_mix_to_the_likeliest_token():
 
 def test_the_papers_adapter_reads_the_state_alone():
     adapter = DenoisingAdapter(DenoisingConfig(feed_forward=8, candidates=0), 16).eval()
-    hidden = torch.randn(1, 2, 16)
-    assert torch.equal(
-        adapter(hidden, torch.randn(1, 2, 6), rows()), adapter(hidden, torch.randn(1, 2, 6), rows())
-    )
+    assert adapter.candidates(torch.randn(1, 2, 6)) is None
+    assert adapter(torch.randn(1, 2, 16), None, rows()).shape == (1, 2, 16)

@@ -68,7 +68,7 @@ def test_before_the_first_step_echo_is_the_cascade(stage):
     text = model.speech_llm.backbone.logits(hidden).argmax(-1)
     unit_tokens = model.speak(hidden, lengths)
     assert all(unit_tokens) and unit_tokens == model.voice.speak(text, lengths)
-    vectors = model.denoise(hidden, model.speech_llm.backbone.logits(hidden))
+    vectors = model.denoise(hidden, model.candidates(hidden))
     assert torch.equal(vectors, model.voice.rows(text))
 
 
@@ -148,8 +148,9 @@ def test_segments_are_cut_as_in_streaming_and_each_is_a_sample_of_its_own(stage)
 def test_online_labels_of_an_untrained_stage_are_the_cached_ones(stage):
     (cached, cached_model), (online, online_model) = stage(), stage("echo.task.online={}")
     hidden, lengths = states_of(cached, cached_model, all_rows(cached))
+    text = cached_model.speech_llm.backbone.logits(hidden).argmax(-1)
     first, second = (
-        task.labels.labels(model, all_rows(task), hidden, lengths)
+        task.labels.labels(model, all_rows(task), hidden, lengths, text)
         for task, model in ((cached, cached_model), (online, online_model))
     )
     real = torch.arange(first.text.shape[1])[None] < lengths[:, None]
@@ -168,14 +169,74 @@ def test_online_labels_follow_the_model_and_the_teacher_stays(stage):
     task, model = stage("echo.task.online={}", "echo.task.label_batch=3")
     batch = all_rows(task)
     hidden, lengths = states_of(task, model, batch)
-    before = task.labels.labels(model, batch, hidden, lengths).targets
+    text, other = (model.speech_llm.backbone.logits(h).argmax(-1) for h in (hidden, -hidden))
+    before = task.labels.labels(model, batch, hidden, lengths, text).targets
     with torch.no_grad():
         model.voice.decoder.head.weight.mul_(-1)
-    assert torch.equal(task.labels.labels(model, batch, hidden, lengths).targets, before)
-    assert not torch.equal(
-        task.labels.labels(model, batch, -hidden, lengths).text,
-        task.labels.labels(model, batch, hidden, lengths).text,
+    assert torch.equal(task.labels.labels(model, batch, hidden, lengths, text).targets, before)
+    after = task.labels.labels(model, batch, hidden, lengths, other)
+    assert torch.equal(after.text, other) and not torch.equal(after.targets, before)
+
+
+def count_heads(monkeypatch, model):
+    """The list that each call of the model's vocabulary head is added to."""
+    calls, logits = [], model.speech_llm.backbone.logits
+    monkeypatch.setattr(
+        model.speech_llm.backbone, "logits", lambda hidden: calls.append(1) or logits(hidden)
     )
+    return calls
+
+
+STARTS = (
+    ("echo.task.denoiser.candidates=0",),
+    ("echo.task.denoiser.candidates=1", "echo.task.online={}"),
+    ("echo.task.denoiser.candidates=3",),
+)
+
+
+@pytest.mark.parametrize("more", STARTS)
+def test_a_step_computes_the_vocabulary_head_once(home, stage, monkeypatch, more):
+    task, model = stage(*more)
+    batch = all_rows(task)
+    criterion = CRITERIA.build(recipe_at(home).plan("echo").criterion)
+    hidden, lengths = states_of(task, model, batch)
+    # The same step, each part of it with logits of its own.
+    logits = model.speech_llm.backbone.logits(hidden)
+    with monkeypatch.context() as separate:
+        separate.setattr(
+            "echox.tasks.echo.task._candidates_by_answer",
+            lambda of_all, _: model.denoiser.candidates(logits),
+        )
+        expected = losses_of(task, model, batch, criterion)
+    calls = count_heads(monkeypatch, model)
+    loss, gradients = losses_of(task, model, batch, criterion)
+    assert len(calls) == 1
+    torch.testing.assert_close(loss, expected[0], atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == expected[1].keys() and len(gradients) > 20
+    for name, gradient in gradients.items():
+        # Gradients of the candidates' weights are summed in another order.
+        assert (gradient - expected[1][name]).norm() <= 1e-5 * expected[1][name].norm(), name
+
+
+def losses_of(task, model, batch, criterion):
+    """Loss of a step and its gradients by parameter."""
+    model.zero_grad()
+    loss = criterion(task.forward(model, batch), batch).total
+    loss.backward()
+    named = [(name, p.grad.clone()) for name, p in model.named_parameters() if p.grad is not None]
+    return loss.detach(), dict(named)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("more", STARTS)
+def test_text_that_is_known_spares_the_vocabulary_head(stage, monkeypatch, more):
+    task, model = stage(*more)
+    hidden, lengths = states_of(task, model, all_rows(task))
+    text = model.speech_llm.backbone.logits(hidden).argmax(-1)
+    expected = model.speak(hidden, lengths)
+    calls = count_heads(monkeypatch, model)
+    assert model.speak(hidden, lengths, text=text) == expected
+    assert len(calls) == (task.config.denoiser.candidates > 1)
 
 
 @pytest.mark.parametrize("more", [("echo.task.online={}",), CUTS], ids=["online", "segments"])

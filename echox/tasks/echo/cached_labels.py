@@ -208,7 +208,12 @@ class CachedLabels(LabelSource):
         )
 
     def labels(
-        self, model: EchoModel, batch: LabelledBatch, hidden: Tensor, lengths: Tensor
+        self,
+        model: EchoModel,
+        batch: LabelledBatch,
+        hidden: Tensor,
+        lengths: Tensor,
+        text: Tensor,
     ) -> PseudoLabels:
         return PseudoLabels(batch.text, batch.spans, batch.targets, batch.weights)
 

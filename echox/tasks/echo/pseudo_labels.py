@@ -60,17 +60,17 @@ def make_labels(
     targets_of: Callable[[Tensor, Tensor], list[list[int]]],
     hidden: Tensor,
     lengths: Tensor,
+    text: Tensor,
 ) -> PseudoLabels:
-    """Compute the pseudo-labels of answers from their hidden states.
+    """Compute the pseudo-labels of answers.
 
     Args:
-        model: the Echo model, whose language model reads the states.
+        model: the Echo model, which cuts the answers.
         targets_of: a frozen T2C model: token ids [G, S] and lengths [G] -> output ids of each.
         hidden: [B, S, H] states that predict the answers' tokens.
         lengths: [B] tokens of each answer.
+        text: [B, S] the likeliest token of each state.
     """
-    # Greedy at every position of the reference answer, which keeps text and states aligned.
-    text = model.speech_llm.backbone.logits(hidden).argmax(-1)  # [B, S]
     spans = model.spans(hidden, lengths)
     # `cut` takes vectors; ids are vectors of one channel.
     pieces, piece_lengths = cut(text[..., None], spans)
@@ -114,7 +114,7 @@ class LabelSource(ABC):
 
     @abstractmethod
     def labels(
-        self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor
+        self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor, text: Tensor
     ) -> PseudoLabels:
         """Pseudo-labels of a batch.
 
@@ -123,6 +123,8 @@ class LabelSource(ABC):
             batch: of `batch`.
             hidden: [B, S, H] states that predict the answers' tokens.
             lengths: [B] tokens of each answer.
+            text: [B, S] the likeliest token of each state, at every position of the reference
+                answer, which keeps text and states aligned.
         """
 
 
@@ -145,7 +147,7 @@ class OnlineLabels(LabelSource):
         return EchoBatch(conversation.row_ids, conversation.count, conversation)
 
     def labels(
-        self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor
+        self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor, text: Tensor
     ) -> PseudoLabels:
         # By the teacher: the decoder that is trained would chase its own labels.
         return make_labels(
@@ -153,4 +155,5 @@ class OnlineLabels(LabelSource):
             lambda ids, sizes: model.teacher.targets(ids, sizes, self.config.max_words),
             hidden,
             lengths,
+            text,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from echox.backbones.base import Backbone
 from echox.codecs.base import CODECS, Codec
@@ -20,9 +21,9 @@ from echox.core.errors import ConfigError
 from echox.core.number_format import name_of
 from echox.core.signals import Batch, valid_mask
 from echox.criteria.base import EchoOutputs
-from echox.models.denoising import DenoisingAdapter
+from echox.models.denoising import Candidates, DenoisingAdapter
 from echox.models.echo import EchoModel, teacher_of
-from echox.models.footprint import BYTES_PER_CHANNEL, SCORE_BYTES, layer_bytes
+from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
 from echox.models.frozen import halve_frozen
 from echox.models.segmenting import cut
 from echox.models.speech_llm import IGNORE, SpeechLLM
@@ -203,13 +204,7 @@ class EchoTask(Task):
         backbone = speech_llm.backbone
         # No CTC loss, hence no bytes for its scores.
         text = speech_llm_activations(speech_llm, 0) if self.config.train_speech_llm else {}
-        # Next-token scores at the answer are computed a second time, where the denoising adapter
-        # starts from them.
-        scores = (
-            SCORE_BYTES * backbone.vocab_size if self.config.denoiser.candidates and text else 0
-        )
-        denoised = ANSWER_SHARE * scores
-        denoised += ANSWER_SHARE * BYTES_PER_CHANNEL * backbone.hidden_size
+        denoised = ANSWER_SHARE * BYTES_PER_CHANNEL * backbone.hidden_size
         positions = 1 + UNIT_TOKENS_PER_TEXT_TOKEN  # the text token and its units
         units = ANSWER_SHARE * positions * layer_bytes(decoder.body, decoder.config.width)
         return {**text, "denoising adapter": denoised, "unit decoder": units}
@@ -328,7 +323,9 @@ class EchoTask(Task):
             batch = self.speech_text.collate(conversations).to(device)
             with autocast():
                 _, states = teacher_forced(model.speech_llm, batch)
-                return make_labels(model, targets_of, *answer_states(states, batch))
+                hidden, lengths = answer_states(states, batch)
+                text = model.speech_llm.backbone.logits(hidden).argmax(-1)  # [B, S]
+                return make_labels(model, targets_of, hidden, lengths, text)
 
         return label
 
@@ -359,12 +356,13 @@ class EchoTask(Task):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_speech_llm):
             _, states = teacher_forced(model.speech_llm, conversation)
             hidden, lengths = answer_states(states, conversation)
-            text_logits = model.speech_llm.backbone.logits(states[is_target])
-            # Of all answer positions, from which the denoising adapter takes likely tokens.
-            answer_logits = model.speech_llm.backbone.logits(hidden)
+            # Once for the text loss, the candidates and the labels: the head is a large matrix.
+            text_logits = model.speech_llm.backbone.logits(states[is_target])  # [L, V]
+            candidates = model.denoiser.candidates(text_logits)
+        text = _by_answer(text_logits.detach().argmax(-1), lengths)  # [B, S]
         # No gradient flows into labels.
-        labels = self.labels.labels(model, batch, hidden.detach(), lengths)
-        denoised = model.denoise(hidden, answer_logits)  # [B, S, H]
+        labels = self.labels.labels(model, batch, hidden.detach(), lengths, text)
+        denoised = model.denoise(hidden, _candidates_by_answer(candidates, lengths))  # [B, S, H]
         unit_hidden = decoder(*cut(denoised, labels.spans), labels.targets)  # [G, U, C]
         unit_states, unit_labels = decoder.labelled(unit_hidden, labels.targets)
         is_real = valid_mask(lengths, denoised.shape[1])
@@ -389,12 +387,14 @@ class EchoTask(Task):
                 break
             _, states = teacher_forced(model.speech_llm, batch.conversation)
             hidden, lengths = answer_states(states, batch.conversation)
-            labels = self.labels.labels(model, batch, hidden, lengths)
+            text = model.speech_llm.backbone.logits(hidden).argmax(-1)  # [B, S]
+            labels = self.labels.labels(model, batch, hidden, lengths, text)
             # Whole answers are compared: units of their segments, joined.
             targets: list[list[int]] = [[] for _ in batch.row_ids]
             for row, target in zip(labels.spans.rows.tolist(), labels.targets.tolist()):
                 targets[row] += model.voice.decoder.unit_tokens_in(target)
-            for unit_tokens, target in zip(model.speak_spans(hidden, labels.spans), targets):
+            generated = model.speak_spans(hidden, labels.spans, text=text)
+            for unit_tokens, target in zip(generated, targets):
                 hypothesis, reference = map(self.codec.units_of, (unit_tokens, target))
                 errors += unit_distance(hypothesis, reference, self.codec.codebooks)
                 units += len(reference)
@@ -470,3 +470,29 @@ def answer_states(states: Tensor, batch: SpeechTextBatch) -> tuple[Tensor, Tenso
     # Clamped, because rows shorter than the longest answer may end before it.
     at = (first[:, None] + torch.arange(S, device=states.device)).clamp(max=states.shape[1] - 1)
     return states.gather(1, at[..., None].expand(-1, -1, states.shape[2])), lengths
+
+
+def _by_answer(values: Tensor, lengths: Tensor) -> Tensor:
+    """Values at the targets of B answers, one answer after the other, as rows without the end.
+
+    Args:
+        values: [L, ...] at each answer's tokens and its end token.
+        lengths: [B] tokens of each answer, without the end token.
+
+    Returns:
+        [B, S, ...] of the longest answer's S tokens, at least 1; what lies behind an answer is
+        of no use.
+    """
+    rows = pad_sequence(values.split((lengths + 1).tolist()), batch_first=True)
+    return rows[:, : max(1, rows.shape[1] - 1)]
+
+
+def _candidates_by_answer(candidates: Candidates | None, lengths: Tensor) -> Candidates | None:
+    """Candidates at L targets as candidates of B answers' S tokens; as `_by_answer`."""
+    if candidates is None:
+        return None
+    weights = candidates.weights
+    return Candidates(
+        _by_answer(candidates.ids, lengths),
+        None if weights is None else _by_answer(weights, lengths),
+    )
