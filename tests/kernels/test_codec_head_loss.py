@@ -267,11 +267,11 @@ def test_rows_beyond_2_to_the_31_elements():
     scores, targets = z.clone(), torch.tensor([[3], [60]])  # the kernel overwrites z
     losses, lse, correct = torch.empty(2, 1), torch.empty(2, 1), torch.empty(2, 1, dtype=torch.int8)
     flags = dict.fromkeys(
-        ("LSE_KNOWN", "HAS_BIAS", "HAS_WEIGHTS", "HAS_SMOOTHING", "HAS_Z", "HAS_SOFTCAP", "PART"),
+        ("LSE_KNOWN", "HAS_BIAS", "HAS_WEIGHTS", "HAS_SMOOTHING", "HAS_Z", "HAS_SOFTCAP"),
         False,
     )
     tables = (targets, None, torch.tensor([0, V], dtype=torch.int32), losses, lse, correct)
-    numbers = (2, -100, 0.0, 0.0, 0.0, 1.0, 0)
+    numbers = (2, -100, 0.0, 0.0, 0.0, 1.0)
     shape = {
         "K": 1,
         "ROWS": 2,

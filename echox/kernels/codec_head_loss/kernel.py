@@ -117,31 +117,24 @@ def _gradient(
     z_loss,
     softcap,
     scale,
-    whole,
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    PART: tl.constexpr,
 ):
     """Gradient of weight * loss with respect to products z [R, C], from their scores y [R, C].
 
-    It is 0 where the target is ignored and NaN where it is out of range. PART: these are some
-    entries of a vocabulary of `whole`, and a target outside them is another rank's.
+    It is 0 where the target is ignored and NaN where it is out of range.
     """
     valid = target != ignore_index
-    entries = size
-    if PART:
-        entries = whole
     g = tl.exp(y - lse[:, None])
     if HAS_Z:
         g *= (1.0 + 2.0 * z_loss * lse)[:, None]
     # In float32: p - 1 of a likely target cancels, and would be lost in 16 bits.
     g -= tl.where(columns[None, :] == target[:, None], 1.0 - smoothing, 0.0)
     if HAS_SMOOTHING:
-        g -= smoothing / tl.cast(entries, tl.float32)
-    factor = weight * scale
-    if not PART:
-        factor = tl.where(valid & ((target < 0) | (target >= size)), float("nan"), factor)
+        g -= smoothing / tl.cast(size, tl.float32)
+    outside = (target < 0) | (target >= size)
+    factor = tl.where(valid & outside, float("nan"), weight * scale)
     g *= factor[:, None]
     if HAS_SOFTCAP:
         capped = tl.maximum(y / (scale * softcap), -1.0)  # outside the mask y is -inf
@@ -169,7 +162,6 @@ def row_kernel(
     z_loss,
     softcap,
     scale,
-    whole,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -182,7 +174,6 @@ def row_kernel(
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Results and gradients of ROWS rows of one codebook, from products z in memory.
@@ -258,11 +249,9 @@ def row_kernel(
                 z_loss,
                 softcap,
                 scale,
-                whole,
                 HAS_SMOOTHING,
                 HAS_Z,
                 HAS_SOFTCAP,
-                PART,
             )
             tl.store(
                 d_rows + columns[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both
@@ -329,11 +318,9 @@ def row_kernel(
                     z_loss,
                     softcap,
                     scale,
-                    whole,
                     HAS_SMOOTHING,
                     HAS_Z,
                     HAS_SOFTCAP,
-                    PART,
                 )
                 tl.store(
                     d_rows + here[None, :], narrow(g, d_ptr.dtype.element_ty, INTERPRET), mask=both
@@ -568,7 +555,6 @@ def tile_gradient_kernel(
     z_loss,
     softcap,
     scale,
-    whole,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -580,7 +566,6 @@ def tile_gradient_kernel(
     HAS_SMOOTHING: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    PART: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Gradient with respect to one tile of products, which are computed again.
@@ -632,11 +617,9 @@ def tile_gradient_kernel(
         z_loss,
         softcap,
         scale,
-        whole,
         HAS_SMOOTHING,
         HAS_Z,
         HAS_SOFTCAP,
-        PART,
     )
     tl.store(
         d_ptr + rows[:, None] * d_stride + columns[None, :],

@@ -21,7 +21,7 @@ from echox.kernels.codec_head_loss.paths import (
     rows_that_fit,
 )
 from echox.kernels.codec_head_loss.products import product
-from echox.kernels.codec_head_loss.rows import PartialSoftmax, RowResults, row_partials
+from echox.kernels.codec_head_loss.rows import RowResults
 from echox.kernels.codec_head_loss.terms import Terms
 from echox.kernels.codec_head_loss.tiles import (
     INTERPRET,
@@ -93,16 +93,6 @@ class TritonPath(Path):
         row_bytes = self.problem.terms.width * self.problem.dtype.itemsize
         return max(64, GRADIENT_BYTES // row_bytes // 64 * 64)
 
-    def partial_softmax(self, rows: slice) -> PartialSoftmax:
-        """Return statistics [R, K] of some rows over the part of the vocabulary that is here."""
-        p = self.problem
-        return PartialSoftmax.cat(
-            [
-                row_partials(self._products(inner).contiguous(), p.bias, p.targets[inner], p.terms)
-                for inner in self._inner_chunks(rows)
-            ]
-        )
-
     def _inner_chunks(self, rows: slice) -> list[slice]:
         size = rows_that_fit(SCRATCH_BYTES["cuda"], self.problem) // 64 * 64
         return [
@@ -146,7 +136,6 @@ class TritonPath(Path):
         return {
             "HAS_WEIGHTS": p.weights is not None,
             "HAS_Z": bool(p.terms.z_loss),
-            "PART": bool(p.terms.vocabulary_size),
         }
 
     def _row_weights(self, rows: slice) -> Tensor | None:
@@ -164,10 +153,9 @@ def _loss_numbers(terms: Terms) -> tuple[int, float, float]:
     return terms.ignore_index, terms.label_smoothing, terms.z_loss
 
 
-def _gradient_numbers(terms: Terms) -> tuple[int, float, float, float, float, int]:
-    """Return `_loss_numbers`, then softcap, scale and whole, in the kernels' order."""
-    scale = 1 / terms.temperature
-    return (*_loss_numbers(terms), terms.softcap, scale, terms.vocabulary_size)
+def _gradient_numbers(terms: Terms) -> tuple[int, float, float, float, float]:
+    """Return `_loss_numbers`, then softcap and scale, in the kernels' order."""
+    return (*_loss_numbers(terms), terms.softcap, 1 / terms.temperature)
 
 
 class ChunkedPath(TritonPath):

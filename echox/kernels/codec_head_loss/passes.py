@@ -10,7 +10,7 @@ from torch import Tensor
 
 from echox.kernels.codec_head_loss.paths import Path, Problem, TorchPath, row_view
 from echox.kernels.codec_head_loss.products import add_product, cpu_products, product
-from echox.kernels.codec_head_loss.rows import PartialSoftmax, RowResults
+from echox.kernels.codec_head_loss.rows import RowResults
 from echox.kernels.codec_head_loss.terms import Impl
 
 
@@ -48,18 +48,6 @@ def losses(problem: Problem, impl: Impl) -> RowResults:
         for rows in path.chunks():
             path.losses(rows)
     return path.results
-
-
-def partial_softmax(problem: Problem, impl: Impl) -> PartialSoftmax:
-    """Compute statistics [N, K] of all rows over the part of the vocabulary that is here.
-
-    Raises:
-        ConfigError: as `make_path`.
-    """
-    path = make_path(problem, impl)
-    with cpu_products(problem.dtype):
-        chunks = [path.partial_softmax(rows) for rows in path.chunks()]
-    return PartialSoftmax.cat(chunks)
 
 
 def gradients(

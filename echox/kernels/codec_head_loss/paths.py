@@ -16,11 +16,9 @@ from torch import Tensor
 
 from echox.kernels.codec_head_loss.products import product
 from echox.kernels.codec_head_loss.rows import (
-    PartialSoftmax,
     RowResults,
     row_gradients,
     row_losses,
-    row_partials,
 )
 from echox.kernels.codec_head_loss.terms import Terms
 
@@ -83,10 +81,6 @@ class Path(ABC):
             Gradient [R, V] in the dtype of the products.
         """
 
-    @abstractmethod
-    def partial_softmax(self, rows: slice) -> PartialSoftmax:
-        """Return statistics [R, K] of some rows over the part of the vocabulary that is here."""
-
     def chunks(self) -> Iterator[slice]:
         """Return the rows of each outer chunk."""
         N, size = self.x.shape[0], self.chunk_rows
@@ -132,11 +126,6 @@ class TorchPath(Path):
             row_lse,
         )
         return d_scores.to(self.x.dtype)
-
-    def partial_softmax(self, rows: slice) -> PartialSoftmax:
-        """Return statistics [R, K] of some rows over the part of the vocabulary that is here."""
-        p = self.problem
-        return row_partials(self._products(rows), p.bias, p.targets[rows], p.terms)
 
     def _products(self, rows: slice) -> Tensor:
         """Return x W^T [R, V] of some rows, in the scratch buffer."""

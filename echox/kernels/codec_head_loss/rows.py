@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,23 +32,6 @@ class RowResults:
         if rows.start == 0 and rows.stop == self.losses.shape[0]:
             return self  # every view is some microseconds of Python
         return RowResults(self.losses[rows], self.lse[rows], self.correct[rows])
-
-
-@dataclass(frozen=True, slots=True)
-class PartialSoftmax:
-    """Statistics of a softmax over a part of the vocabulary; `merge_partials` joins the parts."""
-
-    top_score: Tensor  # [..., N, K]
-    top_entry: Tensor  # [..., N, K] int64, which entry has the top score (the first of equals)
-    exp_sum: Tensor  # [..., N, K] sum of exp(score - top_score)
-    score_sum: Tensor  # [..., N, K]
-    target_score: Tensor  # [..., N, K], 0 in the parts that do not hold the target
-
-    @classmethod
-    def cat(cls, chunks: Sequence[PartialSoftmax]) -> PartialSoftmax:
-        """Concatenate chunks of rows, [R, K] each, to [N, K]."""
-        names = cls.__dataclass_fields__
-        return cls(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
 
 
 def row_losses(
@@ -106,48 +89,6 @@ def row_gradients(
         if slope is not None:
             block.mul_(slope)
     return z
-
-
-def row_partials(z: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms) -> PartialSoftmax:
-    """Compute the softmax statistics of a chunk of rows over a part of the vocabulary.
-
-    Args:
-        z: products x W^T [R, V] with the rows of the weight that are here, overwritten.
-        bias: [V]; targets: [R, K], of which those outside the part count as elsewhere.
-
-    Returns:
-        Statistics [R, K].
-    """
-    columns = []
-    for books, block in _codebook_blocks(z, bias, terms):
-        _to_scores(block, terms, with_slope=False)
-        lookup = _look_up(targets[:, books], block, terms, all_valid=False)
-        top, entry = block.max(-1)  # [R, k]
-        target_score = block.gather(-1, lookup.index)[..., 0].where(lookup.inside, 0)
-        score_sum = block.sum(-1)  # before the scores are overwritten
-        exp_sum = block.sub_(top[..., None]).exp_().sum(-1)
-        columns.append((top, entry, exp_sum, score_sum, target_score))
-    return PartialSoftmax(*(torch.cat(statistic, dim=1) for statistic in zip(*columns)))
-
-
-def merge_partials(parts: PartialSoftmax, targets: Tensor, terms: Terms) -> RowResults:
-    """Join the statistics [P, N, K] of P parts of a softmax to results [N, K].
-
-    Args:
-        parts: their `top_entry` counts from the codebook's start.
-        targets: [N, K] entries of the full codebook.
-        terms: its `vocabulary_size` is the full codebook's.
-    """
-    top, part = parts.top_score.max(0)  # [N, K]
-    exp_sum = (parts.exp_sum * (parts.top_score - top).exp()).sum(0)
-    top_entry = parts.top_entry.gather(0, part[None])[0]
-    lse = top + exp_sum.log()
-    mean = parts.score_sum.sum(0) / terms.vocabulary_size
-    losses = _loss(lse, parts.target_score.sum(0), mean, terms)
-    valid = targets != terms.ignore_index
-    inside = (targets >= 0) & (targets < terms.vocabulary_size)
-    losses = losses.where(inside, float("nan")).where(valid, 0)
-    return RowResults(losses, lse, (top_entry == targets) & valid)
 
 
 def _codebook_blocks(
@@ -245,13 +186,6 @@ def _write_correct(block: Tensor, index: Tensor, target_score: Tensor, correct: 
         correct[equal] = block[equal].max(-1)[1] == index[equal][:, 0]
 
 
-def _loss(lse: Tensor, target_score: Tensor, mean: Tensor, terms: Terms) -> Tensor:
-    loss = lse - target_score
-    if terms.label_smoothing:
-        loss = loss + terms.label_smoothing * (target_score - mean)
-    return loss + terms.z_loss * lse * lse if terms.z_loss else loss
-
-
 def _to_gradient(
     block: Tensor, lse: Tensor, lookup: _TargetLookup, weights: Tensor | None, terms: Terms
 ) -> None:
@@ -266,8 +200,7 @@ def _to_gradient(
     elif weights is not None:
         block.mul_(weights)
     if terms.label_smoothing:
-        entries = terms.vocabulary_size or block.shape[-1]
-        block.sub_(weight * (terms.label_smoothing / entries))
+        block.sub_(weight * (terms.label_smoothing / block.shape[-1]))
     block.scatter_add_(-1, lookup.index, _target_gradient(lse, lookup, weights, terms))
     if lookup.valid is not None:
         block.masked_fill_(~lookup.valid[..., None], 0)
@@ -282,7 +215,5 @@ def _target_gradient(
     gradient = gradient.expand_as(lse)
     if lookup.inside is None:
         return gradient
-    # A target elsewhere is another rank's where this is a part of the vocabulary, else an error,
-    # which NaN shows without a wait for the GPU.
-    elsewhere = 0.0 if terms.vocabulary_size else float("nan")
-    return gradient.where(lookup.inside[..., None], elsewhere)
+    # A target out of range is an error, which NaN shows without a wait for the GPU.
+    return gradient.where(lookup.inside[..., None], float("nan"))

@@ -51,9 +51,6 @@ class Terms:
     z_loss: float = 0.0
     softcap: float = 0.0  # 0 is none
     temperature: float = 1.0
-    # Entries of the full vocabulary where these rows are one rank's part of it; a target outside
-    # the part is then no error. 0: these rows are the full vocabulary.
-    vocabulary_size: int = 0
 
     def __post_init__(self) -> None:
         _check_cuts(self.cuts)
