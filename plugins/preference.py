@@ -54,8 +54,8 @@ from echox.tasks.s2t.task import (
     adapter_token_ids,
     build_speech_llm,
     collate_conversations,
-    learned_speech_llm,
     padding_of,
+    speech_llm_state_dict,
     teacher_forced,
 )
 
@@ -222,7 +222,7 @@ class PreferenceTask(Task):
         return dataclasses.replace(s2t, longest_cost=2 * s2t.longest_cost)
 
     def trained_state_dict(self, model: SpeechLLM) -> dict[str, Tensor]:
-        return learned_speech_llm(model)
+        return speech_llm_state_dict(model)
 
     def prepare(self, model: SpeechLLM) -> None:
         """Store the encoder's features, and the log-probabilities of the reference."""
@@ -284,7 +284,7 @@ class PreferenceTask(Task):
 
     def _collate(self, rows: Sequence[Conversation]) -> SpeechTextBatch:
         # CTC is not trained here, so no clip has targets.
-        without_ctc = [dataclasses.replace(row, said=((),) * len(row.clips)) for row in rows]
+        without_ctc = [dataclasses.replace(row, transcripts=((),) * len(row.clips)) for row in rows]
         return collate_conversations(without_ctc, self.data, index=[])
 
     def forward(self, model: SpeechLLM, batch: PreferenceBatch) -> PreferenceOutputs:

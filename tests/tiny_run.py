@@ -27,7 +27,7 @@ from echox.models.unit_decoder import UnitDecoderConfig
 from echox.pipeline import plugins
 from echox.tasks.base import Parts
 from echox.tasks.echo.task import EchoTaskConfig
-from echox.tasks.s2t.task import SpeechTextTaskConfig, build_speech_llm, learned_speech_llm
+from echox.tasks.s2t.task import SpeechTextTaskConfig, build_speech_llm, speech_llm_state_dict
 from echox.tasks.t2c.task import TextUnitsTaskConfig, t2c_model_of
 
 RATE_HZ = 16_000
@@ -70,7 +70,7 @@ def write_run(run: Path) -> Path:
         model = _model(recipe)
         _strengthen_outputs(model)
     codec = {"codec": CODECS.build(recipe.codec).fingerprint()}
-    speech_llm = learned_speech_llm(model.speech_llm)
+    speech_llm = speech_llm_state_dict(model.speech_llm)
     t2c = dict(model.voice.state_dict())
     echo = {f"speech_llm.{name}": tensor for name, tensor in speech_llm.items()} | {
         f"voice.{name}": tensor for name, tensor in t2c.items()

@@ -121,16 +121,16 @@ class Codec(nn.Module, ABC):
         ids = padded.movedim(1, -1)  # [B, U] or [B, K, U]
         return self.decode(Units(ids, lengths, units.rate_hz)), PendingUnits(rows)
 
-    def words(self, units: list[int]) -> list[int]:
-        """Group units [U] into words [W] of the unit language, the unit decoder's tokens.
+    def unit_tokens_of(self, units: list[int]) -> list[int]:
+        """Group units [U] into tokens [W] of the unit language, which the unit decoder generates.
 
-        In this default a word is a unit, or for K codebooks a code, frame after frame [U * K].
+        In this default a token is a unit, or for K codebooks a code, frame after frame [U * K].
         """
         return list(units)
 
-    def units_of(self, words: list[int]) -> list[int]:
-        """Expand words [W] of the unit language to units [U]; the inverse of `words`."""
-        return list(words)
+    def units_of(self, unit_tokens: list[int]) -> list[int]:
+        """Expand tokens [W] of the unit language to units [U]; undoes `unit_tokens_of`."""
+        return list(unit_tokens)
 
     @property
     def unit_vocab_size(self) -> int:
@@ -194,7 +194,7 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a short hash of everything that decides `encode` and `words`.
+        """Return a short hash of everything that decides `encode` and `unit_tokens_of`.
 
         Where the decoder is fitted to the units, the hash covers it too. Manifests and checkpoints
         record the hash.

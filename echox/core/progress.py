@@ -46,7 +46,7 @@ def skip() -> None:
         _clock.runs_in_full = False
 
 
-def say(sentence: str) -> None:
+def print_message(sentence: str) -> None:
     """Print a sentence to stderr without breaking a bar that is drawn there."""
     tqdm.write(sentence, file=sys.stderr)
     sys.stderr.flush()
@@ -226,7 +226,7 @@ class Bar:
         # Sizes carry their own unit.
         unit = "" if self.in_bytes else f" {self.unit}{'s' if (self.total or self.n) != 1 else ''}"
         line = f"{_with_step(self.label)}: {self._number_text(self.n)}{of_all}{unit}"
-        say(line + (f", {facts}" if facts else ""))
+        print_message(line + (f", {facts}" if facts else ""))
 
     def _number_text(self, count: int) -> str:
         return tqdm.format_sizeof(count, "B", 1024) if self.in_bytes else f"{count:,}"
@@ -277,9 +277,9 @@ def _write_waiting_lines(label: str, ended: threading.Event) -> None:
     began_s = time.monotonic()
     if not _is_enabled or ended.wait(WAIT_S):
         return
-    say(f"{_with_step(label)} ...")
+    print_message(f"{_with_step(label)} ...")
     while not ended.wait(LINE_EVERY_S):
-        say(f"{_with_step(label)} ... {duration(time.monotonic() - began_s)} so far")
+        print_message(f"{_with_step(label)} ... {duration(time.monotonic() - began_s)} so far")
 
 
 def _with_step(label: str) -> str:

@@ -60,6 +60,15 @@ def valid_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Right-pad ragged ids with a value: B rows -> [B, N] int64 with N at least 1."""
+    # At least 1, because later layers take no sequences without a position.
+    width = max(1, max(map(len, rows), default=0))
+    return torch.tensor(
+        [[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64
+    ).reshape(len(rows), width)
+
+
 @dataclass(frozen=True, slots=True)
 class Waveform(_Movable):
     """Mono audio: samples [B, T] in [-1, 1] at a rate in Hz."""

@@ -132,5 +132,5 @@ def _add_answer(
     # Computed, not counted: the units are stored without repeats where the codec merges them.
     compression.frames += seconds * codec.unit_rate_hz
     compression.units += len(answer.units)
-    compression.words += len(codec.words(list(answer.units)))
+    compression.words += len(codec.unit_tokens_of(list(answer.units)))
     compression.tokens += len(tokenizer(answer.text, add_special_tokens=False).input_ids)

@@ -189,11 +189,11 @@ class VocoderOutputs(Outputs):
     """Speech synthesized from units, its recording, and the discriminators of the two."""
 
     real: Tensor  # [B, T] samples of the recordings
-    made: Tensor  # [B, T] samples synthesized from their units
+    synthesized: Tensor  # [B, T] samples synthesized from their units
     # [B, U] predicted log(1 + frames) of each unit; None without a duration predictor
     log_frames: Tensor | None
     frames: Tensor  # [B, U] true frames of each unit, 0 on padding
-    judges: Discriminators | None  # None where training is not adversarial
+    discriminators: Discriminators | None  # None where training is not adversarial
     rate_hz: int
 
 

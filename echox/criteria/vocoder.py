@@ -51,17 +51,17 @@ class VocoderCriterion(Criterion):
 
     def forward(self, outputs: VocoderOutputs, batch: Batch) -> Loss:
         """Compute the generator's loss on samples [B, T]."""
-        if len(outputs.made) == 0:
-            return Loss(outputs.made.float().sum(), batch.count)
+        if len(outputs.synthesized) == 0:
+            return Loss(outputs.synthesized.float().sum(), batch.count)
         parts = {"mel": self._mel_error(outputs)}
         total = self.config.mel_weight * parts["mel"]
         if outputs.log_frames is not None:
             parts["duration"] = _duration_error(outputs.log_frames, outputs.frames)
             total = total + self.config.duration_weight * parts["duration"]
-        if outputs.judges is not None:
+        if outputs.discriminators is not None:
             parts |= _adversarial_parts(outputs)
             total = total + self.config.feature_weight * parts["features"] + parts["adversarial"]
-        rows = total.new_tensor(len(outputs.made))
+        rows = total.new_tensor(len(outputs.synthesized))
         shown = {name: (value.detach(), rows) for name, value in parts.items()}
         return Loss(total, batch.count, shown)
 
@@ -70,23 +70,26 @@ class VocoderCriterion(Criterion):
 
         Source: Mao et al. 2017, arXiv:1611.04076: scores of 1 for recordings, of 0 for synthesis.
         """
-        total = outputs.made.new_zeros((), dtype=torch.float32)
+        total = outputs.synthesized.new_zeros((), dtype=torch.float32)
         # Detached: this loss must not reach the generator.
         pairs = discriminate_together(
-            outputs.judges, outputs.real.float(), outputs.made.detach().float()
+            outputs.discriminators, outputs.real.float(), outputs.synthesized.detach().float()
         )
-        for real, made in pairs:
+        for real, synthesized in pairs:
             total = total + _row_means((1 - real.scores.float()).square())
-            total = total + _row_means(made.scores.float().square())
-        rows = total.new_tensor(len(outputs.made))
+            total = total + _row_means(synthesized.scores.float().square())
+        rows = total.new_tensor(len(outputs.synthesized))
         return Loss(total, batch.count, {"discriminator": (total.detach(), rows)})
 
     def _mel_error(self, outputs: VocoderOutputs) -> Tensor:
         # Without autocast: rounded to bfloat16, quiet bins would be lost.
-        with torch.autocast(outputs.made.device.type, enabled=False):
-            mel = self._spectrogram(outputs.rate_hz, outputs.made.device)
-            made, real = mel(outputs.made.float()), mel(outputs.real.float())  # [B, F, M]
-            return _row_means((made - real).abs())
+        with torch.autocast(outputs.synthesized.device.type, enabled=False):
+            mel = self._spectrogram(outputs.rate_hz, outputs.synthesized.device)
+            synthesized, real = (
+                mel(outputs.synthesized.float()),
+                mel(outputs.real.float()),
+            )  # [B, F, M]
+            return _row_means((synthesized - real).abs())
 
     def _spectrogram(self, rate_hz: int, device: torch.device) -> MelSpectrogram:
         if (rate_hz, device) not in self._mels:
@@ -108,11 +111,11 @@ def _adversarial_parts(outputs: VocoderOutputs) -> dict[str, Tensor]:
     """Compute feature matching and the generator's least-squares loss, each []."""
     # Two passes, because recordings need no gradient; the discriminators' own loss makes one.
     with torch.no_grad():
-        real = outputs.judges(outputs.real.float())
-    made = outputs.judges(outputs.made.float())
+        real = outputs.discriminators(outputs.real.float())
+    synthesized = outputs.discriminators(outputs.synthesized.float())
     return {
-        "features": _feature_error(real, made),
-        "adversarial": sum(_row_means((1 - net.scores.float()).square()) for net in made),
+        "features": _feature_error(real, synthesized),
+        "adversarial": sum(_row_means((1 - net.scores.float()).square()) for net in synthesized),
     }
 
 
@@ -122,15 +125,18 @@ def _row_means(values: Tensor) -> Tensor:
 
 
 def _feature_error(
-    real: Sequence[DiscriminatorOutputs], made: Sequence[DiscriminatorOutputs]
+    real: Sequence[DiscriminatorOutputs], synthesized: Sequence[DiscriminatorOutputs]
 ) -> Tensor:
     """Compare the activations of every layer of every discriminator: []."""
     layers = [
         pair
-        for real_net, made_net in zip(real, made, strict=True)
-        for pair in zip(real_net.seen, made_net.seen, strict=True)
+        for real_net, synthesized_net in zip(real, synthesized, strict=True)
+        for pair in zip(real_net.seen, synthesized_net.seen, strict=True)
     ]
-    return sum(_row_means((real.detach().float() - made.float()).abs()) for real, made in layers)
+    return sum(
+        _row_means((real.detach().float() - synthesized.float()).abs())
+        for real, synthesized in layers
+    )
 
 
 def _duration_error(log_frames: Tensor, frames: Tensor) -> Tensor:

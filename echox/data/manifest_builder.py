@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.files import atomic_write
-from echox.core.progress import Bar, say
+from echox.core.progress import Bar, print_message
 from echox.data.id_hashes import duplicate_rows
 from echox.data.manifest_index import index_path
 from echox.data.row_reader import BrokenRow, Headers, RowReader, row_record
@@ -281,7 +281,7 @@ class ManifestBuilder:
     def _write_fault(self, name: str, reason: str) -> None:
         if self.progress.faults < SHOWN_FAULTS:
             # A name that is not UTF-8 could not be printed.
-            say(f"left out: {name}: {reason}".encode(errors="replace").decode())
+            print_message(f"left out: {name}: {reason}".encode(errors="replace").decode())
         self.faults.write(json.dumps({"entry": name, "reason": reason}).encode() + b"\n")
         self.progress.faults += 1
 

@@ -83,7 +83,7 @@ def audit(
         # The shortest and the longest row; one row where the batch has no other.
         tried = list(dict.fromkeys((by_cost[0], by_cost[-1])))
         page = audit_page.page(stage, view, batch.row_ids, tried)
-        if not view.tracks and not view.heard:
+        if not view.tracks and not view.ctc_targets:
             return Audit(page)
         try:
             check_batch(view, batch.row_ids)

@@ -27,7 +27,7 @@ def check_batch(view: AuditBatch, row_ids: Sequence[str]) -> None:
         for check in checks:
             check(track, row)
         _check_units(track, row, view.unit_count)
-    for clip in view.heard:
+    for clip in view.ctc_targets:
         _check_ctc_ids(clip, f"row {row_ids[clip.row]!r}")
     # Fingerprints of the codec in use, of the one behind the units, and of each checkpoint's.
     if len(set(view.codecs.values())) > 1:
@@ -106,7 +106,7 @@ def _check_units(track: TokenTargets, row: str, unit_count: int | None) -> None:
 
 
 def _check_ctc_ids(clip: CtcTargets, row: str) -> None:
-    for at, token in enumerate(clip.said[: clip.length].tolist()):
+    for at, token in enumerate(clip.labels[: clip.length].tolist()):
         if token not in clip.ids:
             fail(
                 f"{row}: token {at} of its clip's transcript is id {token}, and CTC predicts "

@@ -27,7 +27,7 @@ def page(stage: str, view: AuditBatch, row_ids: Sequence[str], shown: Sequence[i
         row_ids: manifest ids of the batch's rows.
         shown: indices of the rows to print.
     """
-    if not view.tracks and not view.heard:
+    if not view.tracks and not view.ctc_targets:
         reasons = view.notes or ["give it an `audit_batch`"]
         lines = [f"{stage}: this task shows no audit, so its labels were not checked"]
         return "\n".join([*lines, *(line for note in reasons for line in _wrapped("note", note))])
@@ -70,15 +70,15 @@ def _target_counts(view: AuditBatch) -> Iterator[str]:
         counts_by_name.setdefault(track.name, []).append(count)
     for name, counts in counts_by_name.items():
         yield f"{sum(counts)} targets of {name!r} in {len(counts)} sequences"
-    if view.heard:
-        tokens = sum(clip.length for clip in view.heard)
-        seconds = sum(clip.seconds for clip in view.heard)
-        yield f"{tokens} tokens for CTC in {seconds:.1f} s of {len(view.heard)} clips"
+    if view.ctc_targets:
+        tokens = sum(clip.length for clip in view.ctc_targets)
+        seconds = sum(clip.seconds for clip in view.ctc_targets)
+        yield f"{tokens} tokens for CTC in {seconds:.1f} s of {len(view.ctc_targets)} clips"
 
 
 def _row(view: AuditBatch, row: int, row_id: str) -> Iterator[str]:
     yield f"row {row_id!r}"
-    for clip in view.heard:
+    for clip in view.ctc_targets:
         if clip.row == row:
             yield from _clip(clip)
     tracks = [track for track in view.tracks if track.row == row]
@@ -90,7 +90,7 @@ def _row(view: AuditBatch, row: int, row_id: str) -> Iterator[str]:
 
 def _clip(clip: CtcTargets) -> Iterator[str]:
     position = "" if clip.at is None else f" at position {clip.at}"
-    transcript = clip.said[: clip.length].tolist()
+    transcript = clip.labels[: clip.length].tolist()
     if transcript:
         targets = f"{clip.length} tokens for CTC: {clip.text(transcript)!r}"
     else:

@@ -13,7 +13,7 @@ import torch
 
 from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
-from echox.core.progress import Bar, say
+from echox.core.progress import Bar, print_message
 from echox.criteria.base import Criterion
 from echox.engine import lineage as ancestry
 from echox.engine import randomness
@@ -72,7 +72,7 @@ def train(
     if final.exists():
         if world.is_main:
             checkpoint.verify(final)
-            say(f"{stage}: finished already in {final}")
+            print_message(f"{stage}: finished already in {final}")
         return final
     setup = Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
     # After the setup, which prepares the data that is fingerprinted here.
@@ -170,7 +170,7 @@ class _Run:
 
     def _audit_fault(self, run_dir: Path) -> str | None:
         audit = self.setup.audited(self.position, self.origin["stage"])
-        say(audit.page)
+        print_message(audit.page)
         audit.write(run_dir)
         return audit.fault
 
@@ -214,7 +214,7 @@ class _Run:
 
     def _say(self, sentence: str) -> None:
         if self.world.is_main:
-            say(f"{self.origin['stage']}: {sentence}")
+            print_message(f"{self.origin['stage']}: {sentence}")
 
     def _every(self, steps: int | None) -> bool:
         return steps is not None and self.step % steps == 0

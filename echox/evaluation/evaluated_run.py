@@ -17,7 +17,7 @@ from torch import Tensor
 
 from echox.core.device import device_named
 from echox.core.errors import ManifestError
-from echox.core.progress import Bar, progress, say
+from echox.core.progress import Bar, print_message, progress
 from echox.data.audio import load_audio, pad_waveforms, save_audio
 from echox.data.manifest import OnBroken, Row, read_manifest
 from echox.evaluation.config import EvaluateConfig
@@ -167,7 +167,9 @@ class EvaluatedRun:
             for row, outcome in answer_rows(self.pipeline, batch, speak=speak):
                 # One row that fails must not end a report of hours.
                 if isinstance(outcome, str):
-                    say(f"{label}: row {row.id!r} was not answered and counts as wrong: {outcome}")
+                    print_message(
+                        f"{label}: row {row.id!r} was not answered and counts as wrong: {outcome}"
+                    )
                 answers[row.id] = outcome if isinstance(outcome, Answer) else Answer("")
         return answers
 

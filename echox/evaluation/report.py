@@ -20,7 +20,7 @@ from echox.core.files import atomic_write
 from echox.core.number_format import FILE as NUMBER_FORMAT
 from echox.core.number_format import kept_in, name_of, number_format
 from echox.core.packages import require
-from echox.core.progress import say, skip
+from echox.core.progress import print_message, skip
 from echox.data.manifest import manifest_fingerprint
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.evaluated_run import EvaluatedRun
@@ -103,7 +103,7 @@ def _scored_sections(
         if reason := _reason_to_skip(section, run):
             report["skipped"][section.name] = reason
             continue
-        say(f"part {number} of {len(SECTIONS)} of the report: {section.title}")
+        print_message(f"part {number} of {len(SECTIONS)} of the report: {section.title}")
         stored = _stored_section(section, run, records, _key(section, run, fingerprints))
         records[section.name] = stored["records"]
         # Scores are computed from the records each time, which takes seconds.

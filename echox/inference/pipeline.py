@@ -11,7 +11,7 @@ from torch import Tensor
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import SignalError
-from echox.core.signals import Features
+from echox.core.signals import Features, padded
 from echox.data.audio import pad_waveforms
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
@@ -25,7 +25,7 @@ from echox.inference.answers import (
     refuse_unanswerable,
 )
 from echox.inference.base import Pipeline
-from echox.inference.tts import TTSPipeline, UnitSynthesizer, padded, unit_engine_of
+from echox.inference.tts import TTSPipeline, UnitSynthesizer, unit_engine_of
 from echox.models.echo import EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens

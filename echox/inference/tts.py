@@ -11,7 +11,7 @@ from torch import Tensor
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
-from echox.core.signals import Units
+from echox.core.signals import Units, padded
 from echox.decoding import DecodeEngine
 from echox.inference.answers import Answer, Clock
 from echox.models.denoising import T2CModel
@@ -136,10 +136,3 @@ def unit_engine_of(model: T2CModel, bf16: bool) -> DecodeEngine:
     # An engine takes its precision from autocast as it is when the engine is built.
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
         return unit_decode_engine(model.decoder)
-
-
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Ragged ids -> int64 [B, longest], at least one column."""
-    # A convolution over texts of no position fails.
-    width = max(1, max(map(len, rows)))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)

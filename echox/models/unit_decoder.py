@@ -15,8 +15,7 @@ from echox.core.errors import ConfigError
 from echox.core.signals import valid_mask
 from echox.kernels.codec_head_loss import CodecHead
 from echox.models.codebook_pattern import aligned, delays_of, frames_of, staggered
-
-IGNORE = -100  # a target that is not scored; padding of targets
+from echox.models.speech_llm import IGNORE
 
 
 @dataclass(kw_only=True, slots=True)

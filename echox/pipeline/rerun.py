@@ -19,7 +19,7 @@ from echox.core import checkpoint
 from echox.core.config import decisive, to_plain
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_write
-from echox.core.progress import say
+from echox.core.progress import print_message
 from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
 from echox.pipeline.recipe import Recipe, to_dict
@@ -66,7 +66,7 @@ def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
     if makes_room:
         for item in replaced:
             target = _move_aside(Path(recipe.run_dir), item.folder)
-            say(f"{item.name}: made otherwise before, and moved to {target}")
+            print_message(f"{item.name}: made otherwise before, and moved to {target}")
 
 
 def refuse_stale(recipe: Recipe, stage: str) -> None:

@@ -19,7 +19,7 @@ from echox.core.device import device_named
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.number_format import kept_in
 from echox.core.packages import require
-from echox.core.progress import say, skip, step_of
+from echox.core.progress import print_message, skip, step_of
 from echox.core.step_costs import StepClock, clock_of
 from echox.core.threads import on_threads
 from echox.corpora.demo import build_demo_corpus
@@ -96,7 +96,7 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
     for number, step in enumerate(steps, 1):
         clock = clock_of(costs, planned, number, done=steps[: number - 1])
         if world.is_main:
-            say(clock.title())
+            print_message(clock.title())
         if apart:
             # Ranks share micro-batches, which only a stage has; a GPU is not shared.
             is_trained_on_cpu = on_cpu and step.kind is StepKind.stage
@@ -106,7 +106,7 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
             with step_of(clock):
                 run_step(recipe, step)
     if world.is_main:
-        say("\n".join(closing_lines(recipe, time.monotonic() - began_s)))
+        print_message("\n".join(closing_lines(recipe, time.monotonic() - began_s)))
 
 
 def run_step(recipe: Recipe, step: Step, *, split_batches: bool = False) -> None:
@@ -392,7 +392,7 @@ def _answer_example(recipe: Recipe) -> None:
     # At its own rate, since a person listens to it and the model resamples it anyway.
     rate_hz = audio_header(clip).rate_hz
     save_audio(question, load_audio(clip, rate_hz), rate_hz)
-    say(f"asked:    {question}")
+    print_message(f"asked:    {question}")
     final = Path(recipe.run_dir) / recipe.last(Use.answer_aloud) / "final"
     config = GenerateConfig(
         checkpoint=str(final), input=str(question), output=str(answer), device=recipe.device

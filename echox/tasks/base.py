@@ -115,7 +115,7 @@ class CtcTargets:
     at: int | None  # position in the row's "text" track; None where nothing but the clip is read
     seconds: float
     frames: int  # of the encoder
-    said: Tensor  # [S] ids that CTC is to find, a view into the batch
+    labels: Tensor  # [S] ids that CTC is to find, a view into the batch
     length: int  # of them that are real
     ids: range  # what CTC may find, the blank left out
     text: Callable[[Sequence[int]], str]
@@ -126,7 +126,7 @@ class AuditBatch:
     """Targets of a batch as its losses see them, in the order of rows and positions."""
 
     tracks: Sequence[TokenTargets] = ()
-    heard: Sequence[CtcTargets] = ()
+    ctc_targets: Sequence[CtcTargets] = ()
     padding: Sequence[Tensor] = ()  # views into the batch that may not change a loss
     unit_count: int | None = None  # units that the codec has
     # Owner of the codec, or of data made with it -> the codec's fingerprint.

@@ -21,7 +21,7 @@ from echox.backbones.base import Backbone, Turn
 from echox.core.config import neutral
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
-from echox.core.signals import Features
+from echox.core.signals import Features, padded
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
@@ -433,14 +433,6 @@ def unit_distance(units: Sequence[int], reference: Sequence[int], codebooks: int
     return sum(
         edit_distance(units[k::codebooks], reference[k::codebooks]) for k in range(codebooks)
     )
-
-
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Right-pad ragged ids with a value: B rows -> [B, N] int64 with N at least 1."""
-    width = max(1, max(map(len, rows), default=0))
-    return torch.tensor(
-        [[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64
-    ).reshape(len(rows), width)
 
 
 def prompt_and_labels(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from echox.backbones.base import Backbone
 from echox.core.signals import Features
-from echox.models.speech_llm import AUDIO, PAD
-from echox.models.unit_decoder import IGNORE, UnitDecoder
+from echox.models.speech_llm import AUDIO, IGNORE, PAD
+from echox.models.unit_decoder import UnitDecoder
 from echox.tasks.base import CtcTargets, TokenTargets
 
 # Negative ids, which no tokenizer knows.

@@ -304,7 +304,7 @@ def nothing_is_taken(config: CodecConfig) -> None:
 
 
 def words_are_another_spelling_of_units(config: CodecConfig) -> None:
-    """Check that `units_of` undoes `words`, whose ids are in the unit vocabulary.
+    """Check that `units_of` undoes `unit_tokens_of`, whose ids are in the unit vocabulary.
 
     Raises:
         AssertionError: other units come back, or a word is out of range.
@@ -312,15 +312,15 @@ def words_are_another_spelling_of_units(config: CodecConfig) -> None:
     codec = _build(config)
     for units in _units(codec, [codec.rate_hz, codec.rate_hz // 3]).rows():
         # A language model's vocabulary may merge several units into one word.
-        words = codec.words(units)
+        words = codec.unit_tokens_of(units)
         assert len(words) <= len(units), (
             f"{len(units)} units became {len(words)} words; a word is one unit or several"
         )
         assert all(0 <= word < codec.unit_vocab_size for word in words), (
             f"words must lie in 0..{codec.unit_vocab_size - 1}"
         )
-        assert codec.units_of(words) == units, "units_of does not undo words"
-    assert codec.words([]) == [] and codec.units_of([]) == [], "no units are no words"
+        assert codec.units_of(words) == units, "units_of does not undo unit_tokens_of"
+    assert codec.unit_tokens_of([]) == [] and codec.units_of([]) == [], "no units are no words"
 
 
 def config_survives_a_checkpoint(config: CodecConfig) -> None:

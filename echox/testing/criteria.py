@@ -183,14 +183,14 @@ def twice_the_batch_is_twice_the_loss(config: CriterionConfig) -> None:
         rtol=TOLERANCE,
         msg=lambda text: (
             "total must be a sum over the batch's targets, so that micro-batches and ranks add up; "
-            f"a batch said twice gave {text}"
+            f"a batch given twice gave {text}"
         ),
     )
     for name, (total, count) in once.parts.items():
         double, double_count = map(float, twice.parts[name])
         is_close = abs(double - 2 * float(total)) <= TOLERANCE * max(1.0, abs(double))
         assert is_close and double_count == 2 * float(count), (
-            f"part {name!r} must be (sum, count); a batch said twice gave "
+            f"part {name!r} must be (sum, count); a batch given twice gave "
             f"{double}/{double_count} after {float(total)}/{float(count)}"
         )
 

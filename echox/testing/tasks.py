@@ -233,12 +233,12 @@ def an_audit_shows_its_batches(config: TaskConfig) -> None:
     stage = _stage(config)
     batch = stage.batch(range(2))
     view = stage.task.audit_batch(stage.model, batch)
-    assert view.tracks or view.heard or view.notes, (
+    assert view.tracks or view.ctc_targets or view.notes, (
         "audit_batch must say what the losses see of a batch, "
         "or in its notes why that cannot be shown"
     )
     shown = [tensor for track in view.tracks for tensor in (track.read, track.scored)]
-    shown += [clip.said for clip in view.heard]
+    shown += [clip.labels for clip in view.ctc_targets]
     shown += view.padding
     # A view shares the storage of its tensor; a copy has its own. Empty tensors have none.
     storages = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(batch)}

@@ -8,7 +8,7 @@ from echox.backbones import hub
 from echox.backbones.base import Turn
 from echox.backbones.hub import HubBackbone, HubBackboneConfig, LoraConfig
 from echox.core.errors import ConfigError
-from echox.core.signals import Features
+from echox.core.signals import Features, padded
 from echox.criteria.base import CRITERIA
 from echox.decoding.greedy_text import greedy_text
 from echox.decoding.text import text_decode_engine
@@ -17,7 +17,7 @@ from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO
 from echox.pipeline.plugins import discover
 from echox.tasks.base import Parts
-from echox.tasks.conversations import padded, prompt_and_labels
+from echox.tasks.conversations import prompt_and_labels
 from echox.tasks.s2t.task import SpeechTextBatch, SpeechTextTask, build_speech_llm
 
 SPOKEN_TURNS = [

@@ -193,7 +193,7 @@ def test_metrics_are_of_held_out_recordings(folder):
     seconds = sum(map(len, held_out)) / RATE_HZ
     assert metrics["units_per_s"] == pytest.approx(sum(map(len, units)) / seconds, abs=0.01)
     assert metrics["words_per_s"] == pytest.approx(
-        sum(len(codec.words(row)) for row in units) / seconds, abs=0.01
+        sum(len(codec.unit_tokens_of(row)) for row in units) / seconds, abs=0.01
     )
     assert metrics["frames_per_s"] == pytest.approx(49, abs=1) and metrics[
         "fitted_s"
@@ -210,7 +210,7 @@ def test_any_encoder_and_bounded_frames_and_hours(tmp_path):
     metrics = fit_units(str(tmp_path), config, clips(), torch.device("cpu"))
     assert 4 <= metrics["fitted_s"] < 6 and metrics["words"] == 12
     codec = CODECS.build(HubertUnitsConfig(folder=str(tmp_path)))
-    assert codec.words([3, 1]) == [3, 1] and not (tmp_path / ".fitting").exists()
+    assert codec.unit_tokens_of([3, 1]) == [3, 1] and not (tmp_path / ".fitting").exists()
 
 
 @pytest.mark.parametrize("phase", ["fit_kmeans", "nearest", "train_language"])

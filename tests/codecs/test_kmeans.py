@@ -148,7 +148,7 @@ def test_other_rates_and_units_are_refused(codec):
     with pytest.raises(SignalError, match="0..11"):
         codec.decode(Units(torch.tensor([[3, 12]]), torch.tensor([2]), None))
     with pytest.raises(SignalError, match="unit 12"):
-        codec.words([12])
+        codec.unit_tokens_of([12])
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
@@ -156,12 +156,15 @@ def test_any_unit_sequence_can_be_written_in_words(kind):
     regular = [[1, 2, 3, 4] * 5 + [5, 6] * 4 for _ in range(20)]  # 0 and 7 to 9 never occur
     language = train_language(regular, 10, LanguageConfig(words=16, kind=kind))
     unseen = [9, 0, 7, 8, 9, 1, 2, 3, 4, 0, 0]
-    assert language.units_of(language.words(unseen)) == unseen
+    assert language.units_of(language.unit_tokens_of(unseen)) == unseen
     assert language.units_of(list(range(language.unit_vocab_size)))
     assert all(language.units_of([word]) for word in range(language.unit_vocab_size))
-    assert len(language.words(regular[0])) < len(regular[0])
+    assert len(language.unit_tokens_of(regular[0])) < len(regular[0])
     again = UnitLanguage(10, language.model)
-    assert again.words(unseen) == language.words(unseen) and language.words([]) == []
+    assert (
+        again.unit_tokens_of(unseen) == language.unit_tokens_of(unseen)
+        and language.unit_tokens_of([]) == []
+    )
     with pytest.raises(SignalError, match=str(language.unit_vocab_size)):
         language.units_of([language.unit_vocab_size])
 
@@ -170,7 +173,7 @@ def test_without_a_language_a_word_is_a_unit():
     language = train_language([[1, 2]], 5, LanguageConfig(words=0))
     assert (
         language.unit_vocab_size == 5
-        and language.words([4, 0]) == [4, 0]
+        and language.unit_tokens_of([4, 0]) == [4, 0]
         and language.units_of([4, 0]) == [4, 0]
     )
 

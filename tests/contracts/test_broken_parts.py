@@ -61,8 +61,8 @@ class NoisyCodec(KMeansCodec):
         samples = (wave.samples + 0.1 * torch.rand_like(wave.samples)).clamp(-1, 1)
         return Waveform(samples, wave.lengths, wave.rate_hz)
 
-    def words(self, units: list[int]) -> list[int]:
-        return [unit // 2 for unit in super().words(units)]
+    def unit_tokens_of(self, units: list[int]) -> list[int]:
+        return [unit // 2 for unit in super().unit_tokens_of(units)]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from echox.core import progress as progress_module
-from echox.core.progress import Bar, progress, say, step_of, waiting
+from echox.core.progress import Bar, print_message, progress, step_of, waiting
 from echox.core.step_costs import PlannedStep, StepCosts, clock_of, duration
 
 
@@ -118,12 +118,12 @@ def test_bars_of_a_step_show_its_number_and_its_cost_is_recorded(capsys, clock, 
 
 SCRIPT = """
 import time
-from echox.core.progress import Bar, say
+from echox.core.progress import Bar, print_message
 with Bar("speaking", 5, unit="clip") as bar:
     for _ in range(5):
         time.sleep(0.12)
         bar.update(note="0 failed")
-    say("a sentence")
+    print_message("a sentence")
 """
 
 
@@ -152,5 +152,5 @@ def test_durations_as_people_write_them(seconds, text):
 
 
 def test_a_sentence_goes_to_stderr(capsys):
-    say("hello")
+    print_message("hello")
     assert capsys.readouterr() == ("", "hello\n")

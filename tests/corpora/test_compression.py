@@ -61,7 +61,7 @@ def test_from_recordings_to_the_report_by_commands(speech, capsys):
     codec = CODECS.build(HubertUnitsConfig(folder="units"))
     rows = read_manifest("speech.units.jsonl").rows
     units = sum(len(row.answer.units) for row in rows)
-    words = sum(len(codec.words(list(row.answer.units))) for row in rows)
+    words = sum(len(codec.unit_tokens_of(list(row.answer.units))) for row in rows)
     seconds, tokens = sum(0.8 + 0.1 * number for number in range(6)), sum(map(len, TEXTS))
     for count in (seconds * 50, units, words):
         assert f"{count / seconds:>10.2f}{count / tokens:>14.2f}\n" in printed

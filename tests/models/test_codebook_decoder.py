@@ -5,7 +5,8 @@ import torch
 
 from echox.core.errors import ConfigError
 from echox.models.codebook_pattern import aligned, delays_of, frames_of, staggered
-from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+from echox.models.speech_llm import IGNORE
+from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_generation import generate_targets, generate_unit_tokens, unit_decode_engine
 
 CODES = 12  # of each codebook

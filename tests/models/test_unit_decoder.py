@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from echox.core.errors import ConfigError
-from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+from echox.models.speech_llm import IGNORE
+from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.models.unit_generation import generate_targets, generate_unit_tokens
 
 

@@ -10,7 +10,7 @@ import torch
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.kmeans.codec import KMeansCodecConfig
 from echox.core import checkpoint
-from echox.core.signals import Batch, Features
+from echox.core.signals import Batch, Features, padded
 from echox.criteria.base import CRITERIA
 from echox.criteria.speech_text import SpeechTextConfig
 from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
@@ -19,7 +19,7 @@ from echox.encoders.whisper import WhisperConfig
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.tasks.base import Parts, StageContext
-from echox.tasks.conversations import SpokenDataConfig, padded, prompt_and_labels
+from echox.tasks.conversations import SpokenDataConfig, prompt_and_labels
 from echox.tasks.echo.task import answer_states
 from echox.tasks.s2t.frozen_states import StatesBatch
 from echox.tasks.s2t.task import (
@@ -27,8 +27,8 @@ from echox.tasks.s2t.task import (
     SpeechTextTask,
     SpeechTextTaskConfig,
     build_speech_llm,
-    learned_speech_llm,
     prompt_only,
+    speech_llm_state_dict,
     teacher_forced,
 )
 
@@ -60,7 +60,7 @@ def test_an_adapter_that_reads_spelling_comes_back_from_its_checkpoint(tmp_path)
     before, after = (
         build_speech_llm(parts, config, torch.arange(64, 100)).eval() for _ in range(2)
     )
-    trained = learned_speech_llm(before)
+    trained = speech_llm_state_dict(before)
     saved = checkpoint.load(checkpoint.save(tmp_path / "final", trained, {}))
     with torch.no_grad():
         assert not torch.equal(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
+from echox.codecs.base import CODECS, CodecConfig, DecodeState
 from echox.codecs.hubert_units.fit_config import NAME, UnitFitConfig
+from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
 from echox.codecs.quantization.folder import (
-    CONFIG_FILE,
     FORMAT,
     LANGUAGE_FILE,
     FittedFolder,
@@ -25,7 +25,6 @@ from echox.codecs.quantization.folder import (
     read_fitted,
 )
 from echox.codecs.quantization.language import UnitLanguage
-from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError
 from echox.core.signals import Units, Waveform
@@ -33,7 +32,6 @@ from echox.encoders.base import ENCODERS, Encoder
 from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
 from echox.vocoders.layout import TINY, WEIGHTS, weights_path
 
-RANDOM = "random"
 SETTINGS = ("codec", "encoder", "encoder_fingerprint")  # keys of config.json
 
 
@@ -53,7 +51,7 @@ class HubertUnitsConfig(CodecConfig):
 
 
 @CODECS.register(NAME, HubertUnitsConfig)
-class HubertUnits(Codec):
+class HubertUnits(QuantizedCodec):
     """K-means units of a self-supervised encoder, decoded by a unit vocoder where there is one.
 
     The vocoder is no part of the fingerprint: it can be trained on the units later, and be
@@ -71,29 +69,23 @@ class HubertUnits(Codec):
                 weights than it was fitted with.
             ConfigError: the vocoder is one of other units.
         """
-        super().__init__()
-        self.config = config
         if config.folder == RANDOM:
             fitted, language = _random_folder(), b""
         else:
             fitted, language = _read_folder(Path(config.folder))
-        self.encoder: Encoder = ENCODERS.build(ENCODERS.parse(fitted.settings["encoder"]))
+        encoder: Encoder = ENCODERS.build(ENCODERS.parse(fitted.settings["encoder"]))
         # Other weights give other frames, and so other units than manifests were written with.
-        if self.encoder.fingerprint() != fitted.settings["encoder_fingerprint"]:
+        if encoder.fingerprint() != fitted.settings["encoder_fingerprint"]:
             raise CheckpointError(
                 f"the codec in {config.folder} was fitted with other weights of its encoder than "
                 "are there now; put those back, or fit it again"
             )
-        self.register_buffer("centres", fitted.tensors["centres"])  # [K, D]
-        self.rate_hz = self.encoder.rate_hz
-        self.unit_rate_hz = self.encoder.frame_rate_hz
-        self.vocab_size = len(self.centres)
-        self.language = UnitLanguage(self.vocab_size, language)
+        super().__init__(encoder, fitted.tensors["centres"], language, fitted.fingerprint)
+        self.config = config
         self.metrics = fitted.metrics  # measured at the end of the fit
         self.vocoder = self._build_vocoder()
         # In place of the class's attributes, because both depend on the vocoder.
         self.decodes = self.streams = self.vocoder is not None
-        self._fingerprint = fitted.fingerprint
         self.requires_grad_(False).eval()
 
     def _build_vocoder(self) -> UnitHifiGan | None:
@@ -110,12 +102,6 @@ class HubertUnits(Codec):
                 "codec.vocoder.folder to the vocoder of these units"
             )
         return vocoder
-
-    @classmethod
-    def is_ready(cls, config: HubertUnitsConfig) -> bool:
-        """Return whether the folder holds a finished fit; the random codec needs none."""
-        # config.json is written last, so it stands for a finished fit.
-        return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
 
     @classmethod
     def expected_unit_vocab_size(cls, config: HubertUnitsConfig) -> int:
@@ -187,26 +173,6 @@ class HubertUnits(Codec):
 
         fit_units(config.folder, config.fit, clips, device)
 
-    def train(self, mode: bool = True) -> HubertUnits:
-        """Stay in evaluation mode, because the codec is frozen."""
-        return super().train(False)
-
-    def encode(self, wave: Waveform) -> Units:
-        """Encode samples [B, T] to merged units [B, U]; a row shorter than a frame has none.
-
-        Raises:
-            SignalError: the sample rate is not the codec's.
-        """
-        return merged_units(self.encoder, self.centres, wave)
-
-    def encode_frames(self, wave: Waveform) -> Units:
-        """Encode samples [B, T] to one unit per frame [B, F].
-
-        Raises:
-            SignalError: the sample rate is not the codec's.
-        """
-        return frame_units(self.encoder, self.centres, wave)
-
     def decode(self, units: Units) -> Waveform:
         """Decode merged units [B, U] to samples [B, T].
 
@@ -231,31 +197,6 @@ class HubertUnits(Codec):
         if self.vocoder is None:
             raise ConfigError(self.cannot_decode_reason(self.config))
         return self.vocoder
-
-    def words(self, units: list[int]) -> list[int]:
-        """Group merged units [U] into words [W].
-
-        Raises:
-            SignalError: a unit is not one of the codec's.
-        """
-        return self.language.words(units)
-
-    def units_of(self, words: list[int]) -> list[int]:
-        """Expand words [W] to merged units [U].
-
-        Raises:
-            SignalError: a word is not in the unit language.
-        """
-        return self.language.units_of(words)
-
-    @property
-    def unit_vocab_size(self) -> int:
-        """Number of words in the unit language."""
-        return self.language.unit_vocab_size
-
-    def fingerprint(self) -> str:
-        """Return the hash in the folder's config.json, of settings, centres and language."""
-        return self._fingerprint
 
 
 def _vocoder_config(config: HubertUnitsConfig) -> UnitHifiGanConfig | None:

@@ -14,20 +14,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.assets.shapes import missing_weights
-from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.codecs.base import CODECS, CodecConfig
 from echox.codecs.kmeans.acoustic_model import AcousticModel, AcousticModelSizes
 from echox.codecs.kmeans.fit import fit_codec
 from echox.codecs.kmeans.fit_config import CodecFitConfig
 from echox.codecs.kmeans.folder import CodecFolder, codec_tensors, read_folder
 from echox.codecs.kmeans.vocoder import REACH_FRAMES, Vocoder, build_vocoder, frames_ratio
-from echox.codecs.quantization.folder import CONFIG_FILE, FORMAT, hash_of
+from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
+from echox.codecs.quantization.folder import FORMAT, hash_of
 from echox.codecs.quantization.language import UnitLanguage
-from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.core.errors import CheckpointError, SignalError
 from echox.core.signals import Units, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder
 
-RANDOM = "random"
 LENGTH_STEP_FRAMES = 64  # a CPU vocodes mels whose lengths are multiples of this
 
 
@@ -45,7 +44,7 @@ class KMeansCodecConfig(CodecConfig):
 
 
 @CODECS.register("kmeans", KMeansCodecConfig)
-class KMeansCodec(Codec):
+class KMeansCodec(QuantizedCodec):
     """K-means units with repeats merged, decoded by durations, pitch, mel and vocoder."""
 
     def __init__(self, config: KMeansCodecConfig) -> None:
@@ -54,30 +53,20 @@ class KMeansCodec(Codec):
         Raises:
             CheckpointError: the folder is missing, incomplete, changed or of another version.
         """
-        super().__init__()
-        self.config = config
         is_random = config.folder == RANDOM
         content = _random_folder(config) if is_random else read_folder(Path(config.folder))
-        self.encoder: Encoder = ENCODERS.build(ENCODERS.parse(content.encoder))
+        encoder: Encoder = ENCODERS.build(ENCODERS.parse(content.encoder))
+        super().__init__(
+            encoder, content.tensors["centroids"], content.language, content.fingerprint
+        )
+        self.config = config
         self.vocoder: Vocoder = build_vocoder(content.vocoder)
-        self.register_buffer("centroids", content.tensors["centroids"])  # [V, D]
-        self.rate_hz = self.encoder.rate_hz
-        self.unit_rate_hz = self.encoder.frame_rate_hz
-        self.vocab_size = len(self.centroids)
-        self.language = UnitLanguage(self.vocab_size, content.language)
         self.metrics = content.metrics  # measured at the end of the fit
         ratio = frames_ratio(self.encoder, self.vocoder)
         # The attribute's name is part of the keys in model.safetensors.
         self.speaker = AcousticModel(self.vocab_size, content.sizes, ratio, self.vocoder.recipe)
         _load_acoustic_model(self.speaker, content.tensors, config.folder)
-        self._fingerprint = content.fingerprint
         self.requires_grad_(False).eval()
-
-    @classmethod
-    def is_ready(cls, config: KMeansCodecConfig) -> bool:
-        """Return whether the folder holds a finished fit; the random codec needs none."""
-        # config.json is written last, so it stands for a finished fit.
-        return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
 
     @classmethod
     def expected_unit_vocab_size(cls, config: KMeansCodecConfig) -> int:
@@ -128,29 +117,6 @@ class KMeansCodec(Codec):
             ConfigError: settings do not fit together.
         """
         fit_codec(dataclasses.replace(config.fit, folder=config.folder), clips, str(device))
-
-    def train(self, mode: bool = True) -> KMeansCodec:
-        """Stay in evaluation mode, because the codec is frozen."""
-        return super().train(False)
-
-    def encode(self, wave: Waveform) -> Units:
-        """Encode samples [B, T] to merged units [B, U]; an empty row has none.
-
-        Under an autocast context the encoder follows it; a percent or so of the units may then
-        differ.
-
-        Raises:
-            SignalError: the sample rate is not the codec's.
-        """
-        return merged_units(self.encoder, self.centroids, wave)
-
-    def encode_frames(self, wave: Waveform) -> Units:
-        """Encode samples [B, T] to one unit per frame [B, F].
-
-        Raises:
-            SignalError: the sample rate is not the codec's.
-        """
-        return frame_units(self.encoder, self.centroids, wave)
 
     @torch.no_grad()
     def decode(self, units: Units) -> Waveform:
@@ -212,31 +178,6 @@ class KMeansCodec(Codec):
                 f"units from {int(real.min())} to {int(real.max())} do not fit the codec's "
                 f"0..{self.vocab_size - 1}"
             )
-
-    def words(self, units: list[int]) -> list[int]:
-        """Group merged units [U] into words [W].
-
-        Raises:
-            SignalError: a unit is not one of the codec's.
-        """
-        return self.language.words(units)
-
-    def units_of(self, words: list[int]) -> list[int]:
-        """Expand words [W] to merged units [U].
-
-        Raises:
-            SignalError: a word is not in the unit language.
-        """
-        return self.language.units_of(words)
-
-    @property
-    def unit_vocab_size(self) -> int:
-        """Number of words in the unit language."""
-        return self.language.unit_vocab_size
-
-    def fingerprint(self) -> str:
-        """Return the hash in the folder's config.json, of settings, weights and language."""
-        return self._fingerprint
 
 
 def _load_acoustic_model(model: AcousticModel, tensors: Mapping[str, Tensor], folder: str) -> None:

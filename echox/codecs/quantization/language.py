@@ -81,8 +81,8 @@ class UnitLanguage:
         """Return the words in EchoX's tokenizer format, such as `<|unit_837_81_194|>`, by id."""
         return [f"<|unit_{'_'.join(map(str, units))}|>" for units in self._spellings]
 
-    def words(self, units: Sequence[int]) -> list[int]:
-        """Segment units [U] into words [W]: the most probable segmentation, or the merges.
+    def unit_tokens_of(self, units: Sequence[int]) -> list[int]:
+        """Segment units [U] into tokens [W]: the most probable segmentation, or the merges.
 
         Raises:
             SignalError: a unit is not in 0..V-1.
@@ -95,18 +95,19 @@ class UnitLanguage:
             return list(units)
         return [index - 1 for index in self._pieces.encode(_to_text(units))]
 
-    def units_of(self, words: Sequence[int]) -> list[int]:
-        """Expand words [W] to units [U].
+    def units_of(self, unit_tokens: Sequence[int]) -> list[int]:
+        """Expand tokens [W] to units [U].
 
         Raises:
-            SignalError: a word is not in 0..W-1.
+            SignalError: a token is not in 0..W-1.
         """
-        for word in words:
-            if not 0 <= word < self.unit_vocab_size:
+        for token in unit_tokens:
+            if not 0 <= token < self.unit_vocab_size:
                 raise SignalError(
-                    f"word {word} is outside the unit language's 0..{self.unit_vocab_size - 1}"
+                    f"unit token {token} is outside the unit language's "
+                    f"0..{self.unit_vocab_size - 1}"
                 )
-        return [unit for word in words for unit in self._spellings[word]]
+        return [unit for token in unit_tokens for unit in self._spellings[token]]
 
 
 def train_language(
@@ -223,7 +224,7 @@ def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> d
     """
     merged = [torch.unique_consecutive(units).tolist() for units in labels]
     units = sum(map(len, merged))
-    words = sum(len(language.words(sequence)) for sequence in merged)
+    words = sum(len(language.unit_tokens_of(sequence)) for sequence in merged)
     return {
         "audio_s": round(audio_s, 1),
         "units": language.vocab_size,

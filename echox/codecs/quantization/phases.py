@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echox.core.files import atomic_write
-from echox.core.progress import say, skip
+from echox.core.progress import print_message, skip
 from echox.core.step_costs import duration
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Phases:
 
     def report(self, text: str) -> None:
         """Print a line about the fit to stderr."""
-        say(f"codec: {text}")
+        print_message(f"codec: {text}")
 
     def remove(self) -> None:
         """Delete the work folder, after the codec has been written."""

@@ -311,13 +311,13 @@ def sample_kernel(
             token = tl.where(forced >= 0, forced, token).to(tl.int32)
         if K == 1:
             token = tl.where(failed, pad, token)
-            said = row * V + token
-            tl.store(seen_ptr + said, tl.full((), 1, tl.int8))
+            entry = row * V + token
+            tl.store(seen_ptr + entry, tl.full((), 1, tl.int8))
             _advance(
                 row,
                 length,
                 failed,
-                tl.load(stops_ptr + said) != 0,
+                tl.load(stops_ptr + entry) != 0,
                 max_length_ptr,
                 length_ptr,
                 finished_ptr,

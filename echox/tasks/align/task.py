@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.signals import Batch, Features
+from echox.core.signals import Batch, Features, padded
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
@@ -29,7 +29,7 @@ from echox.tasks.base import (
     TaskConfig,
     named_parts,
 )
-from echox.tasks.conversations import Clip, SpokenData, SpokenDataConfig, padded
+from echox.tasks.conversations import Clip, SpokenData, SpokenDataConfig
 from echox.tasks.views import backbone_text, clip_targets, padding_of_rows
 
 BYTES = 256
@@ -330,7 +330,7 @@ class AlignmentTask(Task):
             padding_of_rows(batch.targets, batch.target_lengths),
             padding_of_rows(batch.distinct_indices, batch.target_lengths),
         ]
-        return AuditBatch(heard=list(clips), padding=sum(padding, []))
+        return AuditBatch(ctc_targets=list(clips), padding=sum(padding, []))
 
     def data_fingerprints(self) -> dict[str, str]:
         return self.data.fingerprints()

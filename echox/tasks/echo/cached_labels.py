@@ -15,14 +15,13 @@ from torch import Tensor
 
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_write
-from echox.core.signals import Spans
+from echox.core.signals import Spans, padded
 from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
 from echox.models.echo import EchoModel
 from echox.models.segmenting import spans_of
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
-from echox.tasks.conversations import padded
 from echox.tasks.echo.pseudo_labels import Collate, EchoBatch, LabelSource, PseudoLabels
 from echox.tasks.s2t.data import Conversation
 

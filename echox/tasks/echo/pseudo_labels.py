@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from echox.core.errors import ConfigError
-from echox.core.signals import Batch, Spans
+from echox.core.signals import Batch, Spans, padded
 from echox.models.echo import EchoModel
 from echox.models.segmenting import cut
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
-from echox.tasks.conversations import padded
 from echox.tasks.s2t.data import Conversation, SpeechTextBatch
 
 Collate = Callable[[Sequence[Conversation]], SpeechTextBatch]

@@ -56,7 +56,7 @@ from echox.tasks.s2t.task import (
     SpeechTextTask,
     SpeechTextTaskConfig,
     freeze_adapter,
-    learned_speech_llm,
+    speech_llm_state_dict,
     teacher_forced,
 )
 from echox.tasks.t2c.task import UNIT_TOKENS_PER_TEXT_TOKEN, t2c_model_of, t2c_parts
@@ -219,7 +219,7 @@ class EchoTask(Task):
     def trained_state_dict(self, model: EchoModel) -> dict[str, Tensor]:
         # `voice` is the unit decoder with its text rows.
         parts = {
-            "speech_llm": learned_speech_llm(model.speech_llm),
+            "speech_llm": speech_llm_state_dict(model.speech_llm),
             "denoiser": model.denoiser.state_dict(),
             "voice": model.voice.state_dict(),
         }
@@ -413,7 +413,7 @@ class EchoTask(Task):
         ]
         return AuditBatch(
             tracks=[*texts, *segments],
-            heard=clips_of(model.speech_llm, conversation),
+            ctc_targets=clips_of(model.speech_llm, conversation),
             padding=padding_of(conversation),
             unit_count=self.codec.vocab_size,
             codecs=self.codecs | self.labels.codecs(),

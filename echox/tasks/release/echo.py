@@ -250,7 +250,7 @@ class ReleaseEchoTask(FullModelTask):
         ]
         return AuditBatch(
             tracks=[*conversation_targets(tokens, conversations), *units],
-            heard=clip_targets(tokens, conversations),
+            ctc_targets=clip_targets(tokens, conversations),
             padding=end_id_padding(conversations.ids, tokens.end_id),
             unit_count=vocoder_unit_count(self.config.checkpoint),
             notes=[WINDOWS_NOTE],

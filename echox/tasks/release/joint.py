@@ -128,7 +128,7 @@ class ReleaseJointTask(FullModelTask):
         padding = end_id_padding(conversations.ids, tokens.end_id)
         return AuditBatch(
             tracks=[*conversation_targets(tokens, conversations), *units],
-            heard=clip_targets(tokens, conversations),
+            ctc_targets=clip_targets(tokens, conversations),
             padding=padding + end_id_padding(batch.ids, tokens.end_id),
             unit_count=vocoder_unit_count(self.config.checkpoint),
             notes=[WINDOWS_NOTE],

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echox.core.signals import Batch, Features
+from echox.core.signals import Batch, Features, padded
 from echox.models.speech_llm import AUDIO, IGNORE, SpeechLLM
 from echox.tasks.align.task import ctc_indices
 from echox.tasks.base import CtcTargets, Examples
-from echox.tasks.conversations import Clip, SpokenData, padded, prompt_and_labels
+from echox.tasks.conversations import Clip, SpokenData, prompt_and_labels
 from echox.tasks.s2t.frozen_states import CachedConversation
 from echox.tasks.views import backbone_text, clip_targets, padding_of_rows
 
@@ -44,7 +44,9 @@ class Conversation:
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # the answer, with the end token
     clips: tuple[Clip, ...]
-    said: tuple[tuple[int, ...], ...]  # token ids of each clip's transcription, () where unknown
+    transcripts: tuple[
+        tuple[int, ...], ...
+    ]  # token ids of each clip's transcription, () where unknown
     answer: str  # short gold answer, "" where the manifest has none
     silent: bool = False  # whether its clips are known to be without speech
 
@@ -108,7 +110,7 @@ def collate_conversations(
     ids, labels = prompt_and_labels(
         [row.prompt for row in examples], [row.target for row in examples]
     )
-    transcripts = [ctc_indices(index, tokens) for row in examples for tokens in row.said]
+    transcripts = [ctc_indices(index, tokens) for row in examples for tokens in row.transcripts]
     clip_rows = [number for number, row in enumerate(examples) for _ in row.clips]
     silent = [row.silent for row in examples for _ in row.clips]
     return SpeechTextBatch(

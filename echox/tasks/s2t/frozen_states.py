@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.core.signals import Batch, valid_mask
+from echox.core.signals import Batch, padded, valid_mask
 from echox.data.cache import ArrayCache
 from echox.models.speech_llm import IGNORE
-from echox.tasks.conversations import Clip, clip_key, padded
+from echox.tasks.conversations import Clip, clip_key
 
 BATCH_COST = 4096  # tokens that run through the frozen layers at once, padding included
 

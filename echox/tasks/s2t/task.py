@@ -103,7 +103,7 @@ def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
     adapter.freeze(alignment=not config.train_alignment, look_back=not config.train_look_back)
 
 
-def learned_speech_llm(model: SpeechLLM) -> dict[str, Tensor]:
+def speech_llm_state_dict(model: SpeechLLM) -> dict[str, Tensor]:
     """Tensors of adapter and LoRA, which echox trains, by their names in the S2T model."""
     # The adapter's buffers too, which hold the tokens that CTC emits.
     tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
@@ -239,7 +239,7 @@ class SpeechTextTask(Task):
         )
 
     def trained_state_dict(self, model: SpeechLLM) -> dict[str, Tensor]:
-        return learned_speech_llm(model)
+        return speech_llm_state_dict(model)
 
     def parameter_groups(self, model: SpeechLLM) -> list[dict]:
         # LoRA is all that is trained of the language model.

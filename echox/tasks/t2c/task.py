@@ -16,12 +16,13 @@ from echox.codecs.base import CODECS, Codec
 from echox.core.checkpoint import Checkpoint
 from echox.core.config import neutral
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.signals import Batch
+from echox.core.signals import Batch, padded
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import OnBroken, Row, manifest_fingerprint, read_manifests
 from echox.models.denoising import T2CModel, build_t2c_model
 from echox.models.footprint import layer_bytes
-from echox.models.unit_decoder import IGNORE, UnitDecoder, UnitDecoderConfig
+from echox.models.speech_llm import IGNORE
+from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
 from echox.tasks.base import (
     TASKS,
     AuditBatch,
@@ -33,7 +34,7 @@ from echox.tasks.base import (
     Use,
     named_parts,
 )
-from echox.tasks.conversations import padded, unit_distance
+from echox.tasks.conversations import unit_distance
 from echox.tasks.recorded import recorded_task
 from echox.tasks.restored import filled, recorded_backbone
 from echox.tasks.t2c.unit_alignment import UnitAlignment, Utterance
@@ -276,7 +277,7 @@ class TextUnitsTask(Task):
                 utterance.units[(end - count) * K : end * K] for end, count in zip(ends, counts)
             ]
         # Each text token's units are tokenized by themselves: no unit token spans two of them.
-        unit_tokens = [self.codec.words(list(piece)) for piece in pieces]
+        unit_tokens = [self.codec.unit_tokens_of(list(piece)) for piece in pieces]
         return dataclasses.replace(utterance, target=tuple(decoder.target_of(unit_tokens)))
 
     def examples(self, split: str) -> Examples:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
 from echox.core.progress import Bar
+from echox.core.signals import padded
 from echox.data.cache import ArrayCache
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.tasks.base import StageContext
-from echox.tasks.conversations import padded
 
 # The rate of HuBERT's units, at which every letter has one of its own; frames that come more slowly
 # are read several times each.

@@ -15,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from echox.codecs.base import Codec
 from echox.core.errors import ManifestError
 from echox.core.number_format import name_of
-from echox.core.signals import Batch
+from echox.core.signals import Batch, padded
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
 from echox.tasks.base import Examples, StageContext
-from echox.tasks.conversations import COST_PER_S, RowsConfig, SpokenRows, clip_key, padded
+from echox.tasks.conversations import COST_PER_S, RowsConfig, SpokenRows, clip_key
 
 log = logging.getLogger(__name__)
 

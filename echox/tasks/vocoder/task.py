@@ -337,13 +337,13 @@ class VocoderTask(Task):
         predictor = model.generator.predictor
         return VocoderOutputs(
             real=recorded.flatten(1),
-            made=model.generator(batch.frames.gather(1, index), batch.speakers),
+            synthesized=model.generator(batch.frames.gather(1, index), batch.speakers),
             # Durations are those of whole utterances: a segment would cut its first and last unit.
             log_frames=None
             if predictor is None
             else model.generator.log_frames(batch.units, batch.durations > 0),
             frames=batch.durations,
-            judges=model.discriminators,
+            discriminators=model.discriminators,
             rate_hz=self.config.generator.rate_hz,
         )
 
