@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from omegaconf import MISSING
 
 from echox.core.config import field_docs, to_plain
-from echox.pipeline.compose import type_name
+from echox.pipeline.config_tree import type_name
 
 # Characters of a line. Not the terminal's, because cached texts serve terminals of any width.
 WIDTH = 110

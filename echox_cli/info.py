@@ -21,7 +21,8 @@ from echox.assets import CATALOGUE
 from echox.core.config import near, to_plain
 from echox.core.errors import ConfigError
 from echox.core.number_format import VARIABLE, measured, name_of, number_format
-from echox.pipeline.compose import finish, options, parse_overrides, part
+from echox.pipeline.compose import finish, parse_overrides, part
+from echox.pipeline.config_tree import options
 from echox.pipeline.plugins import REGISTRIES, Discovery, discover
 from echox.pipeline.recipe import load_recipe, to_dict
 from echox.pipeline.recipe_files import (

@@ -11,7 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from echox.core.errors import EchoxError
-from echox.pipeline.compose import compose, field_paths, kind_at, options, parse_overrides, type_at
+from echox.pipeline.compose import compose, parse_overrides
+from echox.pipeline.config_tree import field_paths, kind_at, options, type_at
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import Recipe, compose_recipe, in_short
 from echox.pipeline.recipe_files import (

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,20 +21,15 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
-from echox.core.config import near
 from echox.core.errors import ConfigError, EchoxError
-from echox.core.registry import failures
-from echox.pipeline.plugins import REGISTRIES
+from echox.pipeline.compose_errors import check_part_name, explained
+from echox.pipeline.config_tree import config_type_of, holds_text, kind_of, nodes, type_at
 
 C = TypeVar("C")
 InFull = Callable[[DictConfig, str, Sequence[str]], str]
@@ -176,7 +168,7 @@ def _apply_all(
         overrides = list(_complete_keys(tree, overrides, in_full, folders))
     # Outer parts first, so that swapping a part does not undo an override of its field.
     for assignment in sorted(overrides, key=lambda assignment: assignment.key.count(".")):
-        with _explained(tree, f"override {assignment.text!r}: ", folders):
+        with explained(tree, f"override {assignment.text!r}: ", folders):
             _apply(tree, assignment, folders)
     return tree
 
@@ -186,7 +178,7 @@ def _complete_keys(
 ) -> Iterator[Assignment]:
     keys = [assignment.key for assignment in overrides]
     for assignment in overrides:
-        with _explained(tree, f"override {assignment.text!r}: ", folders):
+        with explained(tree, f"override {assignment.text!r}: ", folders):
             yield dataclasses.replace(assignment, key=in_full(tree, assignment.key, keys))
 
 
@@ -196,7 +188,7 @@ def finish(tree: DictConfig) -> Any:
     Raises:
         ConfigError: a value is missing, or fails the check of its config's `__post_init__`.
     """
-    with _explained(tree, ""):
+    with explained(tree, ""):
         try:
             return OmegaConf.to_object(tree)
         # First, because some of OmegaConf's errors are ValueErrors too, and name their field.
@@ -210,32 +202,12 @@ def finish(tree: DictConfig) -> Any:
 def _path_of_fault(tree: DictConfig) -> str:
     """Return the dotted key of the innermost config that refuses its own values."""
     # An error of `__post_init__` does not say where it was raised, so each node is tried again.
-    for key, node in _nodes(tree):
+    for key, node in nodes(tree):
         try:
             OmegaConf.to_object(node)
         except (EchoxError, ValueError, TypeError):
             return ".".join(filter(None, (key, _path_of_fault(node))))
     return ""
-
-
-def _nodes(tree: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Yield the key and the node of every config in a tree that is neither null nor missing."""
-    for key in tree:
-        # Reading by `tree[key]` would raise for a missing value.
-        node = tree._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield str(key), node
-
-
-def options(kind: str, folders: Sequence[Path] = ()) -> list[str]:
-    """List everything `kind=` can be set to: registered names and presets.
-
-    Args:
-        kind: encoder, backbone, codec, task or criterion.
-        folders: of the presets of each kind.
-    """
-    presets = {path.stem for folder in folders for path in (folder / kind).glob("*.yaml")}
-    return sorted({*REGISTRIES[kind], *presets})
 
 
 def _compose_yaml(schema: type, yaml_name: str | None, folders: Sequence[Path]) -> DictConfig:
@@ -244,7 +216,7 @@ def _compose_yaml(schema: type, yaml_name: str | None, folders: Sequence[Path]) 
     ConfigStore.instance().store(name=_SCHEMA, node=schema)
     ConfigStore.instance().store(name=_PRIMARY, node={"defaults": defaults})
     place = f"{yaml_name}.yaml: " if yaml_name else ""
-    with _explained(OmegaConf.structured(schema), place, folders):
+    with explained(OmegaConf.structured(schema), place, folders):
         return _hydra_compose(_PRIMARY, [], folders)
 
 
@@ -262,7 +234,7 @@ def _hydra_compose(
         warnings.simplefilter("ignore")
         try:
             return hydra.compose(config_name, overrides=overrides)
-        # First, because some of these are ValueErrors too, and `_explained` knows more of them.
+        # First, because some of these are ValueErrors too, and `explained` knows more of them.
         except (HydraException, OmegaConfBaseException, yaml.YAMLError):
             raise
         except RecursionError as error:
@@ -289,10 +261,10 @@ def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) ->
     parent = _fill_path(tree, assignment.key.rpartition(".")[0])
     hint = type_at(tree, assignment.key)
     # A path or a name may look like a number or hold a comma, so text is not parsed.
-    value = assignment.literal if _is_text(hint) else assignment.value
-    kind = _kind_of(hint)
+    value = assignment.literal if holds_text(hint) else assignment.value
+    kind = kind_of(hint)
     if kind and isinstance(value, str):
-        _check_name(kind, value, folders)
+        check_part_name(kind, value, folders)
         # Replaced and not merged: fields of the former part may not exist in the new one.
         OmegaConf.update(tree, assignment.key, _compose_part(kind, value, folders), merge=False)
         return
@@ -308,13 +280,6 @@ def _open_mapping(node: Any) -> contextlib.AbstractContextManager[Any]:
     return open_dict(node) if is_mapping else contextlib.nullcontext()
 
 
-def _is_text(hint: Any) -> bool:
-    """Whether a field of this type holds a string or a path, null or not."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    types_of_field = typing.get_args(hint) if is_union else (hint,)
-    return any(option in (str, Path) for option in types_of_field)
-
-
 def _fill_path(tree: DictConfig, path: str) -> Any:
     """Return the node at a dotted path; a config on the way that is null gets its defaults."""
     node: Any = tree
@@ -324,30 +289,11 @@ def _fill_path(tree: DictConfig, path: str) -> Any:
         if not isinstance(node, DictConfig):
             return None
         # A stage that the recipe left out can so be set by its fields alone.
-        if node.get(key) is None and (config_type := _config_type(type_at(tree, walked))):
+        if node.get(key) is None and (config_type := config_type_of(type_at(tree, walked))):
             with _open_mapping(node):
                 node[key] = OmegaConf.structured(config_type)
         node = node.get(key)
     return node
-
-
-def _config_type(hint: Any) -> type | None:
-    """Return the dataclass among the types of a field, or None."""
-    candidates = (hint, *typing.get_args(hint))
-    return next((option for option in candidates if dataclasses.is_dataclass(option)), None)
-
-
-def kind_at(tree: DictConfig, key: str) -> str | None:
-    """Return the kind of part at a dotted key, such as "encoder", or None."""
-    return _kind_of(type_at(tree, key))
-
-
-def _kind_of(hint: Any) -> str | None:
-    """Return the kind of part that a field of this type holds, or None."""
-    candidates = (hint, *typing.get_args(hint))
-    return next(
-        (kind for kind, registry in REGISTRIES.items() if registry.config_base in candidates), None
-    )
 
 
 def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
@@ -362,169 +308,10 @@ def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
         ConfigError: there is none, or the preset does not fit its part; the message lists those
             that exist, and the plugins that failed to load.
     """
-    _check_name(kind, name, folders)
-    with _explained(OmegaConf.create(), f"{kind} {name!r}: ", folders):
+    check_part_name(kind, name, folders)
+    with explained(OmegaConf.create(), f"{kind} {name!r}: ", folders):
         return _compose_part(kind, name, folders)
 
 
 def _compose_part(kind: str, name: str, folders: Sequence[Path]) -> DictConfig:
     return _hydra_compose(None, [f"+{kind}={name}"], folders)[kind]
-
-
-def _check_name(kind: str, name: str, folders: Sequence[Path]) -> None:
-    names = options(kind, folders)
-    if name not in names:
-        raise _unknown_part(kind, name, names)
-
-
-def _unknown_part(kind: str, name: str, names: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        f"no {kind} named {name!r}{near(name, names)}; "
-        f"known: {', '.join(names) or 'none'}{failures()}"
-    )
-
-
-@contextlib.contextmanager
-def _explained(tree: DictConfig, where: str, folders: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn errors of Hydra, OmegaConf and the YAML reader within a block into one sentence.
-
-    Args:
-        tree: the config that is composed, for the types and names of its fields.
-        where: beginning of the sentence.
-        folders: of configs and presets.
-    """
-    try:
-        yield
-    except EchoxError as error:
-        # A block within another one has named its place already.
-        if isinstance(error, ConfigError) and not str(error).startswith(where):
-            raise ConfigError(f"{where}{error}") from error
-        raise
-    except MissingConfigException as error:
-        raise ConfigError(f"{where}{_missing_file(error, folders)}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = error.problem or error.context
-        raise ConfigError(f"{where}not valid YAML{place}: {problem}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{where}{_sentence(tree, error)}") from error
-
-
-def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> str:
-    # The file of `encoder: mel` in a defaults list is "encoder/mel".
-    kind, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if kind in REGISTRIES:
-        return str(_unknown_part(kind, name, options(kind, folders)))
-    names = [path.stem for folder in folders for path in (folder / kind).glob("*.yaml")]
-    return (
-        f"the defaults list names {error.missing_cfg_file!r}, which is in none of "
-        f"{', '.join(map(str, folders))}{near(name, names)}"
-    )
-
-
-def _sentence(tree: DictConfig, error: Exception) -> str:
-    fault = _omegaconf_fault(error)
-    if fault is None:
-        return " ".join(str(error).split())
-    # `key` alone is relative to its node; some errors have only that.
-    key = str(fault.full_key or fault.key or "")
-    # The lines after the first repeat the key and the type, in OmegaConf's own terms.
-    reason = str(fault).splitlines()[0]
-    if isinstance(fault, (ConfigAttributeError, ConfigKeyError)):
-        return _unknown_field(tree, key, fault.object_type)
-    if isinstance(fault, MissingMandatoryValue):
-        kind = kind_at(tree, key)
-        value = f"NAME, one of {', '.join(options(kind))}" if kind else "..."
-        return f"{key} has no value; set {key}={value}"
-    if isinstance(fault, InterpolationKeyError):
-        return f"{key} refers to a field that does not exist ({reason})"
-    hint = type_at(tree, key)
-    if hint is None:
-        return f"{key}: {reason}"
-    return f"{key} takes {type_name(hint)}, not {_value_text(fault.value)}"
-
-
-def _value_text(value: Any) -> str:
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return "null" if plain is None else repr(plain)
-
-
-def _omegaconf_fault(error: BaseException | None) -> OmegaConfBaseException | None:
-    """Return the first error in the chain of causes that names its field, or None."""
-    # Hydra wraps OmegaConf's errors in its own, which do not name the field.
-    while error is not None:
-        if isinstance(error, OmegaConfBaseException) and (error.full_key or error.key):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _unknown_field(tree: DictConfig, key: str, owner: Any) -> str:
-    path, _, last = key.rpartition(".")
-    names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-    place = path or getattr(owner, "__name__", "the config")
-    # The same field in another place is a likelier mistake than a similar name here.
-    elsewhere = [other for other in field_paths(tree) if other.rpartition(".")[2] == last]
-    hint = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else near(last, names)
-    hint = hint or f"; its fields are {', '.join(names) or 'none'}"
-    return f"no field {last!r} in {place}{hint}"
-
-
-def field_paths(tree: DictConfig, path: str = "") -> Iterator[str]:
-    """Yield every dotted key that an override can set.
-
-    Args:
-        tree: the config.
-        path: beginning of the keys, with its final dot.
-    """
-    nodes = dict(_nodes(tree))
-    for key in tree:
-        yield f"{path}{key}"
-        if str(key) in nodes:
-            yield from field_paths(nodes[str(key)], f"{path}{key}.")
-
-
-def type_at(tree: DictConfig, key: str) -> Any:
-    """Return the declared type of the field at a dotted key, or None if it is unknown."""
-    path, _, last = key.rpartition(".")
-    parent = OmegaConf.select(tree, path, throw_on_missing=False) if path else tree
-    owner = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
-    if dataclasses.is_dataclass(owner):
-        # Hints and not `field.type`, which is a string under postponed annotations.
-        return typing.get_type_hints(owner).get(last)
-    # A key of a mapping has the type of the mapping's values.
-    arguments = typing.get_args(type_at(tree, path)) if path else ()
-    return arguments[1] if owner is dict and len(arguments) == 2 else None
-
-
-_TYPE_NAMES = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    type(None): "null",
-}
-
-
-def type_name(hint: Any) -> str:
-    """Return a type in plain words, such as `an integer or null`.
-
-    Args:
-        hint: the annotation of a config's field.
-    """
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is list:
-        return f"a list, each {type_name(arguments[0])}"
-    if typing.get_origin(hint) is dict:
-        return f"a mapping, each value {type_name(arguments[1])}"
-    # What is left with arguments is a union.
-    if arguments:
-        return " or ".join(type_name(argument) for argument in arguments)
-    if hint in _TYPE_NAMES:
-        return _TYPE_NAMES[hint]
-    if kind := _kind_of(hint):
-        return f"the name of {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return " or ".join(hint.__members__)
-    return getattr(hint, "__name__", str(hint))

@@ -52,7 +52,7 @@ def offline_config(config_type: type) -> Any:
     """
     if issubclass(config_type, TaskConfig):
         # Imported here because it imports the whole pipeline.
-        from echox.testing.tasks import small_config
+        from echox.testing.noise_corpus import small_config
 
         return small_config(config_type)
     names = {field.name for field in dataclasses.fields(config_type)}

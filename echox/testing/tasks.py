@@ -1,40 +1,31 @@
-"""The contract of a task; see `echox.tasks.base.Task`.
-
-A task is tested as it is used: on a small corpus of noise, with parts of random weights, after the
-stages that it names as its parents, which are trained for one step each. A config that has lists
-`train` and `valid` of manifests gets those of that corpus, in which every row has a spoken question
-with its transcription, and an answer with text, audio and units.
-"""
+"""The contract of a task, tested on a corpus of noise; see `echox.tasks.base.Task`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import tempfile
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from echox.codecs.base import CODECS
 from echox.core import checkpoint
 from echox.core.errors import EchoxError
-from echox.core.signals import Batch, Loss, Outputs
-from echox.criteria.base import CRITERIA
-from echox.data.audio import pad_waveforms, save_audio
-from echox.data.manifest import Item, Role, Row, with_units, write_manifest
+from echox.core.signals import Batch, Outputs
 from echox.engine.audit import audit
 from echox.engine.config import Precision
-from echox.pipeline.recipe import Recipe, load_recipe
-from echox.pipeline.run import run_recipe
-from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
+from echox.tasks.base import TASKS, Task, TaskConfig
+from echox.testing.noise_corpus import (
+    ROWS,
+    built_task,
+    noise_corpus,
+    prepared_stage,
+    smoke_recipe,
+    with_manifests,
+)
 from echox.testing.rules import copied_state, differing, survives_a_checkpoint
 
-RECIPE = "echo_tiny"
-SEED = 1
 # Batching changes the order of float32 sums, no more.
 TOLERANCE = 1e-3
 
@@ -46,7 +37,7 @@ def it_names_stages_as_parents(config: TaskConfig) -> None:
         AssertionError: a role is not the name of a stage.
     """
     task = TASKS.entry_of(config).implementation
-    stages = _recipe().stages
+    stages = smoke_recipe().stages
     unknown = {*task.parents, *task.continues} - set(stages)
     assert not unknown, (
         f"the smoke recipe must have a stage for each parent ({', '.join(stages)}), "
@@ -60,8 +51,8 @@ def two_builds_are_one_model(config: TaskConfig) -> None:
     Raises:
         AssertionError: a tensor differs between two builds.
     """
-    # `_built` sets the seed each time, as a run does.
-    first, second = (_built(config)[1].state_dict() for _ in range(2))
+    # `built_task` sets the seed each time, as a run does.
+    first, second = (built_task(config)[1].state_dict() for _ in range(2))
     names = differing(first, second)
     assert first.keys() == second.keys() and not names, (
         f"two builds after the same seed differ in {', '.join(names[:3])}"
@@ -74,7 +65,7 @@ def a_checkpoint_holds_what_was_trained(config: TaskConfig) -> None:
     Raises:
         AssertionError: a trained tensor is not in it, or does not come back.
     """
-    task, model = _built(config)
+    task, model = built_task(config)
     _check_trained_names(task, model)
     # A step of 0.01 stands in for training: initial weights would come back from any checkpoint.
     with torch.no_grad():
@@ -84,7 +75,7 @@ def a_checkpoint_holds_what_was_trained(config: TaskConfig) -> None:
     tensors = {
         name: tensor.detach().clone() for name, tensor in task.trained_state_dict(model).items()
     }
-    fresh = _built(config)[1]
+    fresh = built_task(config)[1]
     unsaved = checkpoint.Checkpoint(Path("unsaved"), {}, tensors, None)
     checkpoint.fill(fresh, unsaved, set(task.trained_state_dict(fresh)))
     names = differing(fresh.state_dict(), model.state_dict())
@@ -109,7 +100,7 @@ def every_trained_weight_is_in_one_group(config: TaskConfig) -> None:
     Raises:
         AssertionError: a group lacks a key, or a parameter is in none or in two.
     """
-    task, model = _built(config)
+    task, model = built_task(config)
     groups = task.parameter_groups(model)
     # The optimiser is built from these keys.
     assert groups and all({"name", "params", "lr_scale"} <= group.keys() for group in groups), (
@@ -133,8 +124,8 @@ def preparing_twice_is_preparing_once(config: TaskConfig) -> None:
     Raises:
         AssertionError: a cost or a trained tensor has changed.
     """
-    stage = _stage(config)
-    # `_stage` has prepared the task once.
+    stage = prepared_stage(config)
+    # `prepared_stage` has prepared the task once.
     costs = [_costs(stage.task, split) for split in ("train", "valid")]
     tensors = stage.task.trained_state_dict(stage.model)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -152,7 +143,7 @@ def examples_have_costs(config: TaskConfig) -> None:
     Raises:
         AssertionError: a split has fewer than two examples, or a cost is no positive integer.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     for split in ("train", "valid"):
         costs = _costs(stage.task, split)
         # A filter that drops rows of noise would leave the other rules without a batch.
@@ -171,7 +162,7 @@ def collating_is_repeatable(config: TaskConfig) -> None:
         AssertionError: `collate` draws random numbers, gives other values the second time, or a
             batch whose rows, count or tensors are wrong.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     examples = stage.examples
     state = torch.get_rng_state()
     first, second = (
@@ -205,7 +196,7 @@ def forward_learns(config: TaskConfig) -> None:
     Raises:
         AssertionError: they are not of type `Outputs`, not finite, or without gradient.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     stage.model.train()
     outputs = stage.task.forward(stage.model, stage.batch(range(2)))
     assert isinstance(outputs, Outputs), (
@@ -230,7 +221,7 @@ def an_audit_shows_its_batches(config: TaskConfig) -> None:
     Raises:
         AssertionError: it returns nothing, or copies.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     batch = stage.batch(range(2))
     view = stage.task.audit_batch(stage.model, batch)
     assert view.tracks or view.ctc_targets or view.notes, (
@@ -254,7 +245,7 @@ def an_audit_finds_nothing_wrong(config: TaskConfig) -> None:
     Raises:
         AssertionError: a label is at fault, or weights or the random state have changed.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     # Without a criterion there is no loss whose targets could be checked.
     if stage.criterion is None:
         return
@@ -284,7 +275,7 @@ def rows_do_not_influence_each_other(config: TaskConfig) -> None:
     Raises:
         AssertionError: it differs by more than `TOLERANCE`, relative to losses above 1.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     # Without dropout, which would differ between the three batches.
     stage.model.eval()
     together, *alone = (stage.loss(rows) for rows in ((0, 1), (0,), (1,)))
@@ -308,7 +299,7 @@ def scores_are_numbers(config: TaskConfig) -> None:
     Raises:
         AssertionError: a metric is no float, or a tensor of the model has changed.
     """
-    stage = _stage(config)
+    stage = prepared_stage(config)
     stage.model.eval()
     before = copied_state(stage.model)
     # A new iterator at each call: a task may read the batches more than once.
@@ -326,7 +317,7 @@ def its_data_has_fingerprints(config: TaskConfig) -> None:
     Raises:
         AssertionError: there is none, one is no text, or they differ between two calls.
     """
-    task = _stage(config).task
+    task = prepared_stage(config).task
     prints = task.data_fingerprints()
     assert prints and all(
         isinstance(name, str) and isinstance(value, str) and value for name, value in prints.items()
@@ -340,14 +331,14 @@ def a_missing_manifest_is_said(config: TaskConfig) -> None:
     Raises:
         AssertionError: there is no `EchoxError`, or it does not name the file.
     """
-    gone = [str(_corpus().folder / "gone.jsonl")]
+    gone = [str(noise_corpus().folder / "gone.jsonl")]
     without_manifest = with_manifests(config, gone, gone)
     # A task without manifests has none to miss.
     if without_manifest == config:
         return
     # A task may read its manifests at any of these three.
     try:
-        task, model = _built(without_manifest)
+        task, model = built_task(without_manifest)
         task.prepare(model)
         task.examples("train")
     except EchoxError as error:
@@ -384,211 +375,6 @@ CHECKS = (
     a_missing_manifest_is_said,
     config_survives_a_checkpoint,
 )
-
-ROWS = 4
-# One text for each row.
-_TEXTS = ("It is Paris.", "Six.", "On a Monday.", "Nobody knows.")
-
-
-def small_config(config_type: type[TaskConfig]) -> TaskConfig:
-    """Return a task's config as the smoke recipe has it, or else its defaults, without manifests.
-
-    A task that starts from a published checkpoint starts from a small random one instead.
-    """
-    plans = _recipe().stages.values()
-    own = next((plan.task for plan in plans if type(plan.task) is config_type), None)
-    if own is None:
-        names = {field.name for field in dataclasses.fields(config_type)}
-        # A random T2C never predicts its stop id, so its answers need a limit of words.
-        small = {"checkpoint": "random", "max_words": 8}
-        own = config_type(**{name: value for name, value in small.items() if name in names})
-    return with_manifests(own, [], [])
-
-
-def with_manifests(config: Any, train: list[str], valid: list[str]) -> Any:
-    """Return a config whose lists `train` and `valid`, at any depth, name other manifests.
-
-    Args:
-        config: a dataclass.
-        train: paths of training manifests.
-        valid: paths of validation manifests.
-    """
-    hints = typing.get_type_hints(type(config))
-    paths = {"train": train, "valid": valid}
-    # By their type too, since a field called `train` may hold a nested config.
-    changes: dict[str, Any] = {
-        name: value for name, value in paths.items() if hints.get(name) == list[str]
-    }
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = with_manifests(value, train, valid)
-    return dataclasses.replace(config, **changes)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Corpus:
-    """A temporary folder with a corpus of noise, where runs are placed too."""
-
-    folder: Path
-    train: list[str]
-    valid: list[str]
-    temporary: Any  # the folder is deleted with this value
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    """A task that is built and prepared."""
-
-    task: Task
-    model: nn.Module
-    criterion: nn.Module | None
-
-    @property
-    def examples(self) -> Examples:
-        return self.task.examples("train")
-
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """Collate examples of the training split."""
-        return self.task.collate([self.examples[row] for row in rows])
-
-    def loss(self, rows: Sequence[int]) -> Loss:
-        """Compute the loss of a batch; a task without criterion has one without parts."""
-        batch = self.batch(rows)
-        outputs = self.task.forward(self.model, batch)
-        if self.criterion is None:
-            return Loss(torch.zeros(()), batch.count)
-        return self.criterion(outputs, batch)
-
-
-# Cached, with all that is derived from it: a process tests dozens of rules on one corpus.
-@functools.cache
-def _recipe() -> Recipe:
-    return load_recipe(RECIPE, ["codec.folder=random"])
-
-
-@functools.cache
-def _corpus() -> _Corpus:
-    temporary = tempfile.TemporaryDirectory(prefix="echox-contract-")
-    folder = Path(temporary.name)
-    codec = CODECS.build(_recipe().codec)
-    train, valid = (_write_split(folder, split, codec) for split in ("train", "valid"))
-    return _Corpus(folder, [str(train)], [str(valid)], temporary)
-
-
-def _write_split(folder: Path, split: str, codec: Any) -> Path:
-    # The splits have other noise, by the lengths of their names.
-    generator = torch.Generator().manual_seed(len(split))
-    rows = [
-        _noise_row(folder, f"{split}-{number}", number, codec, generator)
-        for number in range(len(_TEXTS))
-    ]
-    write_manifest(folder / f"{split}.jsonl", rows)
-    return folder / f"{split}.jsonl"
-
-
-def _noise_row(
-    folder: Path, row_id: str, number: int, codec: Any, generator: torch.Generator
-) -> Row:
-    """Write the audio of one row, and return the row with the units of its answer."""
-    # Seconds differ between rows, so that batches are padded.
-    question, answer = (
-        0.2 * torch.randn(int(seconds * codec.rate_hz), generator=generator)
-        for seconds in (0.7 + 0.1 * number, 0.9 + 0.1 * number)
-    )
-    units = codec.encode(pad_waveforms([answer], codec.rate_hz))
-    for name, samples in (("q", question), ("a", answer)):
-        save_audio(folder / f"{row_id}-{name}.wav", samples, codec.rate_hz)
-    text = _TEXTS[number]
-    reply = Item(
-        Role.ASSISTANT,
-        text,
-        audio=folder / f"{row_id}-a.wav",
-        transcription="What is it?",
-        # What preference tuning reads: the answer of another row.
-        extra={"rejected": _TEXTS[number - 1]},
-    )
-    labels = {"codec": codec.fingerprint(), "answer": text.rstrip(".")}
-    row = Row(row_id, (Item(Role.USER, audio=folder / f"{row_id}-q.wav"), reply), labels)
-    return with_units(row, units.rows()[0], codec.codebooks)
-
-
-@functools.cache
-def _parent(stage: str) -> Path:
-    """Return the checkpoint of a stage of the smoke recipe, trained for one step."""
-    for parent in _recipe().task_type(stage).parents:
-        _parent(parent)
-    run_recipe(dataclasses.replace(_one_step_recipe(), stage=stage))
-    return _corpus().folder / "run" / stage / "final"
-
-
-@functools.cache
-def _one_step_recipe() -> Recipe:
-    """Return the smoke recipe on the corpus of noise, with one step for each stage."""
-    # One recipe for all stages: a run refuses stages that were trained with other settings.
-    corpus, recipe = _corpus(), _recipe()
-    plans = {}
-    for stage, plan in recipe.stages.items():
-        one_step = dataclasses.replace(plan.train, steps=1, validate_every=None)
-        task = with_manifests(plan.task, corpus.train, corpus.valid)
-        plans[stage] = dataclasses.replace(plan, task=task, train=one_step)
-    return dataclasses.replace(
-        recipe,
-        # Deleted with the corpus when the process ends.
-        run_dir=str(corpus.folder / "run"),
-        cache_dir=str(corpus.folder / "cache"),
-        device="cpu",
-        corpus=None,
-        units=[],
-        stages=plans,
-    )
-
-
-def _built(config: TaskConfig) -> tuple[Task, nn.Module]:
-    """Build a task on the corpus of noise, and its model."""
-    corpus, recipe = _corpus(), _recipe()
-    # A rule may have set manifests of its own.
-    if not any(_manifests(config)):
-        config = with_manifests(config, corpus.train, corpus.valid)
-    parents = TASKS.entry_of(config).implementation.parents
-    context = StageContext(
-        parts=Parts(recipe.encoder, recipe.backbone, recipe.codec),
-        seed=SEED,
-        cache_dir=corpus.folder / "cache",
-        parents={parent: _parent(parent) for parent in parents},
-    )
-    task = TASKS.build(config, context)
-    # After the parents, whose training draws random numbers.
-    torch.manual_seed(SEED)
-    return task, task.build()
-
-
-def _stage(config: TaskConfig) -> _Stage:
-    task, model = _built(config)
-    task.prepare(model)
-    return _Stage(task, model.train(), _criterion(config))
-
-
-def _criterion(config: TaskConfig) -> nn.Module | None:
-    """Return the task's criterion in echox's recipes, or else the one of its name, or None."""
-    recipes = (_recipe(), load_recipe("release_finetune"))
-    plans = [plan for recipe in recipes for plan in recipe.stages.values() if plan is not None]
-    criteria = [plan.criterion for plan in plans if type(plan.task) is type(config)]
-    name = TASKS.name_of(config)
-    # A plugin has no recipe here, but usually registers a criterion under its task's name.
-    if not criteria and name in CRITERIA:
-        criteria = [CRITERIA.parse({"name": name})]
-    return CRITERIA.build(criteria[0]) if criteria else None
-
-
-def _manifests(config: Any) -> Iterator[list[str]]:
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _manifests(value)
-        elif field.name in ("train", "valid") and hints[field.name] == list[str]:
-            yield value
 
 
 def _costs(task: Task, split: str) -> list[int]:

@@ -10,7 +10,7 @@ from echox.criteria.base import CRITERIA
 from echox.kernels.codec_head_loss import Impl
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import load_recipe
-from echox.testing.tasks import _stage, small_config
+from echox.testing.noise_corpus import prepared_stage, small_config
 
 STEPS = 5
 # The first loss is that of equal weights; after that float32 rounding is fed back by every update.
@@ -21,7 +21,7 @@ FIRST, LATER = 1e-5, 1e-4
 def test_curves_are_equal(name):
     discover()
     plan = load_recipe("echo_tiny").plan(name)
-    stage = _stage(small_config(type(plan.task)))
+    stage = prepared_stage(small_config(type(plan.task)))
     batches = [stage.batch([0, 1]), stage.batch([2, 3])]
 
     def loss_curve(impl):

@@ -15,8 +15,12 @@ from echox.models.speech_llm import IGNORE
 from echox.pipeline.plugins import discover
 from echox.pipeline.run import run_recipe
 from echox.tasks.base import TASKS
-from echox.testing import tasks as stage_contract
-from echox.testing.tasks import small_config
+from echox.testing.noise_corpus import (
+    one_step_recipe,
+    parent_checkpoint,
+    prepared_stage,
+    small_config,
+)
 
 from .toy import toy_task, train_toy
 
@@ -26,10 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def stages():
     discover()
-    return {
-        name: stage_contract._stage(small_config(TASKS[name].config_type))
-        for name in ("s2t", "t2c")
-    }
+    return {name: prepared_stage(small_config(TASKS[name].config_type)) for name in ("s2t", "t2c")}
 
 
 @pytest.fixture
@@ -305,11 +306,11 @@ def test_a_task_without_an_audit_trains_with_a_note(tmp_path, capsys):
 
 def recipe(stages, folder, **train):
     """S2T of the smoke recipe, with dropout, on the corpus of noise."""
-    base = stage_contract._one_step_recipe()
+    base = one_step_recipe()
     plan = base.plan("s2t")
     plan = dataclasses.replace(plan, train=dataclasses.replace(plan.train, steps=2, **train))
     (folder / "align").mkdir(parents=True)
-    (folder / "align" / "final").symlink_to(stage_contract._parent("align"))
+    (folder / "align" / "final").symlink_to(parent_checkpoint("align"))
     return dataclasses.replace(
         base, run_dir=str(folder), stage="s2t", stages={**base.stages, "s2t": plan}
     )
