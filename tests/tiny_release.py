@@ -13,9 +13,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.causal import LanguageModel
 from echox.models.release.compatibility import RELEASE, Compatibility
 from echox.models.release.export import release_tensors, write_release
+from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.sizes import llama_config
 from echox.models.release.tokens import ReleaseTokens
@@ -143,7 +143,7 @@ def tiny_model(tokens: ReleaseTokens, compatibility: Compatibility = RELEASE) ->
         translator = UnitTranslator(llama_config(CONFIG), 16, VOCABULARY, UNIT_TOKENS, 24)
         model = PublishedEchoX(
             ShrinkingAdapter(shape, compatibility),
-            LanguageModel(text),
+            LanguageModel(text, tokens),
             translator,
             tokens,
             compatibility,

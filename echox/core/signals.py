@@ -69,6 +69,11 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     ).reshape(len(rows), width)
 
 
+def last_positions(mask: Tensor) -> Tensor:
+    """Return the index [B] of the last True of each row of a mask, bool [B, N]."""
+    return mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Waveform(_Movable):
     """Mono audio: samples [B, T] in [-1, 1] at a rate in Hz."""

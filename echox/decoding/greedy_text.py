@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.backbones.base import Backbone, Turn
-from echox.core.signals import valid_mask
+from echox.backbones.base import Backbone, BackboneState, Turn
+from echox.core.signals import last_positions, valid_mask
 from echox.decoding import Completion, DecodeEngine
 from echox.decoding.text import continue_prompts
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """A batch of generated texts."""
+    """A batch of generated texts, or of other sequences of tokens."""
 
     ids: Tensor  # [B, S] int64, end token excluded, padded with pad_id
     hidden: Tensor  # [B, S, H]: hidden[:, s] is the state that predicted ids[:, s]
     lengths: Tensor  # [B] tokens
     ended: Tensor  # [B] bool: the model ended the text, not the limit
+
+    def rows(self) -> list[list[int]]:
+        """Return the ids of each row, without padding."""
+        return [row[:length] for row, length in zip(self.ids.tolist(), self.lengths.tolist())]
+
+
+class CausalModel(Protocol):
+    """What decoding needs of a model: the methods of a `Backbone`."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> input embeddings [..., H]."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> next-token logits [..., V]."""
+
+    def __call__(
+        self, embeddings: Tensor, mask: Tensor, cache: Any = None, use_cache: bool = False
+    ) -> BackboneState:
+        """Run all layers, as `Backbone.forward`."""
 
 
 @torch.no_grad()
@@ -53,41 +74,64 @@ def greedy_text(
         completions = continue_prompts(
             engine, embeddings, mask.sum(1).tolist(), max_tokens, temperature, seed or 0
         )
-        return _text_of(completions, backbone)
-    return _stepwise_text(backbone, embeddings, mask, max_tokens, temperature, seed)
+        ends = [backbone.end_id, *backbone.other_end_ids]
+        return text_of_completions(completions, ends, backbone.pad_id, backbone.head_rows().device)
+    generator = None if seed is None else torch.Generator(embeddings.device).manual_seed(seed)
+    steps = decode_steps(
+        backbone,
+        embeddings,
+        mask,
+        [backbone.end_id, *backbone.other_end_ids],
+        max_tokens,
+        lambda scores: _choose(scores, temperature, generator),
+    )
+    return gathered(steps, backbone.end_id, backbone.pad_id)
 
 
-def _stepwise_text(
-    backbone: Backbone,
+@torch.no_grad()
+def decode_steps(
+    model: CausalModel,
     embeddings: Tensor,
     mask: Tensor,
+    end_ids: Sequence[int],
     max_tokens: int,
-    temperature: float,
-    seed: int | None,
-) -> GeneratedText:
-    """Text by the backbone's own forward, token by token; arguments as in `greedy_text`."""
-    B = embeddings.shape[0]
-    generator = None if seed is None else torch.Generator(embeddings.device).manual_seed(seed)
-    state = backbone(embeddings, mask, use_cache=True)
+    choose: Callable[[Tensor], Tensor] = lambda scores: scores.argmax(-1),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Decode prompts by the model's own forward, one token at a time, until every row has ended.
+
+    Rows never influence each other. A row that has ended goes on with end tokens. Autocast is
+    that of whoever asks for the next step.
+
+    Args:
+        model: the model that is decoded.
+        embeddings: prompts [B, P, H], right-padded.
+        mask: bool [B, P], True at positions that may be attended to; a prompt's last one is.
+        end_ids: tokens that end a row, which the first of them stands for.
+        max_tokens: steps at most.
+        choose: takes a token from float32 scores: [B, V] -> [B].
+
+    Yields:
+        tokens [B], and the hidden states that predicted them [B, H].
+    """
+    B, end_id = embeddings.shape[0], end_ids[0]
+    state = model(embeddings, mask, use_cache=True)
     # Prompts are right-padded: the last real position predicts, whatever the padding holds.
-    last = state.hidden[torch.arange(B, device=mask.device), mask.sum(1) - 1][:, None]
+    last = state.hidden[torch.arange(B, device=mask.device), last_positions(mask)][:, None]
     done = torch.zeros(B, dtype=torch.bool, device=mask.device)
-    other_ends = torch.tensor(backbone.other_end_ids, dtype=torch.int64, device=mask.device)
-    ids, hidden = [], []
-    for _ in range(max_tokens):
-        token = _choose(backbone.logits(last)[:, 0].float(), temperature, generator)  # [B]
-        token = torch.where(done | torch.isin(token, other_ends), backbone.end_id, token)
-        done = done | (token == backbone.end_id)
-        ids.append(token)
-        hidden.append(last[:, 0])
-        if bool(done.all()):
-            break
+    other_ends = torch.tensor(end_ids[1:], dtype=torch.int64, device=mask.device)
+    for step in range(max_tokens):
+        token = choose(model.logits(last)[:, 0].float())  # [B]
+        token = torch.where(done | torch.isin(token, other_ends), end_id, token)
+        done = done | (token == end_id)
+        yield token, last[:, 0]
+        # Asked before the next step, so that no state is computed that predicts nothing.
+        if step + 1 == max_tokens or bool(done.all()):
+            return
         # The padding between prompt and text stays masked; positions count real tokens only.
         mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-        embedded = backbone.embed(token[:, None]).to(embeddings.dtype)
-        state = backbone(embedded, mask, state.cache, use_cache=True)
+        embedded = model.embed(token[:, None]).to(embeddings.dtype)
+        state = model(embedded, mask, state.cache, use_cache=True)
         last = state.hidden
-    return _until_end(torch.stack(ids, 1), torch.stack(hidden, 1), done, backbone)
 
 
 def _choose(scores: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -97,28 +141,66 @@ def _choose(scores: Tensor, temperature: float, generator: torch.Generator | Non
     return torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
-def _text_of(completions: list[Completion], backbone: Backbone) -> GeneratedText:
-    """The engine's completions, which lie on the host, as a batch on the backbone's device."""
-    device, end_id = backbone.head_rows().device, backbone.end_id
+def gathered(steps: Iterable[tuple[Tensor, Tensor]], end_id: int, pad_id: int) -> GeneratedText:
+    """Collect the steps of `decode_steps` as a batch of texts.
+
+    Args:
+        steps: tokens [B] and states [B, H] of each step.
+        end_id: the token that ends a row.
+        pad_id: the padding of shorter rows.
+    """
+    ids, hidden = zip(*steps)
+    # A row that has ended repeats the end token until the last step.
+    return _until_end(
+        torch.stack(ids, 1), torch.stack(hidden, 1), ids[-1] == end_id, end_id, pad_id
+    )
+
+
+def text_of_completions(
+    completions: Sequence[Completion],
+    end_ids: Sequence[int],
+    pad_id: int,
+    device: torch.device,
+) -> GeneratedText:
+    """Collect the engine's completions, which lie on the host, as a batch of texts on a device.
+
+    Args:
+        completions: of one codebook.
+        end_ids: tokens that end a row, which the first of them stands for.
+        pad_id: the padding of shorter rows.
+        device: of the result.
+
+    Returns:
+        ids [B, S]; states [B, S, H], or [B, S, 0] where the engine does not keep them.
+    """
+    end_id = end_ids[0]
     tokens = [completion.tokens[:, 0] for completion in completions]
+    states = [
+        completion.tokens.new_empty(len(completion.tokens), 0)
+        if completion.states is None
+        else completion.states
+        for completion in completions
+    ]
     ids = pad_sequence(tokens, batch_first=True, padding_value=end_id)
-    hidden = pad_sequence([completion.states for completion in completions], batch_first=True)
-    other_ends = torch.tensor(backbone.other_end_ids, dtype=torch.int64)
+    hidden = pad_sequence(states, batch_first=True)
+    other_ends = torch.tensor(end_ids[1:], dtype=torch.int64)
     ids = torch.where(torch.isin(ids, other_ends), end_id, ids)
     # Padding is the end token too, so only a row's own last token tells whether it ended.
     ended = [int(row[len(own) - 1]) == end_id for row, own in zip(ids, tokens)]
     done = torch.tensor(ended)
-    return _until_end(ids.to(device), hidden.to(device), done.to(device), backbone)
+    return _until_end(ids.to(device), hidden.to(device), done.to(device), end_id, pad_id)
 
 
-def _until_end(ids: Tensor, hidden: Tensor, done: Tensor, backbone: Backbone) -> GeneratedText:
+def _until_end(
+    ids: Tensor, hidden: Tensor, done: Tensor, end_id: int, pad_id: int
+) -> GeneratedText:
     """Rows [B, S] without their end tokens and what follows them."""
-    is_end = ids == backbone.end_id
+    is_end = ids == end_id
     lengths = torch.where(is_end.any(1), is_end.long().argmax(1), ids.shape[1])
     # At least one column: later layers take no empty sequences.
     size = max(1, int(lengths.max()))
     padding = ~valid_mask(lengths, size)
-    ids = ids[:, :size].masked_fill(padding, backbone.pad_id)
+    ids = ids[:, :size].masked_fill(padding, pad_id)
     return GeneratedText(ids, hidden[:, :size], lengths, done)
 
 
@@ -162,5 +244,5 @@ def answers_and_ends(
     generated = greedy_text(
         backbone, backbone.embed(ids), mask, max_tokens, temperature, seed, engine
     )
-    rows = zip(generated.ids.tolist(), generated.lengths.tolist(), generated.ended.tolist())
-    return [(backbone.detokenize(ids[:length]), ended) for ids, length, ended in rows]
+    rows = zip(generated.rows(), generated.ended.tolist())
+    return [(backbone.detokenize(ids), ended) for ids, ended in rows]

@@ -74,11 +74,7 @@ def spoken_answers(
             text=generated.ids,
         )
         t2c = tts.model.speak(generated.ids, generated.lengths, engine=tts.unit_engine)
-    # Without the padding behind shorter texts.
-    texts = [
-        pipeline.backbone.detokenize(ids[:length])
-        for ids, length in zip(generated.ids.tolist(), generated.lengths.tolist())
-    ]
+    texts = [pipeline.backbone.detokenize(ids) for ids in generated.rows()]
     # Units, not tokens of a unit language, because recordings are encoded to units.
     units_of = pipeline.codec.units_of
     return [

@@ -30,7 +30,7 @@ from echox.inference.live import PIPE, answer_live, refuse_output
 from echox.inference.load import load_pipeline
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.records import ANSWERS, Records
-from echox.inference.release import ReleasePipeline, load_release_pipeline
+from echox.inference.release import load_release_pipeline
 from echox.models.release.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
@@ -57,7 +57,7 @@ def generate(config: GenerateConfig) -> int:
     return _generate_all(config)
 
 
-def _load(config: GenerateConfig) -> SpeechToSpeechPipeline | ReleasePipeline:
+def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
     if is_release(config.checkpoint):
         return load_release_pipeline(
             config.checkpoint,
@@ -140,7 +140,7 @@ def _ids_in_order(manifest: Manifest) -> list[str]:
 
 
 def _answer_missing(
-    pipeline: SpeechToSpeechPipeline | ReleasePipeline,
+    pipeline: SpeechToSpeechPipeline,
     rows: Sequence[Row],
     lines: dict[str, int],
     records: Records,
@@ -170,7 +170,7 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
 
 
 def answer_rows(
-    pipeline: SpeechToSpeechPipeline | ReleasePipeline, rows: Sequence[Row], *, speak: bool = True
+    pipeline: SpeechToSpeechPipeline, rows: Sequence[Row], *, speak: bool = True
 ) -> list[tuple[Row, Answer | str]]:
     """Answer the rows of a manifest in one batch.
 
@@ -194,7 +194,7 @@ def answer_rows(
 
 
 def _reply(
-    pipeline: SpeechToSpeechPipeline | ReleasePipeline, questions: list[Question], speak: bool
+    pipeline: SpeechToSpeechPipeline, questions: list[Question], speak: bool
 ) -> list[Answer | str]:
     """Answer questions together, or one by one where together they fail."""
     try:

@@ -6,7 +6,7 @@ import sys
 import time
 import wave
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -19,7 +19,6 @@ from echox.core.errors import SignalError
 from echox.data.audio import load_audio
 from echox.inference.answers import USER, Piece, Question
 from echox.inference.pipeline import SpeechToSpeechPipeline
-from echox.inference.release import ReleasePipeline
 from echox.inference.streaming import stream
 from echox.models.segmenting import SegmentsConfig
 
@@ -40,7 +39,7 @@ def refuse_output(output: str) -> None:
 
 
 def answer_live(
-    pipeline: SpeechToSpeechPipeline | ReleasePipeline,
+    pipeline: SpeechToSpeechPipeline,
     question: str,
     output: str,
     segments: SegmentsConfig | None,
@@ -67,7 +66,7 @@ def answer_live(
     rate_hz, is_pipe = pipeline.codec.rate_hz, output == PIPE
     # The samples own stdout, so all text goes to stderr.
     text = sys.stderr if is_pipe else sys.stdout
-    pieces = pieces_of(pipeline, Question((Turn(USER, "", True),), (clip,)), segments)
+    pieces = stream(pipeline, Question((Turn(USER, "", True),), (clip,)), segments)
     # Closed on errors too, so that what was written until then can be played.
     with _open_sink(output, rate_hz) as sink:
         timings = play(pieces, sink.write, text, rate_hz)
@@ -88,20 +87,6 @@ def _open_sink(output: str, rate_hz: int) -> Sink:
         file=sys.stderr,
     )
     return RawPipe(sys.stdout.buffer)
-
-
-def pieces_of(
-    pipeline: SpeechToSpeechPipeline | ReleasePipeline,
-    question: Question,
-    segments: SegmentsConfig | None,
-) -> Iterator[Piece]:
-    """The stream of either kind of pipeline; see `stream`."""
-    if isinstance(pipeline, SpeechToSpeechPipeline):
-        return stream(pipeline, question, segments)
-    # The release's trigger is part of its weights; only the rule can be chosen.
-    if segments is not None:
-        pipeline.rule = segments.rule
-    return pipeline.stream(question)
 
 
 @dataclass(slots=True)
@@ -132,7 +117,7 @@ def play(
     """Pass each piece on as it comes.
 
     Args:
-        pieces: of `pieces_of`.
+        pieces: of `stream`.
         write: takes samples [T].
         text: where new text is printed.
         rate_hz: of the samples.

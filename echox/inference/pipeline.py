@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import SignalError
-from echox.core.signals import Features, padded
-from echox.data.audio import pad_waveforms
+from echox.core.signals import padded
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
 from echox.decoding.text import text_decode_engine
@@ -21,25 +19,29 @@ from echox.inference.answers import (
     Answer,
     Clock,
     Question,
+    Speech,
     answers_of,
     refuse_unanswerable,
 )
 from echox.inference.base import Pipeline
-from echox.inference.tts import TTSPipeline, UnitSynthesizer, unit_engine_of
-from echox.models.echo import EchoModel
+from echox.inference.tts import TTSPipeline, UnitSynthesizer
+from echox.models.echo import EchoBase, EchoModel
 from echox.models.frozen import halve_frozen
-from echox.models.speech_adapter import AdaptedSpeech, ctc_tokens
+from echox.models.speech_adapter import AdaptedSpeech
 from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
 
 MAX_TOKENS = 64  # of an answer's text, where nothing else is asked for
 
 
 class SpeechToSpeechPipeline(Pipeline):
-    """Answers spoken or typed questions in text, and in speech where the checkpoint is of Echo."""
+    """Answers spoken or typed questions in text, and in speech where the checkpoint is of Echo.
+
+    Checkpoints that echox trained and published ones are models of one interface.
+    """
 
     def __init__(
         self,
-        model: EchoModel | SpeechLLM,
+        model: EchoBase | SpeechLLM,
         codec: Codec | None,
         *,
         max_tokens: int = MAX_TOKENS,
@@ -48,13 +50,13 @@ class SpeechToSpeechPipeline(Pipeline):
         """Keep the models, which lie on one device.
 
         Args:
-            model: Echo, or S2T, which answers in text alone.
+            model: Echo, or S2T, which answers in text alone, as Soundwave does.
             codec: of Echo's unit tokens; None for S2T.
             max_tokens: text tokens of an answer at most.
             bf16: run under bfloat16 autocast; None where that is fast.
         """
-        self.echo = model if isinstance(model, EchoModel) else None
-        self.speech_llm = model.speech_llm if isinstance(model, EchoModel) else model
+        self.echo = model if isinstance(model, EchoBase) else None
+        self.speech_llm = model.speech_llm if isinstance(model, EchoBase) else model
         self.backbone = self.speech_llm.backbone
         self.codec = codec
         self.rate_hz = self.speech_llm.encoder.rate_hz
@@ -73,7 +75,8 @@ class SpeechToSpeechPipeline(Pipeline):
     def unit_engine(self) -> DecodeEngine:
         """The decode engine of all answers' units, shared between batches and streams."""
         # Cached properties, because an engine copies weights: answers in text alone need none.
-        return unit_engine_of(self.echo.voice, self.bf16)
+        with self.autocast():
+            return self.echo.decode_engine(self.max_tokens)
 
     @cached_property
     def text_engine(self) -> DecodeEngine | None:
@@ -107,15 +110,11 @@ class SpeechToSpeechPipeline(Pipeline):
         with self.autocast():
             speech = self._encode(questions, clock)
             generated = self._generate_text(questions, speech, clock)
-            # The codec is left to the synthesizer, which has its own autocast.
-            unit_tokens = self._generate_unit_tokens(generated, clock) if speak else None
         synthesized = [NO_SPEECH] * len(questions)
-        if unit_tokens is not None:
-            synthesizer = UnitSynthesizer(self.codec, self.bf16)
-            synthesized = list(zip(*synthesizer.synthesize(unit_tokens, clock)))
-        rows = zip(generated.ids.tolist(), generated.lengths.tolist())
+        if speak and self.speaks:
+            synthesized = self._synthesize(generated, clock)
         return answers_of(
-            [tuple(ids[:length]) for ids, length in rows],
+            list(map(tuple, generated.rows())),
             self._transcribe(questions, speech),
             synthesized,
             self._text_of,
@@ -127,32 +126,16 @@ class SpeechToSpeechPipeline(Pipeline):
     def _text_of(self, ids: Sequence[int]) -> str:
         return self.backbone.detokenize(list(ids))
 
-    def _encode(self, questions: Sequence[Question], clock: Clock) -> AdaptedSpeech:
-        """The clips of all rows, one after the other, as vectors for the language model."""
+    def _encode(self, questions: Sequence[Question], clock: Clock) -> AdaptedSpeech | None:
+        """The clips of all rows, one after the other, as vectors; None where there is no clip."""
         clips = [clip for question in questions for clip in question.clips]
         with clock.part("encoder"):
-            features = self._features(clips)
+            features = self.speech_llm.encode_clips(clips) if clips else None
         with clock.part("adapter"):
-            if clips:
-                return self.speech_llm.adapter(features)
-            # The adapter would encode a silent clip, for gradients that are not taken here.
-            return _no_speech(features, self.backbone.hidden_size)
-
-    def _features(self, clips: Sequence[Tensor]) -> Features:
-        """Encoder features of clips [T]; of none where there is no clip."""
-        if clips:
-            wave = pad_waveforms(clips, self.rate_hz).to(self.device)
-            return self.speech_llm.encode_audio(wave)
-        # Typed questions alone have no clip to encode.
-        encoder = self.speech_llm.encoder
-        return Features(
-            torch.zeros(0, 0, encoder.dim, device=self.device),
-            torch.zeros(0, dtype=torch.int64, device=self.device),
-            encoder.frame_rate_hz,
-        )
+            return None if features is None else self.speech_llm.adapter(features)
 
     def _generate_text(
-        self, questions: Sequence[Question], speech: AdaptedSpeech, clock: Clock
+        self, questions: Sequence[Question], speech: AdaptedSpeech | None, clock: Clock
     ) -> GeneratedText:
         with clock.part("text"):
             return self._continue(self._prompt(questions, speech))
@@ -166,7 +149,7 @@ class SpeechToSpeechPipeline(Pipeline):
             engine=self.text_engine,
         )
 
-    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech) -> Prompted:
+    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech | None) -> Prompted:
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
         # Clips of all rows one after the other, the order that `SpeechLLM.prompt` takes.
         clip_rows = torch.tensor(
@@ -205,30 +188,32 @@ class SpeechToSpeechPipeline(Pipeline):
         with self.autocast():
             return self._continue(self.encode_prompt(questions))
 
-    def _generate_unit_tokens(
-        self, generated: GeneratedText, clock: Clock
-    ) -> list[list[int]] | None:
-        """Unit tokens of each row; None without Echo."""
-        if self.echo is None:
-            return None
+    def _synthesize(self, generated: GeneratedText, clock: Clock) -> list[Speech]:
+        """Per row, the units and the samples of its answer."""
         # From the states that predicted the text, not from the text itself: that is Echo.
-        with clock.part("units"):
-            return self.echo.speak(
-                generated.hidden,
-                generated.lengths,
-                engine=self.unit_engine,
-                text=generated.ids,
-            )
+        hidden, text = generated.hidden, generated.ids
+        with clock.part("units"), self.autocast():
+            spans = self.echo.spans(hidden, generated.lengths)
+            if self.echo.joins_segments:
+                rows = list(range(len(hidden)))
+                pieces = self.echo.speak_spans(hidden, spans, engine=self.unit_engine, text=text)
+            else:
+                rows = spans.rows.tolist()
+                pieces = self.echo.speak_segments(hidden, spans, engine=self.unit_engine, text=text)
+        # Outside autocast, for the synthesizer has its own.
+        units, samples = UnitSynthesizer(self.codec, self.bf16).synthesize(pieces, clock)
+        speech = [NO_SPEECH] * len(hidden)
+        for row, piece in zip(rows, zip(units, samples)):
+            speech[row] = _joined(speech[row], piece)
+        return speech
 
     def _transcribe(
-        self, questions: Sequence[Question], speech: AdaptedSpeech
+        self, questions: Sequence[Question], speech: AdaptedSpeech | None
     ) -> list[tuple[int, ...]]:
         """Per row, the CTC transcript of its last clip, as the language model's tokens."""
-        # CTC's classes are the adapter's own vocabulary, a part of the language model's.
-        token_ids = self.speech_llm.adapter.token_ids.tolist()
-        clips = iter(ctc_tokens(speech.ctc_logits, speech.frame_lengths))
+        clips = iter([] if speech is None else self.speech_llm.adapter.transcripts(speech))
         rows = [[next(clips) for _ in question.clips] for question in questions]
-        return [tuple(token_ids[index] for index in row[-1]) if row else () for row in rows]
+        return [row[-1] if row else () for row in rows]
 
     def synthesize(self, texts: Sequence[str]) -> list[Answer]:
         """Synthesize typed texts with Echo's own unit decoder, without the language model.
@@ -236,9 +221,9 @@ class SpeechToSpeechPipeline(Pipeline):
         Raises:
             SignalError: the checkpoint is of S2T, which synthesizes nothing.
         """
-        if self.echo is None:
+        if not isinstance(self.echo, EchoModel):
             raise SignalError(
-                "this checkpoint is of stage s2t and has no voice; load one of stage echo or t2c"
+                "this checkpoint has no voice for typed texts; load one of stage echo or t2c"
             )
         # With the shared engine: building one copies the decoder's weights.
         tts = TTSPipeline(
@@ -266,11 +251,11 @@ class SpeechToSpeechPipeline(Pipeline):
             return answer_typed(self.backbone, list(questions), self.max_tokens, engine=engine)
 
 
-def _no_speech(features: Features, width: int) -> AdaptedSpeech:
-    """The adapter's result for no clip at all."""
-    logits = features.values.new_zeros(0, 1, 1)
-    vectors = features.values.new_zeros(0, 1, width)
-    return AdaptedSpeech(logits, features.lengths, vectors, features.lengths)
+def _joined(before: Speech, after: Speech) -> Speech:
+    """The units of two pieces of an answer, and their samples one after the other."""
+    # A piece may have no unit, and then no samples.
+    samples = [part for part in (before[1], after[1]) if part is not None]
+    return (*before[0], *after[0]), torch.cat(samples) if samples else None
 
 
 def _with_audio(pieces: Sequence[Sequence[int]]) -> list[int]:

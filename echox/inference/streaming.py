@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from echox.core.errors import SignalError
+from echox.decoding.greedy_text import decode_steps
 from echox.inference.answers import Clock, Piece, Question, refuse_unanswerable
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.tts import UnitSynthesizer
@@ -21,7 +21,7 @@ def stream(
     """Answer one conversation piece by piece, in order.
 
     Args:
-        pipeline: of an echo checkpoint.
+        pipeline: answers aloud, or in text alone.
         question: the conversation.
         segments: how to cut; None cuts as the checkpoint was trained, or by the paper's rule where
             it was trained on whole answers.
@@ -30,28 +30,31 @@ def stream(
         a piece of text after every token, and of samples [T] after every segment.
 
     Raises:
-        SignalError: the checkpoint synthesizes nothing; or as `SpeechToSpeechPipeline.reply`.
+        SignalError: as `SpeechToSpeechPipeline.reply`.
         ConfigError: the trigger of `segments` is not one token of the language model.
     """
-    if pipeline.echo is None:
-        raise SignalError(
-            "this checkpoint is of stage s2t and has no voice; load one of stage echo"
-        )
     refuse_unanswerable(question)
-    # An echo checkpoint that was trained on whole answers has no cutter of its own.
-    cutter = pipeline.echo.cutter if segments is None else None
-    if cutter is None:
-        cutter = Cutter(segments or SegmentsConfig(), pipeline.backbone)
-    segmenter, tokens, states = Segmenter(cutter.rule), [], []
+    # Where nothing is synthesized no segment is needed.
+    cutter = _cutter(pipeline, segments) if pipeline.speaks else None
+    segmenter = Segmenter() if cutter is None else Segmenter(cutter.rule)
+    tokens, states = [], []
     for token, state in _decode_steps(pipeline, question):
         tokens.append(token)
         states.append(state)
         # The text of all tokens: a character may be spread over several of them.
         yield Piece(pipeline.backbone.detokenize(tokens))
-        if segment := segmenter.push(float(cutter.scores(state))):
+        if cutter is not None and (segment := segmenter.push(float(cutter.scores(state)))):
             yield _synthesized(pipeline, tokens, states, segment)
+    # Without a cutter nothing was pushed.
     if segment := segmenter.flush():
         yield _synthesized(pipeline, tokens, states, segment)
+
+
+def _cutter(pipeline: SpeechToSpeechPipeline, segments: SegmentsConfig | None) -> Cutter:
+    # An echo checkpoint that was trained on whole answers has no cutter of its own.
+    if segments is None and pipeline.echo.cutter is not None:
+        return pipeline.echo.cutter
+    return Cutter(segments or SegmentsConfig(), pipeline.backbone)
 
 
 def _decode_steps(
@@ -61,22 +64,16 @@ def _decode_steps(
     backbone = pipeline.backbone
     with pipeline.autocast():
         prompted = pipeline.encode_prompt([question])
-        mask = prompted.mask
-        state = backbone(prompted.embeddings, mask, use_cache=True)
-    for _ in range(pipeline.max_tokens):
-        last = state.hidden[:, -1:]  # [1, 1, H]
+    # Some chat templates end a turn by another token than the tokenizer's own end.
+    ends = [backbone.end_id, *backbone.other_end_ids]
+    steps = decode_steps(backbone, prompted.embeddings, prompted.mask, ends, pipeline.max_tokens)
+    while True:
         # No context is left open over a yield: it would hold for whoever takes the token.
         with pipeline.autocast():
-            token = backbone.logits(last).float().argmax(-1)
-        # Some chat templates end a turn by another token than the tokenizer's own end.
-        if int(token) in (backbone.end_id, *backbone.other_end_ids):
+            token, states = next(steps, (None, None))
+        if token is None or int(token) == backbone.end_id:
             return
-        yield int(token), last[0, 0]
-        # The backbone masks and positions by all tokens so far, cached ones included.
-        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
-        with pipeline.autocast():
-            embedded = backbone.embed(token).to(prompted.embeddings.dtype)
-            state = backbone(embedded, mask, state.cache, use_cache=True)
+        yield int(token), states[0]
 
 
 def _synthesized(

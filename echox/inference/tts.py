@@ -41,6 +41,8 @@ class UnitSynthesizer:
             units of each row.
             samples [T] of each row, float32 on the CPU; None for a row without units.
         """
+        if not unit_tokens:
+            return [], []
         # From the unit language, whose tokens may stand for several units, to the codec's units.
         rows = [tuple(self.codec.units_of(list(tokens))) for tokens in unit_tokens]
         autocast = torch.autocast(clock.device.type, torch.bfloat16, enabled=self.bf16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,100 @@ from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
 from echox.models.unit_generation import generate_unit_tokens, unit_decode_engine
 
+MAX_STEPS = 1024  # of a segment, where the caller does not say
 
-class EchoModel(nn.Module):
+
+class EchoBase(nn.Module, ABC):
+    """What answers aloud: an S2T model whose hidden states are decoded to units.
+
+    Attributes:
+        speech_llm: the S2T model.
+        cutter: cuts answers into segments that are decoded one by one; None decodes whole answers.
+        joins_segments: whether a codec decodes the units of an answer's segments together.
+    """
+
+    speech_llm: SpeechLLM
+    cutter: Cutter | None
+    joins_segments: bool = True
+
+    @abstractmethod
+    def decode_engine(self, longest: int) -> DecodeEngine:
+        """Decode engine with the present weights, for answers of `longest` text tokens at most."""
+
+    @abstractmethod
+    def speak_segments(
+        self,
+        hidden: Tensor,
+        spans: Spans,
+        max_steps: int | None = None,
+        engine: DecodeEngine | None = None,
+        text: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Generate the unit tokens of given segments, greedy; no context crosses segments.
+
+        Args:
+            hidden: states [B, S, H] that predicted the answers' tokens.
+            spans: G segments.
+            max_steps: decode steps of a segment at most, each a unit token or a mark; None is the
+                model's own limit.
+            engine: of `decode_engine`; None builds one for this call.
+            text: the answers' greedy tokens [B, S], if they are known.
+
+        Returns:
+            unit tokens of each segment.
+
+        Raises:
+            SignalError: a segment is too long for the engine, or scores are NaN or infinite.
+        """
+
+    def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
+        """The segments of answers: hidden states [B, S, H], lengths [B] in tokens."""
+        return whole(lengths) if self.cutter is None else self.cutter.spans(hidden, lengths)
+
+    def speak(
+        self,
+        hidden: Tensor,
+        lengths: Tensor,
+        max_steps: int | None = None,
+        engine: DecodeEngine | None = None,
+        text: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Generate the unit tokens of answers; see `speak_segments`.
+
+        Args:
+            hidden: states [B, S, H] that predicted the answers' tokens.
+            lengths: [B] tokens.
+            max_steps, engine, text: as there.
+
+        Returns:
+            unit tokens per row, those of its segments joined.
+
+        Raises:
+            SignalError: as there.
+        """
+        return self.speak_spans(hidden, self.spans(hidden, lengths), max_steps, engine, text)
+
+    def speak_spans(
+        self,
+        hidden: Tensor,
+        spans: Spans,
+        max_steps: int | None = None,
+        engine: DecodeEngine | None = None,
+        text: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Generate the unit tokens of answers by given segments; see `speak`.
+
+        Answers without a segment have no unit tokens.
+        """
+        unit_tokens: list[list[int]] = [[] for _ in hidden]
+        segments = self.speak_segments(hidden, spans, max_steps, engine, text)
+        # Segments lie in the order of rows and positions, so appending restores each answer.
+        for row, tokens in zip(spans.rows.tolist(), segments):
+            unit_tokens[row] += tokens
+        return unit_tokens
+
+
+class EchoModel(EchoBase):
     """SpeechLLM -> hidden states -> denoising adapter -> unit decoder."""
 
     def __init__(
@@ -67,66 +160,26 @@ class EchoModel(nn.Module):
             return Candidates.greedy(text)
         return self.denoiser.candidates(self.speech_llm.backbone.logits(hidden))
 
-    def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
-        """The segments of answers: hidden states [B, S, H], lengths [B] in tokens."""
-        return whole(lengths) if self.cutter is None else self.cutter.spans(hidden, lengths)
+    def decode_engine(self, longest: int) -> DecodeEngine:
+        """Decode engine of the unit decoder, which says itself how many positions it has."""
+        return unit_decode_engine(self.voice.decoder)
 
-    def speak(
-        self,
-        hidden: Tensor,
-        lengths: Tensor,
-        max_steps: int = 1024,
-        engine: DecodeEngine | None = None,
-        text: Tensor | None = None,
-    ) -> list[list[int]]:
-        """Generate the unit tokens of answers, greedy.
-
-        Args:
-            hidden: states [B, S, H] that predicted the answers' tokens.
-            lengths: [B] tokens.
-            max_steps: decode steps of a segment at most, each a unit token or a mark.
-            engine: of the unit decoder's present weights; None builds one for this call.
-            text: the answers' greedy tokens [B, S], if they are known.
-
-        Returns:
-            unit tokens per row, those of its segments joined.
-
-        Raises:
-            SignalError: a segment is too long for the engine, or scores are NaN or infinite.
-        """
-        return self.speak_spans(hidden, self.spans(hidden, lengths), max_steps, engine, text)
-
-    def speak_spans(
+    def speak_segments(
         self,
         hidden: Tensor,
         spans: Spans,
-        max_steps: int = 1024,
+        max_steps: int | None = None,
         engine: DecodeEngine | None = None,
         text: Tensor | None = None,
     ) -> list[list[int]]:
-        """Generate the unit tokens of given segments; see `speak`.
-
-        Args:
-            hidden: states [B, S, H] that predicted the answers' tokens.
-            spans: the segments; answers without one have no unit tokens.
-            max_steps: as in `speak`.
-            engine: as in `speak`.
-            text: as in `speak`.
-
-        Raises:
-            SignalError: as in `speak`.
-        """
-        unit_tokens: list[list[int]] = [[] for _ in hidden]
+        """Generate the unit tokens of given segments; see `EchoBase.speak_segments`."""
         if not len(spans.rows):
-            return unit_tokens
+            return []
         # Over whole answers, not by segment: the adapter acts on each position by itself.
         denoised = self.denoise(hidden, self.candidates(hidden, text))
         vectors, lengths = cut(denoised, spans)  # [G, L, H], [G]
-        generated = generate_unit_tokens(self.voice.decoder, vectors, lengths, max_steps, engine)
-        # Segments lie in the order of rows and positions, so appending restores each answer.
-        for row, tokens in zip(spans.rows.tolist(), generated):
-            unit_tokens[row] += tokens
-        return unit_tokens
+        limit = MAX_STEPS if max_steps is None else max_steps
+        return generate_unit_tokens(self.voice.decoder, vectors, lengths, limit, engine)
 
 
 class Teacher(nn.Module):

@@ -241,6 +241,15 @@ class SpeechAdapter(nn.Module):
             states = layer(states, src_key_padding_mask=~real)
         return self.out_norm(states.transpose(0, 1)) * real[..., None], lengths
 
+    def transcripts(self, speech: AdaptedSpeech) -> list[tuple[int, ...]]:
+        """The words that CTC recognised in each clip, as the language model's tokens."""
+        # CTC's classes are the adapter's own vocabulary, a part of the language model's.
+        token_ids = self.token_ids.tolist()
+        return [
+            tuple(token_ids[index] for index in clip)
+            for clip in ctc_tokens(speech.ctc_logits, speech.frame_lengths)
+        ]
+
     def scores(self, frames: Tensor) -> Tensor:
         """CTC logits of frames [..., H]: [..., C], the blank last."""
         return F.linear(frames, self.head_rows(), self.ctc_head.bias)

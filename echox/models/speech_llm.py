@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from echox.backbones.base import Backbone
 from echox.core.errors import SignalError
 from echox.core.signals import Features, Waveform, valid_mask
+from echox.data.audio import pad_waveforms
 from echox.encoders.base import Encoder
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
 
@@ -23,7 +25,7 @@ class Prompted:
     """Prompts whose placeholders are replaced by speech vectors."""
 
     embeddings: Tensor  # [B, P, H] right-padded
-    mask: Tensor  # bool [B, P], True at real positions
+    mask: Tensor  # bool [B, P], True at real positions, which may be attended to
     positions: Tensor  # [B, N] position of each prompt id; of a placeholder, where its clip begins
 
 
@@ -45,15 +47,21 @@ class SpeechLLM(nn.Module):
         """
         return self.encoder(wave)
 
+    def encode_clips(self, clips: Sequence[Tensor]) -> Features:
+        """Encode clips [T], of any lengths, on the device of the language model."""
+        wave = pad_waveforms(clips, self.encoder.rate_hz)
+        return self.encode_audio(wave.to(self.backbone.head_rows().device))
+
     def prompt(
-        self, ids: Tensor, speech: AdaptedSpeech, clip_rows: Tensor, answer_tokens: int = 0
+        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor, answer_tokens: int = 0
     ) -> Prompted:
         """Replace the placeholders of prompts by the clips' vectors.
 
         Args:
             ids: token ids [B, N] with AUDIO placeholders, as many in each row as it has clips;
                 PAD-padded.
-            speech: A clips, all rows' clips one after the other, in order.
+            speech: A clips, all rows' clips one after the other, in order; None where there are
+                none.
             clip_rows: [A] the row each clip belongs to, ascending.
             answer_tokens: tokens at most that will be generated after the prompt.
 
@@ -62,15 +70,34 @@ class SpeechLLM(nn.Module):
         """
         # Negative ids are no tokens; what they embed to is replaced or masked.
         embedded = self.backbone.embed(ids.clamp(min=0))
-        prompted = splice(ids, embedded, speech.vectors, speech.lengths, clip_rows)
-        prompt, limit = prompted.mask.shape[1], self.backbone.max_positions
-        if limit is not None and prompt + answer_tokens > limit:
-            answer = f" and an answer of {answer_tokens}" if answer_tokens else ""
-            raise SignalError(
-                f"a conversation of {prompt} positions{answer} is longer than the {limit} of the "
-                "language model; shorten its audio or text, or drop its first turns"
-            )
+        if speech is None:
+            vectors, lengths = embedded.new_zeros(0, 1, embedded.shape[2]), clip_rows.new_zeros(0)
+        else:
+            vectors, lengths = speech.vectors, speech.lengths
+        prompted = splice(ids, embedded, vectors, lengths, clip_rows)
+        check_positions(prompted.mask.shape[1], answer_tokens, self.backbone.max_positions)
         return prompted
+
+
+def check_positions(prompt: int, answer: int, limit: int | None) -> None:
+    """Check that a language model has the positions of a prompt and its answer.
+
+    Rotary positions know no end: beyond it a model would go on without an error.
+
+    Args:
+        prompt: positions of the longest prompt.
+        answer: tokens at most that will be generated after it.
+        limit: of the language model; None is no limit.
+
+    Raises:
+        SignalError: it has fewer.
+    """
+    if limit is not None and prompt + answer > limit:
+        words = f" and an answer of {answer}" if answer else ""
+        raise SignalError(
+            f"a conversation of {prompt} positions{words} is longer than the {limit} of the "
+            "language model; shorten its audio or text, or drop its first turns"
+        )
 
 
 def join_speech_llm(

@@ -21,13 +21,16 @@ from echox.core.signals import Batch, Features, Waveform
 from echox.criteria.base import CRITERIA, VoicedOutputs
 from echox.criteria.release import capped_weight
 from echox.data.audio import load_audio
+from echox.decoding.greedy_text import decode_steps, gathered
 from echox.encoders.base import ENCODERS
 from echox.models.release import train_forward
 from echox.models.release.causal import causal_mask
 from echox.models.release.folder import build, read_release
+from echox.models.release.model import MAX_UNIT_TOKENS
 from echox.models.release.names import their_name
 from echox.models.release.tokens import PROMPT_TOKENS
-from echox.models.segmenting import RELEASE_RULE, segments
+from echox.models.release.unit_decoding import greedy_requests, release_decode_engine
+from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentsConfig, segments
 from echox.models.speech_llm import IGNORE
 from echox.pipeline.plugins import discover
 
@@ -189,27 +192,39 @@ def answer_arrays(golden):
     expanded = model.expand(torch.tensor([ids]), speech, clip_rows)
     yield "prefill_inputs_embeds", prompt.embeddings[0]
     yield "prefill_expanded_ids", expanded.ids[0]
-    yield "prefill_attention_mask", prompt.visible[0]
+    yield "prefill_attention_mask", prompt.mask[0]
     states = model.language.body(
         inputs_embeds=prompt.embeddings,
-        attention_mask=causal_mask(prompt.visible, prompt.embeddings.shape[1], torch.float32),
+        attention_mask=causal_mask(prompt.mask, prompt.embeddings.shape[1], torch.float32),
         use_cache=False,
         output_hidden_states=True,
     )
     yield "prefill_hidden_states", torch.cat(states.hidden_states)
 
-    generated = model.answer(prompt, golden.expected["max_new_tokens"])
-    count = int(generated.lengths[0])
-    yield "gen_tokens", generated.ids[0, :count]
-    yield "gen_ended_by_eot", generated.ended[0]
-    yield "gen_hidden", generated.hidden[0, :count]
-    yield from top5("gen", model.language.logits(generated.hidden[0]))
-    scores = model.trigger_scores(generated.hidden[0, :count])
-    yield "gen_similarity", scores
-    cuts = list(segments(scores.tolist(), RELEASE_RULE))
-    yield "segments", np.array([[cut.start, cut.end] for cut in cuts]).reshape(-1, 2)
-    for number, cut in enumerate(cuts):
-        yield from segment_arrays(golden, f"seg{number}", generated.hidden[:, cut.start : cut.end])
+    yield from text_arrays(golden, prompt)
+
+
+def text_arrays(golden, prompt):
+    model, limit = golden.model, golden.expected["max_new_tokens"]
+    end_id = model.language.end_id
+    # The set holds the step of the end token too.
+    ids, states = zip(
+        *decode_steps(model.language, prompt.embeddings, prompt.mask, [end_id], limit)
+    )
+    hidden = torch.stack(states, 1)
+    text = gathered(zip(ids, states), end_id, end_id)
+    count = int(text.lengths[0])
+    yield "gen_tokens", text.ids[0, :count]
+    yield "gen_ended_by_eot", text.ended[0]
+    yield "gen_hidden", hidden[0, :count]
+    yield from top5("gen", model.language.logits(hidden[0]))
+    cutter = Cutter(SegmentsConfig(rule=RELEASE_RULE), model.language)
+    yield "gen_similarity", cutter.scores(hidden[0, :count])
+    spans = cutter.spans(hidden, text.lengths)
+    cuts = torch.stack([spans.starts, spans.ends], 1)
+    yield "segments", cuts
+    for number, (start, end) in enumerate(cuts.tolist()):
+        yield from segment_arrays(golden, f"seg{number}", hidden[:, start:end])
 
 
 def segment_arrays(golden, name, hidden):
@@ -217,14 +232,25 @@ def segment_arrays(golden, name, hidden):
     lengths = torch.tensor([hidden.shape[1]])
     vectors = model.translator.denoise(hidden)
     prompt = model.segment_prompt(vectors, lengths)
-    generated = model.speak(hidden, lengths)
+    end_id = model.tokens.end_id
+    engine = release_decode_engine(
+        model.translator,
+        end_id,
+        slots=1,
+        capacity=prompt.embeddings.shape[1] + MAX_UNIT_TOKENS,
+        keep_states=True,
+    )
+    # The set holds the step of the end token too.
+    (completion,) = engine.run(greedy_requests(prompt, end_id, MAX_UNIT_TOKENS))
+    ids = completion.tokens[:, 0]
+    assert model.speak(hidden, lengths).rows() == [ids[ids != end_id].tolist()]
     yield f"{name}_aligned", vectors[0]
     yield f"{name}_t2c_inputs_embeds", prompt.embeddings[0]
-    yield f"{name}_t2c_prompt_hidden", model.translator(prompt.embeddings, prompt.visible)[0]
-    yield f"{name}_unit_token_ids", generated.ids[0]
-    yield f"{name}_unit_hidden", generated.hidden[0]
-    yield from top5(f"{name}_unit", model.translator.logits(generated.hidden[0]))
-    units = model.tokens.units(generated.ids[0].tolist())
+    yield f"{name}_t2c_prompt_hidden", model.translator(prompt.embeddings, prompt.visible).hidden[0]
+    yield f"{name}_unit_token_ids", ids
+    yield f"{name}_unit_hidden", completion.states
+    yield from top5(f"{name}_unit", model.translator.logits(completion.states))
+    units = model.tokens.units(ids.tolist())
     yield f"{name}_units", np.array(units, dtype=np.int64)
     samples = vocoder(golden, "main").sound(torch.tensor(units)).numpy()
     yield f"{name}_wav_int16", (samples * 32767).astype(np.int16)
@@ -329,7 +355,9 @@ def finetune_kd(golden):
     samples = kd_samples(golden, text_pass, ids, labels)
     translator = golden.model.translator
     embeddings, visible = translator.adapter(samples["rows"]), samples["visible"]
-    units = train_forward.states_and_targets(translator(embeddings, visible), samples["labels"])
+    units = train_forward.states_and_targets(
+        translator(embeddings, visible).hidden, samples["labels"]
+    )
     states, text_labels = train_forward.states_and_targets(text_pass.hidden, text_pass.labels)
     outputs = VoicedOutputs(
         *units,

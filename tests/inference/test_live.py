@@ -11,8 +11,9 @@ from tiny_run import RATE_HZ, noise, write_run
 from echox.backbones.base import Turn
 from echox.data.audio import save_audio
 from echox.inference.answers import USER, Piece, Question
-from echox.inference.live import GrowingWav, TextPrinter, pcm, pieces_of, play
+from echox.inference.live import GrowingWav, TextPrinter, pcm, play
 from echox.inference.load import load_pipeline
+from echox.inference.streaming import stream
 from echox.models.segmenting import SegmentRule, SegmentsConfig
 from echox_cli import generate
 
@@ -42,7 +43,7 @@ def pieces(home):
     """The pieces of the same stream, from Python."""
     pipeline = load_pipeline(home / "run" / "echo" / "final", device="cpu", max_tokens=9)
     clip = torch.from_numpy(soundfile.read(home / "ask.wav", dtype="float32")[0])
-    return list(pieces_of(pipeline, Question((Turn(USER, "", True),), (clip,)), CUTS))
+    return list(stream(pipeline, Question((Turn(USER, "", True),), (clip,)), CUTS))
 
 
 def test_a_file_grows_and_a_pipe_carries_the_same(home, pieces, tmp_path, capsysbinary):

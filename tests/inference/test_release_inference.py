@@ -12,8 +12,9 @@ from tiny_run import RATE_HZ, noise, write_questions
 from echox.backbones.base import Turn
 from echox.core.errors import AssetError, CheckpointError, SignalError
 from echox.core.signals import Waveform
-from echox.inference.answers import Clock, Question
+from echox.inference.answers import Question
 from echox.inference.release import load_release_pipeline
+from echox.inference.streaming import stream
 from echox.models.release.folder import files_beside, read_release, release_files
 from echox.models.release.hearing import windowed
 from echox.models.segmenting import Segmenter, SegmentRule, segments
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 def pipeline(folder):
     loaded = load_release_pipeline(folder, device="cpu", max_tokens=24)
     # Short segments, so that a short answer has several.
-    loaded.rule = SegmentRule(window=1, threshold=-1.0, least=3)
+    loaded.echo.cutter.rule = SegmentRule(window=1, threshold=-1.0, least=3)
     return loaded
 
 
@@ -65,7 +66,7 @@ def test_rows_are_answered_together_as_alone(pipeline):
 def test_streaming_gives_the_same_in_order(pipeline):
     question = two_turns()
     (answer,) = pipeline.reply([question])
-    pieces = list(pipeline.stream(question))
+    pieces = list(stream(pipeline, question))
     segments_samples = [piece.samples for piece in pieces if piece.samples is not None]
     assert pieces[-1].text == answer.text and len(segments_samples) > 1
     torch.testing.assert_close(torch.cat(segments_samples), answer.samples, atol=1e-5, rtol=0)
@@ -75,21 +76,13 @@ def test_streaming_gives_the_same_in_order(pipeline):
 def test_the_second_clip_is_encoded_too(pipeline):
     first, second = two_turns(), two_turns()
     changed = Question(second.turns, (second.clips[0], noise(7, 0.9)))
-    hidden = [
-        pipeline._prompt(
-            [question],
-            [pipeline._ids(question)],
-            pipeline._encode(question.clips, Clock(pipeline.device)),
-        ).embeddings
-        for question in (first, changed)
-    ]
+    hidden = [pipeline.encode_prompt([question]).embeddings for question in (first, changed)]
     assert hidden[0].shape != hidden[1].shape or not torch.equal(*hidden)
 
 
 def test_long_audio_is_encoded_in_windows(pipeline):
-    short, long = (
-        pipeline._encode([noise(3, seconds)], Clock(pipeline.device)) for seconds in (29.0, 31.0)
-    )
+    model = pipeline.speech_llm
+    short, long = (model.adapter(model.encode_clips([noise(3, s)])) for s in (29.0, 31.0))
     assert (short.frame_lengths.item(), long.frame_lengths.item()) == (750, 1500)
 
 
@@ -104,7 +97,7 @@ def test_long_audio_is_encoded_in_windows(pipeline):
         ),
         (
             Question((Turn("user", "", True), Turn("user", "", True)), (torch.zeros(800),)),
-            "2 audio placeholders .* but 1 audios",
+            "2 turns of a conversation have a place for audio, but 1 clips",
         ),
         (Question((Turn("user", "word " * 400),)), "EchoX was trained on 1024 at most"),
     ],
@@ -116,7 +109,7 @@ def test_wrong_questions_are_refused_in_one_sentence(pipeline, question, sentenc
 
 
 def test_a_prompt_beyond_the_positions_is_refused(folder):
-    with pytest.raises(SignalError, match="the language model has 4096"):
+    with pytest.raises(SignalError, match="longer than the 4096 of the language model"):
         load_release_pipeline(folder, device="cpu", max_tokens=4000).reply(
             [spoken_question(noise(0, 0.5))]
         )
@@ -124,7 +117,7 @@ def test_a_prompt_beyond_the_positions_is_refused(folder):
 
 def test_audio_of_another_rate_is_refused(pipeline):
     with pytest.raises(SignalError, match="takes audio at 16000 Hz, got 8000 Hz"):
-        pipeline.encoder(Waveform(torch.zeros(1, 800), torch.tensor([800]), 8000))
+        pipeline.speech_llm.encode_audio(Waveform(torch.zeros(1, 800), torch.tensor([800]), 8000))
 
 
 def test_a_missing_whisper_is_refused(folder, tmp_path):
@@ -193,12 +186,12 @@ def test_soundwave_encodes_with_its_own_whisper_and_answers_in_text(workspace, c
     tiny_release.write_whisper(workspace / "whisper", heads=1)
     beside = load_release_pipeline(folder, device="cpu", max_tokens=12, encoder_folder="whisper")
     torch.testing.assert_close(
-        beside.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values,
-        pipeline.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values,
+        beside.speech_llm.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values,
+        pipeline.speech_llm.encoder(windowed([noise(1, 0.5)], RATE_HZ)).values,
         atol=1e-2,
         rtol=0,
     )
-    assert [piece.samples for piece in pipeline.stream(two_turns())] == [None] * len(
+    assert [piece.samples for piece in stream(pipeline, two_turns())] == [None] * len(
         answer.token_ids
     )
     assert prepare.main(["import", "Soundwave", "output=runs/imported"]) == 0

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from echox.backbones.base import Turn
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError, EchoxError, SignalError
-from echox.core.signals import Batch, Features
+from echox.core.signals import Batch, Features, last_positions
 from echox.criteria.base import CRITERIA
+from echox.decoding.greedy_text import greedy_text
 from echox.models.release import train_forward
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.causal import Generated
 from echox.models.release.compatibility import PAPER, RELEASE
 from echox.models.release.ctc import restricted_ctc_scores
 from echox.models.release.export import release_tensors, write_release
@@ -438,9 +438,10 @@ def test_turn_ends_are_hidden_beside_audio_alone(model):
         speech = model.adapter(random_features(1))
         prompt = model.prompt(ids, speech, torch.tensor([0]))
         expanded = model.expand(torch.tensor([ids[0]]), speech, torch.tensor([0]))
-    assert prompt.visible[0].tolist() == (expanded.ids[0] != model.tokens.end_id).tolist()
-    assert prompt.visible[1].sum() == len(ids[1]) == prompt.lengths[1]
-    assert prompt.lengths[0] == len(ids[0]) - 1 + int(speech.lengths[0])
+    assert prompt.mask[0].tolist() == (expanded.ids[0] != model.tokens.end_id).tolist()
+    lengths = last_positions(prompt.mask) + 1
+    assert prompt.mask[1].sum() == len(ids[1]) == lengths[1]
+    assert lengths[0] == len(ids[0]) - 1 + int(speech.lengths[0])
 
 
 # Batches
@@ -463,7 +464,7 @@ def generate_answers(model, rows, features):
     with torch.no_grad():
         speech = model.adapter(features) if len(owners) else None
         prompt = model.prompt(ids, speech, owners)
-        return prompt, model.answer(prompt, 12)
+        return prompt, greedy_text(model.language, prompt.embeddings, prompt.mask, 12)
 
 
 def test_a_batch_answers_as_its_rows_alone(model):
@@ -471,8 +472,8 @@ def test_a_batch_answers_as_its_rows_alone(model):
     _, together = generate_answers(model, rows, features)
     for number, (turns, clips) in enumerate(rows):
         _, alone = generate_answers(model, [(turns, clips)], only(features, *clips))
-        assert together.row(number) == alone.row(0)
-        size = len(alone.row(0))
+        assert together.rows()[number] == alone.rows()[0]
+        size = len(alone.rows()[0])
         torch.testing.assert_close(
             together.hidden[number, :size], alone.hidden[0, :size], atol=1e-4, rtol=0
         )
@@ -481,30 +482,30 @@ def test_a_batch_answers_as_its_rows_alone(model):
 def test_decoding_equals_one_teacher_forced_pass(model):
     """What the cache and the growing mask give is what a single teacher-forced pass gives."""
     prompt, answers = generate_answers(model, conversations(), random_features(3))
-    for row, length in enumerate(prompt.lengths.tolist()):
-        ids = answers.ids[row : row + 1]
+    for row, length in enumerate((last_positions(prompt.mask) + 1).tolist()):
+        ids = answers.ids[row : row + 1, : answers.lengths[row]]
         embeddings = torch.cat(
             [prompt.embeddings[row : row + 1, :length], model.language.embed(ids)], dim=1
         )
         visible = torch.cat(
-            [prompt.visible[row : row + 1, :length], torch.ones_like(ids, dtype=torch.bool)], dim=1
+            [prompt.mask[row : row + 1, :length], torch.ones_like(ids, dtype=torch.bool)], dim=1
         )
         with torch.no_grad():
-            hidden = model.language(embeddings, visible)
+            hidden = model.language(embeddings, visible).hidden
         torch.testing.assert_close(
-            hidden[0, length - 1 : -1], answers.hidden[row], atol=1e-4, rtol=0
+            hidden[0, length - 1 : -1], answers.hidden[row, : ids.shape[1]], atol=1e-4, rtol=0
         )
 
 
 def test_segments_are_decoded_together_as_alone(model):
     hidden = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([9, 1, 5])
-    together: Generated = model.speak(hidden, lengths, 30)
+    together = model.speak(hidden, lengths, 30).rows()
     units = set()
     for row, length in enumerate(lengths.tolist()):
-        alone = model.speak(hidden[row : row + 1, :length], torch.tensor([length]), 30)
-        assert together.row(row) == alone.row(0)
-        units |= set(model.tokens.units(alone.row(0)))
+        (alone,) = model.speak(hidden[row : row + 1, :length], torch.tensor([length]), 30).rows()
+        assert together[row] == alone
+        units |= set(model.tokens.units(alone))
     assert units
 
 

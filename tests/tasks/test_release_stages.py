@@ -143,11 +143,13 @@ def test_training_has_the_layout_of_inference(folder, rows, tmp_path):
         text_pass = teacher_forced(model, batch.conversations)
         cut = answer_segments(text_pass, batch.lengths)
         generated = model.release.speak(cut.states, cut.lengths, 6)
-        T = generated.ids.shape[1]
-        units = torch.full((*batch.lengths.shape, T), -100)
-        units[batch.lengths > 0] = torch.where(
-            torch.arange(T) <= generated.lengths[:, None], generated.ids, -100
+        # Padded with the end token, of which the first of each row is a target.
+        ids = torch.nn.functional.pad(generated.ids, (0, 1), value=model.release.tokens.end_id)
+        is_target = (
+            torch.arange(ids.shape[1]) <= (generated.lengths - (~generated.ended).long())[:, None]
         )
+        units = torch.full((*batch.lengths.shape, ids.shape[1]), -100)
+        units[batch.lengths > 0] = torch.where(is_target, ids, -100)
         outputs = segment_outputs(model.release, text_pass, batch.lengths, units)
     assert torch.equal(outputs.unit_head(outputs.unit_states).argmax(-1), outputs.unit_labels)
 

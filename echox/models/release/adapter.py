@@ -110,6 +110,11 @@ class ShrinkingAdapter(nn.Module):
         vectors = self.shrink(frames, lengths, kept)
         return ShrunkSpeech(frames, lengths, tokens, kept, vectors, kept.sum(1))
 
+    def transcripts(self, speech: ShrunkSpeech) -> list[tuple[int, ...]]:
+        """The words that CTC recognised in each clip, as the language model's tokens."""
+        is_text = speech.kept & (speech.tokens != self.shape.blank_id)
+        return [tuple(row[keep].tolist()) for row, keep in zip(speech.tokens, is_text)]
+
     def project(self, features: Features) -> tuple[Tensor, Tensor]:
         """Stack and project encoder frames.
 

@@ -1,21 +1,24 @@
-"""Llama bodies with explicit key masks, and greedy decoding that returns the hidden states.
+"""Llama bodies with explicit key masks.
 
 The release hides keys in the middle of a prompt (see `Compatibility.hide_turn_ends`), which the
-plain padding masks of `generate` cannot express together with positions that count them.
+padding masks of `transformers` cannot express together with positions that count them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
+from echox.backbones.base import BackboneState
+from echox.core.signals import last_positions
 from echox.core.transformers_compat import cache_kwargs
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,63 +31,53 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """Tokens decoded after a batch of prompts, and the hidden states that predicted them."""
+class PromptCache:
+    """Keys and values of prompts and of the tokens behind them."""
 
-    ids: Tensor  # [B, S], the end token included where it came, then repeated
-    hidden: Tensor  # [B, S, H]: hidden[:, s] predicted ids[:, s]
-    lengths: Tensor  # [B] tokens before the end token
-    ended: Tensor  # bool [B], True for the end token, False for the limit of tokens
-
-    def row(self, index: int) -> list[int]:
-        """Ids of one row, without the end token."""
-        return self.ids[index, : int(self.lengths[index])].tolist()
+    layers: DynamicCache
+    lengths: Tensor  # [B] positions of each prompt
+    width: int  # P, positions of the longest one
 
 
-class CausalModel(nn.Module, ABC):
-    """A Llama body between an embedding and an output head.
+def forward_llama(
+    body: transformers.LlamaModel,
+    embeddings: Tensor,
+    visible: Tensor,
+    cache: PromptCache | None,
+    use_cache: bool,
+) -> BackboneState:
+    """Run a Llama; the arguments are those of `Backbone.forward`.
 
-    Positions count every token, whether it may be attended to or not.
+    Positions count every token of a prompt up to the last visible one, hidden ones too.
+
+    Args:
+        body: without its output head.
+        embeddings: [B, Q, C]; with a cache, of the new positions only.
+        visible: bool [B, K] keys that may be attended to, cached ones first.
+        cache: of the call before, extended in place.
+        use_cache: return a cache for the next call.
+
+    Returns:
+        states [B, Q, C] after the final norm, and the cache.
     """
+    # Imported here: transformers loads a module's code when it is asked for, which takes long.
+    from transformers.cache_utils import DynamicCache
 
-    body: transformers.LlamaModel
-
-    @abstractmethod
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embed token ids for the body: [...] -> [..., C]."""
-
-    @abstractmethod
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Score the vocabulary from hidden states: [..., C] -> [..., V]."""
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        visible: Tensor,
-        positions: Tensor | None = None,
-        cache: Any = None,
-    ) -> Tensor:
-        """Hidden states after the final norm.
-
-        Args:
-            embeddings: [B, Q, C]; with a cache, of the new positions only.
-            visible: bool [B, K] keys that may be attended to, cached ones first.
-            positions: [B, Q]; None counts from 0.
-            cache: a `DynamicCache`, extended in place, or None.
-
-        Returns:
-            [B, Q, C].
-        """
-        if positions is None:
-            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        mask = causal_mask(visible, embeddings.shape[1], embeddings.dtype)
-        return self.body(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=cache is not None,
-            **cache_kwargs(self.body, cache),
-        ).last_hidden_state
+    Q, K = embeddings.shape[1], visible.shape[1]
+    positions = torch.arange(K - Q, K, device=embeddings.device)[None]
+    if cache is not None:
+        # The padding of shorter prompts lies between, so positions follow from the lengths.
+        positions = cache.lengths[:, None] + positions - cache.width
+    elif use_cache:
+        cache = PromptCache(DynamicCache(config=body.config), last_positions(visible) + 1, K)
+    states = body(
+        inputs_embeds=embeddings,
+        attention_mask=causal_mask(visible, Q, embeddings.dtype),
+        position_ids=positions,
+        use_cache=cache is not None,
+        **cache_kwargs(body, cache and cache.layers),
+    )
+    return BackboneState(states.last_hidden_state, cache)
 
 
 def causal_mask(visible: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
@@ -104,75 +97,6 @@ def causal_mask(visible: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
     mask = torch.zeros(allowed.shape, dtype=dtype, device=visible.device)
     # A finite minimum, because rows that attend to nothing (padding) would be NaN with -inf.
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
-
-
-@torch.no_grad()
-def decode_steps(
-    model: CausalModel, prompt: Prompt, end_id: int, max_tokens: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Greedy decoding, one step at a time, until every row has ended.
-
-    Rows never influence each other. A row that has ended goes on with end tokens.
-
-    Args:
-        model: the model that is decoded.
-        prompt: B prompts.
-        end_id: the token that ends a row.
-        max_tokens: steps at most.
-
-    Yields:
-        tokens [B] and the hidden states that predicted them [B, C].
-    """
-    # Imported here: transformers loads a module's code when it is asked for, which takes long.
-    from transformers.cache_utils import DynamicCache
-
-    B = len(prompt.lengths)
-    cache = DynamicCache(config=model.body.config)
-    visible = prompt.visible
-    hidden = model(prompt.embeddings, visible, cache=cache)  # [B, P, C]
-    # Prompts are right-padded, so each row's last state is at its own length.
-    last = hidden[torch.arange(B, device=hidden.device), prompt.lengths - 1]
-    done = torch.zeros(B, dtype=torch.bool, device=hidden.device)
-    for step in range(max_tokens):
-        token = torch.where(done, end_id, model.logits(last).argmax(-1))
-        done = done | (token == end_id)
-        yield token, last
-        # Asked before the next step, so that no state is computed that predicts nothing.
-        if step + 1 == max_tokens or bool(done.all()):
-            return
-        visible = torch.cat([visible, visible.new_ones(B, 1)], dim=1)
-        # The padding of shorter prompts lies between, so positions follow from the lengths.
-        positions = (prompt.lengths + step)[:, None]
-        last = model(model.embed(token[:, None]), visible, positions, cache)[:, 0]
-
-
-def decode(model: CausalModel, prompt: Prompt, end_id: int, max_tokens: int) -> Generated:
-    """Greedy decoding of a ragged batch of prompts; see `decode_steps`."""
-    steps = list(decode_steps(model, prompt, end_id, max_tokens))
-    ids = torch.stack([token for token, _ in steps], dim=1)  # [B, S]
-    ends = ids == end_id
-    ended = ends.any(1)
-    return Generated(
-        ids,
-        torch.stack([state for _, state in steps], dim=1),
-        torch.where(ended, ends.long().argmax(1), ids.shape[1]),  # up to the first end token
-        ended,
-    )
-
-
-class LanguageModel(CausalModel):
-    """The release's text model: a Llama with an untied output head."""
-
-    def __init__(self, config: transformers.LlamaConfig) -> None:
-        super().__init__()
-        self.body = transformers.LlamaModel(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.body.embed_tokens(ids)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
 
 
 def restore_rotary(body: transformers.LlamaModel) -> None:

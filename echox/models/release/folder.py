@@ -26,8 +26,9 @@ from echox.assets.tensors import StoredTensors, specs_of
 from echox.core.checkpoint import META
 from echox.core.errors import CheckpointError
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.causal import LanguageModel, restore_rotary
+from echox.models.release.causal import restore_rotary
 from echox.models.release.compatibility import Compatibility, form_of
+from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.names import (
     DENOISER,
@@ -254,7 +255,7 @@ def _empty_model(
     )
     translator = _empty_translator(release) if release.speaks else None
     adapter = ShrinkingAdapter(shape, compatibility)
-    return PublishedEchoX(adapter, LanguageModel(text), translator, tokens, compatibility)
+    return PublishedEchoX(adapter, LanguageModel(text, tokens), translator, tokens, compatibility)
 
 
 def _empty_translator(release: Release) -> UnitTranslator:

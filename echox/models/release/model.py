@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError, SignalError
+from echox.core.signals import Features, padded
 from echox.decoding import DecodeEngine
+from echox.decoding.greedy_text import GeneratedText
+from echox.encoders.base import Encoder
 from echox.models.release.adapter import ShrinkingAdapter, ShrunkSpeech
-from echox.models.release.causal import Generated, LanguageModel, Prompt, decode
+from echox.models.release.causal import Prompt
 from echox.models.release.compatibility import Compatibility
+from echox.models.release.hearing import windowed
+from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
 from echox.models.release.unit_decoding import SLOTS, generate_units, release_decode_engine
-from echox.models.speech_llm import AUDIO, PAD, splice
+from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM, check_positions, splice
 
 MAX_UNIT_TOKENS = 2048  # of a segment; the release's limit
 
@@ -32,11 +37,6 @@ class ExpandedPrompt:
     visible: Tensor  # bool [B, P] False at padding
     positions: Tensor  # [B, N] where each id now begins
     ids: Tensor  # [B, P] with a placeholder repeated for each of its vectors, PAD at padding
-
-    @property
-    def lengths(self) -> Tensor:
-        """Positions of each row [B]."""
-        return self.visible.sum(1)
 
 
 class PublishedEchoX(nn.Module):
@@ -67,7 +67,7 @@ class PublishedEchoX(nn.Module):
 
     def prompt(
         self, rows: Sequence[Sequence[int]], speech: ShrunkSpeech | None, clip_rows: Tensor
-    ) -> Prompt:
+    ) -> Prompted:
         """Prompts of the language model from conversations and their audio.
 
         Args:
@@ -90,7 +90,7 @@ class PublishedEchoX(nn.Module):
             # The end-of-turn token is the padding token too, which the release masks.
             has_audio = (ids == self.tokens.audio_id).any(1, keepdim=True)
             visible = visible & ~(has_audio & (expanded.ids == self.tokens.end_id))
-        return Prompt(expanded.embeddings, expanded.lengths, visible)
+        return Prompted(expanded.embeddings, visible, expanded.positions)
 
     def expand(self, ids: Tensor, speech: ShrunkSpeech | None, clip_rows: Tensor) -> ExpandedPrompt:
         """Replace audio placeholders by the vectors of the clips.
@@ -122,25 +122,13 @@ class PublishedEchoX(nn.Module):
             repeated.masked_fill(~spliced.mask, PAD),
         )
 
-    def answer(self, prompt: Prompt, max_tokens: int) -> Generated:
-        """Decode the text of the answers greedily; its hidden states are what `speak` takes.
-
-        Args:
-            prompt: B prompts.
-            max_tokens: tokens of an answer at most.
-
-        Returns:
-            ids [B, S] and hidden states [B, S, H].
-        """
-        return decode(self.language, prompt, self.tokens.end_id, max_tokens)
-
     def speak(
         self,
         hidden: Tensor,
         lengths: Tensor,
         max_tokens: int = MAX_UNIT_TOKENS,
         engine: DecodeEngine | None = None,
-    ) -> Generated:
+    ) -> GeneratedText:
         """Decode unit tokens of segments greedily; no context crosses segments.
 
         Args:
@@ -151,7 +139,7 @@ class PublishedEchoX(nn.Module):
                 returns the unit translator's states.
 
         Returns:
-            unit token ids [B, U] and their states.
+            unit token ids [B, U] without the end token, and their states.
 
         Raises:
             CheckpointError: the checkpoint has no unit translator, or no denoising adapter.
@@ -192,13 +180,53 @@ class PublishedEchoX(nn.Module):
             vectors, lengths, self.tokens.before_text(self.compatibility), self.tokens.after_text()
         )
 
-    def trigger_scores(self, hidden: Tensor) -> Tensor:
-        """Cosine of hidden states [..., H] and the head's row of the trigger token: [...].
 
-        Source: EchoX (arXiv:2509.09174), trigger feature of streaming.
+class ReleaseSpeechLLM(SpeechLLM):
+    """A released model behind its frozen encoder; adapter and backbone are those inside it."""
+
+    def __init__(self, encoder: Encoder, release: PublishedEchoX) -> None:
+        # Not `SpeechLLM`'s: its parts would be registered, and saved, twice.
+        nn.Module.__init__(self)
+        self.encoder = encoder
+        self.release = release
+
+    @property
+    def adapter(self) -> ShrinkingAdapter:
+        """The released speech adapter."""
+        return self.release.adapter
+
+    @property
+    def backbone(self) -> LanguageModel:
+        """The released language model."""
+        return self.release.language
+
+    def encode_clips(self, clips: Sequence[Tensor]) -> Features:
+        """Encode clips [T] in whole windows, in the precision of the released weights."""
+        weight = self.backbone.head_rows()
+        features = self.encode_audio(windowed(clips, self.encoder.rate_hz).to(weight.device))
+        # Whisper may run in another precision.
+        return Features(features.values.to(weight.dtype), features.lengths, features.rate_hz)
+
+    def prompt(
+        self,
+        ids: Tensor,
+        speech: ShrunkSpeech | None,
+        clip_rows: Tensor,
+        answer_tokens: int = 0,
+    ) -> Prompted:
+        """Replace the placeholders of prompts by the clips' vectors; see `SpeechLLM.prompt`.
+
+        Raises:
+            SignalError: as there, or a row has more or fewer placeholders than clips.
         """
-        trigger = self.language.head.weight[self.tokens.trigger_id]
-        return nn.functional.cosine_similarity(hidden.float(), trigger.float(), dim=-1)
+        audio_id = self.release.tokens.audio_id
+        rows = [
+            [audio_id if token == AUDIO else token for token in row if token != PAD]
+            for row in ids.tolist()
+        ]
+        prompted = self.release.prompt(rows, speech, clip_rows)
+        check_positions(prompted.mask.shape[1], answer_tokens, self.backbone.max_positions)
+        return prompted
 
 
 def check_placeholders(
@@ -234,9 +262,3 @@ def scatter_rows(values: Tensor, positions: Tensor, wanted: Tensor, size: int, f
     # Values that are left out are scattered to a spare column that is cut off.
     out = values.new_full((values.shape[0], size + 1), fill)
     return out.scatter(1, torch.where(wanted, positions, size), values)[:, :size]
-
-
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Right-pad ragged ids with a value: B rows -> [B, N] int64."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)

@@ -26,7 +26,6 @@ SYSTEM = (
 PROMPT_TOKENS = 1024
 UNIT_COUNT = 1000  # clusters of the release's units; larger numbers are no units
 UNIT_WORD = re.compile(r"<\|unit_(\d+(?:_\d+)*)\|>")
-TRIGGER = "."  # the token whose row in the head says where speech may be cut
 
 
 class ReleaseTokens:
@@ -48,7 +47,6 @@ class ReleaseTokens:
         self.end_id = self._id("<|eot_id|>")
         self.audio_id = self._id("<audio_patch>")
         self._open, self._close = self._id("<|start_header_id|>"), self._id("<|end_header_id|>")
-        self.trigger_id = self.tokenize(TRIGGER)[-1]  # behind begin-of-text
         # Units of a token -> its id.
         self.unit_tokens = {
             tuple(map(int, match[1].split("_"))): index

@@ -83,7 +83,7 @@ def forward_text(
         is_target = is_target & ((ids == model.tokens.audio_id).cumsum(1) > 0)
     # Labels move with their ids, past the vectors of audio before them.
     placed = scatter_rows(labels, expanded.positions, is_target, visible.shape[1], IGNORE)
-    hidden = model.language(embeddings, visible)
+    hidden = model.language(embeddings, visible).hidden
     return TextPass(hidden, placed, visible, expanded.positions, speech)
 
 
@@ -135,7 +135,7 @@ def pretrain_outputs(
         labels: [B, L] the units, IGNORE elsewhere.
         visible: bool [B, L] keys that may be attended to.
     """
-    hidden = translator(translator.embed(ids), visible)
+    hidden = translator(translator.embed(ids), visible).hidden
     return UnitOutputs(*states_and_targets(hidden, labels), translator.head)
 
 
@@ -176,7 +176,7 @@ def joint_outputs(
     denoised = translator.denoise(text_pass.hidden)[is_target]
     # Both masks have the same number of targets in the same order, row by row.
     mixed = rows.masked_scatter(is_text[..., None], denoised.to(rows.dtype))
-    hidden = translator(translator.adapter(mixed), visible)
+    hidden = translator(translator.adapter(mixed), visible).hidden
     unit_states, unit_labels = states_and_targets(hidden, labels)
     text = text_outputs(model, text_pass, transcripts)
     return JointOutputs(
@@ -251,7 +251,8 @@ def segment_outputs(
     distances = 1 - F.cosine_similarity(vectors.float(), target_rows.float(), dim=-1)
     prompt = model.segment_prompt(vectors, segments.lengths)
     embeddings, visible, labels = _append_units(prompt, units[lengths > 0], translator)
-    unit_states, unit_labels = states_and_targets(translator(embeddings, visible), labels)
+    hidden = translator(embeddings, visible).hidden
+    unit_states, unit_labels = states_and_targets(hidden, labels)
     text_states, text_labels = states_and_targets(text_pass.hidden, text_pass.labels)
     return VoicedOutputs(
         unit_states=unit_states,

@@ -12,7 +12,6 @@ from echox.assets.shapes import UNTRAINED
 from echox.assets.tensors import LazyTensors, Spec, specs_of
 from echox.backbones.base import LoraConfig, add_lora
 from echox.core.errors import ConfigError
-from echox.encoders.base import Encoder
 from echox.models.release.compatibility import Compatibility, with_form
 from echox.models.release.folder import build, outline, read_release
 from echox.models.release.model import PublishedEchoX
@@ -23,15 +22,6 @@ from echox.models.release.untrained import TINY, shape_of, untrained_model
 RANDOM = "random"  # a tiny untrained model, for tests
 # Peft's names of the two factors of an adapter, within the names of parameters.
 LORA_A, LORA_B = "lora_A.default.", "lora_B.default."
-
-
-class TrainableSpeechLLM(nn.Module):
-    """A released model behind a frozen encoder."""
-
-    def __init__(self, encoder: Encoder, release: PublishedEchoX) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.release = release
 
 
 class TrainableEchoX(nn.Module):

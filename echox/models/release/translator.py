@@ -7,13 +7,14 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from echox.backbones.base import BackboneState
 from echox.core.errors import CheckpointError
 from echox.core.signals import valid_mask
 from echox.kernels.codec_head_loss import CodecHead
-from echox.models.release.causal import CausalModel, Prompt
+from echox.models.release.causal import Prompt, PromptCache, forward_llama
 
 
-class UnitTranslator(CausalModel):
+class UnitTranslator(nn.Module):
     """Causal model of text vectors followed by unit tokens.
 
     Text rows and unit rows at the language model's width, a projection to its own width, a Llama
@@ -63,9 +64,21 @@ class UnitTranslator(CausalModel):
         return torch.where(is_unit[..., None], units, text)
 
     def embed(self, ids: Tensor) -> Tensor:
+        """Embed text and unit ids for the body: [...] -> [..., C]."""
         return self.adapter(self.rows(ids))
 
+    def forward(
+        self,
+        embeddings: Tensor,
+        visible: Tensor,
+        cache: PromptCache | None = None,
+        use_cache: bool = False,
+    ) -> BackboneState:
+        """Run the body over embeddings [B, S, C]; see `forward_llama`."""
+        return forward_llama(self.body, embeddings, visible, cache, use_cache)
+
     def logits(self, hidden: Tensor) -> Tensor:
+        """Score text and unit ids from states: [..., C] -> [..., V + U]."""
         return self.head(hidden)
 
     def denoise(self, hidden: Tensor) -> Tensor:

@@ -1,18 +1,21 @@
-"""The unit translator in the decode engine: segments of an answer, together or as they are cut."""
+"""Greedy decoding of the unit translator: segments in the decode engine, and texts step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from echox.core.errors import SignalError
-from echox.decoding import Completion, DecodeEngine, Impl, Request, Rows, Steps
+from echox.decoding import DecodeEngine, Impl, Request, Rows, Steps
+from echox.decoding.greedy_text import (
+    GeneratedText,
+    decode_steps,
+    gathered,
+    text_of_completions,
+)
 from echox.kernels.unit_decode import UnitHead, UnitRequest, UnitStep
 from echox.kernels.unit_decode.state import Needs
-from echox.models.release.causal import Generated, Prompt
+from echox.models.release.causal import Prompt
 from echox.models.release.translator import UnitTranslator
 
 SLOTS = 8  # segments stepped together where the caller does not say
@@ -77,7 +80,9 @@ def greedy_requests(prompt: Prompt, end_id: int, max_tokens: int) -> list[Reques
 
 
 @torch.no_grad()
-def generate_units(engine: DecodeEngine, prompt: Prompt, end_id: int, max_tokens: int) -> Generated:
+def generate_units(
+    engine: DecodeEngine, prompt: Prompt, end_id: int, max_tokens: int
+) -> GeneratedText:
     """Decode the unit tokens of B prompts.
 
     Args:
@@ -87,7 +92,8 @@ def generate_units(engine: DecodeEngine, prompt: Prompt, end_id: int, max_tokens
         max_tokens: unit tokens of a segment at most.
 
     Returns:
-        ids [B, U]; hidden states [B, U, C], or [B, U, 0] where the engine does not keep them.
+        ids [B, U] without the end token; hidden states [B, U, C], or [B, U, 0] where the engine
+        does not keep them.
 
     Raises:
         SignalError: a row needs more positions than the engine has, or its scores are not finite.
@@ -99,23 +105,20 @@ def generate_units(engine: DecodeEngine, prompt: Prompt, end_id: int, max_tokens
                 f"the unit translator's scores for segment {number} are not finite, "
                 "so it has no speech; its weights or its states are damaged"
             )
-    return _generated(completions, prompt, end_id)
+    return text_of_completions(completions, [end_id], end_id, prompt.embeddings.device)
 
 
-def _generated(completions: Sequence[Completion], prompt: Prompt, end_id: int) -> Generated:
-    device, dtype = prompt.embeddings.device, prompt.embeddings.dtype
-    # With one codebook, tokens are [U, 1]. Rows are padded as `decode` pads them: with end tokens.
-    tokens = [completion.tokens[:, 0] for completion in completions]
-    ids = pad_sequence(tokens, batch_first=True, padding_value=end_id).to(device)
-    states = [
-        completion.tokens.new_empty(len(completion.tokens), 0)
-        if completion.states is None
-        else completion.states
-        for completion in completions
-    ]
-    hidden = pad_sequence(states, batch_first=True).to(device, dtype)
-    ends = ids == end_id
-    lengths = torch.where(ends.any(1), ends.long().argmax(1), ids.shape[1])
-    # By the last token, because a row that met its limit is followed by end tokens as padding.
-    ended = [int(completion.tokens[-1]) == end_id for completion in completions]
-    return Generated(ids, hidden, lengths, torch.tensor(ended, device=device))
+def generate_after_text(
+    translator: UnitTranslator, prompt: Prompt, end_id: int, max_tokens: int
+) -> GeneratedText:
+    """Decode the unit tokens of B texts by T2C, whose prompts hide the end of the text.
+
+    Args:
+        translator: whose unit tokens are decoded.
+        prompt: of `UnitTranslator.prefix_prompt`.
+        end_id: the token that ends a row.
+        max_tokens: unit tokens of a text at most.
+    """
+    # Not in the engine, which attends to all of a prompt.
+    steps = decode_steps(translator, prompt.embeddings, prompt.visible, [end_id], max_tokens)
+    return gathered(steps, end_id, end_id)

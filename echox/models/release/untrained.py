@@ -14,8 +14,8 @@ from echox.assets.shapes import SHAPES as LANGUAGE_SHAPES
 from echox.core.config import near
 from echox.core.errors import AssetError
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.causal import LanguageModel
 from echox.models.release.compatibility import Compatibility
+from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.sizes import llama_config, named_sizes
 from echox.models.release.tokens import UNIT_COUNT, ReleaseTokens
@@ -116,7 +116,9 @@ def untrained_model(config: Mapping[str, Any], compatibility: Compatibility) -> 
             text.intermediate_size,
         )
         adapter = ShrinkingAdapter(shape, compatibility)
-        model = PublishedEchoX(adapter, LanguageModel(text), translator, tokens, compatibility)
+        model = PublishedEchoX(
+            adapter, LanguageModel(text, tokens), translator, tokens, compatibility
+        )
     # Tied, as in the release's training.
     translator.text_rows.weight = model.language.head.weight
     return model.eval()

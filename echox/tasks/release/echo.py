@@ -18,17 +18,22 @@ from echox.core.signals import Batch
 from echox.criteria.base import VoicedOutputs
 from echox.data.cache import ArrayCache
 from echox.data.text import edit_distance
-from echox.models.release.causal import decode
-from echox.models.release.model import PublishedEchoX
+from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.train_forward import (
     TextPass,
     answer_segments,
     segment_outputs,
     states_and_targets,
 )
-from echox.models.release.trainable import TrainableSpeechLLM
 from echox.models.release.translator import UnitTranslator
-from echox.models.segmenting import RELEASE_RULE, SegmentRule, segments
+from echox.models.release.unit_decoding import generate_after_text
+from echox.models.segmenting import (
+    RELEASE_RULE,
+    Cutter,
+    SegmentRule,
+    SegmentsConfig,
+    segments,
+)
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples, TokenTargets
 from echox.tasks.conversations import padded
@@ -120,7 +125,7 @@ class ReleaseEchoTask(FullModelTask):
     def read(self, split: str) -> Sequence[ReleaseExample]:
         return self.reader.read(split, last_only=True, lengths=partial(lengths_path, self, split))
 
-    def prepare(self, model: TrainableSpeechLLM) -> None:
+    def prepare(self, model: ReleaseSpeechLLM) -> None:
         """Compute and cache the pseudo-labels of all conversations.
 
         Raises:
@@ -160,7 +165,7 @@ class ReleaseEchoTask(FullModelTask):
         return hashlib.sha256(json.dumps(makers, sort_keys=True).encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def _label(self, model: TrainableSpeechLLM, examples: Sequence[ReleaseExample]) -> list[Tensor]:
+    def _label(self, model: ReleaseSpeechLLM, examples: Sequence[ReleaseExample]) -> list[Tensor]:
         """Pseudo-labels of each conversation, as `packed` returns them."""
         device = next(model.parameters()).device
         batch = self.reader.collate(examples).to(device)
@@ -176,7 +181,8 @@ class ReleaseEchoTask(FullModelTask):
         """Greedy token ids of each answer's segments, without the end of the turn."""
         states, _ = states_and_targets(text_pass.hidden, text_pass.labels)
         text = model.language.logits(states).argmax(-1).tolist()
-        scores = model.trigger_scores(states).tolist()
+        cutter = Cutter(SegmentsConfig(rule=self.config.rule), model.language)
+        scores = cutter.scores(states).tolist()
         counts = (text_pass.labels[:, 1:] != IGNORE).sum(1).tolist()
         # States of all rows stand one after the other.
         start = 0
@@ -184,7 +190,7 @@ class ReleaseEchoTask(FullModelTask):
             end = start + count - 1  # without the end of the turn
             yield [
                 text[start + segment.start : start + segment.end]
-                for segment in segments(scores[start:end], self.config.rule)
+                for segment in segments(scores[start:end], cutter.rule)
             ]
             start += count
 
@@ -218,13 +224,13 @@ class ReleaseEchoTask(FullModelTask):
             units=flat.reshape(*lengths.shape, -1),
         )
 
-    def forward(self, model: TrainableSpeechLLM, batch: SegmentsBatch) -> VoicedOutputs:
+    def forward(self, model: ReleaseSpeechLLM, batch: SegmentsBatch) -> VoicedOutputs:
         """States [N, C] of the unit translator at its N targets, and text logits [L, V]."""
         text_pass = teacher_forced(model, batch.conversations)
         return segment_outputs(model.release, text_pass, batch.lengths, batch.units)
 
     def score(
-        self, model: TrainableSpeechLLM, batches: Callable[[], Iterable[Batch]]
+        self, model: ReleaseSpeechLLM, batches: Callable[[], Iterable[Batch]]
     ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
         errors = units = rows = 0
@@ -235,14 +241,15 @@ class ReleaseEchoTask(FullModelTask):
             cut = answer_segments(teacher_forced(model, batch.conversations), batch.lengths)
             # Segments in the order of rows and places, as `batch.units[...]` below.
             generated = model.release.speak(cut.states, cut.lengths, self.config.max_words)
-            for number, labels in enumerate(batch.units[batch.lengths > 0].tolist()):
+            targets = batch.units[batch.lengths > 0].tolist()
+            for ids, labels in zip(generated.rows(), targets, strict=True):
                 reference = tokens.units([label for label in labels if label != IGNORE])
-                errors += edit_distance(tokens.units(generated.row(number)), reference)
+                errors += edit_distance(tokens.units(ids), reference)
                 units += len(reference)
             rows += len(batch.row_ids)
         return {"unit_error": errors / max(1, units)}
 
-    def audit_batch(self, model: TrainableSpeechLLM, batch: SegmentsBatch) -> AuditBatch:
+    def audit_batch(self, model: ReleaseSpeechLLM, batch: SegmentsBatch) -> AuditBatch:
         tokens, conversations = self.reader.tokens, batch.conversations
         units = [
             self._segment_targets(model.release.translator, row, batch.units[row, place])
@@ -308,10 +315,10 @@ def generate_unit_ids(
     ids = padded(rows, tokens.end_id).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     prompt = model.translator.prefix_prompt(ids, lengths, ids != tokens.end_id)
-    generated = decode(model.translator, prompt, tokens.end_id, max_tokens)
+    generated = generate_after_text(model.translator, prompt, tokens.end_id, max_tokens)
     return [
-        [*generated.row(number), *([tokens.end_id] if ended else [])]
-        for number, ended in enumerate(generated.ended.tolist())
+        [*ids, *([tokens.end_id] if ended else [])]
+        for ids, ended in zip(generated.rows(), generated.ended.tolist())
     ]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from echox.core import checkpoint
 from echox.encoders.base import ENCODERS
 from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
-from echox.models.release.model import PublishedEchoX
-from echox.models.release.trainable import TrainableSpeechLLM, starting_model
+from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
+from echox.models.release.trainable import starting_model
 from echox.tasks.base import Outline, StageContext, named_parts
 from echox.tasks.release.base import (
     ADAPTER_MODULES,
@@ -69,7 +69,7 @@ class FullModelTask(ReleaseTask):
             ManifestError: no training conversation remains.
         """
 
-    def build(self) -> TrainableSpeechLLM:
+    def build(self) -> ReleaseSpeechLLM:
         """Load the released model with what earlier stages trained, and read the manifests.
 
         Raises:
@@ -83,12 +83,12 @@ class FullModelTask(ReleaseTask):
         self.splits = {split: self.read(split) for split in ("train", "valid")}
         return model
 
-    def _model(self) -> tuple[TrainableSpeechLLM, list[str]]:
+    def _model(self) -> tuple[ReleaseSpeechLLM, list[str]]:
         """The model, and the names of the tensors that earlier stages trained."""
         encoder = ENCODERS.build(self.context.parts.encoder)
         release = starting_model(self.config.checkpoint, self.config.form(), encoder.dim)
         # LoRA first: earlier checkpoints hold its weights too.
-        model = prepare_training(TrainableSpeechLLM(encoder, release), self.config, self.context)
+        model = prepare_training(ReleaseSpeechLLM(encoder, release), self.config, self.context)
         inherited: list[str] = []
         # T2C's checkpoint names tensors from the release's root, because it has no encoder.
         for stage, module, prefix in (("s2t", model, ""), ("t2c", model.release, "release.")):
@@ -122,14 +122,14 @@ class FullModelTask(ReleaseTask):
             ],
         )
 
-    def trained_state_dict(self, model: TrainableSpeechLLM) -> dict[str, Tensor]:
+    def trained_state_dict(self, model: ReleaseSpeechLLM) -> dict[str, Tensor]:
         state = model.state_dict()
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         # With inherited tensors, so that the checkpoint can be exported by itself.
         names = dict.fromkeys([*trained, *self.inherited])
         return {name: state[name] for name in names}
 
-    def parameter_groups(self, model: TrainableSpeechLLM) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
         return module_and_lora_groups(model)
 
     def data_fingerprints(self) -> dict[str, str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from echox.core.errors import ManifestError
 from echox.core.signals import Batch
 from echox.criteria.base import JointOutputs
+from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.train_forward import joint_outputs
-from echox.models.release.trainable import TrainableSpeechLLM
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples
 from echox.tasks.conversations import padded
@@ -105,7 +105,7 @@ class ReleaseJointTask(FullModelTask):
         text = [*[tokens.end_id] * start, *example.ids[start:], *closing]
         return text, [tokens.begin_id, *unit_token_ids(tokens, example.units), tokens.end_id]
 
-    def forward(self, model: TrainableSpeechLLM, batch: JointBatch) -> JointOutputs:
+    def forward(self, model: ReleaseSpeechLLM, batch: JointBatch) -> JointOutputs:
         """Text logits [N, V], CTC scores, and states of the unit translator at its targets.
 
         Raises:
@@ -122,7 +122,7 @@ class ReleaseJointTask(FullModelTask):
             batch.ids != model.release.tokens.end_id,
         )
 
-    def audit_batch(self, model: TrainableSpeechLLM, batch: JointBatch) -> AuditBatch:
+    def audit_batch(self, model: ReleaseSpeechLLM, batch: JointBatch) -> AuditBatch:
         tokens, conversations = self.reader.tokens, batch.conversations
         units = translator_targets(model.release.translator, tokens, batch.ids, batch.labels)
         padding = end_id_padding(conversations.ids, tokens.end_id)

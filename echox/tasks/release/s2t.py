@@ -16,10 +16,9 @@ from echox.criteria.base import SpeechTextOutputs
 from echox.encoders.base import ENCODERS
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.release.hearing import WINDOW_S, check_encoder
-from echox.models.release.model import PublishedEchoX
+from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.train_forward import TextPass, forward_text, text_outputs
 from echox.models.release.trainable import (
-    TrainableSpeechLLM,
     cast_parameters,
     outline_starting_model,
     select_trained,
@@ -88,7 +87,7 @@ class ReleaseTextTask(ReleaseTask):
     def __init__(self, config: ReleaseTextConfig, context: StageContext) -> None:
         super().__init__(config, context)
 
-    def build(self) -> TrainableSpeechLLM:
+    def build(self) -> ReleaseSpeechLLM:
         """Load the released model behind its encoder, and read the manifests.
 
         Raises:
@@ -105,10 +104,10 @@ class ReleaseTextTask(ReleaseTask):
         }
         return model
 
-    def _model(self) -> TrainableSpeechLLM:
+    def _model(self) -> ReleaseSpeechLLM:
         encoder = ENCODERS.build(self.context.parts.encoder)
         # The encoder's channels matter to the tiny untrained model alone, which is built for them.
-        model = TrainableSpeechLLM(
+        model = ReleaseSpeechLLM(
             encoder, starting_model(self.config.checkpoint, self.config.form(), encoder.dim)
         )
         model.release.translator = None  # no units are predicted here
@@ -131,10 +130,10 @@ class ReleaseTextTask(ReleaseTask):
             notes=[SHARES_NOTE],
         )
 
-    def trained_state_dict(self, model: TrainableSpeechLLM) -> dict[str, Tensor]:
+    def trained_state_dict(self, model: ReleaseSpeechLLM) -> dict[str, Tensor]:
         return trained_tensors(model)
 
-    def parameter_groups(self, model: TrainableSpeechLLM) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
         return module_and_lora_groups(model)
 
     def examples(self, split: str) -> Examples:
@@ -148,11 +147,11 @@ class ReleaseTextTask(ReleaseTask):
         """
         return self.reader.collate(examples)
 
-    def forward(self, model: TrainableSpeechLLM, batch: ConversationBatch) -> SpeechTextOutputs:
+    def forward(self, model: ReleaseSpeechLLM, batch: ConversationBatch) -> SpeechTextOutputs:
         """Next-token logits [N, V] of the answers' N tokens, and CTC scores of the questions."""
         return text_outputs(model.release, teacher_forced(model, batch), batch.transcripts)
 
-    def audit_batch(self, model: TrainableSpeechLLM, batch: ConversationBatch) -> AuditBatch:
+    def audit_batch(self, model: ReleaseSpeechLLM, batch: ConversationBatch) -> AuditBatch:
         tokens = self.reader.tokens
         return AuditBatch(
             conversation_targets(tokens, batch),
@@ -174,7 +173,7 @@ class ReleaseTextTask(ReleaseTask):
         }
 
 
-def teacher_forced(model: TrainableSpeechLLM, batch: ConversationBatch) -> TextPass:
+def teacher_forced(model: ReleaseSpeechLLM, batch: ConversationBatch) -> TextPass:
     """Run encoder and S2T model over B conversations [B, N] with their answers.
 
     Returns:
@@ -187,8 +186,8 @@ def teacher_forced(model: TrainableSpeechLLM, batch: ConversationBatch) -> TextP
 
 
 def prepare_training(
-    model: TrainableSpeechLLM, config: ReleaseTextConfig, context: StageContext
-) -> TrainableSpeechLLM:
+    model: ReleaseSpeechLLM, config: ReleaseTextConfig, context: StageContext
+) -> ReleaseSpeechLLM:
     """Freeze a model except for what the config trains, and add LoRA.
 
     Args:
@@ -213,7 +212,7 @@ def lengths_path(task: Task, split: str) -> Path:
     return lengths_file(task.context, split, task.config, task.data_fingerprints())
 
 
-def example_reader(model: TrainableSpeechLLM, config: ReleaseTextConfig) -> ReleaseExampleReader:
+def example_reader(model: ReleaseSpeechLLM, config: ReleaseTextConfig) -> ReleaseExampleReader:
     """Reader of conversations in the tokens of a model."""
     return ReleaseExampleReader(
         config.data, model.release.tokens, config.form(), model.encoder.rate_hz
@@ -222,7 +221,7 @@ def example_reader(model: TrainableSpeechLLM, config: ReleaseTextConfig) -> Rele
 
 def outline_model(
     config: ReleaseTextConfig, context: StageContext, *, has_translator: bool = True
-) -> TrainableSpeechLLM:
+) -> ReleaseSpeechLLM:
     """Model as it is trained, on the meta device.
 
     Args:
@@ -237,14 +236,14 @@ def outline_model(
     encoder = ENCODERS.entry_of(encoder_config).implementation.outline(encoder_config)
     with torch.device("meta"):
         release = outline_starting_model(config.checkpoint, config.form(), encoder.dim)
-        model = TrainableSpeechLLM(encoder, release)
+        model = ReleaseSpeechLLM(encoder, release)
         if not has_translator:
             model.release.translator = None
         # On the meta device too, where LoRA's new weights must be.
         return prepare_training(model, config, context)
 
 
-def module_and_lora_groups(model: TrainableSpeechLLM) -> list[dict[str, Any]]:
+def module_and_lora_groups(model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
     """Parameter groups of LoRA and of the trained modules.
 
     Both have one learning rate, as in the authors' code.

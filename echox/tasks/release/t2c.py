@@ -16,7 +16,6 @@ from echox.criteria.base import UnitOutputs
 from echox.data.manifest import Item, Role, Row
 from echox.data.text import edit_distance
 from echox.models.footprint import layer_bytes
-from echox.models.release.causal import decode
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.train_forward import pretrain_outputs
 from echox.models.release.trainable import (
@@ -27,6 +26,7 @@ from echox.models.release.trainable import (
     starting_model,
     trained_tensors,
 )
+from echox.models.release.unit_decoding import generate_after_text
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, named_parts
 from echox.tasks.conversations import RowsConfig, SpokenRows, padded
@@ -251,10 +251,12 @@ class ReleaseUnitsTask(ReleaseTask):
                 break
             # The text part of each sequence, as in training.
             prompt = model.translator.prefix_prompt(batch.ids, batch.text_lengths, batch.visible)
-            generated = decode(model.translator, prompt, self.tokens.end_id, self.config.max_words)
-            for row, labels in enumerate(batch.labels.tolist()):
+            generated = generate_after_text(
+                model.translator, prompt, self.tokens.end_id, self.config.max_words
+            )
+            for ids, labels in zip(generated.rows(), batch.labels.tolist(), strict=True):
                 reference = self.tokens.units([label for label in labels if label != IGNORE])
-                errors += edit_distance(self.tokens.units(generated.row(row)), reference)
+                errors += edit_distance(self.tokens.units(ids), reference)
                 units += len(reference)
                 rows += 1
         return {"unit_error": errors / max(1, units)}

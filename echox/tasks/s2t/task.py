@@ -436,7 +436,4 @@ def answer_texts(model: SpeechLLM, batch: SpeechTextBatch, max_tokens: int) -> l
     """
     prompted = prompt_only(model, batch)
     generated = greedy_text(model.backbone, prompted.embeddings, prompted.mask, max_tokens)
-    return [
-        model.backbone.detokenize(ids[:length])
-        for ids, length in zip(generated.ids.tolist(), generated.lengths.tolist())
-    ]
+    return [model.backbone.detokenize(ids) for ids in generated.rows()]
