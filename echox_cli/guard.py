@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from echox.core.errors import EchoxError
+from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.packages import library_fault
 
 # Faults of the machine rather than of the program: each is one sentence of the operating system,
@@ -68,5 +69,7 @@ def _machine_fault(error: Exception) -> str | None:
     """Return the sentence for a fault of the machine or an installed library; None for a bug."""
     if isinstance(error, OSError) and error.errno in _WAYS_OUT:
         return f"{error.strerror}: {error.filename or 'while writing'}; {_WAYS_OUT[error.errno]}"
+    if is_out_of_memory(error):
+        return out_of_memory_text(error, "use smaller batches, or end other programs")
     fault = library_fault(error)
     return None if fault is None else str(fault)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from echox.core.errors import AssetError
+from echox.core.memory import is_out_of_memory
 from echox.core.progress import waiting
 
 
@@ -39,6 +40,9 @@ def loading(what: str, folder: str | Path) -> Iterator[None]:
         SafetensorError,
         pickle.UnpicklingError,
     ) as error:
+        # The files may be sound.
+        if is_out_of_memory(error):
+            raise
         # The first line says what failed, the others give transformers' general advice.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         way_out = "name another folder, a hub id, or an asset of `echox-info asset`"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_folder, copy_synced, sha256_of, write_synced
+from echox.core.memory import is_out_of_memory
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 FORMAT = 1  # of meta.json; a checkpoint of another number is refused
@@ -136,6 +137,9 @@ def load(folder: Path) -> Checkpoint:
         state = _load_state(folder) if STATE in meta["files"] else None
     # Both libraries raise errors of many types for content that they cannot read.
     except Exception as error:
+        # The files may be sound.
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
     return Checkpoint(folder, meta, tensors, state)
 

@@ -37,5 +37,9 @@ class CheckpointError(EchoxError):
     """A checkpoint is missing, damaged, or does not fit the model or its parents."""
 
 
+class CapacityError(EchoxError):
+    """The memory of the machine or of a GPU does not hold what was asked of it."""
+
+
 class TrainingError(EchoxError):
     """Training cannot go on, for instance because the loss is not finite."""

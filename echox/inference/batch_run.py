@@ -11,7 +11,8 @@ from typing import Any
 
 from echox.backbones.base import Turn
 from echox.core import checkpoint
-from echox.core.errors import ConfigError, EchoxError, SignalError
+from echox.core.errors import CapacityError, ConfigError, SignalError
+from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.progress import Bar, waiting
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
 from echox.data.manifest import (
@@ -46,6 +47,7 @@ def generate(config: GenerateConfig) -> int:
         ConfigError: there is no question, or out_dir holds the answers of another run.
         CheckpointError, ManifestError, SignalError: the checkpoint, the manifest or the one input
             cannot be used.
+        CapacityError: memory ran out.
     """
     if config.input is not None:
         return _generate_one(config)
@@ -182,6 +184,9 @@ def answer_rows(
     Returns:
         each row with its answer, or with the reason why it has none; such a row does not keep the
         others from their answers.
+
+    Raises:
+        CapacityError: memory ran out, which no other row would change.
     """
     questions = [(row, _question_or_reason(row, pipeline.rate_hz)) for row in rows]
     usable = [question for _, question in questions if isinstance(question, Question)]
@@ -199,18 +204,28 @@ def _reply(
     """Answer questions together, or one by one where together they fail."""
     try:
         return list(pipeline.reply(questions, speak=speak))
-    # RuntimeError is PyTorch's, such as too little memory.
-    except (EchoxError, RuntimeError) as error:
+    # Of a row itself; any other error would meet every row, so it ends the run.
+    except SignalError as error:
         if len(questions) == 1:
-            # Reasons are one line: PyTorch's sentences span several.
-            return [" ".join(str(error).split()) or type(error).__name__]
+            return [str(error)]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CapacityError(_memory_sentence(error, len(questions))) from error
     return [outcome for question in questions for outcome in _reply(pipeline, [question], speak)]
+
+
+def _memory_sentence(error: BaseException, count: int) -> str:
+    rows = f"a batch of {count} rows" if count > 1 else "one row"
+    smaller = "set a smaller batch_size" if count > 1 else "give shorter clips"
+    way_out = f"{smaller}, or free memory; a run started again keeps the rows it has answered"
+    return out_of_memory_text(error, f"it happened while answering {rows}: {way_out}")
 
 
 def _question_or_reason(row: Row, rate_hz: int) -> Question | str:
     try:
         return question_of(row, rate_hz)
-    except EchoxError as error:
+    except SignalError as error:
         return str(error)
 
 

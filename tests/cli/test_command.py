@@ -121,6 +121,12 @@ def fail(error):
             "command: No space left on device: runs/x; free some space or choose another folder\n",
         ),
         (
+            RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB."),
+            2,
+            "command: memory ran out (CUDA out of memory. Tried to allocate 2 GiB.); "
+            "use smaller batches, or end other programs\n",
+        ),
+        (
             PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs"),
             2,
             "command: Permission denied: runs; choose a folder or file that you may use\n",

@@ -7,7 +7,7 @@ import soundfile
 import torch
 from tiny_run import RATE_HZ, noise, write_questions, write_run
 
-from echox.core.errors import ConfigError, ManifestError, SignalError
+from echox.core.errors import CapacityError, ConfigError, ManifestError, SignalError
 from echox.data.audio import save_audio
 from echox.inference import batch_run
 from echox.inference.batch_run import GenerateConfig, generate
@@ -110,17 +110,42 @@ def test_broken_rows_do_not_affect_others(config, tmp_path, capsys):
     assert "7 of 12 rows answered" in printed.out and "line 9 (row 'gone')" in printed.err
 
 
-def test_a_row_that_the_models_fail_on_is_isolated(config, monkeypatch):
+def fail_on_the_longest(monkeypatch, error):
+    """Have the models raise an error for the longest of the questions."""
     reply = SpeechToSpeechPipeline.reply
 
-    def fails_on_the_longest(self, questions, **kwargs):
+    def fails(self, questions, **kwargs):
         if any(len(clip) > 0.9 * RATE_HZ for question in questions for clip in question.clips):
-            raise RuntimeError("out of\nmemory")
+            raise error
         return reply(self, questions, **kwargs)
 
-    monkeypatch.setattr(SpeechToSpeechPipeline, "reply", fails_on_the_longest)
+    monkeypatch.setattr(SpeechToSpeechPipeline, "reply", fails)
+
+
+def test_a_row_that_the_models_refuse_is_isolated(config, monkeypatch):
+    fail_on_the_longest(monkeypatch, SignalError("too long"))
     assert generate(config) == 0
-    assert [row["error"] for row in records(config)] == [None, None, None, None, "out of memory"]
+    assert [row["error"] for row in records(config)] == [None, None, None, None, "too long"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "text"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of\nmemory."),
+            CapacityError,
+            r"^memory ran out \(CUDA out of memory.\); it happened while answering one row: ",
+        ),
+        (MemoryError(), CapacityError, "MemoryError"),
+        (RuntimeError("mat1 and mat2"), RuntimeError, "mat1"),
+    ],
+)
+def test_an_error_that_is_no_row_s_own_ends_the_run(config, monkeypatch, error, expected, text):
+    fail_on_the_longest(monkeypatch, error)
+    with pytest.raises(expected, match=text):
+        generate(config)
+    # What was answered before stays, and is not answered again.
+    assert [row["error"] for row in records(config)] == [None] * 4
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(config, monkeypatch):
