@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from echox.assets import CATALOGUE
+from echox.assets.sources import VARIABLE as ASSET_SOURCE
 from echox.core.config import near, to_plain
 from echox.core.errors import ConfigError
 from echox.core.number_format import VARIABLE, measured, name_of, number_format
@@ -50,6 +51,14 @@ PACKAGES = (
     "sentencepiece",
     "peft",
     "triton",
+)
+
+
+# Where the choice of a source is explained: it is no field of an asset.
+SOURCES_LINE = (
+    "fetched from the hub, or from pinned packages where the hub cannot be reached; "
+    f"assets.packages=true in a recipe or {ASSET_SOURCE}=packages takes the packages alone, "
+    f"{ASSET_SOURCE}=hub the hub alone"
 )
 
 
@@ -253,6 +262,7 @@ def _recipe(name: str) -> Iterator[str]:
 def _assets() -> Iterator[str]:
     for asset in CATALOGUE.values():
         yield f"{asset.name:<22} {asset.doc}"
+    yield SOURCES_LINE
 
 
 def _asset(name: str) -> Iterator[str]:
@@ -262,9 +272,10 @@ def _asset(name: str) -> Iterator[str]:
         )
     asset = CATALOGUE[name]
     yield f"asset {name}: {asset.doc}"
+    revision = f" at {asset.hub_revision}" if asset.hub_revision else ""
     yield from (
         "",
-        f"  hub id   {asset.hub_id or 'none'}",
+        f"  hub id   {asset.hub_id or 'none'}{revision}",
         f"  licence  {asset.licence}",
         f"  files    {', '.join(asset.contents)}",
     )
@@ -273,3 +284,4 @@ def _asset(name: str) -> Iterator[str]:
         f"  wheel    {wheel.package}=={wheel.version}, {wheel.size_bytes / 1e6:.0f} MB"
         for wheel in asset.wheels
     )
+    yield from ("", SOURCES_LINE)

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.prepare())
 
 from echox.assets import CATALOGUE, asset_folder
+from echox.assets.fetch import origin_of
 from echox.core.config import near
 from echox.core.errors import ConfigError
 from echox.core.registry import failures
@@ -60,14 +61,15 @@ class AssetsConfig:
 
 
 def fetch_assets(config: AssetsConfig) -> None:
-    """Fetch assets that are not there yet, and print the folder of each.
+    """Fetch assets that are not there yet, and print the folder and the source of each.
 
     Raises:
         AssetError: a name is unknown, or its files could not be obtained.
         PackageError: a package that converts the files is not installed.
     """
     for name in config.names or CATALOGUE:
-        print(f"{name}: {asset_folder(name)}")
+        folder, origin = asset_folder(name), origin_of(name)
+        print(f"{name}: {folder}{f' ({origin})' if origin else ''}")
 
 
 @dataclass(frozen=True, slots=True)

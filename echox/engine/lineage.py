@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from echox.core.checkpoint import Checkpoint, fingerprint
+from echox.assets.fetch import origin_of
+from echox.core.checkpoint import Checkpoint, described, fingerprint
 from echox.core.errors import CheckpointError
 from echox.core.number_format import number_format
 from echox.tasks.base import Task
+from echox.tasks.recorded import check_asset_origins, weights_of
 
 
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -23,19 +25,24 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         extra: further entries, such as the plugins.
 
     Returns:
-        JSON-ready: fingerprints of parent checkpoints and data, versions of the libraries, and on
-        a CPU the number format of its products.
+        JSON-ready: fingerprints of parent checkpoints and data, sources of pretrained weights,
+        versions of the libraries, and on a CPU the number format of its products.
+
+    Raises:
+        CheckpointError: a parent was trained with weights of another source.
     """
+    # Other stages of the recipe do not enter this one's weights.
+    roles = (*task.parents, *task.continues)
+    parents = {role: folder for role, folder in task.context.parents.items() if role in roles}
+    assets = _asset_origins(task)
+    for folder in parents.values():
+        check_asset_origins(Checkpoint(folder, described(folder), {}, None), assets)
     # The format on a CPU is measured, so it may differ between machines.
     on_cpu = task.context.device.type == "cpu"
     return {
-        "parents": {
-            name: fingerprint(folder)
-            for name, folder in task.context.parents.items()
-            # Other stages of the recipe do not enter this one's weights.
-            if name in (*task.parents, *task.continues)
-        },
+        "parents": {role: fingerprint(folder) for role, folder in parents.items()},
         "data": dict(task.data_fingerprints()),
+        "assets": assets,
         # For people; resuming does not compare them.
         "versions": {
             "python": platform.python_version(),
@@ -44,6 +51,13 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         **({"number_format": dataclasses.asdict(number_format())} if on_cpu else {}),
         **(extra or {}),
     }
+
+
+def _asset_origins(task: Task) -> dict[str, str]:
+    """Return the source of the pretrained weights of a task's parts: what they are named -> it."""
+    parts = (getattr(task.context.parts, kind, None) for kind in (*task.needs, *task.takes))
+    origins = {weights: origin_of(weights) for weights in weights_of(*parts)}
+    return {weights: origin for weights, origin in origins.items() if origin is not None}
 
 
 def _version(package: str) -> str | None:
@@ -61,8 +75,9 @@ def check_same_origin(checkpoint: Checkpoint, lineage: Mapping[str, Any]) -> Non
         lineage: the lineage of the run now, as `trace` returns it.
 
     Raises:
-        CheckpointError: a parent or the data has changed since.
+        CheckpointError: a parent or the data has changed since, or weights are of another source.
     """
+    check_asset_origins(checkpoint, lineage["assets"])
     # Versions may change: an update of a library must not end a run.
     for kind in ("parents", "data"):
         before, now = checkpoint.meta.get("lineage", {}).get(kind, {}), lineage[kind]

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from echox.assets import asset_folder
 from echox.assets.shapes import shape_of
+from echox.assets.sources import taking_from
 from echox.backbones.base import LoraConfig
 from echox.codecs.base import CODECS, CodecConfig
 from echox.core import checkpoint
@@ -147,7 +148,7 @@ def write_labels(recipe: Recipe) -> None:
         ConfigError: the stage generates its labels online.
     """
     device = device_named(recipe.device)
-    with kept_in(recipe.run_dir, device):
+    with kept_in(recipe.run_dir, device), taking_from(recipe.assets.allowed):
         # The stage that is named, or the one that usually has labels, or the last.
         stage = recipe.stage or recipe.last(Use.answer_aloud) or recipe.members[-1]
         task = stage_task(recipe, stage, device)

@@ -31,6 +31,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from echox.assets.sources import AssetSources
 from echox.backbones.base import BackboneConfig
 from echox.codecs.base import CodecConfig
 from echox.core.config import from_plain, near, neutral, to_plain
@@ -99,6 +100,8 @@ class Recipe:
     """Device to run on: auto, cpu, cuda or cuda:N."""
     plugin_dirs: list[str] = field(default_factory=list)
     """Folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run."""
+    assets: AssetSources = field(default_factory=AssetSources)
+    """Where pretrained weights and voices are taken from."""
     cpu_threads: int | None = neutral(None)
     """Threads that PyTorch computes on, on a CPU; null for one per core, or as OMP_NUM_THREADS
     says. Parts as small as a smoke test's gain nothing from a second one, and beside other

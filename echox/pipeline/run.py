@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echox.assets.sources import taking_from
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS
 from echox.core.device import device_named
@@ -71,16 +72,17 @@ def run_recipe(recipe: Recipe) -> None:
         EchoxError: data or a part cannot be used, or a stage fails.
     """
     recipe.check()
-    if recipe.dry_run:
-        return dry_run(recipe)
-    # Before the first step, since a package that is missed by the last would waste the run.
-    require(needed_packages(recipe))
-    device = device_named(recipe.device)
-    with on_threads(recipe.cpu_threads), kept_in(recipe.run_dir, device):
-        if recipe.refit is not None:
-            refit(recipe)
-        else:
-            _run_steps(recipe, on_cpu=device.type == "cpu")
+    with taking_from(recipe.assets.allowed):
+        if recipe.dry_run:
+            return dry_run(recipe)
+        # Before the first step, since a package that is missed by the last would waste the run.
+        require(needed_packages(recipe))
+        device = device_named(recipe.device)
+        with on_threads(recipe.cpu_threads), kept_in(recipe.run_dir, device):
+            if recipe.refit is not None:
+                refit(recipe)
+            else:
+                _run_steps(recipe, on_cpu=device.type == "cpu")
 
 
 def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
@@ -151,9 +153,9 @@ def _run_step_elsewhere(recipe: Mapping[str, Any], clock: StepClock, step: Step)
         step: the step to run.
     """
     discover(recipe["plugin_dirs"])
-    is_shared = join().size > 1
-    with step_of(clock):
-        run_step(from_dict(recipe), step, split_batches=is_shared)
+    is_shared, typed = join().size > 1, from_dict(recipe)
+    with step_of(clock), taking_from(typed.assets.allowed):
+        run_step(typed, step, split_batches=is_shared)
 
 
 def _make_corpus(recipe: Recipe, device: torch.device) -> None:
@@ -331,7 +333,7 @@ def audit_stages(recipe: Recipe) -> None:
         TrainingError: a label is wrong.
     """
     device = device_named(recipe.device)
-    with kept_in(recipe.run_dir, device):
+    with kept_in(recipe.run_dir, device), taking_from(recipe.assets.allowed):
         for stage in recipe.planned:
             audit_stage(recipe, stage, device)
 

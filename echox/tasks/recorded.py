@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from echox.assets.fetch import origin_of
+from echox.assets.shapes import untrained
+from echox.assets.sources import VARIABLE, Source
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
 from echox.core.registry import Registry
@@ -72,6 +75,66 @@ def recorded_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
     """
     recipe = _mapping(checkpoint, checkpoint.meta.get("recipe"), "recipe")
     return registry.parse(_mapping(checkpoint, recipe.get(kind), kind))
+
+
+def weights_of(*parts: Any) -> list[str]:
+    """Return what the configs of parts name as their pretrained weights.
+
+    Args:
+        parts: configs; None, those without a field `weights`, and untrained ones name nothing.
+    """
+    named = (getattr(config, "weights", None) for config in parts)
+    return [
+        weights for weights in named if isinstance(weights, str) and untrained(weights) != weights
+    ]
+
+
+def recorded_sources(
+    checkpoint: Checkpoint, references: Iterable[str]
+) -> tuple[Source, ...] | None:
+    """Return the sources of pretrained weights in a checkpoint's training, None if not recorded.
+
+    Args:
+        checkpoint: with the metadata of its lineage.
+        references: values of the parts' fields `weights`.
+    """
+    recorded = _recorded_origins(checkpoint)
+    origins = (recorded[reference] for reference in references if reference in recorded)
+    return tuple(dict.fromkeys(map(_source_of, origins))) or None
+
+
+def check_asset_origins(checkpoint: Checkpoint, references: Iterable[str]) -> None:
+    """Check that pretrained weights come from the source that a checkpoint was trained with.
+
+    Args:
+        checkpoint: with the metadata of its lineage; earlier versions recorded no sources.
+        references: values of the parts' fields `weights`.
+
+    Raises:
+        CheckpointError: a source differs, and with it the weights, for instance in their number
+            format.
+    """
+    recorded = _recorded_origins(checkpoint)
+    for reference in references:
+        before = recorded.get(reference)
+        now = None if before is None else origin_of(reference)
+        # Commits and conversions may differ: most of their changes leave the weights alone.
+        if now is not None and _source_of(now) is not _source_of(before):
+            raise CheckpointError(
+                f"{checkpoint.folder} was trained with {reference!r} of {before}, and here it is "
+                f"of {now}, whose weights differ; set {VARIABLE}={_source_of(before).value} to use "
+                "the former"
+            )
+
+
+def _recorded_origins(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Return what weights are named -> their source; nothing in those of earlier versions."""
+    return checkpoint.meta.get("lineage", {}).get("assets", {})
+
+
+def _source_of(origin: str) -> Source:
+    # The first word, as `origin_of` writes it.
+    return Source(origin.split()[0])
 
 
 def _mapping(checkpoint: Checkpoint, value: Any, key: str) -> Mapping[str, Any]:

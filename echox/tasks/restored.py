@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
+from echox.assets.sources import taking_from
 from echox.backbones.base import BACKBONES, Backbone
 from echox.core import checkpoint as checkpoints
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
+from echox.core.registry import Registry
 from echox.encoders.base import ENCODERS
 from echox.models.speech_llm import SpeechLLM, join_speech_llm
-from echox.tasks.recorded import recorded_part, recorded_task
+from echox.tasks.recorded import (
+    check_asset_origins,
+    recorded_part,
+    recorded_sources,
+    recorded_task,
+    weights_of,
+)
 
 
 def filled(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
@@ -29,10 +38,21 @@ def recorded_backbone(checkpoint: Checkpoint) -> Backbone:
     """Load the pretrained language model that a checkpoint records, in eval mode.
 
     Raises:
-        CheckpointError: the checkpoint records none.
-        AssetError: its weights are not on this machine.
+        CheckpointError: the checkpoint records none, or was trained with weights of another source.
+        AssetError: its weights cannot be had.
     """
-    return BACKBONES.build(recorded_part(checkpoint, "backbone", BACKBONES)).eval()
+    return _built_part(checkpoint, "backbone", BACKBONES).eval()
+
+
+def _built_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
+    """Build a pretrained part that a checkpoint records, of the weights it was trained with."""
+    config = recorded_part(checkpoint, kind, registry)
+    references = weights_of(config)
+    with taking_from(recorded_sources(checkpoint, references)):
+        part = registry.build(config)
+        # After the build, which fetches weights that are not here yet.
+        check_asset_origins(checkpoint, references)
+    return part
 
 
 def empty_speech_llm(
@@ -47,7 +67,8 @@ def empty_speech_llm(
         backbone: the language model; None builds the one that the checkpoint records.
 
     Raises:
-        CheckpointError: the checkpoint holds no speech adapter, or records no config of a part.
+        CheckpointError: the checkpoint holds no speech adapter, records no config of a part, or was
+            trained with weights of another source.
     """
     name = f"{prefix}adapter.token_ids"
     if name not in checkpoint.tensors:
@@ -57,7 +78,7 @@ def empty_speech_llm(
         )
     # [C - 1] ids of the CTC vocabulary, which give the adapter its number of classes.
     token_ids = checkpoint.tensors[name]
-    encoder = ENCODERS.build(recorded_part(checkpoint, "encoder", ENCODERS))
+    encoder = _built_part(checkpoint, "encoder", ENCODERS)
     shape = recorded_task(checkpoint, *roles).adapter
     backbone = backbone or recorded_backbone(checkpoint)
     return join_speech_llm(encoder, backbone, shape, token_ids)

@@ -1,4 +1,8 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from echox.assets import asset_folder
 from echox.core.errors import AssetError
@@ -16,7 +20,49 @@ def package_index(tmp_path, monkeypatch):
     monkeypatch.delenv("ECHOX_ASSET_SOURCE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("echox.assets.hub._fault", None)
     return folder
+
+
+class FakeHub:
+    """A hub that holds models in memory, in place of huggingface_hub's two functions."""
+
+    newest = "e" * 40  # commit of every model
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.models: dict[str, dict[str, bytes]] = {}  # hub id -> name -> content
+        self.fault: Exception | None = None  # what a request raises
+        self.requests: list[tuple[str, str | None]] = []  # hub ids and revisions asked for
+
+    def model_info(self, hub_id: str, revision: str | None = None, **_: object):
+        self.requests.append((hub_id, revision))
+        if self.fault is not None:
+            raise self.fault
+        files = [SimpleNamespace(rfilename=name, size=9) for name in self.models[hub_id]]
+        return SimpleNamespace(sha=revision or self.newest, siblings=files)
+
+    def snapshot_download(
+        self, hub_id: str, *, revision=None, local_files_only=False, **_: object
+    ) -> str:
+        folder = self.cache / hub_id.replace("/", "--") / "snapshots" / (revision or self.newest)
+        if not folder.is_dir():
+            if local_files_only:
+                raise LocalEntryNotFoundError("nothing is cached")
+            folder.mkdir(parents=True)
+            for name, content in self.models[hub_id].items():
+                (folder / name).write_bytes(content)
+        return str(folder)
+
+
+@pytest.fixture
+def hub(package_index, tmp_path, monkeypatch):
+    """A hub that can be reached, without a model yet."""
+    hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", staticmethod(hub.model_info))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    return hub
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ def test_every_entry_is_pinned_and_named_once(asset):
     members = [member for wheel in asset.wheels for member in wheel.members]
     assert members and asset.contents and asset.licence and asset.doc
     assert all(re.fullmatch("[0-9a-f]{64}", member.sha256) for member in members)
+    assert asset.hub_revision is None or re.fullmatch("[0-9a-f]{40}", asset.hub_revision)
+    assert asset.hub_id is not None or asset.hub_revision is None
     names = [member.name for member in members]
     assert len(set(names)) == len(names), "two members would be extracted under one name"
 

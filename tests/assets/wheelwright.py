@@ -40,19 +40,20 @@ def make_asset(
     name: str = "toy",
     package: str = "toy-files",
     converter=plain.convert,
-    hub_id=None,
+    **options,
 ) -> Asset:
-    """Describe an asset of one wheel with the right hashes of `files`."""
+    """Describe an asset of one wheel with the right hashes of `files`, and any further fields."""
     members = tuple(Member(path, hashlib.sha256(data).hexdigest()) for path, data in files.items())
     return Asset(
         name=name,
-        hub_id=hub_id,
+        hub_id=options.pop("hub_id", None),
         wheels=(Wheel(package, "1.0", 1_000, members),),
         converter=converter,
         revision=1,
-        contents=tuple(member.name for member in members),
+        contents=options.pop("contents", tuple(member.name for member in members)),
         licence="none",
         doc="A toy.",
+        **options,
     )
 
 

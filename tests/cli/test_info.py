@@ -86,6 +86,9 @@ def test_a_recipe_is_shown_in_full(ask):
 def test_an_asset_is_explained(ask):
     code, text = ask("asset", "whisper_base")
     assert code == 0 and "licence" in text and "wheel" in text
+    assert re.search(r"hub id +openai/whisper-base at [0-9a-f]{40}$", text, re.M)
+    # Where the choice between the two is made.
+    assert "assets.packages=true" in text and "ECHOX_ASSET_SOURCE=hub" in text
 
 
 def test_a_processors_rates_and_the_chosen_number_format_are_shown(ask):

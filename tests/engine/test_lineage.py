@@ -1,6 +1,7 @@
 """The lineage of a checkpoint."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from echox.core import checkpoint
 from echox.core.errors import CheckpointError
 from echox.engine import lineage
-from echox.tasks.base import StageContext
+from echox.tasks.base import Parts, StageContext
 
 from .toy import ToyConfig, ToyTask
 
@@ -44,6 +45,36 @@ def test_a_run_with_another_parent_is_refused(tmp_path):
     lineage.check_same_origin(resumed, recorded)
     with pytest.raises(CheckpointError, match="trained with other parents .s2t changed"):
         lineage.check_same_origin(resumed, lineage.trace(child_of(second)))
+
+
+def test_weights_of_another_source_are_refused(tmp_path, monkeypatch):
+    origins = {"toy": "packages toy-1", "someone/toy": "hub someone/toy@c1"}
+    for module in ("echox.engine.lineage", "echox.tasks.recorded"):
+        monkeypatch.setattr(f"{module}.origin_of", origins.get)
+
+    def trace(*parents):
+        task = ToyTask(ToyConfig(), context_of(*parents))
+        return lineage.trace(task)
+
+    def context_of(*parents):
+        names = ("toy", "someone/toy", "random")
+        parts = Parts(*(SimpleNamespace(weights=name) for name in names))
+        return StageContext(parts, seed=0, cache_dir=Path("unused"), parents=dict(parents))
+
+    recorded = trace()
+    assert recorded["assets"] == origins
+    saved = checkpoint.save(tmp_path / "run", {"w": torch.zeros(2)}, {"lineage": recorded})
+    resumed = checkpoint.load(saved)
+    # Most commits of a model on the hub change no weights.
+    origins["someone/toy"] = "hub someone/toy@c2"
+    lineage.check_same_origin(resumed, trace())
+    origins["toy"] = "hub someone/toy@c1"
+    with pytest.raises(CheckpointError, match="'toy' of packages toy-1.*ECHOX_ASSET_SOURCE=pack"):
+        lineage.check_same_origin(resumed, trace())
+    # The same of a parent, whose weights this stage builds on.
+    monkeypatch.setattr(ToyTask, "parents", ("s2t",))
+    with pytest.raises(CheckpointError, match="'toy' of packages toy-1, and here it is of hub"):
+        trace(("s2t", saved))
 
 
 def test_differences_are_dotted_paths():

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from echox.assets.sources import Source, allowed_sources
 from echox.core import checkpoint, number_format
 from echox.core.errors import CheckpointError, ManifestError
 from echox.data.audio import load_audio
@@ -14,7 +16,7 @@ from echox.data.text import edit_distance
 from echox.engine.own_process import in_own_process
 from echox.pipeline import run as pipeline_run
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import load_recipe
+from echox.pipeline.recipe import load_recipe, to_dict
 from echox.pipeline.run import run_recipe
 from echox.pipeline.steps import StepKind
 from echox.vocoders.mel import MelRecipe, MelSpectrogram
@@ -251,3 +253,22 @@ def test_a_stage_that_was_killed_half_way_ends_with_the_same_bits(brief, stage):
     ]
     run_recipe(load_recipe("echo_tiny", [*brief[1], f"stage={stage}"]))
     assert checkpoint.fingerprint(folder / "final") == before
+
+
+def test_a_run_takes_assets_from_the_sources_that_its_recipe_names(monkeypatch, tmp_path):
+    sources = []
+    monkeypatch.delenv("ECHOX_ASSET_SOURCE", raising=False)
+    for function in ("_run_steps", "run_step"):
+        monkeypatch.setattr(
+            pipeline_run, function, lambda *_, **__: sources.append(allowed_sources())
+        )
+    monkeypatch.setattr(pipeline_run, "step_of", nullcontext)
+    discover()
+    for word, expected in (("false", (Source.hub, Source.packages)), ("true", (Source.packages,))):
+        overrides = [f"run_dir={tmp_path}", "device=cpu", f"assets.packages={word}"]
+        recipe = load_recipe("echo_tiny", overrides)
+        run_recipe(recipe)
+        # A process of a step's own begins without the choice.
+        pipeline_run._run_step_elsewhere(to_dict(recipe), None, None)
+        assert sources[-2:] == [expected] * 2
+    assert allowed_sources() == (Source.hub, Source.packages)
