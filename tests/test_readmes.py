@@ -4,11 +4,16 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from tiny_run import RATE_HZ, noise, write_run
 
+from echox.data.audio import save_audio
+from echox.data.manifest import read_manifest
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe_files import list_recipes
-from echox_cli import info, prepare, train
+from echox_cli import evaluate, info, prepare, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,11 +59,118 @@ def test_the_test_command_is_the_same_everywhere(page):
     )
 
 
-def test_the_readme_s_recipe_composes(workspace, write):
-    (recipe,) = re.findall(
-        r"```yaml\n(# echox-train recipe=my_run.*?)```",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-        re.DOTALL,
+def blocks(page, language):
+    """The code blocks of a page that are marked by a language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def recipe_on_the_page(name):
+    """The text of the recipe of that name in recipes/README.md."""
+    (recipe,) = (
+        block
+        for block in blocks("recipes/README.md", "yaml")
+        if block.startswith(f"# echox-train recipe={name}\n")
     )
-    write("recipes/my_run.yaml", recipe)
+    return recipe
+
+
+def test_the_page_s_recipe_composes(workspace, write):
+    write("recipes/my_run.yaml", recipe_on_the_page("my_run"))
     assert train.main(["recipe=my_run", "--cfg"]) == 0
+
+
+def write_own_data(folder):
+    """Questions of six speakers and the answers to them, as recipes/README.md lays them out."""
+    tones = np.sin(np.arange(16_000) / 9) * np.linspace(0.01, 0.5, 16_000)
+    (folder / "answers").mkdir(parents=True)
+    for number in range(12):
+        questions = folder / "questions" / f"speaker{number % 6}"
+        questions.mkdir(parents=True, exist_ok=True)
+        for clip, text in (
+            (questions / f"{number:04d}.wav", f"what is number {number}"),
+            (folder / "answers" / f"{number:04d}.wav", f"that number is {number}"),
+        ):
+            soundfile.write(clip, tones, 16_000)
+            clip.with_suffix(".txt").write_text(f"{text}\n", encoding="utf-8")
+    (questions / "0011.key").write_text("eleven\n", encoding="utf-8")
+
+
+def test_own_data_can_be_prepared_as_the_page_says(workspace, write):
+    write_own_data(workspace / "mydata")
+    write("recipes/mine.yaml", recipe_on_the_page("mine"))
+    (script,) = blocks("recipes/README.md", "python")
+    exec(compile(script, "recipes/README.md", "exec"), {})
+    composed = []
+    for command, *words in commands("recipes/README.md"):
+        if command == "echox-prepare" and any("mydata" in word for word in words):
+            assert prepare.main(words) == 0, words
+        elif command == "echox-train" and words[0] == "recipe=mine":
+            assert train.main([*words, "--cfg"]) == 0, words
+            composed.append(words)
+        elif command == "echox-evaluate":
+            assert evaluate.main([*words, "--cfg"]) == 0, words
+    assert len(composed) == 3
+    parts = [
+        row
+        for part in ("train", "valid", "test")
+        for row in read_manifest(f"mydata/questions.{part}.jsonl").rows
+    ]
+    assert {row.id: row.extra["answer"] for row in parts}["speaker5-0011"] == "eleven"
+    assert len(parts) == 12 and all(row.answer.transcription for row in parts)
+    assert read_manifest("mydata/speech.train.jsonl").rows[0].answer.audio.is_file()
+
+
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("echox/*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_has_a_page(package):
+    lines = (ROOT / f"echox/{package}/README.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith(f"# {package}: ")
+    assert any(line.startswith("To add") for line in lines), "where is a part added?"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A working folder with a finished run, a question, and the page's names for both."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_run(folder / "runs/echo_mini")
+    save_audio(folder / "question.wav", noise(1, 0.8), RATE_HZ)
+    return folder
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_code_of_a_package_s_page_runs(package, run_folder, workspace, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    page = f"echox/{package}/README.md"
+    names = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
+    assert names
+
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(#[^)\s]*)?\)")
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "runs" for part in path.relative_to(ROOT).parts)
+)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as they are on the web."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {text.replace(" ", "-") for text in words}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    for target, anchor in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page} links to {target}, which is not there"
+        if anchor:
+            assert anchor[1:] in anchors(path), f"{page} links to {target}{anchor}"
