@@ -29,6 +29,15 @@ WRITTEN_FORMATS = (".wav", ".flac")
 # A resampling filter has one phase per step of the reduced rates, so odd source rates are read as
 # the nearest multiple of this: at 8 kHz that moves the pitch by at most 0.06 %.
 RATE_STEP_HZ = 10
+# Lowest and highest rates that are read: a resampler's filter grows with the ratio of rates, and no
+# recording has fewer or more, so another number is a damaged header.
+RATES_HZ = (1_000, 768_000)
+# FLAC states its samples in 36 bits; libsndfile gives its own largest number for an unstated one.
+UNKNOWN_SAMPLES = (1 << 36) - 1
+# Values decoded at once: a header may state any length, so memory grows with what is really there.
+BLOCK_VALUES = 1 << 22
+# A channel whose correlation with the first one is lower than this is its inverse.
+INVERSE_BELOW = -0.5
 # Seconds by which durations are off that were rounded, or counted with a header's bytes.
 ROUNDED_S = 0.02
 # A writer that cannot seek back leaves the size of its data open, as the largest number there is.
@@ -64,7 +73,7 @@ def load_audio(audio: str | Audio, rate_hz: int) -> Tensor:
         rate_hz: samples per second of the result; a clip of another rate is resampled.
 
     Returns:
-        samples [T] float32 in [-1, 1]; several channels are averaged.
+        samples [T] float32 in [-1, 1]; several channels are averaged (`mixed`).
 
     Raises:
         SignalError: the clip is missing, unreadable, empty, shorter than its header says, or holds
@@ -73,10 +82,12 @@ def load_audio(audio: str | Audio, rate_hz: int) -> Tensor:
     ref = audio_ref(audio)
     with _open_decoder(ref) as (file, header):
         file.seek(round(ref.start_s * file.samplerate))
-        # [T, C] for mono files too, so that one line below averages channels of any number.
-        frames = file.read(header.samples, dtype="float32", always_2d=True)
+        block = max(1, BLOCK_VALUES // header.channels)
+        blocks = _blocks(file, header.samples, block)
+        # Beginning with none, since a truncated file may have none.
+        frames = torch.cat([torch.zeros(0, header.channels), *blocks])  # [T, C]
     _refuse_truncated(ref, header, header.samples, len(frames))
-    samples = torch.from_numpy(frames).mean(dim=1)  # [T]
+    samples = mixed(frames, ref)
     if not torch.isfinite(samples).all():
         raise SignalError(f"audio {ref} holds NaN or infinite samples; export it again")
     # Float files may exceed full scale, and so may the resampling filter at steep edges.
@@ -99,16 +110,51 @@ def audio_blocks(audio: str | Audio, block_s: float) -> Iterator[Tensor]:
     ref, decoded = audio_ref(audio), 0
     with _open_decoder(ref) as (file, header):
         file.seek(round(ref.start_s * file.samplerate))
-        block = max(1, round(block_s * header.rate_hz))
-        while decoded < header.samples:
-            count = min(block, header.samples - decoded)
-            frames = file.read(count, dtype="float32", always_2d=True)  # [T, C]
-            # A truncated file ends before its header says; it is refused below.
-            if not len(frames):
-                break
+        for frames in _blocks(file, header.samples, max(1, round(block_s * header.rate_hz))):
             decoded += len(frames)
-            yield torch.from_numpy(frames).mean(dim=1)
+            yield mixed(frames, ref)
     _refuse_truncated(ref, header, header.samples, decoded)
+
+
+def _blocks(file: soundfile.SoundFile, samples: int, block: int) -> Iterator[Tensor]:
+    """Decode `samples` from where a file stands, in blocks [T, C] of `block` samples at most.
+
+    A truncated file ends before; the caller compares what came with its header.
+    """
+    decoded = 0
+    while decoded < samples:
+        # [T, C] for mono files too.
+        frames = file.read(min(block, samples - decoded), dtype="float32", always_2d=True)
+        if not len(frames):
+            return
+        decoded += len(frames)
+        yield torch.from_numpy(frames)
+
+
+def mixed(frames: Tensor, ref: AudioRef) -> Tensor:
+    """Average channels, those that are the inverse of the first turned over.
+
+    Left as they are, a channel and its inverse, as a wrongly wired microphone or a wide stereo
+    effect gives them, would cancel to silence.
+
+    Args:
+        frames: samples [T, C].
+        ref: the clip, for the warning.
+
+    Returns:
+        samples [T].
+    """
+    if frames.shape[1] == 1:
+        return frames[:, 0]
+    powers = frames.square().sum(dim=0)  # [C]
+    # The first channel that is not silent; ties of all zeros give the first.
+    first = int((powers > 0).int().argmax())
+    products = (frames * frames[:, first : first + 1]).sum(dim=0)  # [C]
+    is_inverse = products < INVERSE_BELOW * (powers * powers[first]).sqrt()
+    if is_inverse.any():
+        _warn_inverse(ref.file.parent)
+        frames = torch.where(is_inverse, -frames, frames)
+    return frames.mean(dim=1)
 
 
 def resampled(samples: Tensor, source_hz: int, rate_hz: int) -> Tensor:
@@ -233,6 +279,16 @@ def _checked_header(ref: AudioRef, file: soundfile.SoundFile) -> AudioHeader:
     _warn_wrong_ending(ref.file.parent, ending, file.format)
     if header.samples <= 0:
         raise SignalError(f"audio {ref} has zero length; record it again or take its row out")
+    if header.samples >= UNKNOWN_SAMPLES:
+        raise SignalError(
+            f"audio {ref} does not state its length, as of a stream that was never closed; "
+            "write it again (ffmpeg -i FILE NEW.flac)"
+        )
+    if not RATES_HZ[0] <= header.rate_hz <= RATES_HZ[1]:
+        raise SignalError(
+            f"audio {ref} has {header.rate_hz} samples per second; {RATES_HZ[0]} to "
+            f"{RATES_HZ[1]} are read, so its header is damaged; export it again"
+        )
     _refuse_truncated(ref, header, _stated_samples(file), header.samples)
     return _part_header(ref, header) if ref.is_part else header
 
@@ -310,6 +366,12 @@ def _warn_wrong_ending(folder: Path, ending: str, format: str) -> None:
     if ending in ENDINGS and not format.startswith(ENDINGS[ending]):
         message = "files in %s end in %s and are %s; they are read as what they are"
         log.warning(message, folder, ending, format)
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_inverse(folder: Path) -> None:
+    message = "files in %s have channels that are each other's inverse; one is turned over before"
+    log.warning(message + " they are averaged, since they would cancel", folder)
 
 
 def _unreadable_reason(ref: AudioRef, error: Exception) -> str:

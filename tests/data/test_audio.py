@@ -8,7 +8,14 @@ import soundfile
 import torch
 
 from echox.core.errors import SignalError
-from echox.data.audio import audio_header, duration_s, load_audio, pad_waveforms, save_audio
+from echox.data.audio import (
+    audio_blocks,
+    audio_header,
+    duration_s,
+    load_audio,
+    pad_waveforms,
+    save_audio,
+)
 
 
 def tone(rate_hz: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
@@ -33,6 +40,60 @@ def test_8_khz_stereo_is_the_mean_of_both_channels(tmp_path):
     halved = load_audio(tmp_path / "x.wav", 8_000)
     np.testing.assert_allclose(halved, left / 2, atol=1e-6)
     assert load_audio(tmp_path / "x.wav", 16_000).shape == (8_000,)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_a_channel_that_is_the_inverse_of_another_does_not_cancel_it(tmp_path, caplog, order):
+    left = tone(8_000)
+    noise = 0.02 * np.random.default_rng(0).normal(size=len(left))
+    channels = np.stack([left, -left + noise, np.zeros_like(left)])[order]
+    soundfile.write(tmp_path / "x.wav", channels.T, 8_000, subtype="FLOAT")
+    samples = load_audio(tmp_path / "x.wav", 8_000).numpy()
+    blocks = np.concatenate(list(audio_blocks(tmp_path / "x.wav", 0.03)))
+    # By the sign of the first channel that is not silent.
+    sign = 1 if order.index(0) < order.index(1) else -1
+    np.testing.assert_allclose(samples, sign * (2 * left - noise) / 3, atol=1e-6)
+    np.testing.assert_allclose(blocks, samples, atol=1e-6)
+    message = f"files in {tmp_path} have channels that are each other's inverse"
+    assert [message in record.message for record in caplog.records] == [True]
+
+
+def test_independent_channels_are_averaged_as_they_are(tmp_path, caplog):
+    noises = np.random.default_rng(0).normal(size=(8_000, 4)).clip(-4, 4) / 4
+    soundfile.write(tmp_path / "x.wav", noises, 8_000, subtype="FLOAT")
+    np.testing.assert_allclose(
+        load_audio(tmp_path / "x.wav", 8_000), noises.mean(axis=1), atol=1e-6
+    )
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("rate_hz", [1, 7, 999, 768_001, 2_147_483_647])
+def test_rates_of_damaged_headers_are_refused_before_a_resampler_is_built(tmp_path, rate_hz):
+    content = bytearray(encoded("WAV", "PCM_16"))
+    content[24:28] = rate_hz.to_bytes(4, "little")
+    (tmp_path / "x.wav").write_bytes(content)
+    for read in (load_audio, lambda clip, rate_hz: audio_header(clip)):
+        with pytest.raises(SignalError, match=f"x.wav has {rate_hz} samples per second; 1000 to"):
+            read(tmp_path / "x.wav", 16_000)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        (0, "does not state its length"),
+        ((1 << 36) - 1, "does not state its length"),
+        ((1 << 36) - 2, "is not readable|is cut short"),
+        (1 << 33, "is not readable|is cut short"),
+    ],
+)
+def test_a_flac_of_any_stated_length_takes_no_more_memory_than_it_has(tmp_path, samples, sentence):
+    content = bytearray(encoded("FLAC"))
+    # The last 36 bits before the checksum of the first block, RFC 9639, section 8.2.
+    content[21] = content[21] & 0xF0 | samples >> 32
+    content[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    (tmp_path / "x.flac").write_bytes(content)
+    with pytest.raises(SignalError, match=f"x.flac ({sentence})"):
+        load_audio(tmp_path / "x.flac", 16_000)
 
 
 def test_unusable_files_are_refused_in_one_sentence_that_names_the_file(tmp_path):
