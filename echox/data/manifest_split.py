@@ -1,9 +1,11 @@
 """`echox-prepare split`: a manifest in three parts that share neither a speaker nor a text.
 
-Speakers are drawn, in an order that seed and name decide, first for the test, then for validation;
-the rest are for training. A text that is in several parts stays in the most held out of them, and
-the rows with it in the other parts are left out and counted: so the held-out parts keep their size,
-and training loses what would give them away.
+Rows that share a speaker or a text, directly or through other rows, form a group. Groups are drawn,
+in an order that seed and name decide, first for the test, then for validation; the rest are for
+training. Where nearly all rows are one group, because many speakers read the same texts, speakers
+are drawn instead: a text that is then in several parts stays in the most held out of them, and the
+rows with it in the other parts are left out and counted. So the held-out parts keep their size, and
+training loses what would give them away.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from echox.data.lines import map_in_order, open_manifest
 from echox.data.row_batches import Records, line_of, read_batches, record_of
 from echox.data.row_measures import speaker_of
 from echox.data.row_reader import BrokenRow, Headers, ReadRow, RowReader
-from echox.data.rows import Role, Row, spoken_pairs
+from echox.data.rows import Row, spoken_pairs
 from echox.data.text import words_of
 
 PARTS = ("train", "valid", "test")  # from the least to the most held out
@@ -159,7 +161,7 @@ def split_rows(config: SplitConfig, *, progress: bool = True) -> Split:
     path = Path(config.path)
     paths = _part_paths(path, config.overwrite)
     keys = _read_keys(path, config, progress)
-    parts = _draw_parts(np.array(keys.groups), config, path)
+    parts = _draw_parts(_groups(keys, config), config, path)
     if By.text in config.by:
         parts = _drop_shared_texts(parts, keys)
     split = _count(paths, parts, keys, config)
@@ -240,12 +242,11 @@ def _row_keys(read: ReadRow, by_speaker: bool) -> tuple[int, int, float, list[in
 def texts_of(row: Row) -> list[str]:
     """Return the texts of a row that no other part may have, each once.
 
-    They are the words of its clips, or of a row without clips, the user's texts; in lower case,
-    without punctuation.
+    They are the words of its clips and the texts of its turns, answers without audio included; in
+    lower case, without punctuation.
     """
     texts = [text for _, text in spoken_pairs(row)]
-    if not texts:
-        texts = [item.text for item in row.turns if item.role is Role.USER and item.text]
+    texts += [item.text for item in row.turns if item.text]
     plain = [" ".join(words_of(text)) for text in texts]
     return list(dict.fromkeys(text for text in plain if text))
 
@@ -255,6 +256,48 @@ def _hash(text: str, seed: int | str = "") -> int:
     encoded = f"{seed} {text}".encode("utf-8", "surrogatepass")
     # 0 means none.
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little") or 1
+
+
+def _groups(keys: _RowKeys, config: SplitConfig) -> np.ndarray:
+    """Name, a hash, of the group of each row [N] that is to stay together."""
+    drawn = np.array(keys.groups)
+    if By.text not in config.by:
+        return drawn
+    joined = _joined_groups(drawn, np.array(keys.texts), _text_rows(keys))
+    if By.speaker not in config.by:
+        return joined
+    # The largest is left for training; held-out parts need the others to fill them.
+    _, sizes = np.unique(joined, return_counts=True)
+    outside = len(joined) - sizes.max(initial=0)
+    return joined if outside >= (config.valid + config.test) * len(joined) else drawn
+
+
+def _joined_groups(groups: np.ndarray, texts: np.ndarray, text_rows: np.ndarray) -> np.ndarray:
+    """Join groups that share a text, directly or through others.
+
+    Args:
+        groups: hash of each row's group [N].
+        texts: hashes [M].
+        text_rows: the row of each text [M].
+
+    Returns:
+        for each row [N] the smallest hash among the groups that are joined with its own.
+    """
+    names, group_of = np.unique(groups, return_inverse=True)
+    words, text_of = np.unique(texts, return_inverse=True)
+    text_groups = group_of[text_rows]  # [M]
+    root = np.arange(len(names))
+    while True:
+        lowest = np.full(len(words), len(names))
+        np.minimum.at(lowest, text_of, root[text_groups])
+        joined = root.copy()
+        # By the root too, so that a whole group moves with one of its rows.
+        np.minimum.at(joined, root[text_groups], lowest[text_of])
+        # A root that was given another root points on to it, which shortens long chains.
+        joined = joined[joined[root]]
+        if np.array_equal(joined, root):
+            return names[root[group_of]]
+        root = joined
 
 
 def _draw_parts(groups: np.ndarray, config: SplitConfig, path: Path) -> np.ndarray:

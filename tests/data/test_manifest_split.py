@@ -4,10 +4,11 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from echox.core.errors import ConfigError, ManifestError
-from echox.data.manifest_split import PARTS, By, SplitConfig, split_rows
+from echox.data.manifest_split import PARTS, By, SplitConfig, _joined_groups, split_rows
 
 
 def row(number: int, speaker: str | None, text: str) -> dict:
@@ -100,6 +101,61 @@ def test_rows_without_speakers_are_drawn_by_their_text(tmp_path):
     counts = split(path, valid=0.1, test=0.1)
     assert counts.left_out == 0 and counts.shared["texts"] == 0
     assert counts.rows == {"train": 80, "valid": 10, "test": 10}
+
+
+def test_rows_that_share_texts_through_others_stay_together(tmp_path):
+    """Chains of three rows: each shares its question with one and its answer with another."""
+    draw = random.Random(1)
+    rows = []
+    for chain in range(100):
+        pairs = [("a", "x"), ("a", "y"), ("b", "y")]
+        for number, (question, answer) in enumerate(pairs):
+            turns = [
+                {"from": "user", "value": f"question {question} {chain}"},
+                {"from": "assistant", "value": f"answer {answer} {chain}."},
+            ]
+            rows.append({"id": f"{chain}-{number}", "conversations": turns})
+    draw.shuffle(rows)
+    path = write(tmp_path / "m.jsonl", rows)
+    for by in ([By.text], [By.speaker, By.text]):
+        counts = split(path, valid=0.1, test=0.1, by=by, overwrite=True)
+        assert counts.left_out == 0 and counts.shared["texts"] == 0
+        assert counts.rows == {"train": 240, "valid": 30, "test": 30}
+        # Answers have no audio, and are in one part all the same.
+        parts = parts_of(path)
+        answers = [{row["conversations"][1]["value"] for row in parts[part]} for part in PARTS]
+        assert not (answers[0] & answers[1] or answers[0] & answers[2] or answers[1] & answers[2])
+
+
+def test_speakers_with_a_common_text_are_one_group_where_enough_others_are_left(tmp_path):
+    # Speakers 2n and 2n + 1 read one text in common.
+    rows = [
+        row(number, f"s{number % 40}", f"pair {number % 40 // 2}" if number < 40 else f"t{number}")
+        for number in range(400)
+    ]
+    counts = split(write(tmp_path / "m.jsonl", rows), valid=0.1, test=0.1)
+    assert counts.left_out == 0 and counts.shared == {"speakers": 0, "texts": 0}
+    assert counts.rows == {"train": 320, "valid": 40, "test": 40}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_those_of_a_graph(seed):
+    """Against joining by hand."""
+    draw = random.Random(seed)
+    groups = [draw.randrange(1, 30) for _ in range(60)]
+    pairs = [(draw.randrange(60), draw.randrange(80)) for _ in range(70)]
+    names = dict(zip(range(60), groups))
+    for _ in range(60):  # as often as the longest chain
+        lowest = {}
+        for keyed in ([(f"g{groups[n]}", n) for n in range(60)], [(t, n) for n, t in pairs]):
+            for key, number in keyed:
+                lowest[key] = min(lowest.get(key, 99), names[number])
+            for key, number in keyed:
+                names[number] = min(names[number], lowest[key])
+    found = _joined_groups(
+        np.array(groups), np.array([text for _, text in pairs]), np.array([row for row, _ in pairs])
+    )
+    assert found.tolist() == [names[number] for number in range(60)]
 
 
 def test_a_large_speaker_does_not_fill_the_test(tmp_path):
