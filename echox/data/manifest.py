@@ -47,6 +47,7 @@ from echox.data.rows import (
     Problem,
     Role,
     Row,
+    folded,
     spelled_units,
     spoken_pairs,
     with_answer,
@@ -128,14 +129,14 @@ def read_manifest(
 
 
 def _warn_skipped(path: str | Path, manifest: Manifest) -> None:
-    problems = manifest.problems
+    sentences = folded(manifest.problems)
     # A file of millions of rows may have thousands of broken ones.
     is_large = not isinstance(manifest.rows, tuple)
-    for problem in problems[:LISTED_PROBLEMS] if is_large else problems:
-        log.warning("%s, %s; row skipped", path, problem)
-    if is_large and len(problems) > LISTED_PROBLEMS:
+    for sentence in sentences[:LISTED_PROBLEMS] if is_large else sentences:
+        log.warning("%s, %s; row skipped", path, sentence)
+    if is_large and len(sentences) > LISTED_PROBLEMS:
         message = "%s: %d broken rows in all are skipped; 'echox-prepare validate' names them"
-        log.warning(message, path, len(problems))
+        log.warning(message, path, len(manifest.problems))
 
 
 def read_manifests(
@@ -278,6 +279,7 @@ def manifest_fingerprint(path: str | Path) -> str:
 
 def _listed(problems: Sequence[Problem]) -> str:
     """The first problems in one line, and how many more there are."""
-    listed = "; ".join(map(str, problems[:LISTED_PROBLEMS]))
-    more = len(problems) - LISTED_PROBLEMS
+    sentences = folded(problems)
+    listed = "; ".join(sentences[:LISTED_PROBLEMS])
+    more = len(sentences) - LISTED_PROBLEMS
     return f"{listed}; and {more} more" if more > 0 else listed

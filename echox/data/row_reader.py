@@ -23,6 +23,8 @@ from echox.data.rows import LONGEST_S, NO_SPEECH, UNFINISHED, Item, Role, Row, s
 UNIT_DIGITS = 9
 
 _ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
+# What chat formats of others call the keys of a turn.
+_OTHER_KEYS = {"role": "from", "content": "value"}
 _ROLES = {role.value: role for role in Role}
 _CACHED_PATHS = 4096
 
@@ -175,7 +177,8 @@ class RowReader:
         row_id = self._id(line, record)
         items = record.get("conversations")
         if not isinstance(items, list) or not items:
-            raise BrokenRow("the row has no list 'conversations' with at least one item")
+            hint = _similar_list(record) if "conversations" not in record else ""
+            raise BrokenRow(f"the row has no list 'conversations' with at least one item{hint}")
         _require_bool(record, NO_SPEECH, "")
         turns = [self._item(number, item) for number, item in enumerate(items, start=1)]
         extra = {key: value for key, value in record.items() if key not in ("id", "conversations")}
@@ -194,6 +197,9 @@ class RowReader:
         if not isinstance(record, dict):
             kind = json_type(record)
             raise BrokenRow(f"{where} is a {kind}; it must be an object with 'from' and 'value'")
+        if "from" not in record and (others := [key for key in _OTHER_KEYS if key in record]):
+            named = " and ".join(f"{key!r} in place of {_OTHER_KEYS[key]!r}" for key in others)
+            raise BrokenRow(f"{where} has {named}; rename what it has")
         role = record.get("from")
         if not isinstance(role, str) or role not in _ROLES:
             raise BrokenRow(f"{where} is from {role!r}; roles are user and assistant")
@@ -269,6 +275,16 @@ class RowReader:
             raise BrokenRow(f"{where}: {reason}") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise BrokenRow(f"{where}: audio {name!r} is no usable path ({error})") from error
+
+
+def _similar_list(record: dict[str, Any]) -> str:
+    """The key of a row whose list may be meant for 'conversations', as the end of a sentence."""
+    lists = [
+        key
+        for key, value in record.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    ]
+    return f"; its list {lists[0]!r} looks like one: rename it" if lists else ""
 
 
 def _seconds(record: dict[str, Any], key: str, where: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -75,6 +75,17 @@ class Problem:
     def __str__(self) -> str:
         name = "" if self.row_id is None else f" (row {self.row_id!r})"
         return f"line {self.line}{name}: {self.reason}"
+
+
+def folded(problems: Iterable[Problem]) -> list[str]:
+    """Return the problems as sentences, those of one reason as the first and how many more."""
+    by_reason: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_reason.setdefault(problem.reason, []).append(problem)
+    return [
+        str(first) + (f" (and {len(others):,} more lines)" if others else "")
+        for first, *others in by_reason.values()
+    ]
 
 
 def with_answer(row: Row, **changes: Any) -> Row:

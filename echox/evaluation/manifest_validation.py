@@ -12,6 +12,7 @@ from echox.core.errors import ManifestError
 from echox.core.files import atomic_write
 from echox.data.manifest_check import Hear, ManifestCheckConfig, check_rows
 from echox.data.manifest_report import BROKEN, REPEATED_ID, ManifestReport
+from echox.data.rows import folded
 from echox.evaluation.manifest_page import page_of
 from echox.evaluation.transcriber import Transcriber
 
@@ -51,8 +52,8 @@ def validate(config: ValidateConfig) -> int:
         AssetError: there is no such recogniser.
     """
     report = check_rows(config, _recogniser(config))
-    for problem in report.problems[:SHOWN_PROBLEMS]:
-        print(f"{config.path}, {problem}")
+    for sentence in folded(report.problems[:SHOWN_PROBLEMS]):
+        print(f"{config.path}, {sentence}")
     if report.broken > SHOWN_PROBLEMS:
         print(f"... and {report.broken - SHOWN_PROBLEMS} more broken rows")
     for kind, count in report.findings.most_common():

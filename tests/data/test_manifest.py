@@ -58,6 +58,14 @@ BREAKAGES = {
     "a list": ("[1]", "not a list"),
     "no conversations": ({"id": "row1"}, "no list 'conversations'"),
     "empty conversations": ({"id": "row1", "conversations": []}, "no list 'conversations'"),
+    "a list of another name": (
+        {"id": "row1", "tags": ["a"], "messages": [{"from": "user", "value": "Hi"}]},
+        "with at least one item; its list 'messages' looks like one: rename it",
+    ),
+    "keys of other chat formats": (
+        {"id": "row1", "conversations": [{"role": "user", "content": "Hi"}]},
+        "item 1 has 'role' in place of 'from' and 'content' in place of 'value'; rename",
+    ),
     "an item that is text": ({"id": "row1", "conversations": ["hello"]}, "item 1 is a string"),
     "unknown role": (record(1, user={"from": "usr"}), "from 'usr'; roles are user and assistant"),
     "missing audio": (record(1, user={"audio": "gone.wav"}), "gone.wav does not exist"),
@@ -137,7 +145,11 @@ def test_text_that_is_not_utf_8_is_refused(folder):
 
 
 def test_ten_broken_rows_are_listed_and_the_rest_counted(folder):
-    path = write_lines(folder / "m.jsonl", record(0), *["{"] * 13)
+    path = write_lines(
+        folder / "m.jsonl",
+        record(0),
+        *(record(number, user={"from": f"user {number}"}) for number in range(1, 14)),
+    )
     with pytest.raises(ManifestError, match="13 broken rows.*line 2.*line 11.*and 3 more") as error:
         read_manifest(path)
     assert "line 12" not in str(error.value)
@@ -227,3 +239,12 @@ def test_the_check_decodes_clips_and_counts_good_rows(folder):
         report.rows == 2 and report.rates_hz == {16_000: 2} and report.speakers.counts == {"joe": 1}
     )
     assert report.question_s == pytest.approx(0.2)
+
+
+def test_complaints_of_one_kind_are_one_sentence(folder, caplog):
+    rows = [{"id": f"row{number}", "messages": []} for number in range(105)]
+    path = write_lines(folder / "m.jsonl", record(200), *rows, "[1]")
+    assert len(read_manifest(path, on_broken=OnBroken.skip).rows) == 1
+    first, second = (record.message for record in caplog.records)
+    assert "line 2 (row 'row0'): the row has no list 'conversations'" in first
+    assert first.endswith("(and 104 more lines); row skipped") and "line 107" in second

@@ -176,7 +176,9 @@ def test_broken_rows_are_refused_or_skipped_and_counted(manifest, indexed, caplo
         "gone.wav does not exist.*outside",
     ):
         read_manifest(manifest)
-    manifest.write_text("\n".join(["{"] * 13 + LINES), encoding="utf-8")
+    broken = [json.dumps({"id": [number] * number}) for number in range(3)] + ["{"] * 3
+    broken += [json.dumps({"conversations": [{"from": str(number)}]}) for number in range(7)]
+    manifest.write_text("\n".join(broken + LINES), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         read_manifest(manifest, on_broken=OnBroken.skip)
     assert len(caplog.messages) == 11 and "17 broken rows" in caplog.messages[-1]
