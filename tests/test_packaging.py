@@ -36,7 +36,7 @@ def test_every_package_is_listed():
     assert sorted(on_disk) == PROJECT["tool"]["setuptools"]["packages"]
 
 
-def test_every_door_has_a_script():
+def test_every_command_has_a_script():
     commands = [
         path.stem
         for path in (ROOT / "echox_cli").glob("*.py")
