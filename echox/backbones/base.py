@@ -66,6 +66,13 @@ class Backbone(nn.Module, ABC):
     """A causal language model with its tokenizer.
 
     Token ids are int64, and padding never influences real positions.
+
+    Needed: `hidden_size`, `vocab_size`, `end_id`, `pad_id`, `embed`, `forward`, `logits`,
+    `head_rows`, `tokenize`, `detokenize`, `token_texts`, `prompt`, `fingerprint`.
+
+    Optional: `other_end_ids`, `max_positions`, `outline`, `missing`, `packages`,
+    `forward_prefix_shared`, `frozen_layers`, `forward_lower`, `forward_upper`, `llama`,
+    `weight_of`, `as_pretrained`.
     """
 
     hidden_size: int  # channels H

@@ -44,6 +44,12 @@ class Codec(nn.Module, ABC):
     """Encoder of speech to small integers and decoder back to speech.
 
     The constructor sets the attributes that have no default here.
+
+    Needed: `rate_hz`, `unit_rate_hz`, `vocab_size`, `encode`, `decode`, `fingerprint`.
+
+    Optional: `codebooks`, `merges`, `encodes`, `decodes`, `streams`, `encode_frames`,
+    `decode_chunk`, `unit_tokens_of`, `units_of`, `unit_vocab_size`, `expected_unit_vocab_size`,
+    `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`, `fit`.
     """
 
     rate_hz: int  # sample rate of both waveforms, Hz

@@ -1,4 +1,4 @@
-"""Registries: the names by which people choose encoders, backbones, codecs, tasks and criteria.
+"""Registries: the names by which people choose encoders, backbones, codecs, tasks and so on.
 
 A plugin is a config dataclass and a class:
 
@@ -29,7 +29,7 @@ RECIPE_ENTRY_POINTS = "echox.recipes"
 """The group by which they add recipes and presets: each names a package, or a folder in one."""
 SUBJECT_ENTRY_POINTS = "echox.subjects"
 """The group by which they add subjects of commands, such as `prepare.frequencies`."""
-KINDS = ("encoder", "backbone", "codec", "task", "criterion")
+KINDS = ("encoder", "backbone", "codec", "task", "criterion", "metric")
 """The kinds of parts, here so that they can be named without importing any part.
 
 `echox.pipeline.plugins.REGISTRIES` has a registry for each.

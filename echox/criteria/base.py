@@ -20,7 +20,12 @@ class CriterionConfig:
 
 
 class Criterion(nn.Module, ABC):
-    """A training objective without trained weights, a function of its arguments alone."""
+    """A training objective without trained weights, a function of its arguments alone.
+
+    Needed: `forward`.
+
+    Optional: `discriminator`.
+    """
 
     @abstractmethod
     def forward(self, outputs: Outputs, batch: Batch) -> Loss:

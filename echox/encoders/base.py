@@ -21,7 +21,12 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module, ABC):
-    """Audio -> frame features [B, F, D]; the constructor sets the attributes below."""
+    """Audio -> frame features [B, F, D]; the constructor sets the attributes below.
+
+    Needed: `rate_hz`, `frame_rate_hz`, `dim`, `forward`, `fingerprint`.
+
+    Optional: `outline`, `missing`, `packages`.
+    """
 
     rate_hz: int  # input sample rate, Hz
     frame_rate_hz: float  # output frames per second

@@ -266,7 +266,9 @@ def _apply(tree: DictConfig, assignment: Assignment, folders: Sequence[Path]) ->
     if kind and isinstance(value, str):
         check_part_name(kind, value, folders)
         # Replaced and not merged: fields of the former part may not exist in the new one.
-        OmegaConf.update(tree, assignment.key, _compose_part(kind, value, folders), merge=False)
+        # The part may be an element of a mapping, such as a metric of a task.
+        with _open_mapping(parent):
+            OmegaConf.update(tree, assignment.key, _compose_part(kind, value, folders), merge=False)
         return
     # A dict is merged into the config that is there, which must not be null.
     node = _fill_path(tree, assignment.key) if isinstance(value, dict) else None
@@ -300,7 +302,7 @@ def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
     """Return the typed config of a preset or of a registered name.
 
     Args:
-        kind: encoder, backbone, codec, task or criterion.
+        kind: one of `registry.KINDS`.
         name: of the preset or the part.
         folders: of the presets of each kind.
 

@@ -19,7 +19,7 @@ def options(kind: str, folders: Sequence[Path] = ()) -> list[str]:
     """List everything `kind=` can be set to: registered names and presets.
 
     Args:
-        kind: encoder, backbone, codec, task or criterion.
+        kind: one of `registry.KINDS`.
         folders: of the presets of each kind.
     """
     presets = {path.stem for folder in folders for path in (folder / kind).glob("*.yaml")}

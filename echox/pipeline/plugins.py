@@ -39,16 +39,24 @@ from echox.core.registry import (
 )
 from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
+from echox.metrics.base import METRICS
 from echox.tasks.base import TASKS
 
 REGISTRIES: dict[str, Registry] = {
-    registry.kind: registry for registry in (ENCODERS, BACKBONES, CODECS, TASKS, CRITERIA)
+    registry.kind: registry for registry in (ENCODERS, BACKBONES, CODECS, TASKS, CRITERIA, METRICS)
 }
 """Kind -> registry; a kind is also the name of its Hydra config group."""
 
 FOLDERS_VARIABLE = "ECHOX_PLUGINS"
 DEFAULT_FOLDER = "plugins"
-BUILT_INS = ("echox.encoders", "echox.backbones", "echox.codecs", "echox.criteria", "echox.tasks")
+BUILT_INS = (
+    "echox.encoders",
+    "echox.backbones",
+    "echox.codecs",
+    "echox.criteria",
+    "echox.metrics",
+    "echox.tasks",
+)
 
 # Of this process, because a module that is run twice would register its parts twice.
 _seen: set[str] = set()  # modules, entry points, paths and file digests that were run

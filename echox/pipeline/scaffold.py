@@ -14,6 +14,15 @@ from echox.core.errors import ConfigError
 from echox.pipeline.plugins import REGISTRIES
 
 TEMPLATES = Path(echox_plugins.__file__).parent / "templates"
+USES = {
+    "encoder": "echox-train encoder={name}",
+    "backbone": "echox-train backbone={name}",
+    "codec": "echox-train codec={name}",
+    "task": "echox-train recipe={name} {name}.task.data.train=[train.jsonl]",
+    "criterion": "echox-train s2t.criterion={name}",
+    "metric": "echox-train s2t.task.metrics.{name}={name}",
+}
+"""Kind -> the command that uses a new part."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,7 +32,8 @@ class ScaffoldConfig:
     name: str = MISSING
     """Name of the new part, in lower_case."""
     kind: str = "encoder"
-    """Kind of the part: encoder."""
+    """Kind of the part: encoder, backbone, codec, task, criterion or metric; a task comes with a
+    criterion and a recipe."""
     folder: str = "plugins"
     """Folder to write to; ./plugins is found by every command."""
 
@@ -52,31 +62,46 @@ def template_kinds() -> list[str]:
 def write_plugin(config: ScaffoldConfig) -> None:
     """Write `<folder>/<name>_<kind>.py` and its test, and print the commands that come next.
 
+    For a task, `recipes/<name>.yaml` is written too.
+
     Raises:
         ConfigError: the name is registered already, or a file exists.
     """
-    if entry := REGISTRIES[config.kind].get(config.name):
-        raise ConfigError(
-            f"{config.kind} {config.name!r} is already registered by {entry.origin}; "
-            "choose another name"
-        )
+    # A task's criterion has the task's name.
+    for kind in (config.kind, "criterion") if config.kind == "task" else (config.kind,):
+        if entry := REGISTRIES[kind].get(config.name):
+            raise ConfigError(
+                f"{kind} {config.name!r} is already registered by {entry.origin}; "
+                "choose another name"
+            )
     folder, module = Path(config.folder), f"{config.name}_{config.kind}"
-    files = {
-        folder / f"{module}.py": f"{config.kind}.py.txt",
-        folder / f"test_{module}.py": f"test_{config.kind}.py.txt",
-    }
-    # Both before either is written, so that a refusal leaves nothing behind.
+    files = _files(config)
+    # All before any is written, so that a refusal leaves nothing behind.
     for path in files:
         if path.exists():
             raise ConfigError(f"{path} is already there; choose another name or remove it")
     class_name = "".join(word.capitalize() for word in config.name.split("_"))
     names = {"name": config.name, "module": module, "Name": class_name}
-    folder.mkdir(parents=True, exist_ok=True)
     for path, template in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(names)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
     # ./plugins is loaded by every command, other folders only where they are named.
     plugin_dirs = "" if folder == Path("plugins") else f" plugin_dirs=[{folder}]"
     print(f"test it:  python -m pytest {folder / f'test_{module}.py'}")
-    print(f"use it:   echox-train {config.kind}={config.name}{plugin_dirs}")
+    print(f"use it:   {USES[config.kind].format(name=config.name)}{plugin_dirs}")
+
+
+def _files(config: ScaffoldConfig) -> dict[Path, str]:
+    """Return the files to write, each with the name of its template."""
+    kind, folder = config.kind, Path(config.folder)
+    module = f"{config.name}_{kind}"
+    files = {
+        folder / f"{module}.py": f"{kind}.py.txt",
+        folder / f"test_{module}.py": f"test_{kind}.py.txt",
+    }
+    # A stage needs a recipe that names it, and ./recipes is found by every command.
+    if kind == "task":
+        files[Path(f"recipes/{config.name}.yaml")] = "recipe.yaml.txt"
+    return files

@@ -163,6 +163,13 @@ class Task(ABC):
     """One training stage, constructed as `implementation(config, context)`.
 
     The constructor is cheap; `build` and `prepare` read weights and data.
+
+    Needed: `build`, `trained_state_dict`, `examples`, `collate`, `forward`,
+    `data_fingerprints`.
+
+    Optional: `parents`, `continues`, `needs`, `takes`, `use`, `manifests`, `missing`,
+    `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`, `score`, `publish`,
+    `audit_batch`.
     """
 
     parents: tuple[str, ...] = ()

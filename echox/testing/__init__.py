@@ -37,6 +37,7 @@ _MODULES = {
     "codec": "codecs",
     "task": "tasks",
     "criterion": "criteria",
+    "metric": "metrics",
 }
 
 
@@ -47,8 +48,8 @@ def offline_config(config_type: type) -> Any:
         config_type: the config class of a part.
 
     Returns:
-        its defaults, with random weights where it has a field for weights or a fitted folder; for a
-        task, the config of the smoke recipe.
+        its defaults, with random weights where it, or the config of a part inside it, has a field
+        for weights or a fitted folder; for a task, the config of the smoke recipe.
     """
     if issubclass(config_type, TaskConfig):
         # Imported here because it imports the whole pipeline.
@@ -56,7 +57,16 @@ def offline_config(config_type: type) -> Any:
 
         return small_config(config_type)
     names = {field.name for field in dataclasses.fields(config_type)}
-    return config_type(**{name: "random" for name in ("weights", "folder") if name in names})
+    config = config_type(**{name: "random" for name in ("weights", "folder") if name in names})
+    values = {name: getattr(config, name) for name in names}
+    return dataclasses.replace(
+        config,
+        **{name: offline_config(type(value)) for name, value in values.items() if _is_part(value)},
+    )
+
+
+def _is_part(value: Any) -> bool:
+    return any(registry.name_of(value) is not None for registry in REGISTRIES.values())
 
 
 def checks_for(config: Any) -> tuple[Rule, ...]:

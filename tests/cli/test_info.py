@@ -115,7 +115,7 @@ def test_every_registered_name_can_be_explained(ask):
         (
             ["encodr"],
             "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, "
-            "task, criterion, recipe, asset, device",
+            "task, criterion, metric, recipe, asset, device",
         ),
         (["recipe", "tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
         (["asset", "whisper_bas"], "no asset named 'whisper_bas'; did you mean 'whisper_base'?"),

@@ -7,21 +7,32 @@ import numpy as np
 import pytest
 import soundfile
 
+from echox.core.registry import KINDS
+from echox.pipeline.plugins import REGISTRIES, discover
+from echox.pipeline.recipe import load_recipe
+from echox.pipeline.scaffold import USES, template_kinds
 from echox_cli import prepare
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_a_plugin_skeleton_keeps_its_contract(workspace, capsys):
-    assert prepare.main(["plugin", "sharp_ear", "kind=encoder"]) == 0
-    assert "python -m pytest plugins/test_sharp_ear_encoder.py" in capsys.readouterr().out
+def test_plugin_skeletons_of_every_kind_keep_their_contracts(workspace, capsys):
+    assert template_kinds() == sorted(KINDS) == sorted(USES)
+    for kind in KINDS:
+        assert prepare.main(["plugin", f"sharp_{kind}", f"kind={kind}"]) == 0
+        test = f"plugins/test_sharp_{kind}_{kind}.py"
+        assert f"python -m pytest {test}" in capsys.readouterr().out
+    # One process for all, since each would take seconds to import PyTorch.
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "plugins/test_sharp_ear_encoder.py"],
+        [sys.executable, "-m", "pytest", "-q", "plugins"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stdout
+    discover()
+    recipe = load_recipe("sharp_task", ["encoder=sharp_encoder"])
+    assert type(recipe.plan("sharp_task").task) is REGISTRIES["task"]["sharp_task"].config_type
 
 
 @pytest.mark.parametrize(
@@ -34,6 +45,14 @@ def test_a_plugin_skeleton_keeps_its_contract(workspace, capsys):
         (
             ["plugin", "ear", "kind=encodr"],
             "no template for a plugin of kind 'encodr'; did you mean 'encoder'?",
+        ),
+        (
+            ["plugin", "s2t", "kind=task"],
+            "task 's2t' is already registered by echox.tasks.s2t",
+        ),
+        (
+            ["plugin", "dpo", "kind=task"],
+            "criterion 'dpo' is already registered by entry point preference",
         ),
         (
             ["plugin", "whisper"],

@@ -16,6 +16,7 @@ from echox.criteria.speech_text import SpeechTextConfig
 from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
 from echox.decoding.greedy_text import greedy_text
 from echox.encoders.whisper import WhisperConfig
+from echox.metrics.text import CharacterErrorConfig
 from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.tasks.base import Parts, StageContext
@@ -115,6 +116,28 @@ def test_teacher_forcing_equals_generation_with_two_clips_in_a_row(model):
         assert length > 0
         assert torch.allclose(hidden[row, :length], generated.hidden[row, :length], atol=1e-4)
         assert model.backbone.logits(hidden[row, :length]).argmax(-1).tolist() == answers[row][:-1]
+
+
+@torch.no_grad()
+def test_answers_are_scored_by_the_metrics_of_the_config(model, tmp_path):
+    torch.manual_seed(1)
+    features = Features(torch.randn(2, 40, 32), torch.tensor([40, 31]), 50.0)
+    prompts, clip_rows = [[1, AUDIO, 2], [5, AUDIO, 7]], [0, 1]
+    config = SpeechTextTaskConfig(
+        data=SpokenDataConfig(), max_answer_tokens=6, metrics={"letters": CharacterErrorConfig()}
+    )
+    parts = Parts(None, None, None)
+    task = SpeechTextTask(config, StageContext(parts=parts, seed=1, cache_dir=tmp_path))
+    prompted = prompt_only(model, batch_of(model, prompts, [[1], [1]], features, clip_rows))
+    generated = greedy_text(model.backbone, prompted.embeddings, prompted.mask, 6)
+    own = [ids[:n] for ids, n in zip(generated.ids.tolist(), generated.lengths.tolist())]
+    other = model.backbone.tokenize("something else")
+    scores = []
+    for targets in (own, [other, other]):
+        answers = [[*ids, model.backbone.end_id] for ids in targets]
+        batch = batch_of(model, prompts, answers, features, clip_rows)
+        scores.append(task.score(model, lambda batch=batch: [batch]))
+    assert scores[0].get("letters", 0.0) == 0.0 and scores[1]["letters"] > 0.5
 
 
 @torch.no_grad()

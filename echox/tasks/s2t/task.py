@@ -21,6 +21,7 @@ from echox.data.manifest import NO_SPEECH, Row
 from echox.data.text import contains_answer
 from echox.decoding.greedy_text import greedy_text
 from echox.encoders.base import ENCODERS
+from echox.metrics.base import MetricConfig, text_scores
 from echox.models.footprint import SCORE_BYTES
 from echox.models.frozen import halve_frozen
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
@@ -83,6 +84,9 @@ class SpeechTextTaskConfig(TaskConfig):
     and a step runs the upper layers only."""
     max_answer_tokens: int = neutral(48)
     """Tokens generated at most per answer in validation."""
+    metrics: dict[str, MetricConfig] = neutral(default_factory=dict)
+    """Further scores of the answers generated in validation, by the names that they get,
+    `s2t.task.metrics.wer=wer`."""
 
 
 def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
@@ -368,15 +372,21 @@ class SpeechTextTask(Task):
         )
 
     def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
-        """Share of generated answers that contain the gold answer, where the manifest has one."""
+        """Share of generated answers that contain the gold answer, and the scores of `metrics`.
+
+        A gold answer is what a manifest's row may have; `metrics` compare whole answers.
+        """
         correct = graded = 0
+        answers: list[tuple[str, str]] = []
         for batch in batches():
             texts = answer_texts(model, batch, self.config.max_answer_tokens)
+            answers += zip(expected_texts(model, batch), texts)
             # Rows without a gold answer cannot be graded.
             pairs = [(text, gold) for text, gold in zip(texts, batch.answers) if gold]
             correct += sum(contains_answer(text, gold) for text, gold in pairs)
             graded += len(pairs)
-        return {"answer_accuracy": correct / graded} if graded else {}
+        accuracy = {"answer_accuracy": correct / graded} if graded else {}
+        return accuracy | text_scores(self.config.metrics, answers)
 
     def audit_batch(self, model: SpeechLLM, batch: SpeechTextBatch) -> AuditBatch:
         targets = text_targets(batch.ids, batch.labels, batch.shared, model.backbone)
@@ -407,6 +417,12 @@ def teacher_forced(model: SpeechLLM, batch: SpeechTextBatch) -> tuple[AdaptedSpe
     # by their own start.
     at = prompted.positions.clamp(max=hidden.shape[1] - 1)
     return speech, hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+def expected_texts(model: SpeechLLM, batch: SpeechTextBatch) -> list[str]:
+    """Return the answers that a batch teaches, as text, one for each of its B rows."""
+    labels = (row[row != IGNORE].tolist() for row in batch.labels)  # prompts are no targets
+    return [model.backbone.detokenize(ids) for ids in labels]
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Metrics of generated texts, which validation computes during training."""
