@@ -30,7 +30,8 @@ class EvaluateConfig:
     """
 
     run: str = "runs/echo_mini"
-    """Folder of the run, which holds echo/final (or s2t/final alone) and t2c/final."""
+    """Folder of the run; the last of its finished stages that answers is scored, aloud rather than
+    in text alone, and the last that synthesizes text."""
     corpus: str | None = None
     """Folder of the demo corpus; null takes the one that the run's recipe names."""
     out_dir: str | None = None

@@ -25,14 +25,20 @@ from echox.evaluation.quality import Quality
 from echox.evaluation.transcriber import Transcriber
 from echox.inference.answers import Answer
 from echox.inference.batch_run import answer_rows, file_name
-from echox.inference.load import load_pipeline, load_tts_pipeline, refuse_undecodable
+from echox.inference.load import (
+    ANSWERS,
+    answering_checkpoint,
+    finished_stage,
+    load_pipeline,
+    load_tts_pipeline,
+    refuse_undecodable,
+)
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.tts import TTSPipeline
+from echox.tasks.base import Use
 
 T = TypeVar("T")
 RECORDINGS_HZ = 16_000  # the rate at which recordings are scored; recognisers use no higher one
-ANSWERING_STAGES = ("echo", "s2t")  # whose models answer, the last stage of a run first
-CODEC_STAGES = ("echo", "t2c")  # that have a codec, the one whose speech is scored first
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +76,8 @@ class EvaluatedRun:
     @cached_property
     def pipeline(self) -> SpeechToSpeechPipeline:
         """The run's last model that answers speech."""
-        stages = map(self.final, ANSWERING_STAGES)
         return load_pipeline(
-            next(folder for folder in stages if folder.exists()),
+            answering_checkpoint(self.run),
             device=str(self.device),
             codec_folder=self.config.codec_folder,
             max_tokens=self.config.max_tokens,
@@ -80,11 +85,12 @@ class EvaluatedRun:
 
     @cached_property
     def tts(self) -> TTSPipeline:
-        """The run's T2C model."""
+        """The run's last model that synthesizes text."""
         # Beside a pipeline, the language model and the codec are not loaded a second time.
-        has_pipeline = any(self.final(stage).exists() for stage in ANSWERING_STAGES)
+        has_pipeline = self.final(*ANSWERS) is not None
         return load_tts_pipeline(
-            self.final("t2c"),
+            # The run's folder is refused as no checkpoint where no stage synthesizes.
+            self.final(Use.synthesize) or self.run,
             device=str(self.device),
             codec_folder=self.config.codec_folder,
             beside=self.pipeline if has_pipeline else None,
@@ -98,9 +104,8 @@ class EvaluatedRun:
         """
         if self._is_decodable:
             return
-        checkpoints = map(self.final, CODEC_STAGES)
-        checkpoint = next((folder for folder in checkpoints if folder.exists()), None)
-        # A run of S2T alone answers in text, and needs no codec.
+        checkpoint = self.final(Use.answer_aloud, Use.synthesize)
+        # A run that answers in text alone needs no codec.
         if checkpoint is not None:
             refuse_undecodable(checkpoint, self.config.codec_folder)
         self._is_decodable = True
@@ -122,9 +127,9 @@ class EvaluatedRun:
         self.scorers["mos"] = quality and quality.name
         return quality
 
-    def final(self, stage: str) -> Path:
-        """Return the folder of a stage's finished checkpoint, which may not exist."""
-        return self.run / stage / "final"
+    def final(self, *uses: Use) -> Path | None:
+        """Return the folder of the finished checkpoint with one of these uses, the first best."""
+        return finished_stage(self.run, *uses)
 
     def rows(self, name: str) -> list[Row]:
         """Return the usable rows of a manifest of the corpus; none if there is no such manifest."""

@@ -27,13 +27,15 @@ from echox.evaluation.evaluated_run import EvaluatedRun
 from echox.evaluation.page import page_of, summary_of
 from echox.evaluation.records import Record
 from echox.evaluation.sections import SECTIONS, Section
+from echox.inference.load import ANSWERS, USES, finished_stage, finished_stages
+from echox.tasks.base import Use
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
 # Raised when what a section measures changes, so that its stored records are made again.
 REVISION = 2
-STAGES = ("align", "s2t", "t2c", "echo")
-SCORED = {"echo", "s2t", "t2c"}  # stages whose checkpoints have a section
+# What a stage must be used for to have a section; the recipe of the first that is there counts.
+SCORED = (*ANSWERS, Use.synthesize)
 # Fields of the config that do not change a section's records. `batch_size` is among them, because
 # rows of a batch do not influence each other.
 _UNMEASURED = (
@@ -114,24 +116,21 @@ def _scored_sections(
 def _fingerprints(run: Path) -> dict[str, str]:
     """Stage -> fingerprint of every finished checkpoint of the run."""
     fingerprints = {
-        stage: checkpoint.fingerprint(run / stage / "final")
-        for stage in STAGES
-        if (run / stage / "final").exists()
+        final.parent.name: checkpoint.fingerprint(final) for final in finished_stages(run)
     }
-    if not SCORED & fingerprints.keys():
+    if finished_stage(run, *SCORED) is None:
         raise CheckpointError(
-            f"{run} holds none of echo/final, s2t/final and t2c/final, so nothing in it can be "
+            f"{run} holds no finished stage that answers or synthesizes, so nothing in it can be "
             "scored; train it with echox-train, or name another run"
         )
     return fingerprints
 
 
 def _corpus(config: EvaluateConfig, run: Path) -> Path:
-    """The corpus that the config names, or else the recipe of the run's last stage."""
+    """The corpus that the config names, or else the recipe of a stage that is scored."""
     folder = config.corpus
     if folder is None:
-        stage = next(stage for stage in ("echo", "s2t", "t2c") if (run / stage / "final").exists())
-        recipe = checkpoint.verify(run / stage / "final")["recipe"]
+        recipe = checkpoint.verify(finished_stage(run, *SCORED))["recipe"]
         # The recipe may have no corpus, for instance one that trains on manifests alone.
         folder = (recipe.get("corpus") or {}).get("folder")
     if folder is None:
@@ -151,9 +150,9 @@ def _corpus(config: EvaluateConfig, run: Path) -> Path:
 def _reason_to_skip(section: Section, run: EvaluatedRun) -> str | None:
     if section.count is not None and not getattr(run.config, section.count):
         return f"{section.count} is 0"
-    for stages in section.needs:
-        if not any(run.final(stage).exists() for stage in stages.split("|")):
-            return f"the run has no {stages.replace('|', ' or ')} checkpoint"
+    for uses in section.needs:
+        if run.final(*uses) is None:
+            return f"the run has no stage that {' or '.join(USES[use] for use in uses)}"
     if not (run.corpus / section.manifest).is_file():
         return f"the corpus has no {section.manifest}"
     return None

@@ -22,6 +22,8 @@ from echox.evaluation.question_sections import (
 )
 from echox.evaluation.records import Record, Scorers, Table
 from echox.evaluation.speech_sections import make_cascade, make_t2c, score_cascade, score_t2c
+from echox.inference.load import ANSWERS
+from echox.tasks.base import Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Section:
     title: str
     about: str  # a sentence or two for the reader
     manifest: str
-    needs: tuple[str, ...]  # stages of the run, one of each group "a|b"
+    needs: tuple[tuple[Use, ...], ...]  # of the run's stages, one of each group
     # Runs the models: run, rows, records of the sections before -> records.
     make: Callable[[EvaluatedRun, list[Row], Records], list[Record]]
     # Reads the records: records, names of the scorers -> scores.
@@ -51,7 +53,7 @@ SECTIONS = (
         "Text accuracy is over all rows, everything spoken over a sample; typed accuracy asks the "
         "same language model in writing.",
         "questions.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_questions,
         score_asked,
     ),
@@ -60,7 +62,7 @@ SECTIONS = (
         "Trained facts in wordings that no fact is trained in",
         "The questions of people who do not know how the training asks.",
         "reworded.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_reworded,
         score_asked,
     ),
@@ -70,7 +72,7 @@ SECTIONS = (
         "What the language model does not know from its pretraining it cannot answer here; typed "
         "accuracy says what it knows.",
         "unseen.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_unseen,
         score_asked,
     ),
@@ -80,7 +82,7 @@ SECTIONS = (
         "What the language model knows from its pretraining: in writing before training, in "
         "writing after it, and when it is asked aloud.",
         "open.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_open,
         score_asked,
         count="open_rows",
@@ -90,7 +92,7 @@ SECTIONS = (
         "Silence and noise",
         "Clips in which nobody speaks: whether a question is heard, and whether one is answered.",
         "silent.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_silent,
         score_silent,
     ),
@@ -99,7 +101,7 @@ SECTIONS = (
         "Free English questions of no trained kind",
         "How much is understood, and whether the spoken question is answered like the typed one.",
         "free.test.jsonl",
-        ("echo|s2t",),
+        (ANSWERS,),
         make_free,
         score_free,
         count="free_rows",
@@ -110,7 +112,7 @@ SECTIONS = (
         "Typed text, spoken; beside it the recordings themselves and the codec's rendering of them "
         "(wave, units, wave).",
         "speech.test.jsonl",
-        ("t2c",),
+        ((Use.synthesize,),),
         make_t2c,
         score_t2c,
         count="t2c_rows",
@@ -121,7 +123,7 @@ SECTIONS = (
         "The same questions and the same greedy text, spoken by Echo from hidden states and by T2C "
         "from the text; below, Whisper writes the question down first.",
         "questions.test.jsonl",
-        ("echo", "t2c"),
+        ((Use.answer_aloud,), (Use.synthesize,)),
         make_cascade,
         score_cascade,
         count="cascade_rows",

@@ -22,6 +22,7 @@ from echox.tasks.base import TASKS, Task, Use
 from echox.tasks.recorded import recorded_part, recorded_task
 from echox.tasks.restored import recorded_backbone
 
+ANSWERS = (Use.answer_aloud, Use.answer)  # the ways to answer, the fuller one first
 USES = {
     Use.answer_aloud: "answers aloud",
     Use.answer: "answers in text",
@@ -74,16 +75,35 @@ def answering_checkpoint(folder: Path) -> Path:
         return folder
     if (folder / "final").is_dir():
         return folder / "final"
-    finals = sorted(folder.glob("*/final"))
-    for use in (Use.answer_aloud, Use.answer):
-        stages = [final for final in finals if _use_of(final) is use]
-        # Of several the one that was finished last: it was trained on the others.
-        if stages:
-            return max(stages, key=lambda final: (final / META).stat().st_mtime)
+    if final := finished_stage(folder, *ANSWERS):
+        return final
     raise CheckpointError(
         f"{folder} holds no finished stage that answers spoken questions; "
         "train one, or name a checkpoint (runs/NAME/echo/final) or a published folder"
     )
+
+
+def finished_stages(run: Path) -> list[Path]:
+    """List the finished checkpoints of a run's stages, `run`/STAGE/final, the oldest first."""
+    return sorted(
+        (final for final in run.glob("*/final") if (final / META).is_file()),
+        key=lambda final: (final / META).stat().st_mtime_ns,
+    )
+
+
+def finished_stage(run: Path, *uses: Use) -> Path | None:
+    """Find a run's finished checkpoint that can be used in one of some ways.
+
+    Args:
+        run: the run's folder.
+        uses: in the order of preference.
+
+    Returns:
+        of several with the same use the one that was finished last, since it was trained on the
+        others; None where there is none.
+    """
+    finals = [(final, _use_of(final)) for final in reversed(finished_stages(run))]
+    return next((final for use in uses for final, own in finals if own is use), None)
 
 
 def _use_of(final: Path) -> Use | None:
@@ -118,7 +138,7 @@ def load_pipeline(
         ConfigError: its codec cannot decode.
         PluginError, AssetError: a part it was trained with is not there.
     """
-    checkpoint, task = load_checkpoint(folder, Use.answer_aloud, Use.answer)
+    checkpoint, task = load_checkpoint(folder, *ANSWERS)
     target = device_named(device)
     bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
     codec = codec_of(checkpoint, codec_folder) if task.use is Use.answer_aloud else None

@@ -113,7 +113,7 @@ WRONG = [
         ["manifest=questions.jsonl", "out_dir=a_file", *PLAIN],
         "a_file; a file stands where a folder is needed",
     ),
-    (evaluate, ["run=nowhere"], "nowhere holds none of echo/final, s2t/final and t2c/final"),
+    (evaluate, ["run=nowhere"], "nowhere holds no finished stage that answers or synthesizes"),
     (evaluate, ["run=run"], "the recipe of run names no corpus; set corpus=FOLDER"),
     (evaluate, ["run=run", "corpus=run"], "run holds none of the test manifests"),
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),

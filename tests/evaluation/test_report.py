@@ -187,8 +187,8 @@ def test_missing_parts_are_named_and_the_others_scored(config, run, corpus, tmp_
     assert "S2S accuracy" not in report["sections"]["questions"]["scores"]["all"]
     assert report["skipped"] == {
         "free": "the corpus has no free.test.jsonl",
-        "t2c": "the run has no t2c checkpoint",
-        "cascade": "the run has no echo checkpoint",
+        "t2c": "the run has no stage that synthesizes text",
+        "cascade": "the run has no stage that answers aloud",
     }
     assert "not scored: free" in capsys.readouterr().out
 
@@ -204,11 +204,15 @@ def test_sections_of_no_rows_are_left_out(config, run, corpus):
 
 
 def test_t2c_alone_is_scored_too(config, run, corpus, tmp_path):
-    shutil.copytree(run / "t2c", tmp_path / "voice" / "t2c")
+    # Under another name: what a stage is used for decides, not what it is called.
+    shutil.copytree(run / "t2c", tmp_path / "voice" / "reader")
     config.run, config.corpus = str(tmp_path / "voice"), str(corpus)
     report = evaluate(config)
-    assert list(report["sections"]) == ["t2c"]
-    assert report["skipped"]["questions"] == "the run has no echo or s2t checkpoint"
+    assert list(report["sections"]) == ["t2c"] and list(report["checkpoints"]) == ["reader"]
+    assert (
+        report["skipped"]["questions"]
+        == "the run has no stage that answers aloud or answers in text"
+    )
 
 
 def test_a_codec_without_a_vocoder_is_refused_before_the_first_section(
@@ -237,7 +241,7 @@ def test_without_mos_rows_there_is_no_mos(config, monkeypatch):
 
 def test_wrong_folders_are_one_sentence(config, run, tmp_path):
     config.run = str(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="none of echo/final, s2t/final and t2c/final"):
+    with pytest.raises(CheckpointError, match="no finished stage that answers or synthesizes"):
         evaluate(config)
     config.run, config.corpus = str(run), str(tmp_path)
     with pytest.raises(ConfigError, match="none of the test manifests"):
