@@ -93,14 +93,6 @@ class Features(_Movable):
 
 
 @dataclass(frozen=True, slots=True)
-class Hidden(_Movable):
-    """Hidden states of a backbone [B, S, H], after its final norm."""
-
-    values: Tensor  # [B, S, H]
-    lengths: Tensor  # [B] int64, positions
-
-
-@dataclass(frozen=True, slots=True)
 class Units(_Movable):
     """Discrete speech units: [B, U], or [B, K, U] for K codebooks."""
 

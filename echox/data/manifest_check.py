@@ -77,31 +77,6 @@ class ManifestCheckConfig(RowLimits):
     """Processes that read and decode."""
 
 
-def validate_manifest(
-    path: str | Path,
-    check_audio: bool = True,
-    *,
-    allow_outside: bool = False,
-    progress: bool = False,
-) -> ManifestReport:
-    """Check every row of a manifest by the default limits, and count what the good ones hold.
-
-    Args:
-        path: a .jsonl file, or a .json file with a list.
-        check_audio: decode every clip, rather than read its header alone.
-        allow_outside: accept audio outside the manifest's folder.
-        progress: show the progress bar.
-
-    Raises:
-        ManifestError: the file is missing, unreadable or empty (broken rows are in the report
-            instead).
-    """
-    config = ManifestCheckConfig(
-        path=str(path), check_audio=check_audio, allow_outside=allow_outside
-    )
-    return check_rows(config, progress=progress)
-
-
 def check_rows(
     config: ManifestCheckConfig, transcribe: Hear | None = None, *, progress: bool = True
 ) -> ManifestReport:

@@ -35,7 +35,6 @@ class SegmentRule:
     threshold."""
 
 
-PAPER_RULE = SegmentRule()
 # Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py.
 RELEASE_RULE = SegmentRule(threshold=0.1, least=20, patience=50)
 

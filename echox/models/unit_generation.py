@@ -10,7 +10,6 @@ from torch import Tensor
 
 from echox.core.errors import SignalError
 from echox.decoding.body import lazy_zeros
-from echox.decoding.codebooks import NEVER, schedule_end
 from echox.decoding.engine import DecodeEngine, Impl
 from echox.decoding.steps import Request, Rows, Steps
 from echox.kernels.unit_decode import GREEDY, UnitHead, UnitRequest, UnitStep
@@ -18,6 +17,7 @@ from echox.models.codebook_pattern import aligned
 from echox.models.unit_decoder import UnitDecoder
 
 SLOTS = 64  # requests stepped together where the caller does not say
+NEVER = 2**31  # a step that no request reaches
 
 
 class UnitDecoderSteps(Steps):
@@ -138,7 +138,7 @@ class CodebookDecoderSteps(UnitDecoderSteps):
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         """The sum of the sampled codes' vectors plus that of the current text token, [A, C]."""
         first = step.tokens[:, :1]
-        schedule_end(rows, first[:, 0] == self.decoder.end_id, self.max_delay)
+        _schedule_end(rows, first[:, 0] == self.decoder.end_id, self.max_delay)
         beside_mark = self.undelayed & (first >= self.decoder.unit_vocab_size)
         tokens = torch.where(beside_mark, self.decoder.begin_id, step.tokens)
         vectors = self.head.embedding[tokens + self.head.at[:-1]].sum(1)
@@ -146,9 +146,29 @@ class CodebookDecoderSteps(UnitDecoderSteps):
 
     def request_for(self, prefix: Tensor, conditioning: Tensor, sampling: UnitRequest) -> Request:
         """A request for the codes of one text: prefix [S, C], conditioning [S + 1, C]."""
-        # No stop ids: the other codebooks go on after the first one's END, see `schedule_end`.
+        # No stop ids: the other codebooks go on after the first one's END, see `_schedule_end`.
         request = super().request_for(prefix, conditioning, replace(sampling, stop_ids=()))
         return replace(request, rules={**request.rules, "ended": NEVER})
+
+
+def _schedule_end(rows: Rows, is_end: Tensor, max_delay: int) -> None:
+    """Let rows whose first codebook has just ended run on until the last codebook has caught up.
+
+    The step is kept in rule "ended", and `max_length` of the row is lowered.
+
+    Args:
+        rows: the active rows; rule "ended" is int64 [A], NEVER before the end.
+        is_end: bool [A], the first codebook's token of this step is its end.
+        max_delay: steps that the slowest codebook lags.
+    """
+    ended, state, params = rows.rules["ended"], rows.state, rows.params
+    # Sampling has counted this step already, so the step itself is length - 1.
+    ends = is_end & (ended == NEVER) & ~state.finished
+    ended.copy_(torch.where(ends, state.length - 1, ended))
+    last = torch.minimum(state.length + max_delay, params.max_length)
+    params.max_length.copy_(torch.where(ends, last, params.max_length))
+    # With no delay the row ends in this very step, after sampling has tested its length.
+    state.finished.logical_or_(state.length >= params.max_length)
 
 
 def _select(table: Tensor, index: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from echox.corpora.voices import Role, Voice, available_voices
 from echox.corpora.wording import NearDuplicates, plain_words
 from echox.data.audio import load_audio
 from echox.data.manifest import read_manifest, read_manifests, spoken_pairs
-from echox.data.manifest_check import validate_manifest
+from echox.data.manifest_check import ManifestCheckConfig, check_rows
 
 pytest.importorskip("hibari", reason="hibari-tts is not installed, so there is no voice to list")
 
@@ -114,7 +114,7 @@ def test_every_manifest_is_valid(corpus):
     summary = json.loads((corpus / "corpus.json").read_text())
     assert len(summary["manifests"]) == 11
     for name, counts in summary["manifests"].items():
-        report = validate_manifest(corpus / name)
+        report = check_rows(ManifestCheckConfig(path=str(corpus / name)), progress=False)
         assert report.problems == [] and report.rows == counts["rows"] > 0
         assert set(report.rates_hz) == {16_000}
     assert set(summary["manifests"]["questions.train.jsonl"]["kinds"]) == {

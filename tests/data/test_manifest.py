@@ -20,7 +20,7 @@ from echox.data.manifest import (
     with_answer,
     write_manifest,
 )
-from echox.data.manifest_check import validate_manifest
+from echox.data.manifest_check import ManifestCheckConfig, check_rows
 
 
 @pytest.fixture
@@ -231,8 +231,9 @@ def test_the_check_decodes_clips_and_counts_good_rows(folder):
         "{",
         record(3, voice="joe"),
     )
-    assert len(validate_manifest(path, check_audio=False).problems) == 1
-    report = validate_manifest(path)
+    headers = ManifestCheckConfig(path=str(path), check_audio=False)
+    assert len(check_rows(headers, progress=False).problems) == 1
+    report = check_rows(ManifestCheckConfig(path=str(path)), progress=False)
     assert [problem.line for problem in report.problems] == [2, 3]
     assert "NaN" in report.problems[0].reason
     assert (

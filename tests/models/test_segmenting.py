@@ -2,7 +2,7 @@
 
 import torch
 
-from echox.models.segmenting import PAPER_RULE, cut, segments, spans_of, whole
+from echox.models.segmenting import SegmentRule, cut, segments, spans_of, whole
 
 
 def test_segments_become_rows_of_their_own():
@@ -26,5 +26,5 @@ def test_a_complete_answer_can_be_one_segment():
 
 def test_the_paper_cuts_at_a_peak_above_its_threshold():
     scores = [0.1] * 6 + [0.3] + [0.1] * 6 + [0.19] + [0.0] * 6
-    cuts = [(each.start, each.end, each.known) for each in segments(scores, PAPER_RULE)]
+    cuts = [(each.start, each.end, each.known) for each in segments(scores, SegmentRule())]
     assert cuts == [(0, 7, 12), (7, 20, 20)]

@@ -35,37 +35,13 @@ class HeadLoss:
     lse: Tensor  # as `losses`; the log-sum-exp of the scores, detached
     correct: Tensor  # as `losses`, bool; whether the target has the highest score
     valid: Tensor  # as `losses`, bool; False where ignored
-    per_codebook: bool = False  # whether the last axis of `losses` is K
-
-    def codebook_losses(self) -> Tensor:
-        """Return the mean loss of each codebook over its valid targets; 0 where there is none.
-
-        Returns:
-            [K], or [] for one codebook.
-        """
-        return self._mean(self.losses)
-
-    def accuracy(self) -> Tensor:
-        """Return the share of each codebook's valid targets that are correct; 0 without any.
-
-        Returns:
-            [K], or [] for one codebook.
-        """
-        return self._mean(self.correct)
-
-    def _mean(self, values: Tensor) -> Tensor:
-        leading = tuple(range(values.dim() - self.per_codebook))
-        return values.float().sum(leading) / self.valid.sum(leading).clamp(min=1)
 
 
 # FSDP2 attaches the hooks of its backward pass to the tensors that it finds in a module's output.
 register_pytree_node(
     HeadLoss,
-    lambda result: (
-        [result.loss, result.losses, result.lse, result.correct, result.valid],
-        result.per_codebook,
-    ),
-    lambda tensors, per_codebook: HeadLoss(*tensors, per_codebook),
+    lambda result: ([result.loss, result.losses, result.lse, result.correct, result.valid], None),
+    lambda tensors, _: HeadLoss(*tensors),
     serialized_type_name="echox.HeadLoss",
 )
 
@@ -120,7 +96,6 @@ def codec_head_loss(
     cuts = tuple(segments) if segments is not None else (0, len(weight))
     terms = Terms(cuts, ignore_index, label_smoothing, z_loss, softcap or 0.0, temperature)
     check_shapes(hidden, weight, bias, targets, terms)
-    per_codebook = targets.dim() == hidden.dim()
     terms, weight, bias = select_rows(terms, weight, bias)
     flat = _flat_targets(targets, terms, first_id)  # [N, K]
     weights = target_weights(hidden, flat, targets, codebook_weight, token_weight)
@@ -138,7 +113,7 @@ def codec_head_loss(
         for tensor in (results.losses, results.lse, results.correct, valid)
     )
     loss = loss.reshape(targets.shape) if reduction is Reduction.none else loss
-    return HeadLoss(loss, *statistics, per_codebook)
+    return HeadLoss(loss, *statistics)
 
 
 def _flat_targets(targets: Tensor, terms: Terms, first_id: int) -> Tensor:
