@@ -159,27 +159,8 @@ class EchoOutputs(Outputs):
     text_logits: Tensor  # [L, V]
     text_labels: Tensor  # [L]
     unit_weights: Tensor | None = None  # [N] relative weight of each unit; None weighs all alike
-
-    def scored(self) -> dict[str, Scored]:
-        """Return the answer's tokens as "text" and its units [N] as "units"."""
-        return {
-            "text": Scored(self.text_labels, self.text_logits),
-            "units": scored_units(self.unit_labels, self.unit_states),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class VoicedOutputs(Outputs):
-    """Units predicted from hidden states, per training sample, as in the EchoX release."""
-
-    unit_states: Tensor  # [N, C]
-    unit_labels: Tensor  # [N]
-    unit_head: CodecHead  # states [N, C] -> logits [N, W]
-    # [R], one a sample: 1 - cosine of denoised states and their tokens' vectors, summed over
-    # positions
-    distances: Tensor
-    text_logits: Tensor  # [L, V]
-    text_labels: Tensor  # [L]
+    # [R] positions of each sample of the unit decoder, M in all; None where a sample is a row
+    sample_lengths: Tensor | None = None
 
     def scored(self) -> dict[str, Scored]:
         """Return the answer's tokens as "text" and its units [N] as "units"."""
@@ -204,12 +185,15 @@ class VocoderOutputs(Outputs):
 
 @dataclass(frozen=True, slots=True)
 class JointOutputs(SpeechTextOutputs):
-    """CTC scores of the question, predictions of the answer and of its units, in one pass."""
+    """CTC scores of the question, and what `EchoOutputs` has of the answer, in one pass."""
 
     unit_states: Tensor  # [N, C]
     unit_labels: Tensor  # [N]
     unit_head: CodecHead  # states [N, C] -> logits [N, W]
-    distances: Tensor  # [R] as in `VoicedOutputs`
+    denoised: Tensor  # [M, H] output of the denoising adapter
+    text_vectors: Tensor  # [M, H] embeddings of the answer's text
+    sample_lengths: Tensor  # [R] positions of each sample, M in all
+    unit_weights: Tensor | None = None
 
     def scored(self) -> dict[str, Scored]:
         """Return the answer's tokens as "text" and its units [N] as "units"."""

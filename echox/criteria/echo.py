@@ -15,6 +15,7 @@ from echox.criteria.base import (
     Criterion,
     CriterionConfig,
     EchoOutputs,
+    JointOutputs,
     check_first_codebook,
     codebook_weights,
 )
@@ -63,29 +64,42 @@ class CappedEchoConfig(EchoTermsConfig):
             raise ConfigError(f"denoising_share must be above 0, and is {self.denoising_share}")
 
 
+@dataclass(frozen=True, slots=True)
+class EchoMeans:
+    """The terms of the Echo loss before they are weighted."""
+
+    units: Tensor  # [] mean over units
+    cosine: Tensor  # [] sum of 1 - cosine over all positions
+    positions: int  # at least 1
+    samples: int  # of the unit decoder, at least 1
+    text: Tensor  # [] mean over text tokens
+    parts: dict[str, tuple[Tensor, Tensor]]  # for people, as `Loss.parts`
+
+
 class EchoTerms(Criterion):
     """Unit, denoising and text terms; a subclass weights the denoising term.
 
     The unit and the text term are means over their own targets.
     """
 
+    shows_per_sample = False  # whether people are shown the denoising term of a sample
+
     def __init__(self, config: EchoTermsConfig) -> None:
         super().__init__()
         self.config = config
 
     @abstractmethod
-    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
-        """Compute the weighted denoising term [].
-
-        Args:
-            cosine: sum [] of 1 - cosine over all positions.
-            count: number of positions.
-            rows: number of answers the positions belong to.
-            units: mean unit loss [].
-        """
+    def denoising(self, means: EchoMeans) -> Tensor:
+        """Compute the weighted denoising term []."""
 
     def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
         """Add the three terms, and scale their sum to the batch's count of targets."""
+        means = self.means(outputs, batch)
+        mean = means.units + self.denoising(means) + self.config.text_weight * means.text
+        return Loss(mean * batch.count, batch.count, means.parts)
+
+    def means(self, outputs: EchoOutputs | JointOutputs, batch: Batch) -> EchoMeans:
+        """Compute the terms of a batch."""
         head_loss = self._unit_loss(outputs)
         units, correct = head_loss.loss, head_loss.correct.sum()
         # In float32 under autocast too: a cosine near 1 loses its distance from 1 in bfloat16.
@@ -94,25 +108,21 @@ class EchoTerms(Criterion):
         text = F.cross_entropy(outputs.text_logits.float(), outputs.text_labels, reduction="sum")
         # Counts of at least 1, because a batch may have no target of a kind.
         unit_count = head_loss.valid.sum().clamp(min=1)
-        cosine_count = max(1, outputs.denoised.shape[0])
         text_count = max(1, outputs.text_labels.shape[0])
         unit_weight = _weight_sum(outputs, head_loss.valid, unit_count)
-        unit_mean = units / unit_weight
-        rows = max(1, len(batch.row_ids))
-        mean = (
-            unit_mean
-            + self.denoising(cosine, cosine_count, rows, unit_mean)
-            + self.config.text_weight * text / text_count
-        )
+        rows = batch.row_ids if outputs.sample_lengths is None else outputs.sample_lengths
+        positions, samples = max(1, len(outputs.denoised)), max(1, len(rows))
+        shown = samples if self.shows_per_sample else positions
         parts = {
             "units": (units.detach(), unit_weight),
-            "denoising": (cosine.detach(), correct.new_tensor(cosine_count)),
+            "denoising": (cosine.detach(), correct.new_tensor(shown)),
             "text": (text.detach(), correct.new_tensor(text_count)),
             "accuracy": (correct, unit_count),
         }
-        return Loss(mean * batch.count, batch.count, parts)
+        text_mean = text / text_count
+        return EchoMeans(units / unit_weight, cosine, positions, samples, text_mean, parts)
 
-    def _unit_loss(self, outputs: EchoOutputs) -> HeadLoss:
+    def _unit_loss(self, outputs: EchoOutputs | JointOutputs) -> HeadLoss:
         return outputs.unit_head(
             outputs.unit_states,
             outputs.unit_labels,
@@ -124,12 +134,17 @@ class EchoTerms(Criterion):
         )
 
 
-def _weight_sum(outputs: EchoOutputs, valid: Tensor, count: Tensor) -> Tensor:
+def _weight_sum(outputs: EchoOutputs | JointOutputs, valid: Tensor, count: Tensor) -> Tensor:
     """Sum the weights of the valid targets [N] or [N, K]; their count where all weigh alike."""
     if outputs.unit_weights is None:
         return count
     per_unit = valid.reshape(len(outputs.unit_weights), -1)  # [N, K]
     return (per_unit * outputs.unit_weights[:, None]).sum()
+
+
+def capped(units: Tensor, term: Tensor, share: float = CAPPED_SHARE) -> Tensor:
+    """Cap a denoising term [] at a share of the unit loss []; see `capped_weight`."""
+    return term * capped_weight(units, term, share)
 
 
 @CRITERIA.register("echo", EchoConfig)
@@ -139,9 +154,9 @@ class EchoCriterion(EchoTerms):
     Source: EchoX (arXiv:2509.09174), section on Echo training.
     """
 
-    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
+    def denoising(self, means: EchoMeans) -> Tensor:
         """Return the mean cosine distance over positions [], times the fixed weight."""
-        return self.config.denoising_weight * cosine / count
+        return self.config.denoising_weight * means.cosine / means.positions
 
 
 @CRITERIA.register("echo_capped", CappedEchoConfig)
@@ -152,7 +167,6 @@ class CappedEchoCriterion(EchoTerms):
     it is scaled down to it; see `capped_weight`.
     """
 
-    def denoising(self, cosine: Tensor, count: int, rows: int, units: Tensor) -> Tensor:
-        """Return the mean cosine distance over answers [], capped at a share of `units`."""
-        term = cosine / rows
-        return term * capped_weight(units, term, self.config.denoising_share)
+    def denoising(self, means: EchoMeans) -> Tensor:
+        """Return the mean cosine distance over answers [], capped at a share of the unit loss."""
+        return capped(means.units, means.cosine / means.samples, self.config.denoising_share)

@@ -28,7 +28,6 @@ from echox.criteria.base import (
     SpeechTextOutputs,
     UnitOutputs,
     VocoderOutputs,
-    VoicedOutputs,
 )
 from echox.kernels.codec_head_loss import CodecHead
 from echox.testing.rules import differing, survives_a_checkpoint
@@ -64,28 +63,16 @@ def unit_example(seed: int, rows: int) -> tuple[UnitOutputs, Batch]:
 def echo_example(seed: int, rows: int) -> tuple[EchoOutputs, Batch]:
     """Return unit and text outputs with denoised vectors [N, H], and their batch."""
     generator = _seeded(seed)
-    vectors = {
-        name: torch.randn(rows * WORDS, WIDTH, generator=generator)
-        for name in ("denoised", "text_vectors")
-    }
-    values = {**_unit_states(generator, rows), **vectors, **_labelled(generator, "text", rows)}
-    return EchoOutputs(**values), _batch(rows, WORDS)
-
-
-def voiced_example(seed: int, rows: int) -> tuple[VoicedOutputs, Batch]:
-    """Return unit and text outputs with one distance for each row [B], and their batch."""
-    generator = _seeded(seed)
-    distances = torch.rand(rows, generator=generator)
-    values = {**_unit_states(generator, rows), **_labelled(generator, "text", rows)}
-    return VoicedOutputs(distances=distances, **values), _batch(rows, WORDS)
+    values = {**_unit_states(generator, rows), **_denoised(generator, rows)}
+    return EchoOutputs(**values, **_labelled(generator, "text", rows)), _batch(rows, WORDS)
 
 
 def joint_example(seed: int, rows: int) -> tuple[JointOutputs, Batch]:
     """Return the outputs of joint training on CTC, text and units, and their batch."""
     generator = _seeded(seed)
-    units = {**_unit_states(generator, rows), "distances": torch.rand(rows, generator=generator)}
-    values = {**_alignment(generator, rows), **_labelled(generator, "text", rows), **units}
-    return JointOutputs(**values), _batch(rows, WORDS)
+    values = {**_unit_states(generator, rows), **_denoised(generator, rows)}
+    values |= {**_alignment(generator, rows), **_labelled(generator, "text", rows)}
+    return JointOutputs(**values, sample_lengths=torch.full((rows,), WORDS)), _batch(rows, WORDS)
 
 
 def vocoder_example(seed: int, rows: int) -> tuple[VocoderOutputs, Batch]:
@@ -115,7 +102,6 @@ EXAMPLES: dict[type[Outputs], Example] = {
     SpeechTextOutputs: speech_text_example,
     UnitOutputs: unit_example,
     EchoOutputs: echo_example,
-    VoicedOutputs: voiced_example,
     JointOutputs: joint_example,
     VocoderOutputs: vocoder_example,
 }
@@ -392,6 +378,13 @@ def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Tensor | Co
         "unit_states": torch.randn(rows * WORDS, WIDTH, generator=generator),
         "unit_labels": torch.randint(0, CHOICES, (rows * WORDS,), generator=generator),
         "unit_head": head,
+    }
+
+
+def _denoised(generator: torch.Generator, rows: int) -> dict[str, Tensor]:
+    return {
+        name: torch.randn(rows * WORDS, WIDTH, generator=generator)
+        for name in ("denoised", "text_vectors")
     }
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from echox.criteria.base import CRITERIA
-from echox.criteria.release import capped_weight, joint_loss
+from echox.criteria.denoising import capped_weight
+from echox.criteria.release import joint_loss
 from echox.pipeline.plugins import discover
-from echox.testing.criteria import joint_example, voiced_example
+from echox.testing.criteria import echo_example, joint_example
 
 discover()
 
@@ -22,14 +23,14 @@ def test_the_cosine_term_is_capped_at_a_fifth_of_the_unit_loss():
     units = torch.tensor(2.0)
     assert float(capped_weight(units, torch.tensor(0.3))) == 1.0
     assert float(capped_weight(units, torch.tensor(8.0))) == pytest.approx(0.05)
-    outputs, batch = voiced_example(1, 3)
-    outputs.distances.mul_(100)
+    outputs, batch = echo_example(1, 3)
+    outputs.text_vectors.copy_(-outputs.denoised)
     total, parts = loss_of(outputs, batch, name="published_echo", text_weight=0.0)
     assert total == pytest.approx(1.2 * parts["units"], rel=1e-5)
 
 
 def test_a_fixed_weight_is_the_paper_s_lambda():
-    outputs, batch = voiced_example(1, 3)
+    outputs, batch = echo_example(1, 3)
     total, parts = loss_of(
         outputs, batch, name="published_echo", denoising_weight=0.7, text_weight=2.0
     )

@@ -18,8 +18,8 @@ import torch
 from echox.backbones.base import Turn
 from echox.codecs.base import CODECS
 from echox.core.signals import Batch, Features, Waveform
-from echox.criteria.base import CRITERIA, VoicedOutputs
-from echox.criteria.release import capped_weight
+from echox.criteria.base import CRITERIA, EchoOutputs
+from echox.criteria.denoising import capped_weight
 from echox.data.audio import load_audio
 from echox.decoding.greedy_text import decode_steps, gathered
 from echox.encoders.base import ENCODERS
@@ -359,12 +359,14 @@ def finetune_kd(golden):
         translator(embeddings, visible).hidden, samples["labels"]
     )
     states, text_labels = train_forward.states_and_targets(text_pass.hidden, text_pass.labels)
-    outputs = VoicedOutputs(
+    outputs = EchoOutputs(
         *units,
         translator.head,
-        train_forward.cosine_distances(samples["text"], samples["targets"]),
+        samples["text"].flatten(0, 1),
+        samples["targets"].flatten(0, 1),
         golden.model.language.logits(states),
         text_labels,
+        sample_lengths=torch.full(samples["text"].shape[:1], samples["text"].shape[1]),
     )
     loss, parts = loss_of({"name": "published_echo", "text_weight": 0.0}, outputs, 1)
     placeholder = (ids == golden.model.tokens.audio_id).long().argmax(1)

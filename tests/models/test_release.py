@@ -673,7 +673,7 @@ def test_segments_hold_the_states_that_predict_their_tokens(model):
     units[0, 0, :3] = torch.tensor([12811, 12812, model.tokens.end_id])
     units[0, 1, :2] = units[1, 1, :2] = torch.tensor([12813, model.tokens.end_id])
     outputs = train_forward.segment_outputs(model, text_pass, lengths, units)
-    assert len(outputs.unit_labels) == 7 and len(outputs.distances) == 3
+    assert len(outputs.unit_labels) == 7 and len(outputs.denoised) == 3 + 2 + 2
     loss, _ = loss_of("published_echo", outputs, 1)
     loss.backward()
     assert torch.isfinite(loss) and all(

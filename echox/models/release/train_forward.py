@@ -23,7 +23,7 @@ from torch import Tensor
 
 from echox.core.errors import SignalError
 from echox.core.signals import Features, valid_mask
-from echox.criteria.base import JointOutputs, SpeechTextOutputs, UnitOutputs, VoicedOutputs
+from echox.criteria.base import EchoOutputs, JointOutputs, SpeechTextOutputs, UnitOutputs
 from echox.models.release.adapter import ShrunkSpeech
 from echox.models.release.causal import Prompt
 from echox.models.release.ctc import restricted_ctc_scores
@@ -189,7 +189,11 @@ def joint_outputs(
         unit_states=unit_states,
         unit_labels=unit_labels,
         unit_head=translator.head,
-        distances=cosine_distances(mixed, rows),
+        # All positions count, framing and padding too, where both are equal; a row of zeros (an
+        # untrained padding row) has the distance 1.
+        denoised=mixed.flatten(0, 1),
+        text_vectors=rows.flatten(0, 1),
+        sample_lengths=torch.full((len(ids),), ids.shape[1], device=ids.device),
     )
 
 
@@ -230,7 +234,7 @@ def answer_segments(text_pass: TextPass, lengths: Tensor) -> Segments:
 
 def segment_outputs(
     model: PublishedEchoX, text_pass: TextPass, lengths: Tensor, units: Tensor
-) -> VoicedOutputs:
+) -> EchoOutputs:
     """Predictions of each segment's units after its denoised states, laid out as in inference.
 
     Args:
@@ -247,18 +251,19 @@ def segment_outputs(
     else:
         denoising_targets = model.language.logits(segments.states).argmax(-1)
     vectors = translator.denoise(segments.states)  # [K, M, H]
-    target_rows = translator.rows(denoising_targets)
-    distances = 1 - F.cosine_similarity(vectors.float(), target_rows.float(), dim=-1)
+    text_vectors = translator.rows(denoising_targets)
     prompt = model.segment_prompt(vectors, segments.lengths)
     embeddings, visible, labels = _append_units(prompt, units[lengths > 0], translator)
     hidden = translator(embeddings, visible).hidden
     unit_states, unit_labels = states_and_targets(hidden, labels)
     text_states, text_labels = states_and_targets(text_pass.hidden, text_pass.labels)
-    return VoicedOutputs(
+    return EchoOutputs(
         unit_states=unit_states,
         unit_labels=unit_labels,
         unit_head=translator.head,
-        distances=(distances * is_real).sum(-1),
+        denoised=vectors[is_real],
+        text_vectors=text_vectors[is_real],
+        sample_lengths=segments.lengths,
         text_logits=model.language.logits(text_states),
         text_labels=text_labels,
     )
@@ -281,13 +286,3 @@ def _append_units(
     labels = units.new_full(embeddings.shape[:2], IGNORE).scatter(1, place, units)
     visible = valid_mask(prompt.lengths + (units != IGNORE).sum(1), embeddings.shape[1])
     return embeddings, visible, labels
-
-
-def cosine_distances(rows: Tensor, targets: Tensor) -> Tensor:
-    """Sum of 1 - cosine over the positions of each sample: both [B, S, H] -> [B].
-
-    All positions count, framing and padding too, where both are equal; a row of zeros (an
-    untrained padding row) adds 1.
-    """
-    # In float32, where 1 - cosine of nearly equal vectors still has digits.
-    return (1 - F.cosine_similarity(rows.float(), targets.float(), dim=-1)).sum(-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from echox.core import checkpoint
 from echox.core.config import neutral
 from echox.core.signals import Batch
-from echox.criteria.base import VoicedOutputs
+from echox.criteria.base import EchoOutputs
 from echox.data.cache import ArrayCache
 from echox.data.text import edit_distance
 from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
@@ -224,7 +224,7 @@ class ReleaseEchoTask(FullModelTask):
             units=flat.reshape(*lengths.shape, -1),
         )
 
-    def forward(self, model: ReleaseSpeechLLM, batch: SegmentsBatch) -> VoicedOutputs:
+    def forward(self, model: ReleaseSpeechLLM, batch: SegmentsBatch) -> EchoOutputs:
         """States [N, C] of the unit translator at its N targets, and text logits [L, V]."""
         text_pass = teacher_forced(model, batch.conversations)
         return segment_outputs(model.release, text_pass, batch.lengths, batch.units)
