@@ -80,6 +80,16 @@ def test_the_page_s_recipe_composes(workspace, write):
     assert train.main(["recipe=my_run", "--cfg"]) == 0
 
 
+def test_the_switches_to_the_paper_compose(workspace):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Differences from the paper\n")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")][1:]
+    switches = [re.findall(r"`([^`]+)`", cells[4])[0] for cells in rows]
+    assert len(switches) == len(rows) >= 10
+    overrides = [word for switch in switches for word in switch.split()]
+    assert train.main(["recipe=echo_small", *overrides, "--cfg"]) == 0
+
+
 def write_own_data(folder):
     """Questions of six speakers and the answers to them, as recipes/README.md lays them out."""
     tones = np.sin(np.arange(16_000) / 9) * np.linspace(0.01, 0.5, 16_000)

@@ -30,8 +30,8 @@ class StepKind(enum.Enum):
     codec = "the codec and its units"
     data = "features and labels for"
     stage = "training"
-    example = "a question and its answer"
     report = "the report"
+    example = "a question and its answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,12 @@ def steps_of(recipe: Recipe, apart: bool) -> list[Step]:
         if apart and not (Path(recipe.run_dir) / stage / "final").exists():
             steps.append(Step(StepKind.data, stage))
         steps.append(Step(StepKind.stage, stage))
-    if recipe.answers_example:
-        steps.append(Step(StepKind.example))
     # A report scores a whole run, not one stage of it.
     if recipe.report is not None and not recipe.stage:
         steps.append(Step(StepKind.report))
+    # Last, since a model of few steps may have no speech for it, which ends the run with an error.
+    if recipe.answers_example:
+        steps.append(Step(StepKind.example))
     return steps
 
 

@@ -8,6 +8,7 @@ from echox.data.audio import save_audio
 from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import load_recipe
+from echox.pipeline.steps import StepKind, steps_of
 
 
 @pytest.fixture
@@ -37,3 +38,11 @@ def test_an_answer_is_to_be_heard_and_a_known_question_to_be_asked(recipe):
 def test_without_answers_aloud_another_sound_of_the_report_is_named(recipe, tmp_path):
     (tmp_path / "run/report/wavs/questions/z.wav").unlink()
     assert closing_lines(recipe, 1)[2].endswith("wavs/codec/a.wav")
+
+
+def test_a_model_without_speech_for_the_example_has_its_report_already():
+    discover()
+    recipe = load_recipe("echo_mini", ["example=questions.jsonl"])
+    kinds = [step.kind for step in steps_of(recipe, apart=False)]
+    assert kinds[-2:] == [StepKind.report, StepKind.example]
+    assert kinds.count(StepKind.stage) == 4
