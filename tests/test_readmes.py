@@ -141,6 +141,25 @@ def test_every_package_has_a_page(package):
     assert any(line.startswith("To add") for line in lines), "where is a part added?"
 
 
+def test_the_map_names_every_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [name for name in PACKAGES if f"(echox/{name}/README.md)" not in text] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_modules_that_a_page_names_exist(package):
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("echox", "echox_cli", "plugins", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    text = (ROOT / f"echox/{package}/README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    assert [
+        name for name in named if not any(f"/{module}".endswith(f"/{name}") for module in modules)
+    ] == []
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A working folder with a finished run, a question, and the page's names for both."""
