@@ -130,14 +130,7 @@ def tiny_whisper(heads: int) -> WhisperModel:
 def tiny_model(tokens: ReleaseTokens, compatibility: Compatibility = RELEASE) -> PublishedEchoX:
     """Random weights with output: audio changes the text, and units are decoded until the end."""
     text = llama_config(CONFIG)
-    shape = AdapterShape(
-        feature_dim=16,
-        width=16,
-        vocab_size=VOCABULARY,
-        heads=4,
-        blank_id=tokens.audio_id,
-        feed_forward=32,
-    )
+    shape = AdapterShape.of(CONFIG, tokens.audio_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         translator = UnitTranslator(llama_config(CONFIG), 16, VOCABULARY, UNIT_TOKENS, 24)

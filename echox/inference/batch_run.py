@@ -28,10 +28,9 @@ from echox.data.manifest import (
 from echox.inference.answers import Answer, Question
 from echox.inference.config import GenerateConfig
 from echox.inference.live import PIPE, answer_live, refuse_output
-from echox.inference.load import load_pipeline
+from echox.inference.load import answering_checkpoint, load_answering
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.records import ANSWERS, Records
-from echox.inference.release import load_release_pipeline
 from echox.models.release.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
@@ -60,17 +59,11 @@ def generate(config: GenerateConfig) -> int:
 
 
 def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
-    if is_release(config.checkpoint):
-        return load_release_pipeline(
-            config.checkpoint,
-            device=config.device,
-            encoder_folder=config.encoder_folder,
-            max_tokens=config.limit,
-        )
-    return load_pipeline(
+    return load_answering(
         config.checkpoint,
         device=config.device,
         codec_folder=config.codec_folder,
+        encoder_folder=config.encoder_folder,
         max_tokens=config.limit,
     )
 
@@ -125,9 +118,12 @@ def _generate_all(config: GenerateConfig) -> int:
 def _origin(config: GenerateConfig) -> dict[str, Any]:
     """What the answers depend on: answers of another origin are not continued."""
     folder = Path(config.checkpoint)
-    fingerprint = weights_fingerprint if is_release(folder) else checkpoint.fingerprint
+    if is_release(folder):
+        fingerprint = weights_fingerprint(folder)
+    else:
+        fingerprint = checkpoint.fingerprint(answering_checkpoint(folder))
     return {
-        "checkpoint": fingerprint(folder),
+        "checkpoint": fingerprint,
         "manifest": manifest_fingerprint(config.manifest),
         "max_tokens": config.limit,
     }

@@ -21,8 +21,8 @@ class GenerateConfig:
     """
 
     checkpoint: str = "runs/echo_mini/echo/final"
-    """Finished checkpoint of the echo stage, or a published EchoX folder; one of s2t, and
-    Soundwave, answer in text alone."""
+    """Finished checkpoint of the echo stage, a run that has one, or a published EchoX folder; a
+    checkpoint of s2t, and Soundwave, answer in text alone."""
     manifest: str | None = None
     """Manifest whose questions are answered."""
     input: str | None = None

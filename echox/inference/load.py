@@ -13,7 +13,6 @@ from echox.core.checkpoint import META, Checkpoint, described, load, verify
 from echox.core.device import device_named, multiplies_bf16_fast
 from echox.core.errors import CheckpointError, ConfigError, EchoxError
 from echox.core.number_format import recorded
-from echox.inference.base import Pipeline
 from echox.inference.pipeline import MAX_TOKENS, SpeechToSpeechPipeline
 from echox.inference.release import RELEASE_TOKENS, load_release_pipeline
 from echox.inference.tts import TTSPipeline
@@ -37,7 +36,7 @@ def load_answering(
     codec_folder: str | None = None,
     encoder_folder: str | None = None,
     max_tokens: int | None = None,
-) -> Pipeline:
+) -> SpeechToSpeechPipeline:
     """Load whatever answers spoken questions: a run, a stage, a checkpoint, or a released folder.
 
     Args:

@@ -34,6 +34,8 @@ class DenoisingConfig:
     temperature: float = 0.25
     """Divides the logits before several candidates are mixed; below 1 the mix is nearer to the
     likeliest token."""
+    norm: bool = True
+    """Normalise hidden states before the first layer; the release does not."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -70,7 +72,7 @@ class DenoisingAdapter(nn.Module):
     def __init__(self, config: DenoisingConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = nn.LayerNorm(hidden_size) if config.norm else nn.Identity()
         self.up = nn.Linear(hidden_size, config.feed_forward)
         self.drop = nn.Dropout(config.dropout)
         self.down = nn.Linear(config.feed_forward, hidden_size)
@@ -90,13 +92,18 @@ class DenoisingAdapter(nn.Module):
         top = logits.float().topk(self.config.candidates, dim=-1)
         return Candidates(top.indices, (top.values / self.config.temperature).softmax(-1))
 
-    def forward(self, hidden: Tensor, candidates: Candidates | None, rows: TextRows) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        candidates: Candidates | None = None,
+        rows: TextRows | None = None,
+    ) -> Tensor:
         """Denoise hidden states.
 
         Args:
             hidden: [..., H] states that predicted tokens.
             candidates: of `candidates`, for the same states.
-            rows: the unit decoder's text rows.
+            rows: the unit decoder's text rows; the plain MLP needs none.
 
         Returns:
             text vectors [..., H].

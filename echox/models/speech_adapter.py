@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,11 +135,8 @@ class SpeechAdapter(nn.Module):
         self.projector = nn.Linear(config.stack * feature_dim, H)
         # Positions by a convolution: they are relative, so a clip may have any length.
         self.position = nn.Conv1d(H, H, 9, padding=4, groups=config.heads)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                H, config.heads, config.feed_forward * H, config.dropout, norm_first=True
-            )
-            for _ in range(config.layers)
+        self.layers = alignment_layers(
+            H, config.heads, config.feed_forward * H, config.dropout, config.layers
         )
         self.out_norm = nn.LayerNorm(H)
         self.ctc_head = nn.Linear(H, tokens + 1)
@@ -224,16 +222,11 @@ class SpeechAdapter(nn.Module):
         Returns:
             frames [B, ceil(F / stack), H], and their lengths [B] in frames.
         """
-        k = self.config.stack
-        real = valid_mask(features.lengths, features.values.shape[1])[..., None]
-        values = self.masked(features) if self.training else features.values
-        # Zeros behind each clip, up to a whole number of stacked frames.
-        values = F.pad(values * real, (0, 0, 0, -features.values.shape[1] % k))
-        B, N, D = values.shape
-        frames = self.projector(values.reshape(B, N // k, k * D))  # [B, N / k, H]
-        # Rounded up: the last stacked frame may be partly padding, which is zero.
-        lengths = torch.div(features.lengths + k - 1, k, rounding_mode="floor")
-        real = valid_mask(lengths, N // k)
+        values, lengths = stacked(
+            self.masked(features) if self.training else features, self.config.stack
+        )
+        frames = self.projector(values)  # [B, N, H]
+        real = valid_mask(lengths, frames.shape[1])
         frames = frames * real[..., None]  # the projector's bias stands in the padding
         frames = frames + F.gelu(self.position(frames.transpose(1, 2)).transpose(1, 2))
         states = frames.transpose(0, 1)  # time first, for the reason in `look_back`
@@ -307,8 +300,8 @@ class SpeechAdapter(nn.Module):
         bias = self.ctc_head.bias[tokens] + F.pad(log_weights, (len(spoken), 1))
         return F.linear(frames, self._rows_with_spelling(tokens), bias)
 
-    def masked(self, features: Features) -> Tensor:
-        """Features [B, F, D] with spans of frames and some channels of each clip set to zero.
+    def masked(self, features: Features) -> Features:
+        """Features with spans of frames and some channels of each clip set to zero.
 
         Source: SpecAugment, Park et al. 2019, arXiv:1904.08779, on features instead of mels.
         """
@@ -324,7 +317,7 @@ class SpeechAdapter(nn.Module):
             frame = torch.arange(N, device=values.device)[None, :, None]
             inside = (frame >= starts[:, None]) & (frame < ends[:, None])  # [B, F, masks]
             values = values * ~inside.any(-1, keepdim=True)
-        return values
+        return dataclasses.replace(features, values=values)
 
     def shrink(self, frames: Tensor, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One vector for each run of frames with the same likeliest token.
@@ -356,6 +349,34 @@ class SpeechAdapter(nn.Module):
         text = expected.new_zeros(B, N, H)
         text[in_run] = expected
         return run_means(text, run, L) + attended, counts
+
+
+def stacked(features: Features, size: int) -> tuple[Tensor, Tensor]:
+    """Join frames, `size` into one.
+
+    Args:
+        features: [B, F, D]; zeros take the place of what lies behind each clip.
+        size: frames that are joined.
+
+    Returns:
+        values [B, N, size * D] with N = ceil(F / size), and lengths [B] of such frames, of which
+        the last may be partly padding.
+    """
+    real = valid_mask(features.lengths, features.values.shape[1])[..., None]
+    values = F.pad(features.values * real, (0, 0, 0, -features.values.shape[1] % size))
+    B, N, D = values.shape  # N is a multiple of the size
+    lengths = torch.div(features.lengths + size - 1, size, rounding_mode="floor")
+    return values.reshape(B, N // size, size * D), lengths
+
+
+def alignment_layers(
+    width: int, heads: int, feed_forward: int, dropout: float, count: int
+) -> nn.ModuleList:
+    """Transformer layers over frames [F, B, H], time first for the reason in `look_back`."""
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(width, heads, feed_forward, dropout, norm_first=True)
+        for _ in range(count)
+    )
 
 
 def one_silent_clip(features: Features) -> Features:

@@ -1,6 +1,7 @@
 """Manifest runs: each row has a record, broken rows do not affect others, stopped runs go on."""
 
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -61,6 +62,17 @@ def test_every_row_has_a_line_and_a_wav(config, capsys):
         # An untrained model does not end its text, so the limit does.
         assert row["cut"] == "text"
     assert "5 of 5 rows answered, 5 aloud" in capsys.readouterr().out
+
+
+def test_a_run_answers_by_its_last_stage_that_answers(config):
+    assert generate(config) == 0
+    by_checkpoint = [row["units"] for row in records(config)]
+    config.checkpoint = str(Path(config.checkpoint).parents[1])
+    # The answers of the same checkpoint: nothing is left to do.
+    assert generate(config) == 0
+    config.overwrite = True
+    assert generate(config) == 0
+    assert [row["units"] for row in records(config)] == by_checkpoint
 
 
 def test_the_token_limit_depends_on_the_checkpoint(config, tmp_path):

@@ -100,12 +100,12 @@ def test_masks_hide_spans_and_channels_in_training_only():
     features = Features(torch.ones(40, 30, 6), torch.tensor([30] * 39 + [5]), 50.0)
     model = adapter(time_masks=2, time_mask_frames=4)
     torch.manual_seed(0)
-    hidden = (model.masked(features) == 0).all(-1)
+    hidden = (model.masked(features).values == 0).all(-1)
     assert (
         hidden.any(1).all() and hidden.sum(1).max() <= 8 and hidden.any(0)[:30].float().mean() > 0.9
     )
     assert not hidden[39, 9:].any()  # spans begin inside a clip
-    dropped = adapter(channel_dropout=0.5).masked(features)
+    dropped = adapter(channel_dropout=0.5).masked(features).values
     assert (dropped == dropped[:, :1]).all() and set(dropped.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(model(features).ctc_logits, model(features).ctc_logits)
     with pytest.raises(ConfigError, match="time_masks is -1"):

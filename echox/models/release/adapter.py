@@ -9,16 +9,18 @@ Source: Soundwave (arXiv:2502.12900), EchoX (arXiv:2509.09174).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.core.errors import ConfigError
 from echox.core.signals import Features, valid_mask
 from echox.models.look_back import look_back
 from echox.models.release.compatibility import PAPER, Compatibility
+from echox.models.speech_adapter import alignment_layers, runs, stacked
 
 # Frames scored against the vocabulary at a time: 130 MB of float32 at 128,257 tokens.
 CTC_SLICE_FRAMES = 256
@@ -37,6 +39,20 @@ class AdapterShape:
     layers: int = 1  # alignment layers
     stack: int = 2  # encoder frames joined into one
     dropout: float = 0.1
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], blank_id: int, **changed: int) -> AdapterShape:
+        """Sizes by a config.json, with other values for the fields in `changed`."""
+        H = config["hidden_size"]
+        sizes = {
+            "feature_dim": config["adapter_size"],
+            "width": H,
+            "vocab_size": config["vocab_size"],
+            "heads": config["num_attention_heads"],
+            "blank_id": blank_id,
+            "feed_forward": 2 * H,
+        }
+        return cls(**sizes | changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +93,9 @@ class ShrinkingAdapter(nn.Module):
         self.shape = shape
         self.compatibility = compatibility
         self.projector = nn.Linear(shape.stack * shape.feature_dim, H)
-        # Not `batch_first`: `mix` decides which axis is attended over, time or clips.
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                H, shape.heads, shape.feed_forward, shape.dropout, norm_first=True
-            )
-            for _ in range(shape.layers)
+        # `mix` decides which axis is attended over, time or clips.
+        self.layers = alignment_layers(
+            H, shape.heads, shape.feed_forward, shape.dropout, shape.layers
         )
         self.out_norm = nn.LayerNorm(H)
         # CTC's vocabulary is the language model's, with the audio placeholder as blank.
@@ -105,8 +118,7 @@ class ShrinkingAdapter(nn.Module):
         """
         frames, lengths = self.align(features, clip_rows)  # [A, F, H], [A]
         tokens = self.best_tokens(frames)
-        # Runs that begin in the padding are not kept.
-        kept = run_starts(tokens) & valid_mask(lengths, frames.shape[1])
+        kept, _ = runs(tokens, valid_mask(lengths, frames.shape[1]), dropped=None)
         vectors = self.shrink(frames, lengths, kept)
         return ShrunkSpeech(frames, lengths, tokens, kept, vectors, kept.sum(1))
 
@@ -124,13 +136,8 @@ class ShrinkingAdapter(nn.Module):
         Returns:
             frames [A, ceil(F / stack), H] and their lengths [A].
         """
-        k = self.shape.stack
-        valid = valid_mask(features.lengths, features.values.shape[1])[..., None]
-        # The last stacked frame may reach past a clip's end, where the values are unspecified.
-        values = F.pad(features.values * valid, (0, 0, 0, -features.values.shape[1] % k))
-        A, N, D = values.shape  # N is a multiple of k
-        projected = self.projector(values.reshape(A, N // k, k * D))
-        return projected, torch.div(features.lengths + k - 1, k, rounding_mode="floor")
+        values, lengths = stacked(features, self.shape.stack)
+        return self.projector(values), lengths
 
     def mix(self, frames: Tensor, lengths: Tensor, clip_rows: Tensor | None = None) -> Tensor:
         """Run the alignment layers over time, or over the clips of a conversation.
@@ -201,13 +208,6 @@ class ShrinkingAdapter(nn.Module):
         else:
             visible = valid_mask(lengths, frames.shape[1])
         return self.look_back_norm(look_back(self.look_back, queries, frames, visible) + queries)
-
-
-def run_starts(tokens: Tensor) -> Tensor:
-    """True where a token differs from the one before it: [A, F] -> bool [A, F]."""
-    starts = torch.ones_like(tokens, dtype=torch.bool)  # the first frame always is one
-    starts[:, 1:] = tokens[:, 1:] != tokens[:, :-1]
-    return starts
 
 
 def gather_kept(frames: Tensor, kept: Tensor) -> Tensor:

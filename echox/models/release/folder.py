@@ -242,33 +242,26 @@ def _empty_model(
 ) -> PublishedEchoX:
     """The model, its sizes taken from config.json and from the shapes of the tensors."""
     config, shapes = release.config, release.shapes
-    text = llama_config(config)
     layers = "model.asr_transformer_encoder.layers."  # the adapter's alignment layers
-    shape = AdapterShape(
-        feature_dim=config["adapter_size"],
-        width=text.hidden_size,
-        vocab_size=text.vocab_size,
-        heads=text.num_attention_heads,
-        blank_id=tokens.audio_id,
+    shape = AdapterShape.of(
+        config,
+        tokens.audio_id,
         feed_forward=tensor_shape(shapes, f"{layers}0.linear1.weight", 2)[0],
         layers=layer_count(shapes, layers),
     )
+    # Soundwave has no unit translator.
     translator = _empty_translator(release) if release.speaks else None
     adapter = ShrinkingAdapter(shape, compatibility)
-    return PublishedEchoX(adapter, LanguageModel(text, tokens), translator, tokens, compatibility)
+    language = LanguageModel(llama_config(config), tokens)
+    return PublishedEchoX(adapter, language, translator, tokens, compatibility)
 
 
 def _empty_translator(release: Release) -> UnitTranslator:
     config, shapes = release.config, release.shapes
     # A translator after T2C pretraining alone has no denoising adapter.
     denoises = any(name.startswith(DENOISER) for name in shapes)
-    return UnitTranslator(
-        llama_config(config, **translator_size(config, shapes).config_overrides()),
-        config["hidden_size"],
-        config["vocab_size"],
-        config["unit_vocab_size"],
-        tensor_shape(shapes, f"{DENOISER}0.weight", 2)[0] if denoises else None,
-    )
+    width = tensor_shape(shapes, f"{DENOISER}0.weight", 2)[0] if denoises else None
+    return UnitTranslator.of(config, translator_size(config, shapes), width)
 
 
 def _stored_names(release: Release) -> dict[str, str]:

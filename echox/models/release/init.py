@@ -20,7 +20,7 @@ from echox.models.release.compatibility import PAPER, with_form
 from echox.models.release.export import write_release
 from echox.models.release.folder import weight_files
 from echox.models.release.names import EMBEDDING, HEAD, TEXT_ROWS, their_name
-from echox.models.release.sizes import llama_config, named_sizes
+from echox.models.release.sizes import named_sizes
 from echox.models.release.tokens import UNIT_WORD, ReleaseTokens
 from echox.models.release.translator import UnitTranslator
 
@@ -175,27 +175,13 @@ def _fresh_tensors(
     config: Mapping[str, Any], tokens: ReleaseTokens, seed: int
 ) -> dict[str, Tensor]:
     """Untrained adapter and unit translator, by the release's names."""
-    text = llama_config(config)
-    H = text.hidden_size
-    shape = AdapterShape(
-        feature_dim=config["adapter_size"],
-        width=H,
-        vocab_size=1,  # the CTC head is left out below: it begins as the language model's head
-        heads=text.num_attention_heads,
-        blank_id=tokens.audio_id,
-        feed_forward=2 * H,
-    )
+    # The CTC head is left out below: it begins as the language model's head.
+    shape = AdapterShape.of(config, tokens.audio_id, vocab_size=1)
     # Forked, so that the caller's random numbers stay what they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         size = next(named_sizes(config))
-        translator = UnitTranslator(
-            llama_config(config, **size.config_overrides()),
-            H,
-            config["vocab_size"],
-            config["unit_vocab_size"],
-            text.intermediate_size,
-        )
+        translator = UnitTranslator.of(config, size, config["intermediate_size"])
         parts = {"adapter": ShrinkingAdapter(shape), "translator": translator}
     tensors = {
         their_name(f"{part}.{name}"): tensor

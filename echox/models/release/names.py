@@ -15,6 +15,9 @@ PREFIXES = (
     ("unit_translator.unit_embedding.", "translator.unit_rows."),
     ("unit_translator.adapter.", "translator.adapter."),
     ("unit_translator.lm_head.", "translator.head."),
+    ("unit_translator.aligner_MLP.0.", "translator.denoiser.up."),
+    ("unit_translator.aligner_MLP.3.", "translator.denoiser.down."),
+    # As checkpoints of training named the two before.
     ("unit_translator.aligner_MLP.", "translator.denoiser."),
     ("lm_head.", "language.head."),
     ("model.", "language.body."),

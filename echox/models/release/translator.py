@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import transformers
@@ -11,7 +14,9 @@ from echox.backbones.base import BackboneState
 from echox.core.errors import CheckpointError
 from echox.core.signals import valid_mask
 from echox.kernels.codec_head_loss import CodecHead
+from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.release.causal import Prompt, PromptCache, forward_llama
+from echox.models.release.sizes import TranslatorSize, llama_config
 
 
 class UnitTranslator(nn.Module):
@@ -50,6 +55,25 @@ class UnitTranslator(nn.Module):
         self.head = CodecHead(config.hidden_size, text_size + unit_count)
         self.denoiser = (
             None if denoiser_width is None else denoising_adapter(text_width, denoiser_width)
+        )
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], size: TranslatorSize, denoiser_width: int | None
+    ) -> UnitTranslator:
+        """Untrained unit translator of a config.json.
+
+        Args:
+            config: a parsed config.json.
+            size: of the body.
+            denoiser_width: as in the constructor.
+        """
+        return cls(
+            llama_config(config, **size.config_overrides()),
+            config["hidden_size"],
+            config["vocab_size"],
+            config["unit_vocab_size"],
+            denoiser_width,
         )
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -145,11 +169,11 @@ class UnitTranslator(nn.Module):
         return Prompt(self.embed(ids[:, :size]), lengths, is_visible)
 
 
-def denoising_adapter(width: int, inner: int) -> nn.Sequential:
-    """Untrained denoising adapter: hidden states [..., H] -> vectors among the text rows [..., H].
+def denoising_adapter(width: int, inner: int) -> DenoisingAdapter:
+    """Untrained denoising adapter of the release, the paper's plain MLP.
 
-    Source: EchoX (arXiv:2509.09174), Denoising Adapter; `aligner_MLP` in the release.
+    Args:
+        width: channels H of the hidden states.
+        inner: channels between its layers.
     """
-    return nn.Sequential(
-        nn.Linear(width, inner), nn.ReLU(), nn.Dropout(0.1), nn.Linear(inner, width)
-    )
+    return DenoisingAdapter(DenoisingConfig(feed_forward=inner, candidates=0, norm=False), width)

@@ -94,31 +94,15 @@ def untrained_model(config: Mapping[str, Any], compatibility: Compatibility) -> 
     """
     unit_tokens = list(synthetic_unit_tokens(config["unit_vocab_size"]))
     tokens = synthetic_tokens(config["vocab_size"], unit_tokens)
-    text = llama_config(config)
-    H = text.hidden_size
-    shape = AdapterShape(
-        feature_dim=config["adapter_size"],
-        width=H,
-        vocab_size=text.vocab_size,
-        heads=text.num_attention_heads,
-        blank_id=tokens.audio_id,
-        feed_forward=2 * H,
-    )
+    shape = AdapterShape.of(config, tokens.audio_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # The order in which modules are built decides their weights.
         size = next(named_sizes(config))
-        translator = UnitTranslator(
-            llama_config(config, **size.config_overrides()),
-            H,
-            text.vocab_size,
-            config["unit_vocab_size"],
-            text.intermediate_size,
-        )
+        translator = UnitTranslator.of(config, size, config["intermediate_size"])
         adapter = ShrinkingAdapter(shape, compatibility)
-        model = PublishedEchoX(
-            adapter, LanguageModel(text, tokens), translator, tokens, compatibility
-        )
+        language = LanguageModel(llama_config(config), tokens)
+        model = PublishedEchoX(adapter, language, translator, tokens, compatibility)
     # Tied, as in the release's training.
     translator.text_rows.weight = model.language.head.weight
     return model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 from torch import nn
@@ -18,7 +19,9 @@ from echox.models.release.compatibility import PAPER, Compatibility, form_of
 from echox.models.release.folder import weights_fingerprint
 from echox.models.release.tokens import UNIT_COUNT
 from echox.models.release.trainable import config_of, is_untrained
-from echox.tasks.base import Task, TaskConfig
+from echox.tasks.base import StageContext, Task, TaskConfig
+from echox.tasks.conversations import SpokenRows
+from echox.tasks.lazy_examples import lengths_file
 
 # Modules that are trained, by the release's names.
 ADAPTER_MODULES = ["mm_projector1", "asr_transformer_encoder", "out_norm", "lbm"]
@@ -60,7 +63,37 @@ class ReleaseTaskConfig(TaskConfig):
 
 
 class ReleaseTask(Task):
-    """Base of the stages in the released form: checkpoints are exported before they answer."""
+    """Base of the stages in the released form: checkpoints are exported before they answer.
+
+    Attributes:
+        rows: of the manifests that the config names as `data`.
+    """
+
+    def __init__(self, config: Any, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.rows = SpokenRows(config.data)
+
+    def manifests(self) -> list[str]:
+        """List the manifests of training and of validation."""
+        return [*self.config.data.train, *self.config.data.valid]
+
+    def missing(self) -> list[str]:
+        """List the files that the released folder lacks to be trained from."""
+        return missing_release_files(self.config.checkpoint)
+
+    def data_fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the manifests and of the weights that training starts from.
+
+        Raises:
+            ManifestError: a manifest cannot be read.
+            CheckpointError: the published folder has no weights, or some are missing.
+        """
+        fingerprint = checkpoint_fingerprint(self.config.checkpoint)
+        return {**self.rows.fingerprints(), "checkpoint": fingerprint}
+
+    def lengths_path(self, split: str) -> Path:
+        """File that keeps the lengths of a split's examples; fingerprints all manifests."""
+        return lengths_file(self.context, split, self.config, self.data_fingerprints())
 
     @classmethod
     def restore(

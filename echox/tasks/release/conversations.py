@@ -112,6 +112,7 @@ class ReleaseExampleReader:
 
     Args:
         config: the manifests.
+        rows: of these manifests.
         tokens: the tokenizer of the checkpoint.
         compatibility: the form that is computed.
         rate_hz: samples per second that the encoder takes.
@@ -120,12 +121,12 @@ class ReleaseExampleReader:
     def __init__(
         self,
         config: ConversationsConfig,
+        rows: SpokenRows,
         tokens: ReleaseTokens,
         compatibility: Compatibility,
         rate_hz: int,
     ) -> None:
-        self.rows = SpokenRows(config)
-        self.config = config
+        self.config, self.rows = config, rows
         self.tokens = tokens
         self.compatibility = compatibility
         self.rate_hz = rate_hz

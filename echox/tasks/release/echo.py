@@ -50,7 +50,7 @@ from echox.tasks.release.audit import (
 from echox.tasks.release.base import vocoder_unit_count
 from echox.tasks.release.conversations import ConversationBatch, ReleaseExample, ReleaseExamples
 from echox.tasks.release.full_model import FullModelConfig, FullModelTask
-from echox.tasks.release.s2t import lengths_path, teacher_forced
+from echox.tasks.release.s2t import teacher_forced
 from echox.tasks.views import length_with_end
 
 
@@ -123,7 +123,7 @@ class ReleaseEchoTask(FullModelTask):
     """
 
     def read(self, split: str) -> Sequence[ReleaseExample]:
-        return self.reader.read(split, last_only=True, lengths=partial(lengths_path, self, split))
+        return self.reader.read(split, last_only=True, lengths=partial(self.lengths_path, split))
 
     def prepare(self, model: ReleaseSpeechLLM) -> None:
         """Compute and cache the pseudo-labels of all conversations.
@@ -195,7 +195,7 @@ class ReleaseEchoTask(FullModelTask):
             start += count
 
     def examples(self, split: str) -> Examples:
-        examples = ReleaseExamples(self.splits[split], self.reader.rows)
+        examples = ReleaseExamples(self.splits[split], self.rows)
         return LabelledReleaseExamples(examples, self.labels)
 
     def collate(self, examples: Sequence[LabelledReleaseExample]) -> SegmentsBatch:

@@ -20,8 +20,6 @@ from echox.tasks.release.base import (
     DENOISER_MODULE,
     TRANSLATOR_MODULES,
     ReleaseTask,
-    checkpoint_fingerprint,
-    missing_release_files,
 )
 from echox.tasks.release.conversations import ReleaseExample
 from echox.tasks.release.s2t import (
@@ -79,7 +77,7 @@ class FullModelTask(ReleaseTask):
             ManifestError: no training conversation remains.
         """
         model, self.inherited = self._model()
-        self.reader = example_reader(model, self.config)
+        self.reader = example_reader(model, self.config, self.rows)
         self.splits = {split: self.read(split) for split in ("train", "valid")}
         return model
 
@@ -98,12 +96,6 @@ class FullModelTask(ReleaseTask):
                 checkpoint.fill(module, parent, set(parent.tensors))
                 inherited += [f"{prefix}{name}" for name in parent.tensors]
         return model, inherited
-
-    def manifests(self) -> list[str]:
-        return [*self.config.data.train, *self.config.data.valid]
-
-    def missing(self) -> list[str]:
-        return missing_release_files(self.config.checkpoint)
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         model = outline_model(self.config, self.context)
@@ -131,18 +123,6 @@ class FullModelTask(ReleaseTask):
 
     def parameter_groups(self, model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
         return module_and_lora_groups(model)
-
-    def data_fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the manifests and of the weights that training starts from.
-
-        Raises:
-            ManifestError: a manifest cannot be read.
-            CheckpointError: the published folder has no weights, or some are missing.
-        """
-        return {
-            **self.reader.rows.fingerprints(),
-            "checkpoint": checkpoint_fingerprint(self.config.checkpoint),
-        }
 
 
 def _activations(release: PublishedEchoX) -> dict[str, float]:

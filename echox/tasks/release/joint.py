@@ -26,7 +26,7 @@ from echox.tasks.release.audit import (
 from echox.tasks.release.base import vocoder_unit_count
 from echox.tasks.release.conversations import ConversationBatch, ReleaseExample, ReleaseExamples
 from echox.tasks.release.full_model import FullModelConfig, FullModelTask
-from echox.tasks.release.s2t import lengths_path, teacher_forced
+from echox.tasks.release.s2t import teacher_forced
 from echox.tasks.release.t2c import unit_token_ids
 
 
@@ -60,7 +60,7 @@ class ReleaseJointTask(FullModelTask):
             split,
             last_only=True,
             wanted=lambda example: bool(unit_token_ids(self.reader.tokens, example.units)),
-            lengths=partial(lengths_path, self, split),
+            lengths=partial(self.lengths_path, split),
         )
         if split == "train" and not examples:
             raise ManifestError(
@@ -70,7 +70,7 @@ class ReleaseJointTask(FullModelTask):
         return examples
 
     def examples(self, split: str) -> Examples:
-        return ReleaseExamples(self.splits[split], self.reader.rows)
+        return ReleaseExamples(self.splits[split], self.rows)
 
     def collate(self, examples: Sequence[ReleaseExample]) -> JointBatch:
         """Pad conversations to ids [B, N], and their last answers to ids [B, L].

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from echox.models.release.trainable import (
     starting_model,
     trained_tensors,
 )
-from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, Task, named_parts
-from echox.tasks.lazy_examples import lengths_file
+from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, named_parts
+from echox.tasks.conversations import SpokenRows
 from echox.tasks.release.audit import (
     WINDOWS_NOTE,
     clip_targets,
@@ -37,8 +36,6 @@ from echox.tasks.release.base import (
     ADAPTER_MODULES,
     ReleaseTask,
     ReleaseTaskConfig,
-    checkpoint_fingerprint,
-    missing_release_files,
     release_lora,
 )
 from echox.tasks.release.conversations import (
@@ -96,10 +93,10 @@ class ReleaseTextTask(ReleaseTask):
             ManifestError: no training conversation has audio and an answer.
         """
         model = prepare_training(self._model(), self.config, self.context)
-        self.reader = example_reader(model, self.config)
+        self.reader = example_reader(model, self.config, self.rows)
         self.splits = {
             # Lazily: the name of the file needs fingerprints of all manifests.
-            split: self.reader.read(split, lengths=partial(lengths_path, self, split))
+            split: self.reader.read(split, lengths=partial(self.lengths_path, split))
             for split in ("train", "valid")
         }
         return model
@@ -112,12 +109,6 @@ class ReleaseTextTask(ReleaseTask):
         )
         model.release.translator = None  # no units are predicted here
         return model
-
-    def manifests(self) -> list[str]:
-        return [*self.config.data.train, *self.config.data.valid]
-
-    def missing(self) -> list[str]:
-        return missing_release_files(self.config.checkpoint)
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         model = outline_model(self.config, self.context, has_translator=False)
@@ -137,7 +128,7 @@ class ReleaseTextTask(ReleaseTask):
         return module_and_lora_groups(model)
 
     def examples(self, split: str) -> Examples:
-        return ReleaseExamples(self.splits[split], self.reader.rows)
+        return ReleaseExamples(self.splits[split], self.rows)
 
     def collate(self, examples: Sequence[ReleaseExample]) -> ConversationBatch:
         """Read the audio of conversations and pad them to one batch of ids [B, N].
@@ -159,18 +150,6 @@ class ReleaseTextTask(ReleaseTask):
             end_id_padding(batch.ids, tokens.end_id),
             notes=[WINDOWS_NOTE],
         )
-
-    def data_fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the manifests and of the weights that training starts from.
-
-        Raises:
-            ManifestError: a manifest cannot be read.
-            CheckpointError: the published folder has no weights, or some are missing.
-        """
-        return {
-            **self.reader.rows.fingerprints(),
-            "checkpoint": checkpoint_fingerprint(self.config.checkpoint),
-        }
 
 
 def teacher_forced(model: ReleaseSpeechLLM, batch: ConversationBatch) -> TextPass:
@@ -207,15 +186,12 @@ def prepare_training(
     return model
 
 
-def lengths_path(task: Task, split: str) -> Path:
-    """File that keeps the lengths of a split's conversations."""
-    return lengths_file(task.context, split, task.config, task.data_fingerprints())
-
-
-def example_reader(model: ReleaseSpeechLLM, config: ReleaseTextConfig) -> ReleaseExampleReader:
+def example_reader(
+    model: ReleaseSpeechLLM, config: ReleaseTextConfig, rows: SpokenRows
+) -> ReleaseExampleReader:
     """Reader of conversations in the tokens of a model."""
     return ReleaseExampleReader(
-        config.data, model.release.tokens, config.form(), model.encoder.rate_hz
+        config.data, rows, model.release.tokens, config.form(), model.encoder.rate_hz
     )
 
 

@@ -29,15 +29,13 @@ from echox.models.release.trainable import (
 from echox.models.release.unit_decoding import generate_after_text
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, named_parts
-from echox.tasks.conversations import RowsConfig, SpokenRows, padded
-from echox.tasks.lazy_examples import all_costs, cost_at, lengths_file, row_examples
+from echox.tasks.conversations import RowsConfig, padded
+from echox.tasks.lazy_examples import all_costs, cost_at, row_examples
 from echox.tasks.release.audit import end_id_padding, translator_targets
 from echox.tasks.release.base import (
     TRANSLATOR_MODULES,
     ReleaseTask,
     ReleaseTaskConfig,
-    checkpoint_fingerprint,
-    missing_release_files,
     vocoder_unit_count,
 )
 from echox.tasks.release.conversations import grouped_units
@@ -125,7 +123,6 @@ class ReleaseUnitsTask(ReleaseTask):
 
     def __init__(self, config: ReleaseUnitsConfig, context: StageContext) -> None:
         super().__init__(config, context)
-        self.rows = SpokenRows(config.data)
 
     def build(self) -> TrainableEchoX:
         """Load the unit translator, and read the manifests.
@@ -143,12 +140,6 @@ class ReleaseUnitsTask(ReleaseTask):
         cast_parameters(model, half=self.context.bf16)
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
         return model
-
-    def manifests(self) -> list[str]:
-        return [*self.config.data.train, *self.config.data.valid]
-
-    def missing(self) -> list[str]:
-        return missing_release_files(self.config.checkpoint)
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         """Build the unit translator on the meta device.
@@ -178,10 +169,7 @@ class ReleaseUnitsTask(ReleaseTask):
             self._examples_of,
             _cost,
             on_broken=self.config.data.on_broken,
-            # Lazily: the name of the file needs fingerprints of all manifests.
-            lengths=lambda: lengths_file(
-                self.context, split, self.config, self.data_fingerprints()
-            ),
+            lengths=lambda: self.lengths_path(split),
         )
         if split == "train" and not examples:
             raise ManifestError(
@@ -267,18 +255,6 @@ class ReleaseUnitsTask(ReleaseTask):
             padding=end_id_padding(batch.ids, self.tokens.end_id),
             unit_count=vocoder_unit_count(self.config.checkpoint),
         )
-
-    def data_fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the manifests and of the weights that training starts from.
-
-        Raises:
-            ManifestError: a manifest cannot be read.
-            CheckpointError: the published folder has no weights, or some are missing.
-        """
-        return {
-            **self.rows.fingerprints(),
-            "checkpoint": checkpoint_fingerprint(self.config.checkpoint),
-        }
 
 
 def unit_token_ids(
