@@ -25,6 +25,7 @@ from echox.models.release.folder import build, files_beside, is_release, read_re
 from echox.models.release.names import our_name, their_name
 from echox.models.release.sizes import translator_size
 from echox.models.release.tokens import units_in
+from echox.models.segmenting import spans_of
 from echox.models.speech_llm import IGNORE
 from echox.pipeline.plugins import discover
 
@@ -653,7 +654,7 @@ def test_a_clip_does_not_attend_beyond_the_end_of_another_of_its_conversation():
     assert (frames[0, :10] - alone[0, :10]).abs().amax() > 1e-4
 
 
-def test_segments_hold_the_states_that_predict_their_tokens(model):
+def test_answers_are_given_by_the_states_that_predict_their_tokens(model):
     ids, labels = example_batch(model)
     # The answers are given by the last turn alone, as in Echo training.
     is_last = (ids == model.tokens.audio_id).cumsum(1) == 2
@@ -661,20 +662,16 @@ def test_segments_hold_the_states_that_predict_their_tokens(model):
     text_pass = train_forward.forward_text(
         model, ids, labels, random_features(4), torch.tensor([0, 0, 1, 1])
     )
-    lengths = torch.tensor([[3, 2, -1], [-1, 2, -1]])
-    cut = train_forward.answer_segments(text_pass, lengths)
-    assert cut.lengths.tolist() == [3, 2, 2]
-    for segment, (row, start) in enumerate(((0, 0), (0, 3), (1, 0))):
-        size = int(cut.lengths[segment])
-        first = int((text_pass.labels[row] != IGNORE).nonzero()[0]) + start
-        assert torch.equal(
-            cut.states[segment, :size], text_pass.hidden[row, first - 1 : first - 1 + size]
-        )
-        assert torch.equal(cut.labels[segment, :size], text_pass.labels[row, first : first + size])
-    units = torch.full((2, 3, 4), IGNORE)
-    units[0, 0, :3] = torch.tensor([12811, 12812, model.tokens.end_id])
-    units[0, 1, :2] = units[1, 1, :2] = torch.tensor([12813, model.tokens.end_id])
-    outputs = train_forward.segment_outputs(model, text_pass, lengths, units)
+    states, tokens, lengths = train_forward.answer_states(text_pass)
+    for row, length in enumerate(lengths.tolist()):
+        places = (text_pass.labels[row] != IGNORE).nonzero()[:-1, 0]  # without the end of the turn
+        assert torch.equal(states[row, :length], text_pass.hidden[row, places - 1])
+        assert torch.equal(tokens[row, :length], text_pass.labels[row, places])
+    units = torch.full((3, 4), IGNORE)
+    units[0, :3] = torch.tensor([12811, 12812, model.tokens.end_id])
+    units[1, :2] = units[2, :2] = torch.tensor([12813, model.tokens.end_id])
+    spans = spans_of([(0, 0, 3), (0, 3, 5), (1, 0, 2)])
+    outputs = train_forward.segment_outputs(model, text_pass, spans, units)
     assert len(outputs.unit_labels) == 7 and len(outputs.denoised) == 3 + 2 + 2
     loss, _ = loss_of("published_echo", outputs, 1)
     loss.backward()

@@ -132,25 +132,25 @@ def test_t2c_examples_hold_text_and_unit_tokens(folder, rows, tmp_path):
 
 def test_training_has_the_layout_of_inference(folder, rows, tmp_path):
     """The teacher-forced pass predicts the unit tokens that decoding gives for a segment."""
-    from echox.models.release.train_forward import answer_segments, segment_outputs
+    from echox.models.release.train_forward import answer_states, segment_outputs
+    from echox.models.segmenting import cut
     from echox.tasks.release.s2t import teacher_forced
 
     task, model = task_of("published_echo", folder, rows, tmp_path, max_words=6, rule=tiny_rule())
     examples = task.examples("train")
     batch = task.collate([examples[index] for index in range(3)])
-    assert int((batch.lengths > 0).sum()) > 4
+    assert len(batch.spans.rows) > 4
     with torch.no_grad():
-        text_pass = teacher_forced(model, batch.conversations)
-        cut = answer_segments(text_pass, batch.lengths)
-        generated = model.release.speak(cut.states, cut.lengths, 6)
+        text_pass = teacher_forced(model, batch.conversation)
+        states, _, _ = answer_states(text_pass)
+        generated = model.release.speak(*cut(states, batch.spans), 6)
         # Padded with the end token, of which the first of each row is a target.
         ids = torch.nn.functional.pad(generated.ids, (0, 1), value=model.release.tokens.end_id)
         is_target = (
             torch.arange(ids.shape[1]) <= (generated.lengths - (~generated.ended).long())[:, None]
         )
-        units = torch.full((*batch.lengths.shape, ids.shape[1]), -100)
-        units[batch.lengths > 0] = torch.where(is_target, ids, -100)
-        outputs = segment_outputs(model.release, text_pass, batch.lengths, units)
+        units = torch.where(is_target, ids, -100)
+        outputs = segment_outputs(model.release, text_pass, batch.spans, units)
     assert torch.equal(outputs.unit_head(outputs.unit_states).argmax(-1), outputs.unit_labels)
 
 

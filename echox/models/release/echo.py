@@ -8,7 +8,7 @@ from echox.core.signals import Spans
 from echox.decoding import DecodeEngine
 from echox.models.echo import EchoBase
 from echox.models.release.model import MAX_UNIT_TOKENS, ReleaseSpeechLLM
-from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentsConfig, cut
+from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentRule, SegmentsConfig, cut
 
 
 class ReleaseEcho(EchoBase):
@@ -16,10 +16,16 @@ class ReleaseEcho(EchoBase):
 
     joins_segments = False
 
-    def __init__(self, speech_llm: ReleaseSpeechLLM) -> None:
+    def __init__(self, speech_llm: ReleaseSpeechLLM, rule: SegmentRule = RELEASE_RULE) -> None:
+        """Keep the model.
+
+        Args:
+            speech_llm: the released model behind its encoder.
+            rule: when a segment is cut.
+        """
         super().__init__()
         self.speech_llm = speech_llm
-        self.cutter = Cutter(SegmentsConfig(rule=RELEASE_RULE), speech_llm.backbone)
+        self.cutter = Cutter(SegmentsConfig(rule=rule), speech_llm.backbone)
 
     def decode_engine(self, longest: int) -> DecodeEngine:
         """Decode engine of the unit translator; see `PublishedEchoX.speech_decode_engine`."""

@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echox.core.errors import SignalError
-from echox.core.signals import Features, valid_mask
+from echox.core.signals import Features, Spans, valid_mask
 from echox.criteria.base import EchoOutputs, JointOutputs, SpeechTextOutputs, UnitOutputs
 from echox.models.release.adapter import ShrunkSpeech
 from echox.models.release.causal import Prompt
 from echox.models.release.ctc import restricted_ctc_scores
 from echox.models.release.model import PublishedEchoX, scatter_rows
 from echox.models.release.translator import UnitTranslator
+from echox.models.segmenting import cut
 from echox.models.speech_llm import IGNORE
 
 
@@ -197,63 +198,52 @@ def joint_outputs(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """Existing segments of the answers of a batch, one after the other."""
-
-    states: Tensor  # [K, M, H] that predict their tokens, right-padded
-    labels: Tensor  # [K, M] those tokens, in the reference answer
-    lengths: Tensor  # [K] text tokens
-
-
-def answer_segments(text_pass: TextPass, lengths: Tensor) -> Segments:
-    """Cut the one answer of each conversation into segments.
+def answer_states(text_pass: TextPass) -> tuple[Tensor, Tensor, Tensor]:
+    """States that predict the one answer of each conversation, without the end of the turn.
 
     Args:
         text_pass: of `forward_text`, with targets in one answer of each row.
-        lengths: [B, C] text tokens of each segment, below 1 where there is none.
 
     Returns:
-        states [K, M, H] of the K segments.
+        states [B, S, H], the tokens of the reference answer [B, S], and lengths [B] in tokens.
     """
+    is_target = text_pass.labels != IGNORE
+    lengths = is_target.sum(1) - 1
     # The state that predicts the answer's first token, one position earlier.
-    first = (text_pass.labels != IGNORE).long().argmax(1) - 1
-    sizes = lengths.clamp(min=0)
-    starts = first[:, None] + sizes.cumsum(1) - sizes  # [B, C]
-    rows, places = (lengths > 0).nonzero(as_tuple=True)  # [K] each, of the existing segments
-    M = max(1, int(sizes.max()))
-    at = starts[rows, places][:, None] + torch.arange(M, device=lengths.device)
+    first = is_target.long().argmax(1) - 1
+    S = max(1, int(lengths.max()))
     # Padding beyond the last state reads some state there is; its value does not matter.
-    inside = at.clamp(max=text_pass.hidden.shape[1] - 2)
-    return Segments(
-        text_pass.hidden[rows[:, None], inside],
-        text_pass.labels[rows[:, None], inside + 1].clamp(min=0),
-        sizes[rows, places],
+    at = (first[:, None] + torch.arange(S, device=lengths.device)).clamp(
+        max=text_pass.hidden.shape[1] - 2
     )
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    labels = text_pass.labels[rows, at + 1].clamp(min=0)
+    return text_pass.hidden[rows, at], labels, lengths
 
 
 def segment_outputs(
-    model: PublishedEchoX, text_pass: TextPass, lengths: Tensor, units: Tensor
+    model: PublishedEchoX, text_pass: TextPass, spans: Spans, units: Tensor
 ) -> EchoOutputs:
     """Predictions of each segment's units after its denoised states, laid out as in inference.
 
     Args:
         model: the released model.
         text_pass: of `forward_text`, with targets in one answer of each row.
-        lengths: [B, C] text tokens of each segment, below 1 where there is none.
-        units: [B, C, T] unit targets, IGNORE-padded.
+        spans: G segments of the answers.
+        units: [G, T] unit targets, IGNORE-padded.
     """
     translator = model.translator
-    segments = answer_segments(text_pass, lengths)
-    is_real = valid_mask(segments.lengths, segments.states.shape[1])
+    answers, reference, _ = answer_states(text_pass)
+    states, lengths = cut(answers, spans)  # [G, M, H], [G]
+    is_real = valid_mask(lengths, states.shape[1])
     if model.compatibility.denoise_towards_reference:
-        denoising_targets = segments.labels
+        # `cut` takes vectors; ids are vectors of one channel.
+        text = cut(reference[..., None], spans)[0][..., 0]
     else:
-        denoising_targets = model.language.logits(segments.states).argmax(-1)
-    vectors = translator.denoise(segments.states)  # [K, M, H]
-    text_vectors = translator.rows(denoising_targets)
-    prompt = model.segment_prompt(vectors, segments.lengths)
-    embeddings, visible, labels = _append_units(prompt, units[lengths > 0], translator)
+        text = model.language.logits(states).argmax(-1)
+    vectors = translator.denoise(states)  # [G, M, H]
+    prompt = model.segment_prompt(vectors, lengths)
+    embeddings, visible, labels = _append_units(prompt, units, translator)
     hidden = translator(embeddings, visible).hidden
     unit_states, unit_labels = states_and_targets(hidden, labels)
     text_states, text_labels = states_and_targets(text_pass.hidden, text_pass.labels)
@@ -262,8 +252,8 @@ def segment_outputs(
         unit_labels=unit_labels,
         unit_head=translator.head,
         denoised=vectors[is_real],
-        text_vectors=text_vectors[is_real],
-        sample_lengths=segments.lengths,
+        text_vectors=translator.rows(text)[is_real],
+        sample_lengths=lengths,
         text_logits=model.language.logits(text_states),
         text_labels=text_labels,
     )
@@ -272,12 +262,12 @@ def segment_outputs(
 def _append_units(
     prompt: Prompt, units: Tensor, translator: UnitTranslator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put unit tokens [K, T] right behind ragged prompts [K, P], as in decoding.
+    """Put unit tokens [G, T] right behind ragged prompts [G, P], as in decoding.
 
     Returns:
-        embeddings [K, P + T, C], visible keys bool [K, P + T], labels [K, P + T].
+        embeddings [G, P + T, C], visible keys bool [G, P + T], labels [G, P + T].
     """
-    K, T = units.shape
+    T = units.shape[1]
     # IGNORE is negative; padding is embedded as some id, hidden by the mask.
     embedded = translator.embed(units.clamp(min=0))
     place = prompt.lengths[:, None] + torch.arange(T, device=units.device)

@@ -8,10 +8,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_write
@@ -22,8 +23,8 @@ from echox.models.echo import EchoModel
 from echox.models.segmenting import spans_of
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
+from echox.tasks.conversations import Clip
 from echox.tasks.echo.pseudo_labels import Collate, EchoBatch, LabelSource, PseudoLabels
-from echox.tasks.s2t.data import Conversation
 
 REVISION = 2  # of the layout of a cached array, see `packed`
 
@@ -52,7 +53,7 @@ class LabelledBatch(EchoBatch):
 class LabelledConversation:
     """A conversation with its pseudo-labels: text [S], targets [U * K] of each segment."""
 
-    conversation: Conversation
+    conversation: Any  # of the form that the task reads
     text: tuple[int, ...]
     ends: tuple[int, ...]  # of the segments, in text tokens
     targets: tuple[tuple[int, ...], ...]  # output ids of each segment
@@ -64,7 +65,22 @@ class LabelledConversation:
         return list(zip((0, *self.ends), self.ends))
 
 
-Labeller = Callable[[Sequence[Conversation]], PseudoLabels]
+class LabelledRow(Protocol):
+    """A conversation of echox's own or of the release's form, as `CachedLabels` needs it."""
+
+    row_id: str
+    clips: tuple[Clip, ...]
+
+    @property
+    def cost(self) -> int:
+        """Its length, by which conversations are labelled in batches of equal ones."""
+
+    @property
+    def text(self) -> Sequence[Sequence[int]]:
+        """Its token ids, which name its labels."""
+
+
+Labeller = Callable[[Sequence[Any]], PseudoLabels]
 """B conversations -> their labels."""
 
 
@@ -75,7 +91,7 @@ class CachedLabels(LabelSource):
         folder: holds a cache for each set of makers.
         makers: what the labels depend on besides their conversation, by name: checkpoints, codec,
             language model, segments.
-        labeller: Echo model -> labeller; called only where labels are missing.
+        labeller: model -> labeller; called only where labels are missing.
         batch_size: conversations labelled at once.
         filled_before: the folder was named by the user and must hold all labels; training does
             not write to it.
@@ -85,7 +101,7 @@ class CachedLabels(LabelSource):
         self,
         folder: Path,
         makers: Mapping[str, str],
-        labeller: Callable[[EchoModel], Labeller],
+        labeller: Callable[[Any], Labeller],
         *,
         batch_size: int,
         filled_before: bool,
@@ -98,7 +114,7 @@ class CachedLabels(LabelSource):
         self.fingerprint = _hash([REVISION, self.makers], 16)
         self.cache = ArrayCache(folder, self.fingerprint)
 
-    def prepare(self, model: EchoModel, conversations: Iterable[Examples]) -> None:
+    def prepare(self, model: nn.Module, conversations: Iterable[Examples]) -> None:
         """Compute missing labels, or check that a folder the user named holds all of them.
 
         Raises:
@@ -115,11 +131,11 @@ class CachedLabels(LabelSource):
         # An audit compares it with the codec in use.
         return {"of the pseudo-labels": self.makers["codec"]}
 
-    def write(self, model: EchoModel, rows: Sequence[Conversation]) -> None:
+    def write(self, model: nn.Module, rows: Sequence[LabelledRow]) -> None:
         """Label conversations that have no labels yet; safe to kill and call again.
 
         Args:
-            model: the Echo model before its first step.
+            model: before its first step.
             rows: conversations of all splits.
 
         Raises:
@@ -138,7 +154,7 @@ class CachedLabels(LabelSource):
         self.cache.fill(
             list(by_key),
             compute,
-            costs=[len(row.prompt) + len(row.target) for row in by_key.values()],
+            costs=[row.cost for row in by_key.values()],
             batch_size=self.batch_size,
             label="pseudo-labels",
         )
@@ -149,7 +165,7 @@ class CachedLabels(LabelSource):
     def _makers_file(self, fingerprint: str) -> Path:
         return self.folder / f"{fingerprint}.json"
 
-    def _check_complete(self, rows: Sequence[Conversation]) -> None:
+    def _check_complete(self, rows: Sequence[LabelledRow]) -> None:
         """Check that the labels are there, of these makers and texts.
 
         Raises:
@@ -197,7 +213,8 @@ class CachedLabels(LabelSource):
         spans = [(number, *span) for number, row in enumerate(examples) for span in row.spans]
         return LabelledBatch(
             row_ids=conversation.row_ids,
-            count=sum(map(len, targets)),  # without padding
+            # Without padding; at least 1, since the loss is divided by it.
+            count=max(1, sum(map(len, targets))),
             conversation=conversation,
             text=padded([row.text for row in examples], 0),
             spans=spans_of(spans),
@@ -242,14 +259,14 @@ class LabelledConversations(Examples):
         return self.conversations.costs()
 
 
-def label_key(row: Conversation) -> str:
+def label_key(row: LabelledRow) -> str:
     """Key of a conversation's labels: its token ids, and its clips by name and size in bytes.
 
     The folder of a clip and its time of change do not count, so labels can be moved with the data.
     """
     clips = [audio_ref(clip) for clip in row.clips]
     files = [(clip.name, clip.file.stat().st_size) for clip in clips]
-    return _hash([row.prompt, row.target, files], 24)
+    return _hash([*row.text, files], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:
@@ -275,18 +292,19 @@ def _pack_row(text: Sequence[int], segments: Sequence[tuple[int, Sequence[int]]]
         len(segments),
         *ends,
         *map(len, targets),
-        *text[: ends[-1]],
+        *text[: max(ends, default=0)],
         *(token for target in targets for token in target),
     ]
     return torch.tensor(values, dtype=torch.int32)
 
 
-def unpacked(conversation: Conversation, stored: Sequence[int]) -> LabelledConversation:
+def unpacked(conversation: LabelledRow, stored: Sequence[int]) -> LabelledConversation:
     """A conversation with its row of `packed`."""
     G = stored[0]
     ends, sizes, rest = stored[1 : 1 + G], stored[1 + G : 1 + 2 * G], stored[1 + 2 * G :]
     # The last segment ends with the text.
-    text, tokens = rest[: ends[-1]], iter(rest[ends[-1] :])
+    size = max(ends, default=0)
+    text, tokens = rest[:size], iter(rest[size:])
     return LabelledConversation(
         conversation,
         tuple(text),

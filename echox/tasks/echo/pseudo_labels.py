@@ -11,19 +11,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echox.core.errors import ConfigError
 from echox.core.signals import Batch, Spans, padded
-from echox.models.echo import EchoModel
+from echox.models.echo import EchoBase, EchoModel
 from echox.models.segmenting import cut
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
-from echox.tasks.s2t.data import Conversation, SpeechTextBatch
+from echox.tasks.s2t.data import Conversation
 
-Collate = Callable[[Sequence[Conversation]], SpeechTextBatch]
+Collate = Callable[[Sequence[Any]], Batch]
 """B conversations -> one padded batch."""
 
 
@@ -55,7 +56,7 @@ class PseudoLabels:
 
 @torch.no_grad()
 def make_labels(
-    model: EchoModel,
+    model: EchoBase,
     targets_of: Callable[[Tensor, Tensor], list[list[int]]],
     hidden: Tensor,
     lengths: Tensor,
@@ -64,7 +65,7 @@ def make_labels(
     """Compute the pseudo-labels of answers.
 
     Args:
-        model: the Echo model, which cuts the answers.
+        model: of Echo, which cuts the answers.
         targets_of: a frozen T2C model: token ids [G, S] and lengths [G] -> output ids of each.
         hidden: [B, S, H] states that predict the answers' tokens.
         lengths: [B] tokens of each answer.
@@ -81,7 +82,7 @@ def make_labels(
 class EchoBatch(Batch):
     """B spoken conversations of ids [B, N]."""
 
-    conversation: SpeechTextBatch
+    conversation: Any  # a batch of the form that the task reads
 
     def segment_targets(self) -> list[tuple[int, Tensor]]:
         """Row and targets [U * K] of each segment, views into the batch; none for online labels."""
@@ -91,7 +92,7 @@ class EchoBatch(Batch):
 class LabelSource(ABC):
     """Where pseudo-labels come from."""
 
-    def prepare(self, model: EchoModel, conversations: Iterable[Examples]) -> None:  # noqa: B027
+    def prepare(self, model: nn.Module, conversations: Iterable[Examples]) -> None:  # noqa: B027
         """Do the work that is possible before the first step; nothing by default."""
 
     @abstractmethod

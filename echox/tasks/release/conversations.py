@@ -68,6 +68,11 @@ class ReleaseExample:
     units: tuple[tuple[int, ...], ...] | None
     cost: int  # tokens, audio included
 
+    @property
+    def text(self) -> list[tuple[int, ...]]:
+        """Token ids by which the conversation is known."""
+        return [self.ids]
+
 
 @dataclass(frozen=True, slots=True)
 class ConversationBatch(Batch):

@@ -50,6 +50,16 @@ class Conversation:
     answer: str  # short gold answer, "" where the manifest has none
     silent: bool = False  # whether its clips are known to be without speech
 
+    @property
+    def cost(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.target)
+
+    @property
+    def text(self) -> list[tuple[int, ...]]:
+        """Token ids by which the conversation is known."""
+        return [self.prompt, self.target]
+
 
 class Conversations(Examples):
     """Spoken conversations with written answers; the cost of one is in tokens.
