@@ -1,9 +1,10 @@
-"""Files: the cache folder, atomic and durable writes, SHA-256, and a full disk as a sentence."""
+"""Files: the cache folder, atomic and durable writes, hashes, and a full disk as a sentence."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -151,6 +152,16 @@ def copy_synced(source: Path, path: Path) -> dict[str, int | str]:
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+# Names of caches, clips and rows, and the fingerprints of fitted codecs and corpora are made with
+# it: with another hash none of those on disk would be recognized.
+def json_hash(value: object, digits: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of a value that JSON can write.
+
+    The order of a mapping's keys does not matter.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def sha256_of(path: Path) -> str:

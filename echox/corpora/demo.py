@@ -32,12 +32,12 @@ from filelock import FileLock
 
 from echox.core.config import to_plain
 from echox.core.errors import AssetError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.packages import OptionalPackage, require
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
 from echox.corpora.planner import Planner, voices_by_use
-from echox.corpora.recording import REVISION, ClipRecorder, digest
+from echox.corpora.recording import REVISION, ClipRecorder
 from echox.corpora.synthesis import Report
 from echox.corpora.templates import all_facts
 from echox.corpora.vocabulary import TokenTexts, whole_words
@@ -132,13 +132,15 @@ def corpus_fingerprint(
     """
     # Voices are hashed by their names alone, so `REVISION` has to stand for how they sound.
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
-    return digest([REVISION, plain, _texts(), voices_by_use(config), with_own_answers, with_words])
+    return json_hash(
+        [REVISION, plain, _texts(), voices_by_use(config), with_own_answers, with_words]
+    )
 
 
 @functools.cache
 def _texts() -> str:
     """A digest of all texts that a corpus may have."""
-    return digest([*map(repr, all_facts()), *map(text_lines, TEXTS)])
+    return json_hash([*map(repr, all_facts()), *map(text_lines, TEXTS)])
 
 
 def _refuse_other(folder: Path, config: DemoCorpusConfig) -> None:
@@ -201,7 +203,7 @@ def _build(
     # Before any clip: a missing package is one sentence here, and would be a failure of each clip.
     require(corpus_packages(config))
     # One file per language model, so that a change of models and back generates nothing again.
-    answers_path = folder / f"own_answers.{digest(config.backbone, 8)}.jsonl"
+    answers_path = folder / f"own_answers.{json_hash(config.backbone, 8)}.jsonl"
     own_answers = answer_questions and OwnAnswers(answers_path, answer_questions)
     recorder = ClipRecorder(folder, config.seed, config.augment)
     most_words = config.scaled(config.vocabulary_words)

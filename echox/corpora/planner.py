@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.core.errors import ConfigError
+from echox.core.files import json_hash
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.free_questions import (
     FreeQuestions,
@@ -19,7 +20,7 @@ from echox.corpora.free_questions import (
     sample_share,
 )
 from echox.corpora.own_answers import OwnAnswers
-from echox.corpora.recording import ClipRecorder, assign_voices, digest, is_program, voices_of
+from echox.corpora.recording import ClipRecorder, assign_voices, is_program, voices_of
 from echox.corpora.speech_texts import Line, Pool, choose_speech
 from echox.corpora.splits import HiddenNames, Question, Splits, every_nth, split_questions, spread
 from echox.corpora.templates import HUNDRED, KINDS, Fact, all_facts
@@ -240,7 +241,7 @@ class Planner:
         for question in questions:
             for number, voice, path in self._clips(question, voices, clips, augmented):
                 # By the text, for the number of a free question changes with the share.
-                row_id = f"free-{digest(question, 12)}" + (f"-c{number}" if clips > 1 else "")
+                row_id = f"free-{json_hash(question, 12)}" + (f"-c{number}" if clips > 1 else "")
                 labels = {"kind": "free", **voice_labels(voice)}
                 rows.append(self._row(row_id, path, question, answers.get(question, ""), labels))
         return rows
@@ -252,7 +253,7 @@ class Planner:
         for question, answer in open_questions()[: self.config.scaled(self.config.open_questions)]:
             ((_, voice, path),) = self._clips(question, self.test_voices, 1, augmented=False)
             labels = {"kind": "open", "answer": answer, **voice_labels(voice)}
-            rows.append(self._row(f"open-{digest(question, 12)}", path, question, "", labels))
+            rows.append(self._row(f"open-{json_hash(question, 12)}", path, question, "", labels))
         return rows
 
     def _typed_rows(self, facts: Sequence[Fact], splits: Splits, free: FreeQuestions) -> list[Row]:
@@ -385,7 +386,7 @@ class Planner:
         path = self.recorder.clip(line.text, self.answer_voice)
         turns = (Item(Role.ASSISTANT, line.text, audio=path),)
         labels = {"kind": line.kind, "voice": self.answer_voice}
-        return Row(f"{line.kind}-{digest(line.text, 12)}", turns, labels)
+        return Row(f"{line.kind}-{json_hash(line.text, 12)}", turns, labels)
 
     def _row(
         self, row_id: str, question_audio: Path, question: str, answer: str, labels: dict[str, Any]

@@ -6,8 +6,6 @@ used again wherever they still fit.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from itertools import cycle, islice, zip_longest
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError
+from echox.core.files import json_hash
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.synthesis import Job, Report, synthesize
 from echox.corpora.voices import Role, available_voices
@@ -55,7 +54,7 @@ class ClipRecorder:
             the path at which the clip will be once it is recorded.
         """
         augmentation = to_plain(self.augment) if augmented else None
-        name = digest([REVISION, self.seed, text, voice, augmentation, take], digits=20)
+        name = json_hash([REVISION, self.seed, text, voice, augmentation, take], digits=20)
         # 256 folders instead of one with tens of thousands of files.
         path = self.folder / CLIPS / name[:2] / f"{name}.flac"
         # Seeds of the clip's own, from digits of its name: a clip depends on no other clip.
@@ -139,10 +138,3 @@ def assign_voices(text: str, voices: Sequence[str], clips: int, seed: int) -> li
 def synthesizer_of(voice: str) -> str:
     """Return the synthesizer, with which the name of a voice begins."""
     return voice.partition("_")[0]
-
-
-# Names of clips and of rows, and fingerprints of corpora, are made with it: with another digest no
-# recorded corpus would be recognized.
-def digest(value: object, digits: int = 16) -> str:
-    """Return the first hex digits of the sha256 of a value that JSON can write."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]

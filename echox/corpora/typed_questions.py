@@ -6,9 +6,9 @@ import random
 from collections.abc import Container, Iterable, Sequence
 from itertools import chain, zip_longest
 
+from echox.core.files import json_hash
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.own_answers import OwnAnswers
-from echox.corpora.recording import digest
 from echox.corpora.splits import Splits
 from echox.corpora.templates import Fact, all_facts
 from echox.corpora.wording import plain_words
@@ -102,7 +102,7 @@ def typed_answers(
             # An end of the answer is trained only where the model itself ended it.
             extra = {} if answer.is_whole else {UNFINISHED: True}
             turns = (Item(Role.USER, question), Item(Role.ASSISTANT, text, extra=extra))
-            rows.append(Row(f"typed-{digest(question, 12)}", turns, {"kind": "free"}))
+            rows.append(Row(f"typed-{json_hash(question, 12)}", turns, {"kind": "free"}))
     return rows
 
 
@@ -110,4 +110,4 @@ def _row(fact: Fact, question: str) -> Row:
     # The digest tells phrasings of one fact apart.
     turns = (Item(Role.USER, question), Item(Role.ASSISTANT, fact.sentence))
     labels = {"kind": fact.kind, "answer": fact.answer, "fact": fact.id}
-    return Row(f"typed-{fact.id}-{digest(question, 6)}", turns, labels)
+    return Row(f"typed-{fact.id}-{json_hash(question, 6)}", turns, labels)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.progress import Bar, print_message
 from echox.data.id_hashes import duplicate_rows
 from echox.data.manifest_index import index_path
@@ -170,8 +170,7 @@ class ManifestBuilder:
         ]
         plain = to_plain(self.config)
         deciding = {name: plain[name] for name in plain if name not in ("threads", "overwrite")}
-        content = json.dumps([deciding, [str(path) for path in self.paths], stamps], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return json_hash([deciding, [str(path) for path in self.paths], stamps], 64)
 
     def _can_resume(self, note: Progress) -> bool:
         """Whether the work that a note tells of is there, and the source at hand is unchanged.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -16,7 +15,7 @@ from echox.core import checkpoint
 from echox.core.config import to_plain
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import CheckpointError, ConfigError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.number_format import FILE as NUMBER_FORMAT
 from echox.core.number_format import kept_in, name_of, number_format
 from echox.core.packages import require
@@ -169,7 +168,7 @@ def _key(section: Section, run: EvaluatedRun, fingerprints: Mapping[str, str]) -
         dict(fingerprints),
         name_of(multiplies_bf16_fast(run.device)),
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(content)
 
 
 def _stored_section(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import random
 import re
@@ -21,7 +20,7 @@ from echox.core import checkpoint
 from echox.core.config import near, to_plain
 from echox.core.device import device_named, multiplies_bf16_fast
 from echox.core.errors import CheckpointError, ConfigError, ManifestError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.number_format import kept_in
 from echox.core.progress import progress
 from echox.data.audio import audio_header
@@ -213,8 +212,7 @@ class _Bench:
 
     def _key(self, settings: Any) -> str:
         # With the parents' weights, so that rows of a run that was trained again are made again.
-        content = [REVISION, self.parents, settings]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return json_hash([REVISION, self.parents, settings], 12)
 
     def _held_out_rows(self) -> list[Row]:
         """Draw held-out questions, and sort them by duration for batches of little padding."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import zipfile
 from array import array
@@ -15,7 +13,7 @@ import numpy as np
 
 from echox.core.config import to_plain
 from echox.core.errors import AssetError, ManifestError, SignalError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.progress import progress
 from echox.data.manifest import OnBroken, Row
 from echox.tasks.base import StageContext
@@ -145,8 +143,7 @@ def lengths_file(
         config: of the task.
         fingerprints: of the manifests and of the tokenizer's checkpoint.
     """
-    content = json.dumps([split, to_plain(config), dict(fingerprints)], sort_keys=True)
-    name = hashlib.sha256(content.encode()).hexdigest()[:24]
+    name = json_hash([split, to_plain(config), dict(fingerprints)], 24)
     return context.cache_dir / "lengths" / f"{name}.npz"
 
 

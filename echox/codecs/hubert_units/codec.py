@@ -21,12 +21,12 @@ from echox.codecs.quantization.folder import (
     FORMAT,
     LANGUAGE_FILE,
     FittedFolder,
-    hash_of,
     read_fitted,
 )
 from echox.codecs.quantization.language import UnitLanguage
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError
+from echox.core.files import json_hash
 from echox.core.signals import Units, Waveform
 from echox.encoders.base import ENCODERS, Encoder
 from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
@@ -232,5 +232,5 @@ def _random_folder() -> FittedFolder:
     centres = frames[0, :units].clone()  # [V, D]
     # As a fit writes them. The centres follow from them, so they are not hashed.
     settings = {"codec": NAME, "encoder": described, "encoder_fingerprint": encoder.fingerprint()}
-    fingerprint = hash_of({**settings, "units": units, "format": FORMAT})
+    fingerprint = json_hash({**settings, "units": units, "format": FORMAT})
     return FittedFolder(settings, {"centres": centres}, {}, fingerprint)

@@ -21,9 +21,10 @@ from echox.codecs.kmeans.fit_config import CodecFitConfig
 from echox.codecs.kmeans.folder import CodecFolder, codec_tensors, read_folder
 from echox.codecs.kmeans.vocoder import REACH_FRAMES, Vocoder, build_vocoder, frames_ratio
 from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
-from echox.codecs.quantization.folder import FORMAT, hash_of
+from echox.codecs.quantization.folder import FORMAT
 from echox.codecs.quantization.language import UnitLanguage
 from echox.core.errors import CheckpointError, SignalError
+from echox.core.files import json_hash
 from echox.core.signals import Units, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder
 
@@ -216,5 +217,5 @@ def _random_folder(config: KMeansCodecConfig) -> CodecFolder:
         frames = encoder(Waveform(samples, lengths, encoder.rate_hz)).values[0]  # [F, D]
         model = AcousticModel(V, sizes, frames_ratio(encoder, vocoder), vocoder.recipe)
     tensors = codec_tensors(frames[:V].clone(), model)
-    fingerprint = hash_of({"random": V, "format": FORMAT})
+    fingerprint = json_hash({"random": V, "format": FORMAT})
     return CodecFolder(described, RANDOM, sizes, tensors, b"", {}, fingerprint)

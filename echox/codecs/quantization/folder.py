@@ -6,7 +6,6 @@ folder is recognised.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echox.core.errors import CheckpointError
-from echox.core.files import atomic_write, sha256_of
+from echox.core.files import atomic_write, json_hash, sha256_of
 
 FORMAT = 1
 MODEL_FILE, LANGUAGE_FILE, CONFIG_FILE = "model.safetensors", "language.model", "config.json"
@@ -67,7 +66,7 @@ def write_fitted(
     hashes = {name: sha256_of(folder / name) for name in (MODEL_FILE, *files)}
     decisive = {"format": FORMAT, **settings, "files": hashes}
     # Metrics hold seconds, which differ in every fit, so they are not hashed.
-    document = {**decisive, "fingerprint": hash_of(decisive), "metrics": metrics}
+    document = {**decisive, "fingerprint": json_hash(decisive), "metrics": metrics}
     with atomic_write(folder / CONFIG_FILE) as path:
         path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return document["fingerprint"]
@@ -102,7 +101,7 @@ def _check(folder: Path, decisive: Mapping[str, Any], fingerprint: str) -> None:
             f"the codec in {folder} has format {decisive['format']}, this version reads {FORMAT}; "
             "fit it again"
         )
-    if hash_of(decisive) != fingerprint:
+    if json_hash(decisive) != fingerprint:
         raise CheckpointError(
             f"the codec in {folder} was changed after fitting: {CONFIG_FILE} does not match its "
             "fingerprint; fit it again"
@@ -158,8 +157,3 @@ def _read_document(
             f"the codec in {folder} has a damaged {CONFIG_FILE} "
             f"({type(error).__name__}: {error}); fit it again"
         ) from error
-
-
-def hash_of(plain: Mapping[str, Any]) -> str:
-    """Return a hash of 16 hexadecimal digits of JSON-ready data, independent of key order."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

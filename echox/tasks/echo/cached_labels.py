@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash
 from echox.core.signals import Spans, padded
 from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
@@ -111,7 +110,7 @@ class CachedLabels(LabelSource):
         self.labeller = labeller
         self.batch_size = batch_size
         self.filled_before = filled_before
-        self.fingerprint = _hash([REVISION, self.makers], 16)
+        self.fingerprint = json_hash([REVISION, self.makers], 16)
         self.cache = ArrayCache(folder, self.fingerprint)
 
     def prepare(self, model: nn.Module, conversations: Iterable[Examples]) -> None:
@@ -266,7 +265,7 @@ def label_key(row: LabelledRow) -> str:
     """
     clips = [audio_ref(clip) for clip in row.clips]
     files = [(clip.name, clip.file.stat().st_size) for clip in clips]
-    return _hash([*row.text, files], 24)
+    return json_hash([*row.text, files], 24)
 
 
 def packed(labels: PseudoLabels) -> list[Tensor]:
@@ -311,7 +310,3 @@ def unpacked(conversation: LabelledRow, stored: Sequence[int]) -> LabelledConver
         tuple(ends),
         tuple(tuple(next(tokens) for _ in range(size)) for size in sizes),
     )
-
-
-def _hash(content: object, digits: int) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]

@@ -6,8 +6,6 @@ the same states of a conversation at every step, which would take most of the st
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from echox.core.files import json_hash
 from echox.core.signals import Batch, padded, valid_mask
 from echox.data.cache import ArrayCache
 from echox.models.speech_llm import IGNORE
@@ -72,7 +71,7 @@ class FrozenStates:
     """
 
     def __init__(self, folder: Path, makers: Mapping[str, object]) -> None:
-        self.cache = ArrayCache(folder, _digest(dict(makers)))
+        self.cache = ArrayCache(folder, json_hash(dict(makers), 24))
 
     def fill(
         self,
@@ -116,8 +115,4 @@ class FrozenStates:
 
 def conversation_key(prompt: Sequence[int], target: Sequence[int], clips: Sequence[Clip]) -> str:
     """Key of a conversation's states: its token ids, and its clips as their files are now."""
-    return _digest([list(prompt), list(target), [clip_key(clip) for clip in clips]])
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+    return json_hash([list(prompt), list(target), [clip_key(clip) for clip in clips]], 24)
