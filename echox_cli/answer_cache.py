@@ -200,7 +200,7 @@ def _own_prefixes() -> Iterator[str]:
     )
     for name in dict.fromkeys((*PACKAGES, *plugins)):
         if spec := importlib.util.find_spec(name):
-            places = spec.submodule_search_locations or [spec.origin]
+            places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
             yield from (f"{os.path.abspath(place)}{os.sep}" for place in places)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from echox_cli import start
 
@@ -26,7 +27,7 @@ from echox_cli.offers import config_offers
 
 PROGRAM = "echox-bench"
 # Subject -> config, function, and the field that words without `=` belong to.
-SUBJECTS = {
+SUBJECTS: dict[str, tuple[type, Callable[[Any], object], str | None]] = {
     "loss": (LossBenchConfig, bench_loss, "shapes"),
     "decode": (DecodeBenchConfig, bench_decode, "shapes"),
     "load": (LoadBenchConfig, bench_load, None),

@@ -39,8 +39,8 @@ def field_lines(config_type: type, indent: str = "  ") -> Iterator[str]:
 
 def _default(field: dataclasses.Field) -> str:
     """Return a field's default as it would be written in an override."""
-    has_factory = field.default_factory is not dataclasses.MISSING
-    value = field.default_factory() if has_factory else field.default
+    factory = field.default_factory
+    value = field.default if factory is dataclasses.MISSING else factory()
     # Either library's mark: dataclasses' own, or OmegaConf's "???" in a config.
     if value is dataclasses.MISSING or value == MISSING:
         return "<required>"

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from echox_cli import start
@@ -120,7 +120,11 @@ def _names(topic: str) -> list[str]:
     if topic in REGISTRIES:
         return options(topic, recipe_folders())
     # Any other word has no names: `list` makes an empty list.
-    return list({"recipe": list_recipes, "asset": CATALOGUE.copy}.get(topic, list)())
+    names: dict[str, Callable[[], Iterable[str]]] = {
+        "recipe": list_recipes,
+        "asset": CATALOGUE.keys,
+    }
+    return list(names.get(topic, list)())
 
 
 def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:

@@ -144,6 +144,9 @@ class _Recorder:
         for line in lines:
             self.write(line)
 
+    def flush(self) -> None:
+        self._stream.flush()
+
     # The rest, such as `isatty` and `encoding`, is the stream's own.
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -58,6 +58,8 @@ class DmelCodec(Codec):
     """Loudness levels of mel bands: samples [B, T] -> units [B, bands, U], and back."""
 
     merges = False
+    bands: Tensor  # [N, K]
+    window: Tensor  # [FFT_SAMPLES]
 
     def __init__(self, config: DmelConfig) -> None:
         super().__init__()

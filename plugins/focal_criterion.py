@@ -34,7 +34,7 @@ class FocalConfig(CriterionConfig):
 
 
 @CRITERIA.register("focal", FocalConfig)
-class FocalCriterion(Criterion):
+class FocalCriterion(Criterion[SpeechTextOutputs]):
     """Focal loss of the answer's tokens, plus CTC of the question as in criterion s2t."""
 
     def __init__(self, config: FocalConfig) -> None:

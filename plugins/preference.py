@@ -32,7 +32,6 @@ from echox.core.signals import Batch, Loss, Outputs
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
-from echox.encoders.base import features_fingerprint
 from echox.models.frozen import halve_frozen
 from echox.models.speech_llm import IGNORE, SpeechLLM
 from echox.tasks.base import (
@@ -46,8 +45,7 @@ from echox.tasks.base import (
     Use,
 )
 from echox.tasks.conversations import SpokenData, SpokenDataConfig, conversation_ids
-from echox.tasks.recorded import recorded_task
-from echox.tasks.restored import empty_speech_llm, filled
+from echox.tasks.restored import empty_speech_llm, filled, recorded_adapter
 from echox.tasks.s2t.frozen_states import conversation_key
 from echox.tasks.s2t.task import (
     Conversation,
@@ -59,7 +57,6 @@ from echox.tasks.s2t.task import (
     speech_llm_state_dict,
     teacher_forced,
 )
-from echox.tasks.trained_encoder import check_encoder
 
 REJECTED = "rejected"  # the key of the answer that is not preferred, beside the preferred `value`
 REFERENCE_BATCH_COST = 8_000  # tokens scored by the reference at once
@@ -119,7 +116,7 @@ class PreferenceOutputs(Outputs):
         return cls(*draws), Batch(row_ids, max(1, rows))
 
 
-class Pairs(Examples):
+class Pairs(Examples[Pair]):
     """Questions with both answers; the cost of one is the tokens of both conversations."""
 
     def __init__(self, pairs: Sequence[Pair], data: SpokenData) -> None:
@@ -144,7 +141,7 @@ def conversation_cost(row: Conversation, data: SpokenData) -> int:
 
 
 @TASKS.register("preference", PreferenceConfig)
-class PreferenceTask(Task):
+class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
     """Preference tuning of a finished S2T stage."""
 
     parents = ("s2t",)
@@ -163,23 +160,16 @@ class PreferenceTask(Task):
             ManifestError: no row has two different answers.
         """
         parent = checkpoints.load(self.context.parents["s2t"])
-        shape = recorded_task(parent).adapter
+        shape = recorded_adapter(parent)
         model = build_speech_llm(self.context.parts, shape, adapter_token_ids(parent))
-        check_encoder(model.encoder, parent)
         checkpoints.fill(model, parent, set(parent.tensors))
         model.adapter.freeze(alignment=True, look_back=True)
-        # As S2T left it, where that trained it.
-        model.encoder.requires_grad_(False)
         if self.context.bf16:
             halve_frozen(model.backbone)
         # Rows become token ids here, which only the backbone's tokenizer can make.
         self.backbone = model.backbone
         self.splits = {split: self._pairs(split) for split in ("train", "valid")}
         return model
-
-    @classmethod
-    def cannot_train_encoder_reason(cls, config: PreferenceConfig) -> str | None:
-        return None  # it is that of S2T
 
     @classmethod
     def restore(
@@ -226,7 +216,7 @@ class PreferenceTask(Task):
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         """Return the sizes of S2T with a frozen adapter, for two conversations at once."""
         s2t = parents["s2t"]
-        s2t.model.adapter.freeze(alignment=True, look_back=True)
+        s2t.module("", SpeechLLM).adapter.freeze(alignment=True, look_back=True)
         # Both answers of a pair are in memory at once.
         return dataclasses.replace(s2t, longest_cost=2 * s2t.longest_cost)
 
@@ -245,7 +235,7 @@ class PreferenceTask(Task):
         )
         parent = checkpoints.fingerprint(self.context.parents["s2t"])
         # All that decides a log-probability, so that another S2T never reads these.
-        parts = f"{parent}|{features_fingerprint(model.encoder)}|{model.backbone.fingerprint()}"
+        parts = f"{parent}|{model.encoder.fingerprint()}|{model.backbone.fingerprint()}"
         maker = hashlib.sha256(f"{parts}|{self.context.bf16}".encode()).hexdigest()[:24]
         self.reference = ArrayCache(self.context.cache_dir / "reference_log_probs", maker)
         self._score_by_reference(model)
@@ -281,7 +271,7 @@ class PreferenceTask(Task):
         pairs = self.splits[split]
         return [pair for pair in pairs if all(map(self.data.usable, pair.preferred.clips))]
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Pairs:
         return Pairs(self._usable(split), self.data)
 
     def collate(self, examples: Sequence[Pair]) -> PreferenceBatch:
@@ -301,7 +291,9 @@ class PreferenceTask(Task):
         policy = answer_log_probs(model, batch.conversations)  # [2 B]
         return PreferenceOutputs(*policy.chunk(2), *batch.reference.chunk(2))
 
-    def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    def score(
+        self, model: SpeechLLM, batches: Callable[[], Iterable[PreferenceBatch]]
+    ) -> dict[str, float]:
         """Return the share of pairs whose margin is positive, as "preference_accuracy"."""
         correct = pairs = 0
         for batch in batches():
@@ -362,7 +354,7 @@ class DpoConfig(CriterionConfig):
 
 
 @CRITERIA.register("dpo", DpoConfig)
-class DpoCriterion(Criterion):
+class DpoCriterion(Criterion[PreferenceOutputs]):
     """-log sigmoid(beta * margin), summed over pairs; equation 7 of arXiv:2305.18290."""
 
     def __init__(self, config: DpoConfig) -> None:

@@ -110,7 +110,7 @@ class SpokenStyleBackbone(Backbone):
     def llama(self) -> transformers.LlamaModel | None:
         return self.inner.llama()
 
-    def weight_of(self, projection: nn.Linear) -> Tensor:
+    def weight_of(self, projection: nn.Module) -> Tensor:
         return self.inner.weight_of(projection)
 
     def tokenize(self, text: str) -> list[int]:

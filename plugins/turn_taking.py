@@ -78,7 +78,7 @@ class _Turn:
     clip: Clip
 
 
-class Turns(Examples):
+class Turns(Examples[_Turn]):
     """User turns with audio; the cost of one is its frames."""
 
     def __init__(self, turns: Sequence[_Turn], data: SpokenData) -> None:
@@ -123,7 +123,7 @@ class TurnClassifier(nn.Module):
 
 
 @TASKS.register("turn_taking", TurnTakingConfig)
-class TurnTakingTask(Task):
+class TurnTakingTask(Task[TurnClassifier, TurnBatch]):
     """Training of a classifier of the end of a turn, on the frozen encoder's frames."""
 
     needs = ("encoder",)
@@ -183,7 +183,7 @@ class TurnTakingTask(Task):
             clips, model.encoder, bf16=self.context.bf16, label="encoding turns"
         )
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Turns:
         usable = [turn for turn in self.splits[split] if self.data.usable(turn.clip)]
         return Turns(usable, self.data)
 
@@ -204,7 +204,7 @@ class TurnTakingTask(Task):
         return TurnOutputs(model.scores(batch.features)[is_real], batch.labels[is_real])
 
     def score(
-        self, model: TurnClassifier, batches: Callable[[], Iterable[Batch]]
+        self, model: TurnClassifier, batches: Callable[[], Iterable[TurnBatch]]
     ) -> dict[str, float]:
         """Return the shares of turns whose end is detected, and of those interrupted too early."""
         turns = detected = early = 0
@@ -239,7 +239,7 @@ class TurnTakingCriterionConfig(CriterionConfig):
 
 
 @CRITERIA.register("turn_taking", TurnTakingCriterionConfig)
-class TurnTakingCriterion(Criterion):
+class TurnTakingCriterion(Criterion[TurnOutputs]):
     """Binary cross-entropy, summed over frames."""
 
     def __init__(self, config: TurnTakingCriterionConfig) -> None:

@@ -65,7 +65,7 @@ def without_library_bars() -> Iterator[None]:
     were_shown, gguf_bar = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
     # This module draws tqdm's own bar, which the switch of transformers does not reach.
-    gguf.tqdm = partial(tqdm, disable=True)
+    gguf.tqdm = partial(tqdm, disable=True)  # type: ignore[assignment]  # for this block alone
     try:
         yield
     finally:

@@ -141,7 +141,7 @@ def _is_running(process: subprocess.Popen) -> bool:
 
 def _move_to(bar: Bar, done_bytes: int) -> None:
     # Within the total, because pip may hold the wheel twice while it copies it.
-    bar.update(max(0, min(done_bytes, bar.total) - bar.n))
+    bar.update(max(0, bar.within_total(done_bytes) - bar.n))
 
 
 def _bytes_in(folder: Path) -> int:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from echox.core.errors import ConfigError
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
+
+AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +85,7 @@ class Backbone(nn.Module, ABC):
     max_positions: int | None = None  # of a conversation with its answer; None is no limit
 
     @classmethod
-    def outline(cls, config: Any) -> Backbone:
+    def outline(cls: type[AnyBackbone], config: Any) -> AnyBackbone:
         """Build the backbone with its true shapes on the meta device, without reading weights.
 
         Args:
@@ -185,9 +187,9 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
-    def weight_of(self, projection: nn.Linear) -> Tensor:
+    def weight_of(self, projection: nn.Module) -> Tensor:
         """Return the weight [out, in] of a projection of `llama`, current adapters included."""
-        return projection.weight
+        return projection.get_parameter("weight")
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
@@ -224,7 +226,7 @@ class Backbone(nn.Module, ABC):
         """Hash the weights' origin and the settings that change what the model computes."""
 
 
-def add_lora(model: nn.Module, config: LoraConfig) -> None:
+def add_lora(model: transformers.PreTrainedModel, config: LoraConfig) -> None:
     """Insert LoRA adapters into a language model, in place; rank 0 inserts none.
 
     Args:
@@ -240,11 +242,11 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
     # Imported here, because a run without adapters does not need peft.
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
     settings = PeftLora(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any float; peft only divides it
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
         layers_to_transform=_top_layers(model, config.top_layers),
@@ -259,13 +261,13 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
             "names such as q_proj"
         ) from error
     for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, LoraLayer):
             # Autocast casts the inputs anyway; peft's own cast to the adapter's float32 before
             # it would add thousands of copies a step.
             layer.cast_input_dtype_enabled = False
 
 
-def _top_layers(model: nn.Module, count: int | None) -> list[int] | None:
+def _top_layers(model: transformers.PreTrainedModel, count: int | None) -> list[int] | None:
     """Return the indices of the uppermost `count` layers in peft's form: None is all layers."""
     if count is None:
         return None

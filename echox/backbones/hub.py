@@ -84,7 +84,7 @@ class HubBackbone(Backbone):
         # Before the adapters: the fingerprint is of the pretrained weights, whatever LoRA adds.
         self._origin = _probe(self.model)
         add_lora(self.model, config.lora)
-        self._frozen_layers = count_frozen_layers(self.model.base_model)
+        self._frozen_layers = count_frozen_layers(self._body)
 
     @classmethod
     def outline(cls, config: HubBackboneConfig) -> HubBackbone:
@@ -101,6 +101,14 @@ class HubBackbone(Backbone):
         """List the packages needed to convert the weights, none where they are here already."""
         return packages_to_fetch(config.weights)
 
+    @property
+    def _body(self) -> transformers.PreTrainedModel:
+        """The model without its head; in the library, a module of `model` or `model` itself."""
+        body = self.model.base_model
+        if not isinstance(body, transformers.PreTrainedModel):
+            raise TypeError(f"{type(self.model).__name__} has no body that is a model of its own")
+        return body
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> input embeddings [..., H]."""
         return self.model.get_input_embeddings()(ids)
@@ -112,7 +120,7 @@ class HubBackbone(Backbone):
         # Counted over real tokens only, so that left padding does not shift positions.
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         # Without the head: whoever needs logits of some positions asks `logits` for those alone.
-        body = self.model.base_model
+        body = self._body
         if use_cache and cache is None:
             cache = transformers.DynamicCache(config=body.config)
         output = body(
@@ -141,12 +149,12 @@ class HubBackbone(Backbone):
 
     def forward_lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Run the frozen layers alone: embeddings [B, S, H] -> states [B, S, H]."""
-        with only_layers(self.model.base_model, slice(0, self.frozen_layers()), norm=False):
+        with only_layers(self._body, slice(0, self.frozen_layers()), norm=False):
             return self(embeddings, mask).hidden
 
     def forward_upper(self, states: Tensor, mask: Tensor) -> Tensor:
         """Run the layers above the frozen ones and the final norm: [B, S, H] -> [B, S, H]."""
-        with only_layers(self.model.base_model, slice(self.frozen_layers(), None), norm=True):
+        with only_layers(self._body, slice(self.frozen_layers(), None), norm=True):
             return self(states, mask).hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -166,12 +174,13 @@ class HubBackbone(Backbone):
         has_bias = self.model.config.attention_bias or self.model.config.mlp_bias
         return None if has_bias else self.model.model
 
-    def weight_of(self, projection: nn.Linear) -> Tensor:
+    def weight_of(self, projection: nn.Module) -> Tensor:
         """Return the weight [out, in] of a projection, with its active LoRA product added."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.tuners.lora import Linear as LoraLinear
 
-        is_adapted = isinstance(projection, BaseTunerLayer)
-        if not is_adapted or projection.disable_adapters or projection.merged:
+        if not isinstance(projection, LoraLinear):
+            return super().weight_of(projection)
+        if projection.disable_adapters or projection.merged:
             return projection.weight
         deltas = (projection.get_delta_weight(name) for name in projection.active_adapters)
         # In float32, where small adapter weights do not vanish beside a half-precision base.
@@ -237,7 +246,7 @@ class HubBackbone(Backbone):
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def _load(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+def _load(config: HubBackboneConfig) -> tuple[transformers.PreTrainedModel, Any]:
     """Return the float32 language model and its tokenizer."""
     if config.weights == "random":
         return _random_model(config)
@@ -251,7 +260,7 @@ def _load(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
         return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+def _random_model(config: HubBackboneConfig) -> tuple[transformers.PreTrainedModel, Any]:
     tokenizer = byte_tokenizer()
     width = config.random_width
     shape = transformers.LlamaConfig(
@@ -271,7 +280,7 @@ def _random_model(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
         return transformers.LlamaForCausalLM(shape), tokenizer
 
 
-def _untrained(config: HubBackboneConfig) -> tuple[nn.Module, Any]:
+def _untrained(config: HubBackboneConfig) -> tuple[transformers.PreTrainedModel, Any]:
     """Build a known model's shapes untrained, with its tokenizer where that is on this machine."""
     reference = config.weights.removeprefix(UNTRAINED)
     folder = tokenizer_folder(reference)

@@ -15,11 +15,18 @@ def count_frozen_layers(body: nn.Module) -> int:
     Args:
         body: a transformers model whose `layers` end in a `norm`, or any other.
     """
-    if not isinstance(getattr(body, "layers", None), nn.ModuleList) or not hasattr(body, "norm"):
+    layers = _layers_of(body)
+    if layers is None:
         return 0
-    is_trained = [any(p.requires_grad for p in layer.parameters()) for layer in body.layers]
+    is_trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     # Without a trained layer nothing runs above the states, so caching them saves nothing.
     return is_trained.index(True) if any(is_trained) else 0
+
+
+def _layers_of(body: nn.Module) -> nn.ModuleList | None:
+    """The layers of a model laid out as Llama; None for others."""
+    layers = getattr(body, "layers", None)
+    return layers if isinstance(layers, nn.ModuleList) and hasattr(body, "norm") else None
 
 
 @contextmanager
@@ -31,7 +38,9 @@ def only_layers(body: nn.Module, chosen: slice, *, norm: bool) -> Iterator[None]
         chosen: the layers to keep.
         norm: keep the final norm.
     """
-    layers, final_norm = body.layers, body.norm
+    layers, final_norm = _layers_of(body), body.norm
+    if layers is None:
+        raise TypeError(f"{type(body).__name__} is not laid out as Llama")
     indices = range(len(layers))[chosen]
     # Identities instead of a shorter list: the library still makes the masks and positions of
     # every layer, so that both halves equal the whole model.

@@ -98,8 +98,18 @@ class AnswerBench:
         # The second run counts: the first one compiles, captures and allocates.
         for _ in range(2):
             marks_s, wave = self._run(embeddings, mask)
-        parts_s = [end - start for start, end in zip(marks_s, marks_s[1:])]
-        return AnswerTime(batch, *parts_s, float(wave.lengths.sum()) / wave.rate_hz)
+        text_s, library_text_s, units_s, assembly_s, vocoder_s = (
+            end - start for start, end in zip(marks_s, marks_s[1:])
+        )
+        return AnswerTime(
+            batch,
+            text_s,
+            library_text_s,
+            units_s,
+            assembly_s,
+            vocoder_s,
+            speech_s=float(wave.lengths.sum()) / wave.rate_hz,
+        )
 
     def _run(self, embeddings: Tensor, mask: Tensor) -> tuple[list[float], Waveform]:
         """The times between the parts in the order of `AnswerTime`, and the speech.

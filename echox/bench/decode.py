@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -99,6 +100,9 @@ class LoopTime:
     note: str = ""
 
 
+T = TypeVar("T")
+
+
 def bench_decode(config: DecodeBenchConfig) -> None:
     """Measure unit decoding, write the tables after every part, and print them.
 
@@ -110,13 +114,12 @@ def bench_decode(config: DecodeBenchConfig) -> None:
     loops: list[LoopTime] = []
     samplers: list[SamplerTime] = []
     answers: list[AnswerTime] = []
-    # Generators: a part is measured when its lines are asked for below.
-    parts = [(loops, _loop_times(config, device))]
-    if config.sampler:
-        parts.append((samplers, _sampler_times(config, device)))
-    if config.answer:
-        parts.append((answers, _answer_times(config, device)))
-    for lines, measurements in parts:
+
+    page = ""
+
+    def measure(lines: list[T], measurements: Iterator[list[T]]) -> None:
+        nonlocal page
+        # A generator: lines are measured when they are asked for here.
         for measured in measurements:
             lines += measured
             # Everything again, so that an interrupted run leaves a complete page of its parts.
@@ -128,6 +131,12 @@ def bench_decode(config: DecodeBenchConfig) -> None:
                 "answers": [asdict(line) for line in answers],
             }
             write_tables(config.output, page, results)
+
+    measure(loops, _loop_times(config, device))
+    if config.sampler:
+        measure(samplers, _sampler_times(config, device))
+    if config.answer:
+        measure(answers, _answer_times(config, device))
     print(page)
 
 

@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 from echox.core.errors import ConfigError
+from echox.core.transformers_compat import on_device
 from echox.decoding import DecodeEngine, Impl, Request
 from echox.kernels.unit_decode import UnitRequest
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
@@ -132,7 +133,7 @@ class LoopComparison:
             "pad_token_id": 0,
         }
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
-        model = model.to(self.device, self.dtype).eval()
+        model = on_device(model, self.device, self.dtype).eval()
         weights = {
             f"model.{name}": tensor for name, tensor in self.decoder.body.state_dict().items()
         }

@@ -77,11 +77,8 @@ def bench_load(config: LoadBenchConfig) -> None:
     Raises:
         EchoxError: a measured process failed.
     """
-    cases = [
-        (step, str(spins))
-        for step in STEPS
-        for spins in config.spins or [os.environ.get(SPINS, "default")]
-    ]
+    spins = list(map(str, config.spins)) or [os.environ.get(SPINS, "default")]
+    cases = [(step, each) for step in STEPS for each in spins]
     with ExitStack() as stack:
         # All processes are started first, so that a round measures nothing but steps.
         pairs = {case: [stack.enter_context(_probe(*case)) for _ in range(2)] for case in cases}
@@ -159,7 +156,7 @@ def _repeat(processes: Sequence[subprocess.Popen[str]], seconds: float) -> list[
 
 def _read_line(process: subprocess.Popen[str]) -> str:
     # An empty line is the end of the output, not a line without text.
-    if not (line := process.stdout.readline()):
+    if process.stdout is None or not (line := process.stdout.readline()):
         raise EchoxError(
             "a process that was to be measured ended with an error, which it printed above"
         )

@@ -225,34 +225,35 @@ def _measured(shape: str, config: LossBenchConfig, device: torch.device) -> list
     for name, call in calls.items():
         # Apart from the timed calls, because the profiler that counts bytes slows a call down.
         lines[name] = dataclasses.replace(
-            lines[name],
-            **_times(times[name], times.get(EAGER)),
+            _timed(lines[name], times[name], times.get(EAGER)),
             peak_mib=peak_bytes(call, device) / 2**20,
             roofline_share=roofline_ms / times[name].wall_ms,
         )
     return list(lines.values())
 
 
-def _times(time: CallTime, eager: CallTime | None) -> dict[str, float]:
-    """The fields of a line about time; ratios only where eager was measured."""
-    fields = {"time_ms": time.wall_ms, "cpu_ms": time.cpu_ms}
-    if eager is not None:
-        fields |= {
-            "of_eager": time.wall_ms / eager.wall_ms,
-            "cpu_of_eager": time.cpu_ms / eager.cpu_ms,
-        }
-    return fields
+def _timed(line: Line, time: CallTime, eager: CallTime | None) -> Line:
+    """The line with its times; ratios only where eager was measured."""
+    line = dataclasses.replace(line, time_ms=time.wall_ms, cpu_ms=time.cpu_ms)
+    if eager is None:
+        return line
+    return dataclasses.replace(
+        line,
+        of_eager=time.wall_ms / eager.wall_ms,
+        cpu_of_eager=time.cpu_ms / eager.cpu_ms,
+    )
 
 
 def _truth(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, and gradients of hidden states [N, D] and weight [V, D], in float64."""
-    leaves = [
+    hidden, weight = (
         tensor.detach().double().requires_grad_() for tensor in (inputs.hidden, inputs.weight)
-    ]
+    )
     cuts = [sum(inputs.sizes[:k]) for k in range(len(inputs.sizes) + 1)]
     # In chunks: all float64 logits [N, K * V] of a large shape would take gigabytes.
-    loss = codec_head_loss(*leaves, inputs.targets, segments=cuts, impl=Impl.torch).loss
-    return loss.detach(), *torch.autograd.grad(loss, leaves)
+    loss = codec_head_loss(hidden, weight, inputs.targets, segments=cuts, impl=Impl.torch).loss
+    by_hidden, by_weight = torch.autograd.grad(loss, (hidden, weight))
+    return loss.detach(), by_hidden, by_weight
 
 
 def _check(
@@ -262,27 +263,31 @@ def _check(
     case: dict[str, str],
 ) -> tuple[Line, Callable[[], object] | None]:
     """A line with the contender's errors, and the call to be timed; None where it fails."""
-    fields = {**case, "contender": contender.name}
-    if contender.function is None:
-        return Line(**fields, note=f"{NOT_MEASURED}: {contender.reason}"), None
+    line = Line(case["shape"], case["device"], case["dtype"], contender.name)
+    function = contender.function
+    if function is None:
+        reason = f"{NOT_MEASURED}: {contender.reason}"
+        return dataclasses.replace(line, note=reason), None
 
     def call() -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss = contender.function(inputs.hidden, inputs.weight, inputs.targets, inputs.sizes)
+        loss = function(inputs.hidden, inputs.weight, inputs.targets, inputs.sizes)
         return loss, torch.autograd.grad(loss, (inputs.hidden, inputs.weight))
 
     try:
         loss, gradients = call()  # compiles, too
     except Exception as error:  # a rival that fails is a line of the table, not the end of it
-        reason, *_ = str(error).strip().splitlines() or [""]
-        return Line(**fields, note=f"{NOT_MEASURED}: {type(error).__name__}: {reason}"), None
+        first, *_ = str(error).strip().splitlines() or [""]
+        reason = f"{NOT_MEASURED}: {type(error).__name__}: {first}"
+        return dataclasses.replace(line, note=reason), None
     loss_error, *gradient_errors = (
         _relative_error(tensor, target) for tensor, target in zip((loss, *gradients), truth)
     )
     gradient_error = max(gradient_errors)
     is_close = gradient_error <= TOLERANCE[inputs.hidden.dtype]
     note = "" if is_close else "gradients beyond tolerance"
-    line = Line(**fields, loss_error=loss_error, gradient_error=gradient_error, note=note)
-    return line, call
+    return dataclasses.replace(
+        line, loss_error=loss_error, gradient_error=gradient_error, note=note
+    ), call
 
 
 def _relative_error(tensor: Tensor, truth: Tensor) -> float:

@@ -202,7 +202,7 @@ def _one_by_one(manifest: Path, *, codec: Codec, device: torch.device, bf16: boo
     """Encode as scripts commonly do: read, encode, go on to the next file."""
     rows = []
     for row in read_manifest(manifest).rows:
-        samples = load_audio(row.answer.audio, codec.rate_hz)
+        samples = load_audio(row.require_answer().require_audio(), codec.rate_hz)
         wave = pad_waveforms([samples], codec.rate_hz).to(device)  # [1, T]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             units = codec.encode(wave)

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.quantization.folder import codec_name_in
-from echox.core.errors import ConfigError
+from echox.core.errors import ConfigError, SignalError
+from echox.core.indexable import Indexable
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
 from echox.core.signals import Units, Waveform
@@ -40,6 +41,23 @@ class PendingUnits(DecodeState):
     rows: tuple[Tensor, ...]  # each [U], or [K, U]
 
 
+State = TypeVar("State", bound=DecodeState)
+
+
+def state_of(state: DecodeState | None, kind: type[State]) -> State | None:
+    """Return a stream's state as the kind that a codec makes.
+
+    Raises:
+        SignalError: the state is that of another codec.
+    """
+    if state is not None and not isinstance(state, kind):
+        raise SignalError(
+            f"a stream goes on from a {kind.__name__}, and not from a {type(state).__name__} of "
+            "another codec; begin the stream anew, without a state"
+        )
+    return state
+
+
 class Codec(nn.Module, ABC):
     """Encoder of speech to small integers and decoder back to speech.
 
@@ -49,7 +67,8 @@ class Codec(nn.Module, ABC):
 
     Optional: `codebooks`, `merges`, `encodes`, `decodes`, `streams`, `encode_frames`,
     `decode_chunk`, `unit_tokens_of`, `units_of`, `unit_vocab_size`, `expected_unit_vocab_size`,
-    `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`, `fit`.
+    `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`, `fit`,
+    `files`.
     """
 
     rate_hz: int  # sample rate of both waveforms, Hz
@@ -113,7 +132,9 @@ class Codec(nn.Module, ABC):
             samples [B, T], length 0 where no sample is final yet; the state for the next chunk.
         """
         B = len(units.ids)
-        pending = state.rows if state is not None else [units.ids[b, ..., :0] for b in range(B)]
+        past = state_of(state, PendingUnits)
+        nothing = [units.ids[b, ..., :0] for b in range(B)]
+        pending = past.rows if past is not None else nothing
         rows = tuple(
             torch.cat([seen, ids[..., :length]], dim=-1)
             for seen, ids, length in zip(pending, units.ids, units.lengths.tolist())
@@ -180,12 +201,12 @@ class Codec(nn.Module, ABC):
         return f"{cls.__name__} only turns speech into units; name a codec that decodes them"
 
     @classmethod
-    def is_ready(cls, config: CodecConfig) -> bool:
+    def is_ready(cls, config: Any) -> bool:
         """Return whether the codec can be built; False while it has not been fitted."""
         return True
 
     @classmethod
-    def fit(cls, config: CodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+    def fit(cls, config: Any, clips: Indexable[Tensor], device: torch.device) -> None:
         """Fit the codec to recordings; an interrupted fit resumes.
 
         Args:
@@ -197,6 +218,14 @@ class Codec(nn.Module, ABC):
             ConfigError: this codec needs no fitting.
         """
         raise ConfigError(f"{cls.__name__} is ready to use and cannot be fitted")
+
+    def files(self) -> list[Path]:
+        """List the files that the codec was read from, to be copied beside a model.
+
+        Raises:
+            ConfigError: this codec has none that can stand alone.
+        """
+        raise ConfigError(f"{type(self).__name__} is not copied beside a model; name unit_hifigan")
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
+from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState, state_of
 from echox.core.errors import ConfigError, SignalError
 from echox.core.signals import Units, Waveform
 from echox.vocoders import layout
@@ -201,7 +201,7 @@ class UnitHifiGan(Codec):
 
     @torch.no_grad()
     def decode_chunk(
-        self, units: Units, state: StreamState | None = None, *, last: bool
+        self, units: Units, state: DecodeState | None = None, *, last: bool
     ) -> tuple[Waveform, StreamState]:
         """Decode the next units [B, U] of a stream; see `Codec.decode_chunk`.
 
@@ -210,7 +210,9 @@ class UnitHifiGan(Codec):
         """
         empty = torch.zeros(0, dtype=torch.int64, device=units.ids.device)
         # States are immutable, so the first one can stand for all rows.
-        streams = [RowStream(empty, 0, empty, 0)] * len(units.ids) if state is None else state.rows
+        before = state_of(state, StreamState)
+        beginning = (RowStream(empty, 0, empty, 0),) * len(units.ids)
+        streams = beginning if before is None else before.rows
         samples, rows = [], []
         for stream, ids, length in zip(streams, units.ids, units.lengths.tolist()):
             row_samples, row = self._decode_row(stream, self._valid_units(ids[:length]), last)

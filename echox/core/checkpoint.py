@@ -45,6 +45,19 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any] | None  # None in a final checkpoint
 
+    def require_state(self) -> dict[str, Any]:
+        """Return what resuming needs beside the tensors.
+
+        Raises:
+            CheckpointError: this is a final checkpoint, which has none.
+        """
+        if self.state is None:
+            raise CheckpointError(
+                f"{self.folder} is a final checkpoint, from which training cannot be resumed; "
+                "delete it, or train in another run_dir"
+            )
+        return self.state
+
     def part(self, prefix: str) -> Checkpoint:
         """Return the same checkpoint, limited to the tensors whose names begin with `prefix`."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}

@@ -18,13 +18,15 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from echox.core.errors import ConfigError
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 NEUTRAL = "neutral"  # key in the metadata of a dataclass field
-LEFT_OUT = "left_out"
 
 
 @functools.cache
@@ -45,21 +47,26 @@ def field_docs(config_type: type) -> dict[str, str]:
 def _own_field_docs(owner: type) -> dict[str, str]:
     # Python keeps no string under a field, so the class's source is parsed.
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except (OSError, TypeError, SyntaxError):
         return {}  # a class made by `exec` or in a shell has no source
+    body = definition.body if isinstance(definition, ast.ClassDef) else []
     docs = {}
     for statement, follower in zip(body, body[1:]):
-        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if is_field and _is_string(follower):
-            # A sentence over several lines is wrapped again where it is shown.
-            docs[statement.target.id] = " ".join(follower.value.value.split())
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            doc = _string(follower)
+            if doc is not None:
+                # A sentence over several lines is wrapped again where it is shown.
+                docs[statement.target.id] = " ".join(doc.split())
     return docs
 
 
-def _is_string(statement: ast.stmt) -> bool:
-    is_constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return is_constant and isinstance(statement.value.value, str)
+def _string(statement: ast.stmt) -> str | None:
+    """The string that a statement consists of, or None."""
+    if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+        return None
+    value = statement.value.value
+    return value if isinstance(value, str) else None
 
 
 def neutral(
@@ -77,18 +84,6 @@ def neutral(
     return dataclasses.field(
         default=default, default_factory=default_factory, metadata={NEUTRAL: True}
     )
-
-
-def left_out(default: Any) -> Any:
-    """Return a dataclass field that `to_plain` leaves out while it has its default.
-
-    For a field that is added to a config whose plain data stands in files or is hashed: those of
-    before stay the same.
-
-    Args:
-        default: as of `dataclasses.field`; a value that cannot be changed.
-    """
-    return dataclasses.field(default=default, metadata={LEFT_OUT: True})
 
 
 def decisive(plain: Any, like: Any) -> Any:
@@ -163,11 +158,7 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = _names_for(type(value))
         name = names.name_of(value) if names else None
-        fields = {
-            f.name: to_plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if LEFT_OUT not in f.metadata or getattr(value, f.name) != f.default
-        }
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return fields if name is None else {"name": name, **fields}
     if isinstance(value, enum.Enum):
         return value.name

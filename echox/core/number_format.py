@@ -144,9 +144,10 @@ def number_format() -> NumberFormat:
     """
     if (choice := _users_choice()) is not None:
         return choice
-    if _adopted is None:
-        adopt(measured())
-    return _adopted
+    if _adopted is not None:
+        return _adopted
+    adopt(choice := measured())
+    return choice
 
 
 def adopted() -> NumberFormat | None:

@@ -192,5 +192,9 @@ def _requirements(names: Iterable[str]) -> Iterator[str]:
 
 def _is_requirement_of(text: str, name: str) -> bool:
     # Parsed by hand, because this runs where a library is missing: `packaging` may be the one.
-    project = re.match(r"[\w.-]+", text)[0]
-    return project.replace("_", "-").lower() == name.replace("_", "-").lower()
+    project = re.match(r"[\w.-]+", text)
+    return project is not None and _normalized(project[0]) == _normalized(name)
+
+
+def _normalized(project: str) -> str:
+    return project.replace("_", "-").lower()

@@ -104,6 +104,10 @@ class Bar:
         self._terminal_bar: tqdm | None = None
         self._closed = threading.Event()
 
+    def within_total(self, units: int) -> int:
+        """Return units of work, no more than the total where that is known."""
+        return units if self.total is None else min(units, self.total)
+
     def __enter__(self) -> Bar:
         if Bar._open:
             Bar._open[-1]._pause()

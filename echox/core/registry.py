@@ -16,12 +16,19 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from echox.core.config import from_plain, near, register_names, to_plain
 from echox.core.errors import PluginError
 
-T = TypeVar("T")
+
+class Part(Protocol):
+    """What a registry builds: an object that its config, and what its kind adds, construct."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+T = TypeVar("T", bound=Part)
 
 ENTRY_POINTS = "echox.plugins"
 """The group of entry points by which installed packages add parts: each names a module."""
@@ -138,8 +145,8 @@ class Registry(Mapping[str, Entry[T]]):
         return add
 
     def _check_config_type(self, name: str, config_type: type) -> None:
-        is_dataclass = dataclasses.is_dataclass(config_type)
-        if not (is_dataclass and issubclass(config_type, self.config_base)):
+        inherits = issubclass(config_type, self.config_base)
+        if not (inherits and dataclasses.is_dataclass(config_type)):
             raise PluginError(
                 f"{self.kind} {name!r}: its config {config_type.__name__} must be a dataclass "
                 f"that inherits {self.config_base.__name__}"
@@ -231,7 +238,7 @@ class Registry(Mapping[str, Entry[T]]):
     def name_of(self, config: Any) -> str | None:
         """Return the name of a config's exact type, or None if it is not registered."""
         entry = self._by_type.get(type(config))
-        return entry and entry.name
+        return None if entry is None else entry.name
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> T:
         """Construct the implementation that belongs to `type(config)`.

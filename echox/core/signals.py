@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class _Movable:
 
     # Without it, subclasses with slots would still get a `__dict__`.
     __slots__ = ()
+    # Every subclass is a dataclass.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def to(self: M, device: torch.device | str) -> M:
         """Return a copy whose tensors are on a device; other fields are passed through."""

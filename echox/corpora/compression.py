@@ -126,11 +126,11 @@ def _add_answer(
     codec: Codec,
     tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> None:
-    seconds = duration_s(answer.audio)
+    seconds, units = duration_s(answer.require_audio()), answer.require_units()
     compression.answers += 1
     compression.audio_s += seconds
     # Computed, not counted: the units are stored without repeats where the codec merges them.
     compression.frames += seconds * codec.unit_rate_hz
-    compression.units += len(answer.units)
-    compression.words += len(codec.unit_tokens_of(list(answer.units)))
+    compression.units += len(units)
+    compression.words += len(codec.unit_tokens_of(list(units)))
     compression.tokens += len(tokenizer(answer.text, add_special_tokens=False).input_ids)

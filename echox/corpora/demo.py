@@ -45,6 +45,7 @@ from echox.corpora.voices import every_voice
 from echox.corpora.voices.hibari import has_pronunciation
 from echox.corpora.wording import text_lines
 from echox.data.audio import duration_s
+from echox.data.audio_ref import audio_ref
 from echox.data.manifest import Item, Row, manifest_fingerprint, write_manifest
 
 log = logging.getLogger(__name__)
@@ -243,14 +244,17 @@ def _recorded_rows(rows: Iterable[Row]) -> list[Row]:
     return [
         dataclasses.replace(row, turns=tuple(map(_without_missing_audio, row.turns)))
         for row in rows
-        if row.turns[0].audio is None or row.turns[0].audio.exists()
+        if not _lacks_audio(row.turns[0])
     ]
 
 
 def _without_missing_audio(item: Item) -> Item:
-    if item.audio is None or item.audio.exists():
-        return item
-    return dataclasses.replace(item, audio=None)
+    return dataclasses.replace(item, audio=None) if _lacks_audio(item) else item
+
+
+def _lacks_audio(item: Item) -> bool:
+    """Whether an item names a clip that was not recorded."""
+    return item.audio is not None and not audio_ref(item.audio).file.exists()
 
 
 def _warn_of_failures(report: Report) -> None:

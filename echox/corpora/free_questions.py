@@ -79,7 +79,8 @@ def open_questions() -> list[tuple[str, str]]:
     """Return question and answer of each line of `open_questions.txt`, in a fixed random order."""
     # By a seed of its own: the first so many are the same in every corpus.
     lines = text_lines("open_questions.txt")
-    return [tuple(line.split("\t")) for line in random.Random("open").sample(lines, len(lines))]
+    shuffled = random.Random("open").sample(lines, len(lines))
+    return [(question, answer) for question, answer in (line.split("\t") for line in shuffled)]
 
 
 def cleaned(name: str) -> list[str]:

@@ -146,8 +146,8 @@ class HiddenNames:
             name for fact in facts if fact.template == "capital" for name in country_names(fact)
         )
 
-    def __contains__(self, text: str) -> bool:
-        return self._pattern.search(text) is not None
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self._pattern.search(text) is not None
 
 
 def is_named_by_others(fact: Fact, others: Iterable[Fact]) -> bool:

@@ -200,7 +200,8 @@ class UnitShards:
     def _merge_into(self, out: BinaryIO, side: BinaryIO) -> tuple[int, int]:
         """Write rows and problems of all shards; returns the numbers of rows and of broken rows."""
         # Ids are compared across shards here, because each shard is encoded by itself.
-        repeated, first_line = self._repeated_hashes(), {}
+        repeated = self._repeated_hashes()
+        first_line: dict[str, int] = {}
         written = broken = 0
         for number in range(len(self)):
             marker = self._marker(number)

@@ -251,7 +251,7 @@ class UnitsBar:
         broken = sum(summary.broken for summary in done.values())
         note = f"{pace:,.0f} h of audio per h, {(self._before_s + encoded_s) / 3600:,.2f} h done"
         # Another process may have finished the very shard whose rows are added here.
-        now = min(self._rows(done) + rows, self._bar.total)
+        now = self._bar.within_total(self._rows(done) + rows)
         self._bar.update(now - self._bar.n, note + (f", {broken} rows broken" if broken else ""))
 
     def _rows(self, done: dict[int, ShardSummary]) -> int:
@@ -352,13 +352,13 @@ class _ShardEncoder:
 
 def _cost(row: Row) -> int:
     # From the header: lengths are needed before any audio is read.
-    return round(audio_header(row.answer.audio).duration_s * COSTS_PER_S)
+    return round(audio_header(row.require_answer().require_audio()).duration_s * COSTS_PER_S)
 
 
 def _clip(row: Row, rate_hz: int) -> Tensor | str:
     """The answer's samples [T], or the reason why they cannot be read."""
     try:
-        return load_audio(row.answer.audio, rate_hz)
+        return load_audio(row.require_answer().require_audio(), rate_hz)
     except SignalError as error:
         # Returned, not raised: the other clips of the batch are still encoded.
         return str(error)

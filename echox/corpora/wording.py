@@ -27,7 +27,8 @@ _ABBREVIATION = re.compile(r"\b[A-Z]\.$|\b(?:Mr|Mrs|Ms|Dr|St|vs|etc)\.$|\.\w")
 
 def text_lines(name: str) -> list[str]:
     """Return the non-empty lines of a file in `texts/`."""
-    content = resources.files("echox.corpora").joinpath("texts", name).read_text("utf-8")
+    file = resources.files("echox.corpora") / "texts" / name
+    content = file.read_text("utf-8")
     return [line for line in content.splitlines() if line.strip()]
 
 

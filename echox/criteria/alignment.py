@@ -27,7 +27,7 @@ class AlignmentConfig(CriterionConfig):
 
 
 @CRITERIA.register("alignment", AlignmentConfig)
-class AlignmentCriterion(Criterion):
+class AlignmentCriterion(Criterion[AlignmentOutputs]):
     """Connectionist temporal classification over tokens and over the bytes of their spelling.
 
     The loss is summed over tokens. A few thousand clips contain most tokens a few times at most,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,14 +14,18 @@ from echox.core.signals import Batch, Loss, Outputs, Scored
 from echox.kernels.codec_head_loss import CodecHead
 from echox.vocoders.discriminators import Discriminators
 
+TaskOutputs = TypeVar("TaskOutputs", bound=Outputs)
+
 
 @dataclass(kw_only=True, slots=True)
 class CriterionConfig:
     """Base class of every criterion's config."""
 
 
-class Criterion(nn.Module, ABC):
+class Criterion(nn.Module, ABC, Generic[TaskOutputs]):
     """A training objective without trained weights, a function of its arguments alone.
+
+    It names the type of the outputs that it reads: `Criterion[SpeechTextOutputs]`.
 
     Needed: `forward`.
 
@@ -28,7 +33,7 @@ class Criterion(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, outputs: Outputs, batch: Batch) -> Loss:
+    def forward(self, outputs: TaskOutputs, batch: Batch) -> Loss:
         """Compute the loss of one batch.
 
         Args:
@@ -39,7 +44,7 @@ class Criterion(nn.Module, ABC):
             the loss summed over the batch's targets; see `Loss` for the convention.
         """
 
-    def discriminator(self, outputs: Outputs, batch: Batch) -> Loss:
+    def discriminator(self, outputs: TaskOutputs, batch: Batch) -> Loss:
         """Compute the loss of the stage's discriminator, which `forward` does not include.
 
         Raises:
@@ -107,7 +112,7 @@ class SpelledOutputs(AlignmentOutputs):
 class SpeechTextOutputs(AlignmentOutputs):
     """A language model's predictions of its answers, at label positions only.
 
-    The CTC fields are None where the batch holds no audio clip.
+    There are no clips (A is 0) where the batch was computed from cached states.
     """
 
     text_logits: Tensor  # [N, V]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,7 +77,10 @@ class EchoMeans:
     parts: dict[str, tuple[Tensor, Tensor]]  # for people, as `Loss.parts`
 
 
-class EchoTerms(Criterion):
+EchoLike = TypeVar("EchoLike", EchoOutputs, JointOutputs)
+
+
+class EchoTerms(Criterion[EchoLike], Generic[EchoLike]):
     """Unit, denoising and text terms; a subclass weights the denoising term.
 
     The unit and the text term are means over their own targets.
@@ -91,12 +95,6 @@ class EchoTerms(Criterion):
     @abstractmethod
     def denoising(self, means: EchoMeans) -> Tensor:
         """Compute the weighted denoising term []."""
-
-    def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
-        """Add the three terms, and scale their sum to the batch's count of targets."""
-        means = self.means(outputs, batch)
-        mean = means.units + self.denoising(means) + self.config.text_weight * means.text
-        return Loss(mean * batch.count, batch.count, means.parts)
 
     def means(self, outputs: EchoOutputs | JointOutputs, batch: Batch) -> EchoMeans:
         """Compute the terms of a batch."""
@@ -147,12 +145,24 @@ def capped(units: Tensor, term: Tensor, share: float = CAPPED_SHARE) -> Tensor:
     return term * capped_weight(units, term, share)
 
 
+class EchoSum(EchoTerms[EchoOutputs]):
+    """The three terms of Echo training added."""
+
+    def forward(self, outputs: EchoOutputs, batch: Batch) -> Loss:
+        """Add the three terms, and scale their sum to the batch's count of targets."""
+        means = self.means(outputs, batch)
+        mean = means.units + self.denoising(means) + self.config.text_weight * means.text
+        return Loss(mean * batch.count, batch.count, means.parts)
+
+
 @CRITERIA.register("echo", EchoConfig)
-class EchoCriterion(EchoTerms):
+class EchoCriterion(EchoSum):
     """EchoX's three losses, each a mean over its targets, the cosine term with a fixed weight.
 
     Source: EchoX (arXiv:2509.09174), section on Echo training.
     """
+
+    config: EchoConfig
 
     def denoising(self, means: EchoMeans) -> Tensor:
         """Return the mean cosine distance over positions [], times the fixed weight."""
@@ -160,12 +170,14 @@ class EchoCriterion(EchoTerms):
 
 
 @CRITERIA.register("echo_capped", CappedEchoConfig)
-class CappedEchoCriterion(EchoTerms):
+class CappedEchoCriterion(EchoSum):
     """EchoX's three losses, the cosine term capped at a share of the unit loss.
 
     The cosine term is summed over an answer's positions and averaged over answers. Above the cap
     it is scaled down to it; see `capped_weight`.
     """
+
+    config: CappedEchoConfig
 
     def denoising(self, means: EchoMeans) -> Tensor:
         """Return the mean cosine distance over answers [], capped at a share of the unit loss."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from echox.core.signals import Batch, Loss
 from echox.criteria.alignment import ctc_losses
 from echox.criteria.base import CRITERIA, JointOutputs
-from echox.criteria.echo import EchoMeans, EchoTerms, EchoTermsConfig, capped
+from echox.criteria.echo import EchoMeans, EchoSum, EchoTerms, EchoTermsConfig, capped
 
 # S2T loss below which the release weighs units ten times as much as text.
 TEXT_CONVERGED = 1.0
@@ -28,12 +28,13 @@ class ReleaseEchoConfig(EchoTermsConfig):
 
 
 @CRITERIA.register("published_echo", ReleaseEchoConfig)
-class ReleaseEchoCriterion(EchoTerms):
+class ReleaseEchoCriterion(EchoSum):
     """Echo's terms, the cosine distance summed over a sample's positions and averaged over samples.
 
     Source: EchoX (arXiv:2509.09174), and the branch finetune_kd of its release.
     """
 
+    config: ReleaseEchoConfig
     shows_per_sample = True
 
     def denoising(self, means: EchoMeans) -> Tensor:
@@ -51,12 +52,13 @@ class ReleaseJointConfig(EchoTermsConfig):
 
 
 @CRITERIA.register("published_joint", ReleaseJointConfig)
-class ReleaseJointCriterion(EchoTerms):
+class ReleaseJointCriterion(EchoTerms[JointOutputs]):
     """S2T and unit losses added; once the S2T loss is below 1, with weights 0.2 and 2.
 
     Source: the branch finetune of the EchoX release.
     """
 
+    config: ReleaseJointConfig
     shows_per_sample = True
 
     def denoising(self, means: EchoMeans) -> Tensor:

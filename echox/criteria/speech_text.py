@@ -22,7 +22,7 @@ class SpeechTextConfig(CriterionConfig):
 
 
 @CRITERIA.register("s2t", SpeechTextConfig)
-class SpeechTextCriterion(Criterion):
+class SpeechTextCriterion(Criterion[SpeechTextOutputs]):
     """Token cross-entropy plus weighted CTC, each clip's CTC loss divided by its tokens.
 
     Source: Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174).

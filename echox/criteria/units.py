@@ -34,7 +34,7 @@ class UnitsConfig(CriterionConfig):
 
 
 @CRITERIA.register("t2c", UnitsConfig)
-class UnitsCriterion(Criterion):
+class UnitsCriterion(Criterion[UnitOutputs]):
     """Cross-entropy of units alone; text is never a target.
 
     Source: EchoX (arXiv:2509.09174), stage II.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from echox.core.errors import ConfigError
 from echox.core.signals import Batch, Loss
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, VocoderOutputs
-from echox.vocoders.discriminators import DiscriminatorOutputs, discriminate_together
+from echox.vocoders.discriminators import (
+    DiscriminatorOutputs,
+    Discriminators,
+    discriminate_together,
+)
 from echox.vocoders.mel import MelRecipe, MelSpectrogram
 
 
@@ -33,7 +39,7 @@ class VocoderCriterionConfig(CriterionConfig):
 
 
 @CRITERIA.register("vocoder", VocoderCriterionConfig)
-class VocoderCriterion(Criterion):
+class VocoderCriterion(Criterion[VocoderOutputs]):
     """HiFi-GAN's losses plus the duration error, means per row, summed over rows.
 
     45 x mel + 2 x features + least squares against the discriminators + durations by default.
@@ -59,7 +65,7 @@ class VocoderCriterion(Criterion):
             parts["duration"] = _duration_error(outputs.log_frames, outputs.frames)
             total = total + self.config.duration_weight * parts["duration"]
         if outputs.discriminators is not None:
-            parts |= _adversarial_parts(outputs)
+            parts |= _adversarial_parts(outputs, outputs.discriminators)
             total = total + self.config.feature_weight * parts["features"] + parts["adversarial"]
         rows = total.new_tensor(len(outputs.synthesized))
         shown = {name: (value.detach(), rows) for name, value in parts.items()}
@@ -70,6 +76,11 @@ class VocoderCriterion(Criterion):
 
         Source: Mao et al. 2017, arXiv:1611.04076: scores of 1 for recordings, of 0 for synthesis.
         """
+        if outputs.discriminators is None:
+            raise ConfigError(
+                "this stage has no discriminators whose loss could be computed; "
+                "set adversarial=true in its task"
+            )
         total = outputs.synthesized.new_zeros((), dtype=torch.float32)
         # Detached: this loss must not reach the generator.
         pairs = discriminate_together(
@@ -107,16 +118,23 @@ class VocoderCriterion(Criterion):
         return self._mels[rate_hz, device]
 
 
-def _adversarial_parts(outputs: VocoderOutputs) -> dict[str, Tensor]:
+def _adversarial_parts(
+    outputs: VocoderOutputs, discriminators: Discriminators
+) -> dict[str, Tensor]:
     """Compute feature matching and the generator's least-squares loss, each []."""
     # Two passes, because recordings need no gradient; the discriminators' own loss makes one.
     with torch.no_grad():
-        real = outputs.discriminators(outputs.real.float())
-    synthesized = outputs.discriminators(outputs.synthesized.float())
+        real = discriminators(outputs.real.float())
+    synthesized = discriminators(outputs.synthesized.float())
     return {
         "features": _feature_error(real, synthesized),
-        "adversarial": sum(_row_means((1 - net.scores.float()).square()) for net in synthesized),
+        "adversarial": _sum(_row_means((1 - net.scores.float()).square()) for net in synthesized),
     }
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    """Add terms [], of which there is one at least."""
+    return functools.reduce(torch.add, terms)
 
 
 def _row_means(values: Tensor) -> Tensor:
@@ -133,7 +151,7 @@ def _feature_error(
         for real_net, synthesized_net in zip(real, synthesized, strict=True)
         for pair in zip(real_net.seen, synthesized_net.seen, strict=True)
     ]
-    return sum(
+    return _sum(
         _row_means((real.detach().float() - synthesized.float()).abs())
         for real, synthesized in layers
     )

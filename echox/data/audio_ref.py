@@ -13,9 +13,12 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from echox.core.errors import SignalError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _BYTE_RANGE = re.compile(r"(?P<file>.+):(?P<offset>\d+):(?P<length>\d+)", re.DOTALL)
 _READ_BUFFER_BYTES = 1 << 16
@@ -26,7 +29,7 @@ class AudioRef:
     """A reference to a clip that need not be a whole file."""
 
     file: Path
-    # Bytes before the clip in the file; None where the clip is the file.
+    # Bytes before the clip in the file, and its own; both None where the clip is the file.
     offset_bytes: int | None = None
     length_bytes: int | None = None
     start_s: float = 0.0  # seconds into the recording
@@ -87,7 +90,7 @@ class AudioRef:
         if not stat.S_ISREG(status.st_mode):
             kind = "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file"
             raise SignalError(f"audio {self} {kind}; name a file")
-        if self.offset_bytes is None:
+        if self.offset_bytes is None or self.length_bytes is None:
             return open(self.file, "rb")
         if self.offset_bytes + self.length_bytes > status.st_size:
             raise SignalError(
@@ -147,7 +150,7 @@ class _FileRange(io.RawIOBase):
         self._position = max(0, base + position)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         # No further than the range, or the next member of a tar would be read as audio.
         view = memoryview(buffer)[: max(0, self._length - self._position)]
         self._file.seek(self._offset + self._position)

@@ -161,7 +161,7 @@ class Augmentation:
         rng = clip.random("speed")
         if rng.random() >= self.config.speed_share:
             return samples
-        return resample(samples, 1 / rng.uniform(*self.config.speed))
+        return resample(samples, 1 / _between(rng, self.config.speed))
 
     def _add_room(self, samples: np.ndarray, rate_hz: int, clip: DrawnClip) -> np.ndarray:
         """Put the clip [T] in a room, cut to [T]: reverberation after its end is not kept."""
@@ -169,8 +169,8 @@ class Augmentation:
         if rng.random() >= self.config.room_share:
             return samples
         if self.rooms is None:
-            rt60_s = rng.uniform(*self.config.rt60_s)
-            direct_db = rng.uniform(*self.config.direct_db)
+            rt60_s = _between(rng, self.config.rt60_s)
+            direct_db = _between(rng, self.config.direct_db)
             return in_room(samples, rate_hz, rt60_s, direct_db, rng)[:T]
         response = load_audio(self.rooms[rng.integers(len(self.rooms))], rate_hz).numpy()
         # A recorded response begins with the delay from loudspeaker to microphone.
@@ -187,7 +187,7 @@ class Augmentation:
             return samples
         noise = self._draw_noise(samples, rate_hz, rng)
         noise_power = float(np.mean(np.square(noise)))
-        target_power = power / 10 ** (rng.uniform(*self.config.snr_db) / 10)
+        target_power = power / 10 ** (_between(rng, self.config.snr_db) / 10)
         return samples + noise * math.sqrt(target_power / max(noise_power, SILENT**2))
 
     def _draw_noise(
@@ -241,6 +241,11 @@ class Augmentation:
             values[start:end] = mean
         for start, end in channels:
             values[:, start:end] = mean[start:end]
+
+
+def _between(rng: np.random.Generator, bounds: Sequence[float]) -> float:
+    low, high = bounds
+    return rng.uniform(low, high)
 
 
 def _draw_span(rng: np.random.Generator, length: int, longest: float) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +18,23 @@ from echox.data.rows import Row
 _BLOCK_ROWS = 4096
 
 
-class IndexedRows(Sequence[Row]):
+class ColumnRows(Sequence[Row]):
+    """Rows [N] of which an index states something beside, so that it is known without reading."""
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> ChosenRows: ...
+    @abstractmethod
+    def __getitem__(self, index: int | slice) -> Row | ChosenRows:
+        """Return a row, or the rows of a slice."""
+
+    @abstractmethod
+    def column(self, name: str) -> np.ndarray:
+        """Return a column [N] of the index."""
+
+
+class IndexedRows(ColumnRows):
     """The usable rows [N] of an indexed manifest, parsed and checked again at every access.
 
     What the index states of all rows is in `column`, so that lengths need no row to be read.
@@ -107,7 +124,7 @@ class IndexedRows(Sequence[Row]):
         return self._index.column(name)
 
 
-class ChosenRows(Sequence[Row]):
+class ChosenRows(ColumnRows):
     """Some rows of a sequence, in an order of their own.
 
     Args:
@@ -121,6 +138,10 @@ class ChosenRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> ChosenRows: ...
     def __getitem__(self, index: int | slice) -> Row | ChosenRows:
         if isinstance(index, slice):
             return ChosenRows(self.rows, self.numbers[index])
@@ -128,10 +149,10 @@ class ChosenRows(Sequence[Row]):
 
     def column(self, name: str) -> np.ndarray:
         """Return a column [M] of the index at the chosen rows."""
-        return self.rows.column(name)[self.numbers]
+        return _column(self.rows, name)[self.numbers]
 
 
-class JoinedRows(Sequence[Row]):
+class JoinedRows(ColumnRows):
     """The rows [N] of several manifests, one manifest after the other.
 
     Args:
@@ -145,6 +166,10 @@ class JoinedRows(Sequence[Row]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> ChosenRows: ...
     def __getitem__(self, index: int | slice) -> Row | ChosenRows:
         if isinstance(index, slice):
             return ChosenRows(self, np.arange(len(self))[index])
@@ -155,9 +180,15 @@ class JoinedRows(Sequence[Row]):
 
     def column(self, name: str) -> np.ndarray:
         """Return a column [N] of the parts' indexes, which every part must have."""
-        return np.concatenate([part.column(name) for part in self.parts])
+        return np.concatenate([_column(part, name) for part in self.parts])
 
     def __iter__(self) -> Iterator[Row]:
         # Part by part: a search for the part of every row would be slower.
         for part in self.parts:
             yield from part
+
+
+def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+    if not isinstance(rows, ColumnRows):
+        raise TypeError(f"rows in a {type(rows).__name__} have no index, so no column {name!r}")
+    return rows.column(name)

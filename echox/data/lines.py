@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from echox.core.errors import ConfigError, ManifestError
 from echox.data.row_reader import check_surrogates, json_type, parse_line
 
-Argument, Result = TypeVar("Argument"), TypeVar("Result")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 CHUNK_BYTES = 1 << 20
 # Items submitted per process beyond those whose results were yielded: enough that no process waits,
@@ -116,7 +117,14 @@ def list_items(path: Path) -> Iterator[Any]:
         yield from list_items_in(file, path)
 
 
-def list_items_in(file: BinaryIO, path: Path | str) -> Iterator[Any]:
+class ByteReader(Protocol):
+    """A binary file as far as it is read here: from the front, and never twice."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read at most `size` bytes, or all that follow."""
+
+
+def list_items_in(file: ByteReader, path: Path | str) -> Iterator[Any]:
     """Yield the elements of an open file's JSON list, as `list_items`.
 
     Args:
@@ -145,7 +153,7 @@ class _JsonListReader:
     is read while the element at hand is incomplete.
     """
 
-    def __init__(self, file: BinaryIO, path: Path | str) -> None:
+    def __init__(self, file: ByteReader, path: Path | str) -> None:
         self.file, self.path = file, path
         # Incremental, because a piece of the file may end within a character.
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -181,10 +189,14 @@ class _JsonListReader:
     def _next_character(self) -> str:
         """The next character that is no space, without consuming it; "" at the end."""
         while True:
-            self.position = _SPACE.match(self.text, self.position).end()
+            self._skip_spaces()
             if self.position < len(self.text) or self.ended:
                 return self.text[self.position : self.position + 1]
             self._read_more()
+
+    def _skip_spaces(self) -> None:
+        if spaces := _SPACE.match(self.text, self.position):
+            self.position = spaces.end()
 
     def _element(self) -> Any:
         while True:

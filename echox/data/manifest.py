@@ -95,7 +95,7 @@ class Manifest:
     rows: Sequence[Row]  # a tuple, or `IndexedRows`
     root: Path
     problems: tuple[Problem, ...] = ()
-    lines: Sequence[int] = ()  # the line of each of `rows`
+    lines: Sequence[int] | np.ndarray = ()  # the line of each of `rows`
 
 
 def read_manifest(

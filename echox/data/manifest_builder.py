@@ -127,9 +127,10 @@ class ManifestBuilder:
             OSError: the disk is full or a file cannot be written; what is noted is kept.
         """
         self.progress = self._resume()
-        # JSON has no tuples.
+        number, size_bytes = self.progress.shard
+        # A tuple again, for JSON has none.
         self.writer = ShardWriter(
-            self.hidden_shards, self.config.shard_megabytes << 20, tuple(self.progress.shard)
+            self.hidden_shards, self.config.shard_megabytes << 20, (number, size_bytes)
         )
         self._read_sources()
         self.writer.close()

@@ -184,7 +184,8 @@ class _ManifestCheck:
         """Count the rows of a batch, and note them and their findings."""
         # First, for it adds error rates and findings to the measures.
         if self.transcribe is not None:
-            self._check_words([measure for measure in measures if measure.broken is None])
+            whole = [measure for measure in measures if measure.broken is None]
+            self._check_words(whole, self.transcribe)
         notes = []
         for measure in measures:
             if measure.broken is None:
@@ -192,16 +193,16 @@ class _ManifestCheck:
                 content = measure.clips[0].content if measure.clips else 0
                 notes.append((measure.line, self._log_ratio(measure), measure.id_hash, content))
             else:
-                self._add_broken(measure)
+                self._add_broken(measure, measure.broken)
             if measure.findings:
                 self._add_findings(measure.line, measure.row_id, measure.findings)
         self.notes.write(np.array(notes, dtype=NOTE).tobytes())
 
-    def _add_broken(self, measure: RowMeasure) -> None:
-        measure.findings = [Finding(BROKEN, measure.broken)]
+    def _add_broken(self, measure: RowMeasure, reason: str) -> None:
+        measure.findings = [Finding(BROKEN, reason)]
         self.report.broken += 1
         if len(self.report.problems) < KEPT_EXAMPLES:
-            self.report.problems.append(Problem(measure.line, measure.row_id, measure.broken))
+            self.report.problems.append(Problem(measure.line, measure.row_id, reason))
 
     def _add_findings(self, line: int, row_id: str | None, findings: list[Finding]) -> None:
         # A row counts once for each kind, however many of its clips have a finding of it.
@@ -211,8 +212,8 @@ class _ManifestCheck:
             if len(examples) < KEPT_EXAMPLES:
                 reasons = "; ".join(finding.reason for finding in findings if finding.kind == kind)
                 examples.append(Problem(line, row_id, reasons))
-        reasons = [[finding.kind, finding.reason] for finding in findings]
-        self.suspects.write(json.dumps([line, row_id, reasons]).encode() + b"\n")
+        noted = [[finding.kind, finding.reason] for finding in findings]
+        self.suspects.write(json.dumps([line, row_id, noted]).encode() + b"\n")
         self.report.left_out += 1
 
     def _log_ratio(self, measure: RowMeasure) -> float:
@@ -223,15 +224,13 @@ class _ManifestCheck:
         self.ratios.add(ratio)
         return ratio
 
-    def _check_words(self, measures: list[RowMeasure]) -> None:
+    def _check_words(self, measures: list[RowMeasure], transcribe: Hear) -> None:
         """Compare the transcripts of clips with the words of their rows."""
         clips = [(measure, audio, text) for measure in measures for audio, text in measure.spoken]
         # Decoded batch by batch, so that memory holds the samples of one alone.
         for start in range(0, len(clips), _TRANSCRIBED_AT_ONCE):
             batch = clips[start : start + _TRANSCRIBED_AT_ONCE]
-            transcripts = self.transcribe(
-                [_samples(audio) for _, audio, _ in batch], TRANSCRIBED_HZ
-            )
+            transcripts = transcribe([_samples(audio) for _, audio, _ in batch], TRANSCRIBED_HZ)
             for (measure, _, text), transcript in zip(batch, transcripts):
                 self._compare(measure, text, transcript)
 

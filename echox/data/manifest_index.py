@@ -347,7 +347,7 @@ def _lay_out(
     """Write columns and broken rows, and the header with their offsets last."""
     columns = {}
     out.seek(HEAD_BYTES)
-    for name in _ENTRY.names:
+    for name in _ENTRY.names or ():
         columns[name] = out.tell()
         for number, block in enumerate(_entry_blocks(entries)):
             start = number * BLOCK_ROWS

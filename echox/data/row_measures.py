@@ -196,7 +196,8 @@ def measure_row(
         if item.audio is None:
             continue
         letters = count_letters(clip_words(item, following))
-        clip = _measure_clip(item, clip_s, letters, settings, number)
+        clip = ClipMeasure(item.role, clip_s, letters=letters)
+        _measure_clip(clip, item.audio, settings, number)
         measure.clips.append(clip)
         faults = _clip_faults(clip, settings.limits, may_be_silent=is_silent(row, item))
         measure.findings += [Finding(kind, f"item {number}: {reason}") for kind, reason in faults]
@@ -270,23 +271,20 @@ def _count_turn(item: Item, clip_s: float, measure: RowMeasure) -> None:
             measure.errors.append((name, float(value)))
 
 
-def _measure_clip(
-    item: Item, clip_s: float, letters: int, settings: MeasureSettings, number: int
-) -> ClipMeasure:
-    clip = ClipMeasure(item.role, clip_s, letters=letters)
+def _measure_clip(clip: ClipMeasure, audio: Audio, settings: MeasureSettings, number: int) -> None:
+    """Add what the clip's file tells to its measures."""
     try:
         if settings.headers:
-            header = audio_header(item.audio)
+            header = audio_header(audio)
             clip.rate_hz, clip.channels = header.rate_hz, header.channels
         if settings.decode:
             # At the clip's own rate: resampling would smooth clipped samples.
-            levels = clip_levels(load_audio(item.audio, clip.rate_hz), clip.rate_hz)
+            levels = clip_levels(load_audio(audio, clip.rate_hz), clip.rate_hz)
             clip.loudest_dbfs, clip.silence, clip.clipped = levels
         if settings.hash_audio:
-            clip.content = _content_hash(item.audio)
+            clip.content = _content_hash(audio)
     except SignalError as error:
         raise BrokenRow(f"item {number}: {error}") from error
-    return clip
 
 
 def clip_levels(samples: Tensor, rate_hz: int) -> tuple[float, float, float]:

@@ -51,7 +51,7 @@ def _item_record(item: Item, root: Path) -> dict[str, Any]:
     if item.units is not None:
         words = item.words or [(unit,) for unit in item.units]
         record["units"] = " ".join("_".join(map(str, word)) for word in words)
-    return record | item.extra
+    return {**record, **item.extra}
 
 
 def _audio_record(audio: Audio, root: Path) -> dict[str, Any]:

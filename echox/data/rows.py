@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from echox.core.errors import ManifestError
 from echox.data.audio_ref import Audio, AudioRef
 
 # Key of a row in whose user audio nobody speaks.
@@ -41,6 +42,32 @@ class Item:
     words: tuple[tuple[int, ...], ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def require_audio(self) -> Audio:
+        """Return the turn's clip.
+
+        Raises:
+            ManifestError: the turn has none.
+        """
+        if self.audio is None:
+            raise ManifestError(
+                f"a turn of the {self.role.value} ({self.text[:40]!r}) has no audio; "
+                "add its clip, or leave its row out"
+            )
+        return self.audio
+
+    def require_units(self) -> tuple[int, ...]:
+        """Return the turn's units [U].
+
+        Raises:
+            ManifestError: the turn has none.
+        """
+        if self.units is None:
+            raise ManifestError(
+                f"a turn of the {self.role.value} ({self.text[:40]!r}) has no units; "
+                "encode its speech with echox-prepare units, or leave its row out"
+            )
+        return self.units
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -59,6 +86,29 @@ class Row:
     def answer(self) -> Item | None:
         """The assistant's last turn."""
         return self._last(Role.ASSISTANT)
+
+    def require_question(self) -> Item:
+        """Return the user's last turn.
+
+        Raises:
+            ManifestError: the user has none.
+        """
+        return self._required(self.question, Role.USER)
+
+    def require_answer(self) -> Item:
+        """Return the assistant's last turn.
+
+        Raises:
+            ManifestError: the assistant has none.
+        """
+        return self._required(self.answer, Role.ASSISTANT)
+
+    def _required(self, item: Item | None, role: Role) -> Item:
+        if item is None:
+            raise ManifestError(
+                f"row {self.id!r} has no turn of the {role.value}; add one, or leave the row out"
+            )
+        return item
 
     def _last(self, role: Role) -> Item | None:
         return next((item for item in reversed(self.turns) if item.role is role), None)
@@ -183,7 +233,7 @@ def stated_seconds(item: Item) -> float | None:
     for key in STATED_SECONDS:
         value = item.extra.get(key)
         # JSON's true is an int to Python.
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and 0 < value <= LONGEST_S:
-            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if 0 < value <= LONGEST_S:
+                return float(value)
     return None

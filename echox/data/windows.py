@@ -88,7 +88,7 @@ def write_windows(config: WindowsConfig) -> None:
 def _windows(row: Row, config: WindowsConfig, counts: dict[str, int]) -> Iterator[Row]:
     """Rows that stand for a row: its windows, or itself where it is short or has words."""
     long = [
-        item
+        (item, item.audio)
         for item in row.turns
         if item.audio is not None and audio_header(item.audio).duration_s > config.longest_s
     ]
@@ -101,9 +101,9 @@ def _windows(row: Row, config: WindowsConfig, counts: dict[str, int]) -> Iterato
         yield row
         return
     # The row is this one turn.
-    (item,) = long
+    ((item, audio),) = long
     try:
-        spans = window_spans(item.audio, config)
+        spans = window_spans(audio, config)
     except SignalError as error:
         if config.on_broken is OnBroken.refuse:
             raise ManifestError(f"row {row.id!r}: {error}") from error
@@ -113,12 +113,12 @@ def _windows(row: Row, config: WindowsConfig, counts: dict[str, int]) -> Iterato
     for number, (start_s, end_s) in enumerate(spans):
         counts["windows"] += 1
         extra = {**row.extra, "recording": row.id}
-        yield Row(f"{row.id}-{number:04d}", (_window(item, start_s, end_s),), extra)
+        yield Row(f"{row.id}-{number:04d}", (_window(item, audio, start_s, end_s),), extra)
 
 
-def _window(item: Item, start_s: float, end_s: float) -> Item:
+def _window(item: Item, audio: Audio, start_s: float, end_s: float) -> Item:
     """The turn with some seconds of its recording as its clip."""
-    ref = audio_ref(item.audio)
+    ref = audio_ref(audio)
     # The recording may itself be a part of a file; milliseconds keep the manifest readable.
     part = ref.between(round(ref.start_s + start_s, 3), round(ref.start_s + end_s, 3))
     # The seconds of the recording are not those of its windows.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +43,10 @@ class Places:
     mask: Tensor | None  # [A, 1, 1, filled] added to scores; None where every row has all of them
 
 
-class CachedBody:
+P = TypeVar("P")
+
+
+class CachedBody(ABC, Generic[P]):
     """Decode steps of a `LlamaModel` for independent rows, each a slot of a static cache.
 
     A row's positions lie at the front of its slot, so a step writes one cell a row and reads the
@@ -54,7 +59,7 @@ class CachedBody:
         slots: int,
         capacity: int,
         dtype: torch.dtype,
-        weight_of: Callable[[nn.Linear], Tensor],
+        weight_of: Callable[[nn.Module], Tensor],
     ) -> None:
         """Copy the weights and allocate the cache.
 
@@ -74,13 +79,16 @@ class CachedBody:
                 "the decode engine reads Llama layers, and this body has biases "
                 "(attention_bias, mlp_bias); build it without"
             )
-        self.heads = config.num_key_value_heads
-        self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.head_dim = config.head_dim
+        # The library fills in the two that a config may leave out.
+        self.heads = config.num_key_value_heads or config.num_attention_heads
+        self.groups = config.num_attention_heads // self.heads
+        self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.width, self.eps = config.hidden_size, config.rms_norm_eps
         self.slots, self.capacity, self.dtype = slots, capacity, dtype
         self.norm = body.norm.weight.detach().float()
-        self.activation = body.layers[0].mlp.act_fn if len(body.layers) else F.silu
+        self.activation: Callable[[Tensor], Tensor] = (
+            body.layers[0].get_submodule("mlp.act_fn") if len(body.layers) else F.silu
+        )
         self.layers = [self._fused_layer(layer, weight_of) for layer in body.layers]
         # Keys and values by layer: [layers, 2, slots, k, capacity, d]. Zeros, for cells that no
         # step has written are masked, yet 0 times NaN is NaN.
@@ -100,7 +108,8 @@ class CachedBody:
         starts = torch.arange(self.slots * self.heads, device=self.norm.device) * self.capacity
         self.first_cells = starts.view(self.slots, self.heads)
 
-    def places(self, positions: Tensor, filled: int, uniform: bool) -> Places:
+    @abstractmethod
+    def places(self, positions: Tensor, filled: int, uniform: bool) -> P:
         """Where a step reads and writes.
 
         Args:
@@ -108,13 +117,9 @@ class CachedBody:
             filled: the largest of them plus 1, or more.
             uniform: all of them are equal to filled - 1, so no mask is needed.
         """
-        A = positions.shape[0]
-        cells = (self.first_cells[:A] + positions[:, None]).view(-1)
-        mask = None if uniform else self._mask(positions, filled)
-        cosine, sine = self.cosine[positions][:, None], self.sine[positions][:, None]
-        return Places(cells, cosine, sine, filled, mask)
 
-    def step(self, x: Tensor, places: Places) -> Tensor:
+    @abstractmethod
+    def step(self, x: Tensor, places: P) -> Tensor:
         """Run one position of every row.
 
         Args:
@@ -124,21 +129,6 @@ class CachedBody:
         Returns:
             hidden states [A, C] after the final norm, float32.
         """
-        A = x.shape[0]
-        keys = self.heads * self.groups
-        x = x.float()
-        for layer, cache in zip(self.layers, self.cache):
-            qkv = layer.qkv.matmul(self._normed(x, layer.attention_norm))
-            qkv = qkv.view(A, keys + 2 * self.heads, self.head_dim)
-            rotated = self._rotated(qkv[:, : keys + self.heads], places.cosine, places.sine)
-            _write_cells(cache[0], places.cells, rotated[:, keys:])
-            _write_cells(cache[1], places.cells, qkv[:, keys + self.heads :])
-            # Query heads of one key head as positions of it: grouped attention without a copy.
-            queries = rotated[:, :keys].view(A, self.heads, self.groups, self.head_dim)
-            past = cache[:, :A, :, : places.filled]  # [2, A, k, filled, d]
-            mixed = F.scaled_dot_product_attention(queries, past[0], past[1], attn_mask=places.mask)
-            x = self._feed_forward(x + layer.out.matmul(mixed.reshape(A, -1)), layer)
-        return F.rms_norm(x, (self.width,), self.norm, self.eps)
 
     def _mask(self, positions: Tensor, filled: int) -> Tensor:
         """[A, 1, 1, filled] that hides the cells behind each row's position."""
@@ -205,26 +195,54 @@ class CachedBody:
         gate, up = layer.gate_up.matmul(self._normed(x, layer.feed_norm)).chunk(2, dim=-1)
         return x + layer.down.matmul(self.activation(gate).mul_(up))
 
-    def _fused_layer(self, layer: nn.Module, weight_of: Callable[[nn.Linear], Tensor]) -> Layer:
-        attention, feed_forward = layer.self_attn, layer.mlp
+    def _fused_layer(self, layer: nn.Module, weight_of: Callable[[nn.Module], Tensor]) -> Layer:
+        def read(projection: str) -> Tensor:
+            return weight_of(layer.get_submodule(projection)).detach().to(self.dtype)
 
-        def read(projection: nn.Linear) -> Tensor:
-            return weight_of(projection).detach().to(self.dtype)
-
-        queries_keys = torch.cat([read(attention.q_proj), read(attention.k_proj)])
+        queries_keys = torch.cat([read("self_attn.q_proj"), read("self_attn.k_proj")])
         # Norms stay float32: they scale the residual sum, which is float32 too.
         return Layer(
-            layer.input_layernorm.weight.detach().float(),
-            matrix_of(torch.cat([self._rotary_order(queries_keys), read(attention.v_proj)])),
-            matrix_of(read(attention.o_proj)),
-            layer.post_attention_layernorm.weight.detach().float(),
-            matrix_of(torch.cat([read(feed_forward.gate_proj), read(feed_forward.up_proj)])),
-            matrix_of(read(feed_forward.down_proj)),
+            layer.get_parameter("input_layernorm.weight").detach().float(),
+            matrix_of(torch.cat([self._rotary_order(queries_keys), read("self_attn.v_proj")])),
+            matrix_of(read("self_attn.o_proj")),
+            layer.get_parameter("post_attention_layernorm.weight").detach().float(),
+            matrix_of(torch.cat([read("mlp.gate_proj"), read("mlp.up_proj")])),
+            matrix_of(read("mlp.down_proj")),
         )
 
     def _rotary_order(self, weight: Tensor) -> Tensor:
         """Weights of queries and keys [heads d, C], channels in the order that `step` rotates."""
         return weight
+
+
+class PlainBody(CachedBody[Places]):
+    """A `CachedBody` in PyTorch's own operations, for every device and dtype."""
+
+    def places(self, positions: Tensor, filled: int, uniform: bool) -> Places:
+        """Where a step at `positions` [A] reads and writes; see `CachedBody.places`."""
+        A = positions.shape[0]
+        cells = (self.first_cells[:A] + positions[:, None]).view(-1)
+        mask = None if uniform else self._mask(positions, filled)
+        cosine, sine = self.cosine[positions][:, None], self.sine[positions][:, None]
+        return Places(cells, cosine, sine, filled, mask)
+
+    def step(self, x: Tensor, places: Places) -> Tensor:
+        """Input vectors [A, C] -> hidden states [A, C] after the final norm, float32."""
+        A = x.shape[0]
+        keys = self.heads * self.groups
+        x = x.float()
+        for layer, cache in zip(self.layers, self.cache):
+            qkv = layer.qkv.matmul(self._normed(x, layer.attention_norm))
+            qkv = qkv.view(A, keys + 2 * self.heads, self.head_dim)
+            rotated = self._rotated(qkv[:, : keys + self.heads], places.cosine, places.sine)
+            _write_cells(cache[0], places.cells, rotated[:, keys:])
+            _write_cells(cache[1], places.cells, qkv[:, keys + self.heads :])
+            # Query heads of one key head as positions of it: grouped attention without a copy.
+            queries = rotated[:, :keys].view(A, self.heads, self.groups, self.head_dim)
+            past = cache[:, :A, :, : places.filled]  # [2, A, k, filled, d]
+            mixed = F.scaled_dot_product_attention(queries, past[0], past[1], attn_mask=places.mask)
+            x = self._feed_forward(x + layer.out.matmul(mixed.reshape(A, -1)), layer)
+        return F.rms_norm(x, (self.width,), self.norm, self.eps)
 
 
 def lazy_zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

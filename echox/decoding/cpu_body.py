@@ -55,7 +55,7 @@ class ScratchBuffers:
         self.gated = torch.empty(A, body.feed_forward, dtype=dtype)
 
 
-class CpuBody(CachedBody):
+class CpuBody(CachedBody[CpuPlaces]):
     """A `CachedBody` that stores the two channels of a rotary pair side by side.
 
     Rotating queries and keys is then one complex product in place.
@@ -67,7 +67,7 @@ class CpuBody(CachedBody):
         slots: int,
         capacity: int,
         dtype: torch.dtype,
-        weight_of: Callable[[nn.Linear], Tensor],
+        weight_of: Callable[[nn.Module], Tensor],
     ) -> None:
         super().__init__(body, slots, capacity, dtype, weight_of)
         self.accumulate_dtype = torch.promote_types(dtype, torch.float32)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,8 +37,23 @@ class Completion:
     failed: bool  # scores were NaN or infinite: decoding stopped after these tokens
     states: Tensor | None  # [U, C] hidden states that predicted the tokens, where kept
 
+    def kept_states(self) -> Tensor:
+        """Return the hidden states [U, C].
 
-class DecodeEngine:
+        Raises:
+            ConfigError: the engine did not keep them.
+        """
+        if self.states is None:
+            raise ConfigError(
+                "this decode engine keeps no hidden states; build it with keep_states=True"
+            )
+        return self.states
+
+
+AnySteps = TypeVar("AnySteps", bound=Steps, covariant=True)
+
+
+class DecodeEngine(Generic[AnySteps]):
     """Decodes many requests at once; the result of a request does not depend on the others.
 
     Weights are copied at construction, so build a new engine after training. An engine may be
@@ -46,7 +62,7 @@ class DecodeEngine:
 
     def __init__(
         self,
-        steps: Steps,
+        steps: AnySteps,
         *,
         slots: int,
         capacity: int,

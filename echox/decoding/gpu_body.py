@@ -20,7 +20,7 @@ class GpuPlaces:
     mask: Tensor | None  # [A, 1, 1, filled] added to scores; None where every row has all of them
 
 
-class GpuBody(CachedBody):
+class GpuBody(CachedBody[GpuPlaces]):
     """A `CachedBody` whose step is four products, attention and four kernels a layer.
 
     Its layers gate by SiLU, as Llama's do.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from echox.decoding.slots import Slots
 from echox.decoding.steps import Rows
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 # Filled positions with graphs of their own, beside the whole capacity: attention reads the cache
 # up to the captured length, whatever part of it is filled.
@@ -53,7 +58,7 @@ class Graphs:
         length = next(length for length in self.lengths if length >= filled)
         self._graphs[self.size_for(count), length].replay()
 
-    def _capture(self, rows: Rows, length: int, pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: Rows, length: int, pool: _POOL_HANDLE) -> torch.cuda.CUDAGraph:
         # The graph serves later requests too, so it must include all that they may need.
         rows.params.needs = self._batch.steps.needs
         # Warm-up on a side stream, as PyTorch's notes on CUDA graphs ask for.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.decoding.body import CachedBody, lazy_zeros
+from echox.decoding.body import CachedBody, PlainBody, lazy_zeros
 from echox.decoding.cpu_body import CpuBody
 from echox.decoding.steps import Request, Rows, Steps
 from echox.kernels.unit_decode import GREEDY, UnitParams, UnitState, sample_units
@@ -119,8 +119,9 @@ class Slots:
 
 def _write_rule(tensor: Tensor, rows: slice, values: Sequence[Tensor | int]) -> None:
     """Write requests' values of one step rule into its slots [slots, ...]."""
-    if isinstance(values[0], Tensor):
-        padded = pad_sequence(values, batch_first=True)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if tensors:
+        padded = pad_sequence(tensors, batch_first=True)
         # Values of an earlier request may remain behind a row's own; no rule reads that far.
         tensor[rows, : padded.shape[1]] = padded
     else:
@@ -133,7 +134,7 @@ def _body_class(steps: Steps, dtype: torch.dtype) -> type[CachedBody]:
         return CpuBody
     # The GPU body's kernels compute in float32, which float64 would lose to, and gate by SiLU.
     if dtype is torch.float64 or steps.body.config.hidden_act != "silu":
-        return CachedBody
+        return PlainBody
     from echox.decoding.gpu_body import GpuBody  # only this body needs Triton
 
     return GpuBody

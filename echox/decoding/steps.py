@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from echox.core.errors import ConfigError
 from echox.kernels.unit_decode import UnitHead, UnitParams, UnitRequest, UnitState, UnitStep
 from echox.kernels.unit_decode.state import FOREVER, Needs
 
@@ -50,6 +51,20 @@ EVERYTHING = Needs(
 )
 
 
+def embedding_of(step: UnitStep) -> Tensor:
+    """Return the vectors [A, C] of a step's tokens.
+
+    Raises:
+        ConfigError: the head has no table of vectors.
+    """
+    if step.embedding is None:
+        raise ConfigError(
+            "the head has no table of its tokens' vectors, so nothing can be fed back; "
+            "build it with an embedding"
+        )
+    return step.embedding
+
+
 class Steps:
     """Adapter between `DecodeEngine` and one decoder type.
 
@@ -64,9 +79,9 @@ class Steps:
         self.body = body
         self.head = head
 
-    def weight_of(self, projection: nn.Linear) -> Tensor:
+    def weight_of(self, projection: nn.Module) -> Tensor:
         """The weight [out, in] of a projection of the body, with adapters such as LoRA merged."""
-        return projection.weight
+        return projection.get_parameter("weight")
 
     def slot_tensors(self, slots: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         """Allocate the decoder type's own state, by name, each [slots, ...].
@@ -88,4 +103,4 @@ class Steps:
 
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         """What the body reads at the next step [A, C], after the tokens of this one are sampled."""
-        return step.embedding
+        return embedding_of(step)

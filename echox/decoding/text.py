@@ -27,12 +27,12 @@ class BackboneSteps(Steps):
         self.backbone = backbone
         self.stop_ids = [backbone.end_id, *backbone.other_end_ids]
 
-    def weight_of(self, projection: nn.Linear) -> Tensor:
+    def weight_of(self, projection: nn.Module) -> Tensor:
         """The weight [out, in] of a projection, trained adapters merged."""
         return self.backbone.weight_of(projection)
 
 
-def text_decode_engine(backbone: Backbone) -> DecodeEngine | None:
+def text_decode_engine(backbone: Backbone) -> DecodeEngine[BackboneSteps] | None:
     """A decode engine with a copy of a backbone's present weights.
 
     Returns:
@@ -47,7 +47,7 @@ def text_decode_engine(backbone: Backbone) -> DecodeEngine | None:
 
 @torch.no_grad()
 def continue_prompts(
-    engine: DecodeEngine,
+    engine: DecodeEngine[BackboneSteps],
     prompts: Tensor,
     lengths: list[int],
     max_tokens: int,

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
 
 from echox.assets.tensors import StoredTensors
 from echox.core.errors import AssetError
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWhisperEncoder
 
 TOWER_PREFIX = "model.audio_tower."  # of the encoder's tensor names in the checkpoint
 HEAD_WIDTH = 64  # channels of an attention head in every published Whisper size
 
 
-def inner_encoder(folder: Path) -> tuple[nn.Module, transformers.WhisperFeatureExtractor] | None:
+def inner_encoder(
+    folder: Path,
+) -> tuple[HubWhisperEncoder, transformers.WhisperFeatureExtractor] | None:
     """Load the Whisper encoder inside another model's checkpoint.
 
     Args:
@@ -52,7 +57,7 @@ def inner_encoder(folder: Path) -> tuple[nn.Module, transformers.WhisperFeatureE
     return encoder, transformers.WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
 
 
-def _build(stored: StoredTensors, names: dict[str, str]) -> nn.Module:
+def _build(stored: StoredTensors, names: dict[str, str]) -> HubWhisperEncoder:
     """Build the encoder from the tensors `names`: name in the encoder -> name in the files."""
     # On the meta device, because `assign` below replaces every tensor anyway.
     with torch.device("meta"):
@@ -78,13 +83,14 @@ def _config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> transformers.Whis
     width, bins, _ = shapes["conv1.weight"]  # [H, M, 3]
     positions = shapes["embed_positions.weight"][0]  # [positions, H]
     last_layer = max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))
-    return transformers.WhisperConfig(
-        d_model=width,
-        num_mel_bins=bins,
-        max_source_positions=positions,
-        encoder_layers=1 + last_layer,
+    settings: dict[str, Any] = {
+        "d_model": width,
+        "num_mel_bins": bins,
+        "max_source_positions": positions,
+        "encoder_layers": 1 + last_layer,
         # The shapes do not tell the number of heads, since q, k and v are [H, H] for any number.
-        encoder_attention_heads=max(1, width // HEAD_WIDTH),
-        encoder_ffn_dim=shapes["layers.0.fc1.weight"][0],
-        attn_implementation="sdpa",
-    )
+        "encoder_attention_heads": max(1, width // HEAD_WIDTH),
+        "encoder_ffn_dim": shapes["layers.0.fc1.weight"][0],
+        "attn_implementation": "sdpa",
+    }
+    return transformers.WhisperConfig(**settings)

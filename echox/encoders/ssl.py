@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,16 @@ from echox.core.signals import Features, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
 
 RATE_HZ = 16_000
+if TYPE_CHECKING:
+    SslModel = transformers.HubertModel | transformers.Wav2Vec2Model | transformers.WavLMModel
+
 FAMILIES = ("hubert", "wav2vec2", "wavlm")  # values of `model_type` in config.json
 NORM_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 
 
 @dataclass(kw_only=True, slots=True)
 class SslConfig(EncoderConfig):
-    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen unless `train`, by hub id or folder."""
+    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen, from a hub id or a local folder."""
 
     weights: str = "facebook/hubert-base-ls960"
     """Hub id or local folder of the weights; "random" builds a small untrained HuBERT for tests,
@@ -70,7 +74,6 @@ class SslEncoder(Encoder):
     """
 
     rate_hz = RATE_HZ
-    trainable = True
 
     def __init__(self, config: SslConfig) -> None:
         """Load the weights, or build the random model that `config.weights` asks for.
@@ -82,11 +85,8 @@ class SslEncoder(Encoder):
         super().__init__()
         self.config = config
         self.model, self.normalizes = _load(config)
-        self.model.requires_grad_(config.train).eval()
+        self.model.requires_grad_(False).eval()
         _adapt(self.model, config)
-        # What stands in place of masked frames in pretraining has no effect here.
-        if (masked := getattr(self.model, "masked_spec_embed", None)) is not None:
-            masked.requires_grad_(False)
         shape = self.model.config
         self.kernels, self.strides = tuple(shape.conv_kernel), tuple(shape.conv_stride)
         self.frame_rate_hz = RATE_HZ / math.prod(self.strides)
@@ -103,9 +103,10 @@ class SslEncoder(Encoder):
         return missing_weights(config.weights)
 
     def train(self, mode: bool = True) -> SslEncoder:
-        """Stay in evaluation mode: an encoder drops no value and no layer, trained or not."""
+        """Stay in evaluation mode: a frozen encoder applies no dropout and drops no layer."""
         return super().train(False)
 
+    @torch.no_grad()
     def forward(self, wave: Waveform) -> Features:
         """Encode a batch, each row as if it were alone.
 
@@ -164,7 +165,8 @@ class SslEncoder(Encoder):
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
                 # The library's own forward would average over the padding too.
-                states = layer.activation(_norm_over_time(layer.conv(states), frames, norm))
+                conv, activation = layer.get_submodule("conv"), layer.get_submodule("activation")
+                states = activation(_norm_over_time(conv(states), frames, norm))
             else:
                 states = layer(states)
         return states, frames
@@ -222,7 +224,7 @@ def _norm_over_time(states: Tensor, frames: Tensor, norm: nn.GroupNorm) -> Tenso
     return normalized * norm.weight[:, None] + norm.bias[:, None]
 
 
-def _adapt(model: nn.Module, config: SslConfig) -> None:
+def _adapt(model: SslModel, config: SslConfig) -> None:
     """Make positions independent of padding and remove the layers above `config.layer`."""
     encoder = model.encoder
     if (norm := getattr(encoder.pos_conv_embed, "batch_norm", None)) is not None:
@@ -237,10 +239,10 @@ def _adapt(model: nn.Module, config: SslConfig) -> None:
     encoder.layers = encoder.layers[: config.layer]
     if model.config.do_stable_layer_norm:
         # The norm follows the last layer and is part of the model's own output only.
-        encoder.layer_norm = nn.Identity()
+        encoder.add_module("layer_norm", nn.Identity())
 
 
-def _load(config: SslConfig) -> tuple[nn.Module, bool]:
+def _load(config: SslConfig) -> tuple[SslModel, bool]:
     """Return the model, and whether it was trained on normalized clips."""
     if config.weights == "random" or config.weights.startswith(UNTRAINED):
         shape = _untrained_shape(config)
@@ -295,7 +297,7 @@ def _check_family(
     return shape
 
 
-def _untrained_model(shape: transformers.PretrainedConfig) -> nn.Module:
+def _untrained_model(shape: transformers.PretrainedConfig) -> SslModel:
     # A fixed seed gives the same weights in every stage and on every rank.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

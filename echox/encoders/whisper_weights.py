@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from echox.assets import asset_folder
 from echox.assets.loading import loading
@@ -16,8 +18,11 @@ from echox.encoders.inner_whisper import inner_encoder
 # positions alone: these made 99.96 % of the variance of speech, and here they make a fifth of it.
 RANDOM_STD = 0.2
 
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as HubWhisperEncoder
 
-def load_encoder(weights: str, random_dim: int) -> tuple[nn.Module, Tensor]:
+
+def load_encoder(weights: str, random_dim: int) -> tuple[HubWhisperEncoder, Tensor]:
     """Load or build the encoder that a config's `weights` names.
 
     Args:
@@ -67,7 +72,7 @@ def _untrained_shape(weights: str, random_dim: int) -> transformers.WhisperConfi
     return shape
 
 
-def _untrained_model(shape: transformers.WhisperConfig) -> tuple[nn.Module, Tensor]:
+def _untrained_model(shape: transformers.WhisperConfig) -> tuple[HubWhisperEncoder, Tensor]:
     generator_state = torch.get_rng_state()
     torch.manual_seed(0)  # the same random weights in every stage and on every rank
     encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(shape)

@@ -12,11 +12,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from echox.core.signals import Batch
 from echox.tasks.base import Examples
@@ -49,6 +49,10 @@ class Batches(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self.order)
 
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
     def __getitem__(self, index: int | slice) -> list[int] | Batches:
         if isinstance(index, slice):
             return Batches(self.examples, self.ends, self.order[index])
@@ -72,7 +76,7 @@ class BatchOrder:
 
     def __init__(
         self,
-        costs: Sequence[int],
+        costs: Sequence[int] | np.ndarray,
         *,
         batch_cost: int | None,
         batch_size: int | None,
@@ -163,7 +167,7 @@ class BatchOrder:
         return too_many or (self.batch_cost is not None and examples * longest > self.batch_cost)
 
 
-class EpochExamples(Sequence[Any]):
+class EpochExamples(Dataset[Any]):
     """Examples by (index, epoch), augmented as training sees them in that epoch."""
 
     def __init__(self, examples: Examples) -> None:
@@ -177,7 +181,7 @@ class EpochExamples(Sequence[Any]):
 
 
 def load_batches(
-    examples: Sequence[Any],
+    examples: Dataset[Any],
     collate: Callable[[Sequence[Any]], Batch],
     batches: Iterable[list[Any]],
     num_workers: int = 0,

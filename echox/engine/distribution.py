@@ -93,7 +93,8 @@ class World:
             return module
         # Buffers belong to frozen parts and are equal on every rank from the start; a batch may
         # leave a trained part unused.
-        return DistributedDataParallel(module, find_unused_parameters=True, **{SYNC_BUFFERS: False})
+        settings: dict[str, Any] = {SYNC_BUFFERS: False}
+        return DistributedDataParallel(module, find_unused_parameters=True, **settings)
 
     def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context without averaging, for all but the last micro-batch of a step."""

@@ -23,10 +23,11 @@ class Interrupted(SystemExit):
     # As a SystemExit it sets the exit status without code in any command.
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = signum
 
     # Exceptions are pickled by their arguments, which here are not those of the constructor.
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
-        return Interrupted, (self.code - 128,)
+        return Interrupted, (self.signum,)
 
 
 class StopRequest:

@@ -32,8 +32,9 @@ def build_optimizer(groups: Iterable[dict[str, Any]], config: TrainConfig) -> to
             "the task's parameter groups are empty, so there is nothing to train; check what the "
             "stage freezes"
         )
+    first, second = config.betas
     return torch.optim.AdamW(
-        split, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=_can_fuse(split)
+        split, lr=config.lr, betas=(first, second), eps=config.eps, fused=_can_fuse(split)
     )
 
 
@@ -133,7 +134,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
     Names outlast the order of parameters, and the settings come from the config.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {names[parameter]: state for parameter, state in optimizer.state.items()}
 
 

@@ -101,7 +101,9 @@ def _run(
                 sender.close()
         for signum in signums:  # that came before a process could receive them
             _send_signal(processes, signum)
-        receivers = {receiver: process for (receiver, _), process in zip(pipes, processes)}
+        receivers: dict[Connection, BaseProcess] = {
+            receiver: process for (receiver, _), process in zip(pipes, processes)
+        }
         return _first_failure(receivers), signums
 
 
@@ -150,18 +152,23 @@ def _first_failure(processes: dict[Connection, BaseProcess]) -> _End:
 
     The others, which would wait for the failed one, are killed.
     """
-    first, running = _End(), dict(processes)
+    first = _End()
+    # By what `wait` returns, which for its types may be more than a pipe.
+    running: dict[object, tuple[Connection, BaseProcess]] = {
+        receiver: (receiver, process) for receiver, process in processes.items()
+    }
     while running:
-        for receiver in wait(list(running)):
-            end = _end_of(running.pop(receiver), receiver)
+        for ready in wait([receiver for receiver, _ in running.values()]):
+            receiver, process = running.pop(ready)
+            end = _end_of(process, receiver)
             # Later failures may be consequences of the first.
             if first.error is None and not first.status:
                 first = end
             # A process that was asked to stop has left the others time to save.
             was_stopped = isinstance(end.error, KeyboardInterrupt | SystemExit)
             if not was_stopped and (end.error is not None or end.status):
-                for process in running.values():
-                    process.kill()
+                for _, other in running.values():
+                    other.kill()
     for process in processes.values():
         process.join()
     return first
@@ -174,12 +181,12 @@ def _end_of(process: BaseProcess, receiver: Connection) -> _End:
     # Closed without a message: the process returned, was killed, or failed by a bug.
     except EOFError:
         process.join()
-        return _End(status=process.exitcode)
+        return _End(status=process.exitcode or 0)
 
 
 def _send_signal(processes: Iterable[BaseProcess], signum: int) -> None:
     for process in processes:
-        if process.is_alive():
+        if process.pid is not None and process.is_alive():
             os.kill(process.pid, signum)
 
 
@@ -229,7 +236,10 @@ def _call(
 def _end_with_parent() -> None:
     """Wait for the parent's end, and kill this process then, as if the two were one."""
     # Killed, not stopped: what is saved must be what was saved when the parent died.
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # this process was not started by another one of ours
+    wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -25,16 +25,16 @@ def seed_all(seed: int, rank: int = 0) -> None:
 def capture(device: torch.device) -> RandomState:
     """Return the state of every generator, in types `torch.load(weights_only=True)` accepts."""
     # Taken apart, because a weights-only load refuses numpy arrays.
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
         "numpy": {
-            "name": name,
+            "name": state["bit_generator"],
             # int64, because torch has no arithmetic on uint32 and old releases lack the type.
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": position,
-            "has_gauss": has_gauss,
-            "cached": cached,
+            "keys": torch.from_numpy(state["state"]["key"].astype(np.int64)),
+            "position": state["state"]["pos"],
+            "has_gauss": state["has_gauss"],
+            "cached": state["gauss"],
         },
         "torch": torch.get_rng_state(),
         # Of one device: each rank has its own.

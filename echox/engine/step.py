@@ -93,7 +93,7 @@ class Stepper:
         Raises:
             TrainingError: the loss or the gradient is not finite; the rows are named.
         """
-        counts = [sum(b.count for b in batches), sum(len(b.row_ids) for b in batches)]
+        counts: list[float] = [sum(b.count for b in batches), sum(len(b.row_ids) for b in batches)]
         targets, examples = self.world.sum(counts)
         # Data parallelism averages over ranks where a sum is wanted, hence the world's size.
         scale = self.world.size / max(1.0, targets)

@@ -138,7 +138,7 @@ class _Run:
             return None
         # First, because weights of another parent may not fit.
         ancestry.check_same_origin(latest, self.origin["lineage"])
-        model, state = self.setup.model, latest.state
+        model, state = self.setup.model, latest.require_state()
         checkpoint.fill(model, latest, set(self.setup.task.trained_state_dict(model)))
         load_state_by_name(self.setup.optimizer, model, state["optimizer"])
         self.step, self.position = state["step"], Position(**state["position"])
@@ -241,7 +241,8 @@ class _Run:
 
     def _validate(self) -> None:
         self.scored_step = self.step
-        if self.setup.validation is not None:
+        # Both are on the main rank alone.
+        if self.setup.validation is not None and self.metrics is not None:
             self.scores = self.setup.validation.run(self.setup.model)
             self.metrics.write(self.step, "valid", self.scores)
             scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items())

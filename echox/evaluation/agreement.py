@@ -40,9 +40,10 @@ def recorded_units(rows: Sequence[Row], codec: Codec, device: torch.device) -> d
     """
     units_by_id = {}
     for row in rows:
-        if row.answer.audio is not None:
+        audio = row.require_answer().audio
+        if audio is not None:
             # One by one, so that no recording is padded: [1, T].
-            wave = pad_waveforms([load_audio(row.answer.audio, codec.rate_hz)], codec.rate_hz)
+            wave = pad_waveforms([load_audio(audio, codec.rate_hz)], codec.rate_hz)
             (units_by_id[row.id],) = codec.encode(wave.to(device)).rows()
     return units_by_id
 
@@ -67,7 +68,7 @@ def spoken_answers(
     generated = pipeline.generate_text([question_of(row, pipeline.rate_hz) for row in rows])
     with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.bf16):
         # Both from the same greedy decoding: Echo reads its hidden states, T2C its token ids.
-        echo = pipeline.echo.speak(
+        echo = pipeline.require_echo().speak(
             generated.hidden,
             generated.lengths,
             engine=pipeline.unit_engine,
@@ -76,7 +77,7 @@ def spoken_answers(
         t2c = tts.model.speak(generated.ids, generated.lengths, engine=tts.unit_engine)
     texts = [pipeline.backbone.detokenize(ids) for ids in generated.rows()]
     # Units, not tokens of a unit language, because recordings are encoded to units.
-    units_of = pipeline.codec.units_of
+    units_of = pipeline.require_codec().units_of
     return [
         {
             "id": row.id,

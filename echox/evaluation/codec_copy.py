@@ -114,10 +114,14 @@ def copy_synthesis(config: CodecCopyConfig) -> Path:
     decoder = CODECS.build(config.codec).to(device).eval()
     encoder = decoder if config.units is None else CODECS.build(config.units).to(device).eval()
     _refuse_mismatch(encoder, decoder, config)
-    recordings = {row.id: load_audio(row.answer.audio, encoder.rate_hz) for row in rows}
-    scorer = _CopyScorer(config, device, {row.id: row.answer.text for row in rows})
+    answers = {row.id: row.require_answer() for row in rows}
+    recordings = {
+        row_id: load_audio(answer.require_audio(), encoder.rate_hz)
+        for row_id, answer in answers.items()
+    }
+    scorer = _CopyScorer(config, device, {key: answer.text for key, answer in answers.items()})
     copies = _copy(recordings, encoder, decoder, config, device)
-    label = config.label or CODECS.name_of(config.codec)
+    label = config.label or CODECS.entry_of(config.codec).name
     folder = Path(config.out_dir)
     # The recordings are scored once for all codecs of a table.
     if not _has_recordings_scores(folder, config):
@@ -259,12 +263,12 @@ class _CopyScorer:
         for batch in _batches(keys, self.config.batch_size, "transcribing"):
             transcripts += self.transcriber.transcribe([clips[key] for key in batch], rate_hz)
         pairs = [(self.texts[key], transcript) for key, transcript in zip(keys, transcripts)]
-        opinions = [
+        scored = (
             self.quality.score(clips[key], rate_hz)
             for key in progress(keys, "naturalness", unit="row")
             if len(clips[key])  # an empty clip counts in the word error rate alone
-        ]
-        opinions = [opinion for opinion in opinions if opinion is not None]
+        )
+        opinions = [opinion for opinion in scored if opinion is not None]
         scores = {
             "WER": word_error(pairs, "words of the row's text", self.transcriber.name),
             "DistillMOS": mean(opinions, "mean opinion, 1 to 5", self.quality.name),
@@ -280,12 +284,12 @@ class _CopyScorer:
         )
         scores = {}
         for measure, scorer in self.measures.items():
-            values = [
+            measured = (
                 fidelity(measure, recordings[key], clips[key], rate_hz)
                 for key in progress(audible, measure, unit="row")
-            ]
+            )
             # None where the measure finds no speech.
-            values = [value for value in values if value is not None]
+            values = [value for value in measured if value is not None]
             scores[measure] = mean(values, protocol, scorer)
         # Of all clips, empty ones included: their length is 0.
         ratios = [len(clips[key]) / len(recordings[key]) for key in clips]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from echox.core.device import device_named
-from echox.core.errors import ManifestError
+from echox.core.errors import ManifestError, SignalError
 from echox.core.progress import Bar, print_message, progress
 from echox.data.audio import load_audio, pad_waveforms, save_audio
+from echox.data.audio_ref import Audio
 from echox.data.manifest import OnBroken, Row, read_manifest
 from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.quality import Quality
@@ -50,6 +51,16 @@ class Speech:
 
     samples: Tensor | None  # [T]; None where nothing was synthesized
     rate_hz: int
+
+    def require_samples(self) -> Tensor:
+        """Return the samples [T].
+
+        Raises:
+            SignalError: nothing was synthesized.
+        """
+        if self.samples is None:
+            raise SignalError("nothing was synthesized that could be scored; leave the clip out")
+        return self.samples
 
 
 class EvaluatedRun:
@@ -124,7 +135,7 @@ class EvaluatedRun:
         """The model that scores naturalness; None where no clips are scored."""
         # Loaded on demand: it is an optional package.
         quality = Quality(self.device) if self.config.mos_rows else None
-        self.scorers["mos"] = quality and quality.name
+        self.scorers["mos"] = None if quality is None else quality.name
         return quality
 
     def final(self, *uses: Use) -> Path | None:
@@ -221,7 +232,7 @@ class EvaluatedRun:
         self._synthesized |= self.score_speech(speech, name)
         return self._synthesized
 
-    def through_codec(self, clips: Mapping[str, Path], label: str) -> dict[str, Speech]:
+    def through_codec(self, clips: Mapping[str, Audio], label: str) -> dict[str, Speech]:
         """Encode recordings to units and decode them again, which is the best T2C can reach.
 
         Args:
@@ -249,7 +260,7 @@ class EvaluatedRun:
                 speech[name] = Speech(copy, codec.rate_hz)
         return speech
 
-    def recordings(self, clips: Mapping[str, Path]) -> dict[str, Speech]:
+    def recordings(self, clips: Mapping[str, Audio]) -> dict[str, Speech]:
         """Read recordings as speech to be scored: name -> path becomes name -> samples [T]."""
         return {
             name: Speech(load_audio(path, RECORDINGS_HZ), RECORDINGS_HZ)
@@ -279,20 +290,20 @@ class EvaluatedRun:
         if keep:
             for key, clip in audible.items():
                 scores[key]["audio"] = f"wavs/{name}/{file_name(key)}.wav"
-                save_audio(self.folder / scores[key]["audio"], clip.samples, clip.rate_hz)
+                save_audio(self.folder / scores[key]["audio"], clip.require_samples(), clip.rate_hz)
         # Sorted, so that the sample does not depend on the order in which rows were answered.
         sample = self.sample(sorted(audible), self.config.mos_rows, "mos")
         if sample and self.quality is not None:
             for key in progress(sample, f"{name}: naturalness", unit="clip"):
                 clip = audible[key]
-                scores[key]["mos"] = self.quality.score(clip.samples, clip.rate_hz)
+                scores[key]["mos"] = self.quality.score(clip.require_samples(), clip.rate_hz)
         return scores
 
     def _transcripts(self, speech: Mapping[str, Speech], label: str) -> Iterator[tuple[str, str]]:
         # Similar lengths together, so that little of a batch is padding.
-        by_length = sorted(speech, key=lambda key: len(speech[key].samples))
+        by_length = sorted(speech, key=lambda key: len(speech[key].require_samples()))
         for batch in self._batches(by_length, label):
-            clips = [speech[key].samples for key in batch]
+            clips = [speech[key].require_samples() for key in batch]
             yield from zip(batch, self.transcriber.transcribe(clips, speech[batch[0]].rate_hz))
 
     def _batches(self, items: Sequence[T], label: str) -> Iterator[list[T]]:

@@ -88,7 +88,7 @@ def _asked(
     # A checkpoint of S2T synthesizes nothing, so its sample is empty and nothing is scored.
     scored = run.score_speech(speech, name) if sample else {}
     # The recordings of the right answers bound what the recogniser can find right.
-    clips = {row.id: row.answer.audio for row in sample if row.answer.audio is not None}
+    clips = {row.id: audio for row in sample if (audio := row.require_answer().audio) is not None}
     recorded = transcribed(run, run.recordings(clips))
     questions = {question_text(row) for row in run.sample(rows, typed, f"{name} typed")}
     trained, pretrained = _typed_answers(run, questions, name)

@@ -65,7 +65,7 @@ def transcribed(run: EvaluatedRun, clips: Mapping[str, Speech]) -> dict[str, str
     # `run.transcriber` loads the recogniser, which is not needed without clips.
     if not clips:
         return {}
-    samples = [clip.samples for clip in clips.values()]
+    samples = [clip.require_samples() for clip in clips.values()]
     texts = run.transcriber.transcribe(samples, RECORDINGS_HZ)
     # A cascade asks even what its recogniser did not understand.
     return {name: text or "..." for name, text in zip(clips, texts)}

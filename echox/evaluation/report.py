@@ -129,7 +129,8 @@ def _corpus(config: EvaluateConfig, run: Path) -> Path:
     """The corpus that the config names, or else the recipe of a stage that is scored."""
     folder = config.corpus
     if folder is None:
-        recipe = checkpoint.verify(finished_stage(run, *SCORED))["recipe"]
+        final = finished_stage(run, *SCORED)
+        recipe = {} if final is None else checkpoint.verify(final)["recipe"]
         # The recipe may have no corpus, for instance one that trains on manifests alone.
         folder = (recipe.get("corpus") or {}).get("folder")
     if folder is None:

@@ -41,8 +41,10 @@ def make_t2c(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
             f"t2c {kind}",
         )
     ]
-    synthesized = run.synthesize([row.answer.text for row in sample], "t2c", "t2c: speaking")
-    clips = {row.id: row.answer.audio for row in sample}
+    answers = {row.id: row.require_answer() for row in sample}
+    texts = {row_id: answer.text for row_id, answer in answers.items()}
+    synthesized = run.synthesize(texts.values(), "t2c", "t2c: speaking")
+    clips = {row_id: answer.require_audio() for row_id, answer in answers.items()}
     codec = run.score_speech(run.through_codec(clips, "t2c: codec"), "codec")
     # The recordings are in the corpus already, so no wavs are written.
     source = run.score_speech(run.recordings(clips), "source", keep=False)
@@ -50,10 +52,10 @@ def make_t2c(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
         {
             "id": row.id,
             "kind": row.extra.get("kind", ""),
-            "text": row.answer.text,
+            "text": texts[row.id],
             "source": source[row.id],
             "codec": codec[row.id],
-            "t2c": synthesized[row.answer.text],
+            "t2c": synthesized[texts[row.id]],
         }
         for row in sample
     ]
@@ -83,7 +85,9 @@ def make_cascade(run: EvaluatedRun, rows: list[Row], before: Records) -> list[Re
     # The records have no paths of audio, the rows do.
     by_id = {row.id: row for row in rows}
     full = run.sample(echo, run.config.cascade_rows, "cascade")
-    clips = {record["id"]: by_id[record["id"]].question.audio for record in full}
+    clips = {
+        record["id"]: by_id[record["id"]].require_question().require_audio() for record in full
+    }
     questions = transcribed(run, run.recordings(clips))
     answers = run.answer_typed(questions.values(), "cascade: typed", trained=True)
     # Row id -> text that the cascade synthesizes.

@@ -14,6 +14,7 @@ from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.core.device import multiplies_bf16_fast
 from echox.core.files import sha256_of
+from echox.core.transformers_compat import on_device
 from echox.data.audio import resampled
 
 RATE_HZ = 16_000
@@ -57,7 +58,7 @@ class Transcriber:
             model = WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=self.dtype, attn_implementation="sdpa"
             )
-        self.model = model.to(self.device).eval()
+        self.model = on_device(model, self.device).eval()
         self.model.generation_config.max_length = MAX_TOKENS
         dtype = str(self.dtype).removeprefix("torch.")
         # As reports name it; the precision belongs to it, because it changes transcripts.

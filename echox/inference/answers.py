@@ -132,7 +132,7 @@ def answers_of(
         clock: the batch's seconds.
         ended: whether each row's text ended before the limit.
     """
-    codebooks = 1 if codec is None else codec.codebooks
+    codebooks, rate_hz = (1, 0) if codec is None else (codec.codebooks, codec.rate_hz)
     # Strict: with a row too few, every later answer would go to a wrong question.
     return [
         Answer(
@@ -143,7 +143,7 @@ def answers_of(
             units=units,
             codebooks=codebooks,
             samples=samples,
-            rate_hz=0 if samples is None else codec.rate_hz,
+            rate_hz=0 if samples is None else rate_hz,
             timings_s=clock.seconds,
             batch=len(texts),
             is_cut=not has_ended,

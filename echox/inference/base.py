@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Turn
+from echox.codecs.base import Codec
 from echox.core.errors import SignalError
 from echox.data.audio import load_audio, resampled
 from echox.inference.answers import Answer, Question, spoken_questions
@@ -34,6 +35,9 @@ def samples_of(clip: str | Path | Tensor, rate_hz: int | None, target_hz: int) -
     return resampled(torch.as_tensor(clip).float().cpu(), rate_hz, target_hz)
 
 
+NO_VOICE = "this checkpoint is of stage s2t and has no voice; load one of stage echo or t2c"
+
+
 class Pipeline(ABC):
     """Answers spoken questions in text and, where its checkpoint can, aloud.
 
@@ -41,16 +45,28 @@ class Pipeline(ABC):
         rate_hz: sampling rate of the clips that `answer` takes.
         max_tokens: text tokens of an answer at most.
         device: where the models are.
+        codec: of the answers' units; None where the checkpoint answers in text alone.
     """
 
     rate_hz: int
     max_tokens: int
     device: torch.device
+    codec: Codec | None
 
     @property
     @abstractmethod
     def speaks(self) -> bool:
         """Whether answers are synthesized, or text alone."""
+
+    def require_codec(self) -> Codec:
+        """Return the codec of the answers' units.
+
+        Raises:
+            SignalError: the checkpoint answers in text alone.
+        """
+        if self.codec is None:
+            raise SignalError(NO_VOICE)
+        return self.codec
 
     @abstractmethod
     def reply(self, questions: Sequence[Question], *, speak: bool = True) -> list[Answer]:

@@ -15,6 +15,7 @@ from echox.core.errors import CapacityError, ConfigError, SignalError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.progress import Bar, waiting
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
+from echox.data.audio_ref import Audio
 from echox.data.manifest import (
     Item,
     Manifest,
@@ -49,13 +50,13 @@ def generate(config: GenerateConfig) -> int:
         CapacityError: memory ran out.
     """
     if config.input is not None:
-        return _generate_one(config)
+        return _generate_one(config, config.input)
     if config.manifest is None:
         raise ConfigError(
             "nothing to answer: give manifest=questions.jsonl, or input=question.wav "
             "output=answer.wav"
         )
-    return _generate_all(config)
+    return _generate_all(config, config.manifest)
 
 
 def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
@@ -68,17 +69,17 @@ def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
     )
 
 
-def _generate_one(config: GenerateConfig) -> int:
+def _generate_one(config: GenerateConfig, question: str) -> int:
     # Wrong paths are reported before models are loaded.
-    audio_header(config.input)
+    audio_header(question)
     if config.stream or config.output == PIPE:
         refuse_output(config.output)
-        answer_live(_load(config), config.input, config.output, config.segments)
+        answer_live(_load(config), question, config.output, config.segments)
         return 0
     refuse_ending(config.output)
     pipeline = _load(config)
     with waiting("answering"):
-        answer = pipeline.answer([load_audio(config.input, pipeline.rate_hz)])[0]
+        answer = pipeline.answer([load_audio(question, pipeline.rate_hz)])[0]
     _print_text(answer, config.limit)
     if not pipeline.speaks:
         print(
@@ -102,9 +103,9 @@ def _print_text(answer: Answer, limit: int) -> None:
     print(f"heard:    {answer.heard}\nanswered: {answer.text}{cut}")
 
 
-def _generate_all(config: GenerateConfig) -> int:
-    manifest = examine_manifest(config.manifest, allow_outside=config.allow_outside)
-    records = Records(Path(config.out_dir), _origin(config), overwrite=config.overwrite)
+def _generate_all(config: GenerateConfig, path: str) -> int:
+    manifest = examine_manifest(path, allow_outside=config.allow_outside)
+    records = Records(Path(config.out_dir), _origin(config, path), overwrite=config.overwrite)
     lines = {row.id: line for row, line in zip(manifest.rows, manifest.lines)}
     # Broken lines are recorded first: they need no model.
     records.add([_problem_record(problem) for problem in manifest.problems])
@@ -115,7 +116,7 @@ def _generate_all(config: GenerateConfig) -> int:
     return _summarise(records.in_order(_ids_in_order(manifest)), config)
 
 
-def _origin(config: GenerateConfig) -> dict[str, Any]:
+def _origin(config: GenerateConfig, path: str) -> dict[str, Any]:
     """What the answers depend on: answers of another origin are not continued."""
     folder = Path(config.checkpoint)
     if is_release(folder):
@@ -124,7 +125,7 @@ def _origin(config: GenerateConfig) -> dict[str, Any]:
         fingerprint = checkpoint.fingerprint(answering_checkpoint(folder))
     return {
         "checkpoint": fingerprint,
-        "manifest": manifest_fingerprint(config.manifest),
+        "manifest": manifest_fingerprint(path),
         "max_tokens": config.limit,
     }
 
@@ -159,7 +160,7 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
     """Rows of similar length together, which takes the least padding."""
 
     def duration_s(row: Row) -> float:
-        clips = (item.audio for item in row.turns if _is_spoken(item))
+        clips = (clip for clip in map(_spoken, row.turns) if clip is not None)
         return sum(audio_header(clip).duration_s for clip in clips)
 
     by_length = sorted(rows, key=duration_s)
@@ -237,15 +238,16 @@ def question_of(row: Row, rate_hz: int) -> Question:
         turns.pop()
     if not turns:
         raise SignalError("the row asks nothing: it has no user turn before the assistant's")
-    clips = tuple(load_audio(item.audio, rate_hz) for item in turns if _is_spoken(item))
+    clips = tuple(load_audio(clip, rate_hz) for clip in map(_spoken, turns) if clip is not None)
     return Question(
-        tuple(Turn(item.role.value, item.text, _is_spoken(item)) for item in turns), clips
+        tuple(Turn(item.role.value, item.text, _spoken(item) is not None) for item in turns), clips
     )
 
 
-def _is_spoken(item: Item) -> bool:
+def _spoken(item: Item) -> Audio | None:
+    """The clip of a turn, as far as the model hears it."""
     # Audio of the assistant is a target of training; its text is what the model reads.
-    return item.audio is not None and item.role is Role.USER
+    return item.audio if item.role is Role.USER else None
 
 
 def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[str, Any]:

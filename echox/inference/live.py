@@ -63,7 +63,7 @@ def answer_live(
             "echo, or an EchoX folder, or leave stream out"
         )
     clip = load_audio(question, pipeline.rate_hz)
-    rate_hz, is_pipe = pipeline.codec.rate_hz, output == PIPE
+    rate_hz, is_pipe = pipeline.require_codec().rate_hz, output == PIPE
     # The samples own stdout, so all text goes to stderr.
     text = sys.stderr if is_pipe else sys.stdout
     pieces = stream(pipeline, Question((Turn(USER, "", True),), (clip,)), segments)
@@ -219,20 +219,20 @@ class GrowingWav(Sink):
 
     def write(self, samples: Tensor) -> None:
         """Append samples [T] and correct the header's length."""
-        if self.file is None:
-            self._open()
+        file = self._open() if self.file is None else self.file
         # `writeframes`, not `writeframesraw`: it writes the length so far into the header.
         self.wave.writeframes(pcm(samples))
-        self.file.flush()
+        file.flush()
 
-    def _open(self) -> None:
+    def _open(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened here, because `wave` gives no access to its file, which is flushed after writes.
-        self.file = self.path.open("wb")
+        file = self.file = self.path.open("wb")
         self.wave = wave.open(self.file, "wb")
         self.wave.setnchannels(1)
         self.wave.setsampwidth(2)
         self.wave.setframerate(self.rate_hz)
+        return file
 
     def close(self) -> None:
         """Close the file, if there was any segment."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.core.checkpoint import META, Checkpoint, described, load, verify
@@ -16,7 +17,10 @@ from echox.core.number_format import recorded
 from echox.inference.pipeline import MAX_TOKENS, SpeechToSpeechPipeline
 from echox.inference.release import RELEASE_TOKENS, load_release_pipeline
 from echox.inference.tts import TTSPipeline
+from echox.models.denoising import T2CModel
+from echox.models.echo import EchoBase
 from echox.models.release.folder import is_release
+from echox.models.speech_llm import SpeechLLM
 from echox.tasks.base import TASKS, Task, Use
 from echox.tasks.recorded import recorded_part, recorded_task
 from echox.tasks.restored import recorded_backbone
@@ -141,9 +145,11 @@ def load_pipeline(
     target = device_named(device)
     bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
     codec = codec_of(checkpoint, codec_folder) if task.use is Use.answer_aloud else None
-    model = task.restore(checkpoint, codec=codec).to(target)
+    model = task.restore(checkpoint, codec=codec)
+    if not isinstance(model, (EchoBase, SpeechLLM)):
+        raise _unusable(checkpoint, model, "EchoBase or SpeechLLM")
     codec = None if codec is None else codec.to(target)
-    return SpeechToSpeechPipeline(model, codec, max_tokens=max_tokens, bf16=bf16)
+    return SpeechToSpeechPipeline(model.to(target), codec, max_tokens=max_tokens, bf16=bf16)
 
 
 def load_tts_pipeline(
@@ -177,8 +183,17 @@ def load_tts_pipeline(
         codec = codec_of(checkpoint, codec_folder).to(target)
     check_codec(checkpoint, codec)
     bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
-    t2c_model = task.restore(checkpoint, backbone=backbone, codec=codec).to(target)
-    return TTSPipeline(t2c_model, backbone, codec, bf16=bf16)
+    restored = task.restore(checkpoint, backbone=backbone, codec=codec)
+    if not isinstance(restored, T2CModel):
+        raise _unusable(checkpoint, restored, "T2CModel")
+    return TTSPipeline(restored.to(target), backbone, codec, bf16=bf16)
+
+
+def _unusable(checkpoint: Checkpoint, model: nn.Module, kinds: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.folder} restores a {type(model).__name__}, but a pipeline answers with "
+        f"{kinds}; the task's `restore` must return one"
+    )
 
 
 def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from echox.inference.answers import (
     answers_of,
     refuse_unanswerable,
 )
-from echox.inference.base import Pipeline
+from echox.inference.base import NO_VOICE, Pipeline
 from echox.inference.tts import TTSPipeline, UnitSynthesizer
 from echox.models.echo import EchoBase, EchoModel
 from echox.models.frozen import halve_frozen
@@ -71,12 +71,22 @@ class SpeechToSpeechPipeline(Pipeline):
         """Whether answers are synthesized, or text alone."""
         return self.echo is not None
 
+    def require_echo(self) -> EchoBase:
+        """Return the model that synthesizes answers.
+
+        Raises:
+            SignalError: the checkpoint is of S2T, which synthesizes nothing.
+        """
+        if self.echo is None:
+            raise SignalError(NO_VOICE)
+        return self.echo
+
     @cached_property
     def unit_engine(self) -> DecodeEngine:
         """The decode engine of all answers' units, shared between batches and streams."""
         # Cached properties, because an engine copies weights: answers in text alone need none.
         with self.autocast():
-            return self.echo.decode_engine(self.max_tokens)
+            return self.require_echo().decode_engine(self.max_tokens)
 
     @cached_property
     def text_engine(self) -> DecodeEngine | None:
@@ -192,16 +202,17 @@ class SpeechToSpeechPipeline(Pipeline):
         """Per row, the units and the samples of its answer."""
         # From the states that predicted the text, not from the text itself: that is Echo.
         hidden, text = generated.hidden, generated.ids
+        echo = self.require_echo()
         with clock.part("units"), self.autocast():
-            spans = self.echo.spans(hidden, generated.lengths)
-            if self.echo.joins_segments:
+            spans = echo.spans(hidden, generated.lengths)
+            if echo.joins_segments:
                 rows = list(range(len(hidden)))
-                pieces = self.echo.speak_spans(hidden, spans, engine=self.unit_engine, text=text)
+                pieces = echo.speak_spans(hidden, spans, engine=self.unit_engine, text=text)
             else:
                 rows = spans.rows.tolist()
-                pieces = self.echo.speak_segments(hidden, spans, engine=self.unit_engine, text=text)
+                pieces = echo.speak_segments(hidden, spans, engine=self.unit_engine, text=text)
         # Outside autocast, for the synthesizer has its own.
-        units, samples = UnitSynthesizer(self.codec, self.bf16).synthesize(pieces, clock)
+        units, samples = UnitSynthesizer(self.require_codec(), self.bf16).synthesize(pieces, clock)
         speech = [NO_SPEECH] * len(hidden)
         for row, piece in zip(rows, zip(units, samples)):
             speech[row] = _joined(speech[row], piece)
@@ -226,9 +237,8 @@ class SpeechToSpeechPipeline(Pipeline):
                 "this checkpoint has no voice for typed texts; load one of stage echo or t2c"
             )
         # With the shared engine: building one copies the decoder's weights.
-        tts = TTSPipeline(
-            self.echo.voice, self.backbone, self.codec, bf16=self.bf16, engine=self.unit_engine
-        )
+        voice, codec = self.echo.voice, self.require_codec()
+        tts = TTSPipeline(voice, self.backbone, codec, bf16=self.bf16, engine=self.unit_engine)
         return tts.synthesize(texts)
 
     def answer_typed(self, questions: Sequence[str], *, trained: bool = True) -> list[str]:

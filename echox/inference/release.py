@@ -50,13 +50,13 @@ def load_release_pipeline(
     # Half precision as released where that is fast; CPUs multiply it slowly.
     model = build(release, dtype=None if target.type == "cuda" else torch.float32)
     speech_llm = ReleaseSpeechLLM(encoder, model).to(target)
-    # The weights have their precision already, so nothing runs under autocast.
-    settings = {"max_tokens": max_tokens, "bf16": False}
     if not release.speaks:
         # Soundwave has no unit translator, and no vocoder in its folder.
-        return SpeechToSpeechPipeline(speech_llm, None, **settings)
+        return SpeechToSpeechPipeline(speech_llm, None, max_tokens=max_tokens, bf16=False)
     codec = CODECS.build(CODECS.parse({"name": "unit_hifigan", "folder": str(folder)}))
-    return SpeechToSpeechPipeline(ReleaseEcho(speech_llm), codec.to(target), **settings)
+    echo, codec = ReleaseEcho(speech_llm), codec.to(target)
+    # The weights have their precision already, so nothing runs under autocast.
+    return SpeechToSpeechPipeline(echo, codec, max_tokens=max_tokens, bf16=False)
 
 
 def _encoder(weights: str, dim: int) -> Encoder:

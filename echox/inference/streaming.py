@@ -52,8 +52,9 @@ def stream(
 
 def _cutter(pipeline: SpeechToSpeechPipeline, segments: SegmentsConfig | None) -> Cutter:
     # An echo checkpoint that was trained on whole answers has no cutter of its own.
-    if segments is None and pipeline.echo.cutter is not None:
-        return pipeline.echo.cutter
+    own = pipeline.require_echo().cutter
+    if segments is None and own is not None:
+        return own
     return Cutter(segments or SegmentsConfig(), pipeline.backbone)
 
 
@@ -70,8 +71,11 @@ def _decode_steps(
     while True:
         # No context is left open over a yield: it would hold for whoever takes the token.
         with pipeline.autocast():
-            token, states = next(steps, (None, None))
-        if token is None or int(token) == backbone.end_id:
+            step = next(steps, None)
+        if step is None:
+            return
+        token, states = step
+        if int(token) == backbone.end_id:
             return
         yield int(token), states[0]
 
@@ -85,9 +89,9 @@ def _synthesized(
     hidden = torch.stack(states)[None]  # [1, S, H]
     text = torch.tensor(tokens, device=pipeline.device)[None]  # [1, S]
     with pipeline.autocast():
-        unit_tokens = pipeline.echo.speak_spans(
+        unit_tokens = pipeline.require_echo().speak_spans(
             hidden, span, engine=pipeline.unit_engine, text=text
         )
-    synthesizer = UnitSynthesizer(pipeline.codec, pipeline.bf16)
+    synthesizer = UnitSynthesizer(pipeline.require_codec(), pipeline.bf16)
     _, (samples,) = synthesizer.synthesize(unit_tokens, Clock(pipeline.device))
     return Piece(pipeline.backbone.detokenize(tokens), samples)

@@ -111,6 +111,10 @@ class DenoisingAdapter(nn.Module):
         correction = self.down(self.drop(F.relu(self.up(self.norm(hidden)))))
         if candidates is None:
             return correction
+        if rows is None:
+            raise ConfigError(
+                "likely tokens are mixed by their text vectors; give the unit decoder's rows too"
+            )
         return _mixed(candidates, rows).to(correction.dtype) + correction
 
 

@@ -91,6 +91,9 @@ class SpeechAdapter(nn.Module):
     posterior times embedding table is ours.
     """
 
+    token_ids: Tensor
+    token_rows: Tensor
+
     # Parts as reports name them -> the modules that they are.
     parts = {
         "projector": ("projector",),

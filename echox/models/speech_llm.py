@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from echox.core.errors import SignalError
 from echox.core.signals import Features, Waveform, valid_mask
 from echox.data.audio import pad_waveforms
 from echox.encoders.base import Encoder
-from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter, SpeechAdapterConfig
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig
 
 AUDIO = -200  # placeholder in prompt ids for a clip's vectors
 PAD = -300  # right padding of prompt ids
@@ -29,8 +30,20 @@ class Prompted:
     positions: Tensor  # [B, N] position of each prompt id; of a placeholder, where its clip begins
 
 
+class SpeechVectors(Protocol):
+    """What an adapter makes of A clips."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """Vectors of the language model [A, L, H], right-padded."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Vectors [A] of each clip."""
+
+
 class SpeechLLM(nn.Module):
-    """A speech encoder, an adapter and a causal language model."""
+    """A frozen speech encoder, an adapter and a causal language model."""
 
     def __init__(self, encoder: Encoder, adapter: SpeechAdapter, backbone: Backbone) -> None:
         super().__init__()
@@ -40,7 +53,7 @@ class SpeechLLM(nn.Module):
 
     @torch.no_grad()
     def encode_audio(self, wave: Waveform) -> Features:
-        """Encode samples [B, T] without gradients, as inference does.
+        """Encode samples [B, T] with the frozen encoder.
 
         Raises:
             SignalError: `wave.rate_hz` is not the encoder's.
@@ -53,7 +66,7 @@ class SpeechLLM(nn.Module):
         return self.encode_audio(wave.to(self.backbone.head_rows().device))
 
     def prompt(
-        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor, answer_tokens: int = 0
+        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor, answer_tokens: int = 0
     ) -> Prompted:
         """Replace the placeholders of prompts by the clips' vectors.
 

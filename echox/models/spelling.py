@@ -53,6 +53,9 @@ class TextRows(nn.Module):
     hidden states live in that space (the EchoX release ties them likewise).
     """
 
+    rows: Tensor
+    letters: Tensor
+
     def __init__(
         self,
         head_rows: Tensor,
@@ -126,6 +129,8 @@ class NgramRows(nn.Module):
 
     Source: subword vectors of fastText, Bojanowski et al. 2017 (arXiv:1607.04606).
     """
+
+    members: Tensor
 
     def __init__(self, texts: Sequence[str], channels: int, hidden_size: int) -> None:
         """Number the letter groups of all tokens and draw their vectors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class UnitDecoder(nn.Module):
         self.spoken_in = nn.Linear(config.width, config.width)
         # Three marks in the first codebook; the others have only BEGIN, for silence.
         sizes = [unit_vocab_size + 3, *[unit_vocab_size + 1] * (codebooks - 1)]
-        self.words = nn.Embedding(sum(sizes), config.width)
+        self.words = _CodeTable(sum(sizes), config.width)
         # The vectors of a step's K codes are added, so their variances are.
         nn.init.normal_(self.words.weight, std=0.5 * codebooks**-0.5)
         first_rows = torch.tensor([0, *accumulate(sizes)][:-1])  # [K] of each codebook
@@ -256,24 +257,29 @@ class UnitDecoder(nn.Module):
         ]
 
 
+class _CodeTable(nn.Embedding):
+    """Vectors of the output ids of all codebooks, one codebook's after the other's."""
+
+    first_rows: Tensor  # [K] of each codebook
+
+
 def _llama_body(config: UnitDecoderConfig) -> transformers.LlamaModel:
     """A Llama that reads vectors, without an embedding of its own."""
-    body = transformers.LlamaModel(
-        transformers.LlamaConfig(
-            vocab_size=1,
-            bos_token_id=None,
-            eos_token_id=None,
-            hidden_size=config.width,
-            intermediate_size=config.feed_forward,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=config.positions,
-            attention_dropout=config.attention_dropout,
-            attn_implementation="sdpa",
-            tie_word_embeddings=False,
-        )
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": 1,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "max_position_embeddings": config.positions,
+        "attention_dropout": config.attention_dropout,
+        "attn_implementation": "sdpa",
+        "tie_word_embeddings": False,
+    }
+    body = transformers.LlamaModel(transformers.LlamaConfig(**settings))
     # The decoder reads vectors of its own table; the body's would never get a gradient.
-    body.embed_tokens = None
+    body.register_module("embed_tokens", None)
     return body

@@ -11,7 +11,7 @@ from torch import Tensor
 from echox.core.errors import SignalError
 from echox.decoding.body import lazy_zeros
 from echox.decoding.engine import DecodeEngine, Impl
-from echox.decoding.steps import Request, Rows, Steps
+from echox.decoding.steps import Request, Rows, Steps, embedding_of
 from echox.kernels.unit_decode import GREEDY, UnitHead, UnitRequest, UnitStep
 from echox.models.codebook_pattern import aligned
 from echox.models.unit_decoder import UnitDecoder
@@ -74,11 +74,11 @@ class UnitDecoderSteps(Steps):
     def inputs(self, step: UnitStep, rows: Rows) -> Tensor:
         """The sampled token's vector plus that of the current text token, [A, C]."""
         if not self.decoder.config.monotonic:
-            return step.embedding
+            return embedding_of(step)
         is_next = step.tokens[:, 0] == self.decoder.next_id
         rows.rules["passed"].add_(is_next)
         rows.rules["run"].add_(1).masked_fill_(is_next, 0)
-        return step.embedding + _select(rows.rules["conditioning"], rows.rules["passed"])
+        return embedding_of(step) + _select(rows.rules["conditioning"], rows.rules["passed"])
 
     def request_for(self, prefix: Tensor, conditioning: Tensor, sampling: UnitRequest) -> Request:
         """A request for the unit tokens of one text.
@@ -96,7 +96,8 @@ class UnitDecoderSteps(Steps):
         sampling = replace(sampling, allowed=[*codes, (mark, mark + 1)])
         if not decoder.config.monotonic:
             return Request(torch.cat([prefix, begin[None]]), sampling)
-        rules = {"passed": 0, "run": 0, "text_length": len(prefix), "conditioning": conditioning}
+        rules: dict[str, Tensor | int] = {"passed": 0, "run": 0, "text_length": len(prefix)}
+        rules["conditioning"] = conditioning
         return Request(torch.cat([prefix, (begin + conditioning[0])[None]]), sampling, rules)
 
 
@@ -141,7 +142,7 @@ class CodebookDecoderSteps(UnitDecoderSteps):
         _schedule_end(rows, first[:, 0] == self.decoder.end_id, self.max_delay)
         beside_mark = self.undelayed & (first >= self.decoder.unit_vocab_size)
         tokens = torch.where(beside_mark, self.decoder.begin_id, step.tokens)
-        vectors = self.head.embedding[tokens + self.head.at[:-1]].sum(1)
+        vectors = self.head.require_embedding()[tokens + self.head.at[:-1]].sum(1)
         return super().inputs(replace(step, embedding=vectors), rows)
 
     def request_for(self, prefix: Tensor, conditioning: Tensor, sampling: UnitRequest) -> Request:
@@ -178,7 +179,7 @@ def _select(table: Tensor, index: Tensor) -> Tensor:
 
 def unit_decode_engine(
     decoder: UnitDecoder, *, slots: int = SLOTS, capacity: int | None = None, impl: Impl = Impl.auto
-) -> DecodeEngine:
+) -> DecodeEngine[UnitDecoderSteps]:
     """Build a decode engine with a copy of a unit decoder's present weights.
 
     Args:
@@ -204,7 +205,7 @@ def generate_targets(
     max_steps: int = 1024,
     *,
     sampling: UnitRequest = GREEDY,
-    engine: DecodeEngine | None = None,
+    engine: DecodeEngine[UnitDecoderSteps] | None = None,
 ) -> list[list[int]]:
     """Generate targets of the unit decoder: unit tokens, NEXT marks and END.
 
@@ -254,7 +255,7 @@ def generate_unit_tokens(
     text: Tensor,
     text_lengths: Tensor,
     max_steps: int = 1024,
-    engine: DecodeEngine | None = None,
+    engine: DecodeEngine[UnitDecoderSteps] | None = None,
 ) -> list[list[int]]:
     """Generate unit tokens for texts, greedy; rows never influence each other.
 

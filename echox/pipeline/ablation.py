@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from echox.codecs.base import CODECS, Codec
 from echox.core import checkpoint
@@ -36,12 +35,14 @@ from echox.evaluation.agreement import (
 from echox.evaluation.page import protocol_lines, table_lines
 from echox.inference.load import load_tts_pipeline
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.models.echo import EchoModel
+from echox.models.speech_llm import SpeechLLM
 from echox.pipeline.compose import amended
 from echox.pipeline.recipe import Recipe, from_dict, in_full
 from echox.pipeline.recipe_files import recipe_folders
 from echox.pipeline.run import train_stage
 from echox.pipeline.tasks import finished_parents, stage_task
-from echox.tasks.base import Use
+from echox.tasks.base import TaskConfig, Use
 
 REVISION = 1  # raised when the content of a stored row changes
 UNTRAINED = "Echo, untrained"
@@ -171,6 +172,11 @@ def _rows(
     return recordings, ways
 
 
+def _held_out_manifests(task: TaskConfig) -> list[str]:
+    """The validation manifests of a task; none where it names its data otherwise."""
+    return list(getattr(getattr(task, "data", None), "valid", ()))
+
+
 class _Bench:
     """A finished run and the questions that its ways answer."""
 
@@ -181,9 +187,10 @@ class _Bench:
         self.device = device_named(config.device)
         # The run's own recipe, since ways must differ from it by their changes alone.
         recipe = _recipe_of(self.run)
-        self.stage = recipe.last(Use.answer_aloud)
-        if self.stage is None:
+        stage = recipe.last(Use.answer_aloud)
+        if stage is None:
             raise ConfigError(f"{self.run} has no stage that answers aloud, such as echo")
+        self.stage = stage
         finals = finished_parents(recipe, self.stage, self.run)
         self.parents = {role: _weights_of(final) for role, final in finals.items()}
         self.t2c = self.run / self._t2c_of(recipe) / "final"
@@ -216,7 +223,7 @@ class _Bench:
 
     def _held_out_rows(self) -> list[Row]:
         """Draw held-out questions, and sort them by duration for batches of little padding."""
-        paths = self.config.manifests or self.recipe.plan(self.stage).task.data.valid
+        paths = self.config.manifests or _held_out_manifests(self.recipe.plan(self.stage).task)
         # More than one turn: a question before its answer.
         rows = [
             row
@@ -230,7 +237,7 @@ class _Bench:
             )
         random.Random(self.config.seed).shuffle(rows)
         # Recorded answers first, in shuffled order, because the sort is stable.
-        rows.sort(key=lambda row: row.answer.audio is None)
+        rows.sort(key=lambda row: row.require_answer().audio is None)
         return sorted(rows[: self.config.questions], key=_question_s)
 
     def stored(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
@@ -266,7 +273,7 @@ class _Bench:
             for record in spoken_answers(pipeline, cascade, batch)
         ]
 
-    def _model(self, recipe: Recipe, is_trained: bool) -> nn.Module:
+    def _model(self, recipe: Recipe, is_trained: bool) -> EchoModel | SpeechLLM:
         final = None
         if is_trained:
             final = train_stage(recipe, self.stage, self.device, parents=self.run)

@@ -43,10 +43,10 @@ def field_paths(tree: DictConfig, path: str = "") -> Iterator[str]:
         path: beginning of the keys, with its final dot.
     """
     configs = dict(nodes(tree))
-    for key in tree:
+    for key in map(str, tree):
         yield f"{path}{key}"
-        if str(key) in configs:
-            yield from field_paths(configs[str(key)], f"{path}{key}.")
+        if key in configs:
+            yield from field_paths(configs[key], f"{path}{key}.")
 
 
 def type_at(tree: DictConfig, key: str) -> Any:
@@ -97,7 +97,8 @@ def type_name(hint: Any) -> str:
 def config_type_of(hint: Any) -> type | None:
     """Return the dataclass among the types of a field, or None."""
     candidates = (hint, *typing.get_args(hint))
-    return next((option for option in candidates if dataclasses.is_dataclass(option)), None)
+    types = (option for option in candidates if isinstance(option, type))
+    return next((option for option in types if dataclasses.is_dataclass(option)), None)
 
 
 def kind_at(tree: DictConfig, key: str) -> str | None:

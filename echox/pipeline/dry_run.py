@@ -327,7 +327,9 @@ def _read_manifests(recipe: Recipe) -> list[str]:
     paths += read_units(recipe)
     if uses_codec(recipe) and not _is_codec_ready(recipe):
         paths += recipe.codec_speech
-    return paths + ([recipe.example] if recipe.answers_example else [])
+    if recipe.answers_example and recipe.example is not None:
+        paths.append(recipe.example)
+    return paths
 
 
 def _is_made(recipe: Recipe, path: str) -> bool:

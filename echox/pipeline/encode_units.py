@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -111,7 +111,7 @@ def _workers(config: EncodeUnitsConfig, device: torch.device) -> int:
 
 
 @contextmanager
-def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[list[BaseProcess]]:
+def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[Sequence[BaseProcess]]:
     """Start processes that encode; they end with the block, killed if it is left by an error."""
     # Spawned, since CUDA cannot be used in a forked process.
     context = multiprocessing.get_context("spawn")
@@ -179,7 +179,7 @@ def _work(
 
 
 def _watch(
-    processes: list[BaseProcess], config: EncodeUnitsConfig, fingerprint: str, bf16: bool
+    processes: Sequence[BaseProcess], config: EncodeUnitsConfig, fingerprint: str, bf16: bool
 ) -> None:
     """Draw the progress of the processes, until they have ended or a manifest is complete."""
     for name in config.manifests:

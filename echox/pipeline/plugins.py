@@ -8,6 +8,7 @@ stays registered.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -84,10 +85,10 @@ def discover(plugin_dirs: Iterable[str | Path] = ()) -> Discovery:
     """
     # Built-in parts first, so that of two parts of one name the plugin is the second.
     for name in _built_in_modules():
-        _load(name, name, lambda name=name: importlib.import_module(name))
+        _load(name, name, functools.partial(importlib.import_module, name))
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         origin = f"entry point {point.name} = {point.value}"
-        _load(origin, origin, lambda point=point, origin=origin: _load_entry_point(point, origin))
+        _load(origin, origin, functools.partial(_load_entry_point, point, origin))
     for folder in _folders(plugin_dirs):
         for path in _plugin_paths(folder):
             _load_path(path)
@@ -159,6 +160,8 @@ def _run_file(path: Path, source: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         name, source, submodule_search_locations=locations
     )
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is no Python module; name a .py file or a package's folder")
     module = importlib.util.module_from_spec(spec)
     # Before it is executed, because dataclasses look up their module there.
     sys.modules[name] = module

@@ -38,7 +38,7 @@ from echox.core.config import from_plain, near, neutral, to_plain
 from echox.core.errors import ConfigError
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.criteria.base import CriterionConfig
-from echox.encoders.base import EncoderConfig, cannot_train_reason
+from echox.encoders.base import EncoderConfig
 from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
@@ -213,9 +213,36 @@ class Recipe:
         is_complete = self.example is not None and not self.stage
         return is_complete and self.last(Use.answer_aloud) is not None
 
+    def require_corpus(self) -> DemoCorpusConfig:
+        """Return the config of the corpus that the run makes.
+
+        Raises:
+            ConfigError: it makes none.
+        """
+        if self.corpus is None:
+            raise ConfigError("this recipe makes no corpus; set corpus.folder to make one")
+        return self.corpus
+
+    def require_refit(self) -> Path:
+        """Return the folder of the finished run that is fitted to this language model.
+
+        Raises:
+            ConfigError: none is named.
+        """
+        if self.refit is None:
+            raise ConfigError("no finished run is named to refit; set refit=runs/NAME")
+        return Path(self.refit)
+
     def plan(self, stage: str) -> StagePlan:
-        """Return the plan of a stage by its name."""
-        return self.stages[stage]
+        """Return the plan of a stage by its name.
+
+        Raises:
+            ConfigError: the recipe leaves the stage out.
+        """
+        plan = self.stages[stage]
+        if plan is None:
+            raise ConfigError(f"stages.{stage} is null, which leaves it out; give it a task")
+        return plan
 
     def task_type(self, stage: str) -> type[Task]:
         """Return the class of a stage's task.
@@ -223,7 +250,7 @@ class Recipe:
         Raises:
             PluginError: the task's name was registered twice.
         """
-        return TASKS.entry_of(self.stages[stage].task).implementation
+        return TASKS.entry_of(self.plan(stage).task).implementation
 
     def parents(self, stage: str) -> dict[str, str]:
         """Return the stages whose checkpoints a stage builds on.
@@ -233,7 +260,7 @@ class Recipe:
             recipe does not consist of such a stage.
         """
         # A role that `after` does not name is filled by the stage of the same name.
-        task, after = self.task_type(stage), self.stages[stage].after
+        task, after = self.task_type(stage), self.plan(stage).after
         names = {role: after.get(role, role) for role in (*task.parents, *task.continues)}
         return {
             role: name
@@ -283,8 +310,7 @@ class Recipe:
 
         Raises:
             ConfigError: a stage needs a part that the recipe does not name, `after` names a role
-                that its task does not have, the encoder is to be trained and cannot be, or a
-                checkpoint is given that no stage takes.
+                that its task does not have, or a checkpoint is given that no stage takes.
         """
         for stage in self.planned:
             for kind in self.task_type(stage).needs:
@@ -294,7 +320,6 @@ class Recipe:
                         f"one of {', '.join(REGISTRIES[kind])}"
                     )
             self._check_roles(stage)
-            self._check_encoder_training(stage)
         tasks = (to_plain(self.plan(stage).task) for stage in self.planned)
         # Otherwise the field would be ignored, and training would start from other weights.
         if self.checkpoint is not None and all(task.get("checkpoint") is None for task in tasks):
@@ -307,25 +332,12 @@ class Recipe:
         """Check that a plan's `after` names roles of its task; another would be ignored."""
         task = self.task_type(stage)
         roles = (*task.parents, *task.continues)
-        for role in self.stages[stage].after:
+        for role in self.plan(stage).after:
             if role not in roles:
                 raise ConfigError(
                     f"{stage}.after names the role {role!r}, which its task does not have"
                     f"{near(role, roles)}; it has {', '.join(roles) or 'none'}"
                 )
-
-    def _check_encoder_training(self, stage: str) -> None:
-        """Check that a stage has a use for the encoder, where that is to be trained."""
-        if self.encoder is None or not self.encoder.train or "encoder" not in self.kinds(stage):
-            return
-        if reason := cannot_train_reason(self.encoder):
-            raise ConfigError(reason)
-        plan = self.stages[stage]
-        if reason := self.task_type(stage).cannot_train_encoder_reason(plan.task):
-            raise ConfigError(
-                f"encoder.train is true, but not for stage {stage!r}: {reason}; set "
-                "encoder.train=false, or leave the stage out of only"
-            )
 
 
 def load_recipe(

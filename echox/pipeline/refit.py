@@ -35,7 +35,7 @@ def refitted(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         raise ConfigError(
             "refit trains a stage that answers aloud, such as echo; the recipe has none"
         )
-    parent = next(iter(finished_parents(recipe, stage, Path(recipe.refit)).values()))
+    parent = next(iter(finished_parents(recipe, stage, recipe.require_refit()).values()))
     before = from_dict(checkpoint.verify(parent)["recipe"])
     # Built with its weights, since the lineage records their fingerprint.
     model = BACKBONES.build(recipe.backbone)

@@ -18,6 +18,7 @@ from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS
 from echox.core.device import device_named
 from echox.core.errors import ConfigError, ManifestError
+from echox.core.indexable import Indexable
 from echox.core.number_format import kept_in
 from echox.core.packages import require
 from echox.core.progress import print_message, skip, step_of
@@ -28,6 +29,7 @@ from echox.corpora.own_answers import OwnAnswer
 from echox.corpora.units import UnitsConfig, write_units
 from echox.criteria.base import CRITERIA
 from echox.data.audio import audio_header, duration_s, load_audio, save_audio
+from echox.data.audio_ref import Audio
 from echox.data.manifest import OnBroken, Role, read_manifests
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import answers_and_ends
@@ -96,7 +98,7 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
     steps = steps_of(recipe, apart)
     planned, costs = planned_steps(recipe, steps), costs_file(recipe)
     for number, step in enumerate(steps, 1):
-        clock = clock_of(costs, planned, number, done=steps[: number - 1])
+        clock = clock_of(costs, planned, number, done=[each.name for each in steps[: number - 1]])
         if world.is_main:
             print_message(clock.title())
         if apart:
@@ -162,7 +164,7 @@ def _make_corpus(recipe: Recipe, device: torch.device) -> None:
     """Build the corpus, unless it is finished."""
     language_model = _LanguageModel(recipe, device, uses_bf16(Precision.auto, device))
     build_demo_corpus(
-        recipe.corpus,
+        recipe.require_corpus(),
         language_model.answers,
         language_model.token_texts,
         overwrite=recipe.overwrite,
@@ -231,7 +233,7 @@ class _LanguageModel:
         return self.backbone.token_texts()
 
 
-class SpeechClips(Sequence[Tensor]):
+class SpeechClips(Indexable[Tensor]):
     """The assistant's recordings in manifests, each read when it is indexed."""
 
     def __init__(
@@ -270,7 +272,7 @@ class SpeechClips(Sequence[Tensor]):
         return load_audio(self.paths[index], self.rate_hz)
 
 
-def _clip_count(paths: Sequence[Path], hours: float | None) -> int:
+def _clip_count(paths: Sequence[Audio], hours: float | None) -> int:
     """Return how many of the recordings last about `hours`, judged by their mean duration."""
     total_hours = sum(map(duration_s, paths)) / 3600
     if hours is None or total_hours <= hours:
@@ -376,7 +378,8 @@ def refit(recipe: Recipe) -> Path:
     with world.main_first():
         fitted, lineage = refitted(recipe)
         prepare_rerun(fitted, makes_room=world.is_main)
-    return train_stage(fitted, fitted.stage, device, parents=Path(recipe.refit), lineage=lineage)
+    (stage,) = fitted.planned
+    return train_stage(fitted, stage, device, parents=recipe.require_refit(), lineage=lineage)
 
 
 def _answer_example(recipe: Recipe) -> None:
@@ -389,20 +392,23 @@ def _answer_example(recipe: Recipe) -> None:
     # Imported here because most runs have no example.
     from echox.inference.batch_run import GenerateConfig, generate
 
+    stage = recipe.last(Use.answer_aloud)
+    if recipe.example is None or stage is None:
+        return  # `answers_example` is false of such a recipe
     clip = _first_spoken_question(recipe.example)
     question, answer = example_files(recipe)
     # At its own rate, since a person listens to it and the model resamples it anyway.
     rate_hz = audio_header(clip).rate_hz
     save_audio(question, load_audio(clip, rate_hz), rate_hz)
     print_message(f"asked:    {question}")
-    final = Path(recipe.run_dir) / recipe.last(Use.answer_aloud) / "final"
+    final = Path(recipe.run_dir) / stage / "final"
     config = GenerateConfig(
         checkpoint=str(final), input=str(question), output=str(answer), device=recipe.device
     )
     generate(config)
 
 
-def _first_spoken_question(manifest: str) -> Path:
+def _first_spoken_question(manifest: str) -> Audio:
     rows = read_manifests([manifest], on_broken=OnBroken.skip)
     for row in rows:
         for item in row.turns:
@@ -418,6 +424,8 @@ def _report(recipe: Recipe, device: torch.device) -> None:
     # Imported here because a run without a report needs no recogniser.
     from echox.evaluation.report import evaluate
 
-    corpus = recipe.corpus.folder if recipe.corpus else recipe.report.corpus
-    settings = {"run": recipe.run_dir, "corpus": corpus, "device": str(device)}
-    evaluate(dataclasses.replace(recipe.report, **settings))
+    report = recipe.report
+    if report is None:
+        return  # such a recipe has no step of a report
+    corpus = recipe.corpus.folder if recipe.corpus else report.corpus
+    evaluate(dataclasses.replace(report, run=recipe.run_dir, corpus=corpus, device=str(device)))

@@ -159,10 +159,11 @@ def _share_of_stage_left(recipe: Recipe, stage: str) -> float:
 
 def _has_corpus(recipe: Recipe) -> bool:
     try:
-        fingerprint = corpus_fingerprint(recipe.corpus, with_own_answers=True, with_words=True)
+        corpus = recipe.require_corpus()
+        fingerprint = corpus_fingerprint(corpus, with_own_answers=True, with_words=True)
     except EchoxError:
         return False  # the step itself reports the error
-    return is_built(Path(recipe.corpus.folder), fingerprint)
+    return is_built(Path(corpus.folder), fingerprint)
 
 
 def _has_codec(recipe: Recipe) -> bool:

@@ -7,19 +7,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from echox.backbones.base import Backbone, BackboneConfig
 from echox.codecs.base import Codec, CodecConfig
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError, ConfigError
+from echox.core.indexable import Indexable
 from echox.core.registry import Registry
 from echox.core.signals import Batch, Outputs
 from echox.encoders.base import EncoderConfig
+
+E = TypeVar("E")
+Model = TypeVar("Model", bound=nn.Module)
+Part = TypeVar("Part", bound=nn.Module)
+TaskBatch = TypeVar("TaskBatch", bound=Batch)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +69,25 @@ class Outline:
     # Name -> estimated bytes kept from forward to backward, per unit of cost.
     activations: Mapping[str, float]
     notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
+
+    def module(self, path: str, kind: type[Part]) -> Part:
+        """Return a module of the model, for a stage whose model is built on this one's.
+
+        Args:
+            path: name of the module in `model`; "" is the model itself.
+            kind: the class that it must have.
+
+        Raises:
+            ConfigError: the model has no such module.
+        """
+        found = dict(self.model.named_modules(remove_duplicate=False)).get(path)
+        if not isinstance(found, kind):
+            raise ConfigError(
+                f"a stage needs a {kind.__name__}{f' called {path!r}' if path else ''} of the "
+                f"stage before it, whose model is a {type(self.model).__name__}; name another "
+                "stage in `after`"
+            )
+        return found
 
 
 class Use(enum.Enum):
@@ -134,7 +160,7 @@ class AuditBatch:
     notes: Sequence[str] = ()  # what a person must know beside this, each a sentence
 
 
-class Examples(Sequence[Any], ABC):
+class Examples(Indexable[E], Dataset[E], ABC):
     """Map-style split of the data; each example has a cost, by which batches are bucketed."""
 
     @abstractmethod
@@ -148,7 +174,7 @@ class Examples(Sequence[Any], ABC):
         """
         return np.fromiter(map(self.cost, range(len(self))), dtype=np.int64, count=len(self))
 
-    def at(self, index: int, epoch: int) -> Any:
+    def at(self, index: int, epoch: int) -> E:
         """Return an example as it is in an epoch of training, augmented where the task does so.
 
         Args:
@@ -159,17 +185,18 @@ class Examples(Sequence[Any], ABC):
         return self[index]
 
 
-class Task(ABC):
+class Task(ABC, Generic[Model, TaskBatch]):
     """One training stage, constructed as `implementation(config, context)`.
 
-    The constructor is cheap; `build` and `prepare` read weights and data.
+    The constructor is cheap; `build` and `prepare` read weights and data. A task names the types of
+    its model and of its batches: `Task[SpeechLLM, SpeechTextBatch]`.
 
     Needed: `build`, `trained_state_dict`, `examples`, `collate`, `forward`,
     `data_fingerprints`.
 
-    Optional: `parents`, `continues`, `needs`, `takes`, `use`, `cannot_train_encoder_reason`,
-    `manifests`, `missing`, `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`,
-    `score`, `publish`, `audit_batch`.
+    Optional: `parents`, `continues`, `needs`, `takes`, `use`, `manifests`, `missing`,
+    `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`, `score`, `publish`,
+    `audit_batch`.
     """
 
     parents: tuple[str, ...] = ()
@@ -188,7 +215,7 @@ class Task(ABC):
         self.context = context
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> Model:
         """Build the stage's model on the CPU.
 
         Pretrained parts are loaded and frozen, the trained weights of parents are loaded, and the
@@ -198,17 +225,6 @@ class Task(ABC):
             ConfigError, AssetError: a part cannot be built.
             CheckpointError: the checkpoint of a parent does not fit.
         """
-
-    @classmethod
-    def cannot_train_encoder_reason(cls, config: Any) -> str | None:
-        """Return why the stage has no use for an encoder that is trained (`encoder.train`).
-
-        None is for a stage that trains it, or takes it over from a parent as it was trained.
-
-        Args:
-            config: of the task.
-        """
-        return f"{cls.__name__} reads the features of a pretrained encoder"
 
     def manifests(self) -> Sequence[str]:
         """List the manifests it reads; a task without this leaves them out of a dry run."""
@@ -261,13 +277,13 @@ class Task(ABC):
         )
 
     @abstractmethod
-    def trained_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+    def trained_state_dict(self, model: Model) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint must hold, by their names in `model`.
 
         They are all that echox trained, in this stage or in a parent.
         """
 
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
         """Return the trained parameters as groups {"name", "params", "lr_scale"}.
 
         A group may also have a "role". Where one is the discriminator's, a step has two phases: in
@@ -280,7 +296,7 @@ class Task(ABC):
         params = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return [{"name": "all", "params": params, "lr_scale": 1.0}]
 
-    def prepare(self, model: nn.Module) -> None:  # noqa: B027 (doing nothing is a fine default)
+    def prepare(self, model: Model) -> None:  # noqa: B027 (doing nothing is a fine default)
         """Derive what the stage reads, once, and store it in `context.cache_dir`.
 
         It may take long, so it should draw a progress bar; stopped in any way and called again,
@@ -293,7 +309,7 @@ class Task(ABC):
             ManifestError: the data cannot be read.
         """
 
-    def write_labels(self, model: nn.Module) -> Path:
+    def write_labels(self, model: Model) -> Path:
         """Generate the labels that this stage is trained on from its parents' models.
 
         Stopped in any way and called again, it goes on.
@@ -310,7 +326,7 @@ class Task(ABC):
         )
 
     @abstractmethod
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Examples[Any]:
         """Return the examples of a split; `prepare` must have been called.
 
         Args:
@@ -321,7 +337,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TaskBatch:
         """Pad examples into one batch on the CPU.
 
         Args:
@@ -333,7 +349,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+    def forward(self, model: Model, batch: TaskBatch) -> Outputs:
         """Run the model on a batch on the model's device, in training and in validation.
 
         Args:
@@ -344,7 +360,7 @@ class Task(ABC):
             what the stage's criterion reads. A row may not influence another one.
         """
 
-    def score(self, model: nn.Module, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    def score(self, model: Model, batches: Callable[[], Iterable[TaskBatch]]) -> dict[str, float]:
         """Compute validation metrics beyond the loss, such as accuracy or token error rate.
 
         Args:
@@ -354,7 +370,7 @@ class Task(ABC):
         return {}
 
     def publish(  # noqa: B027 (most stages write nothing beside their checkpoint)
-        self, model: nn.Module, folder: Path, step: int
+        self, model: Model, folder: Path, step: int
     ) -> None:
         """Write formats that other programs read, before the final checkpoint, on the main rank.
 
@@ -364,7 +380,7 @@ class Task(ABC):
             step: number of steps the model was trained for.
         """
 
-    def audit_batch(self, model: nn.Module, batch: Batch) -> AuditBatch:
+    def audit_batch(self, model: Model, batch: TaskBatch) -> AuditBatch:
         """Return a batch as its losses see it, which is checked before the first step.
 
         Args:

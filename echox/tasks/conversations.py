@@ -21,7 +21,7 @@ from echox.backbones.base import Backbone, Turn
 from echox.core.config import neutral
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
-from echox.core.signals import Features, Waveform, padded
+from echox.core.signals import Features, padded
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
@@ -36,7 +36,7 @@ from echox.data.manifest import (
     read_manifests,
 )
 from echox.data.text import edit_distance
-from echox.encoders.base import Encoder, features_fingerprint, trains
+from echox.encoders.base import Encoder
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 
 log = logging.getLogger(__name__)
@@ -93,11 +93,11 @@ class SpokenRows:
             Augmentation(config.augmentation) if config.augmentation is not None else None
         )
 
-    def drawn(self, row_id: str, clips: Sequence[Audio], epoch: int) -> tuple[Clip, ...]:
+    def drawn(self, row_id: str, clips: Sequence[Clip], epoch: int) -> tuple[Clip, ...]:
         """Clips of a row as training reads them in an epoch, augmented where that is configured."""
         if self.augmentation is None:
             return tuple(clips)
-        return self.augmentation.drawn(row_id, clips, epoch)
+        return self.augmentation.drawn(row_id, list(map(recording_of, clips)), epoch)
 
     def load(self, clip: Clip, rate_hz: int) -> Tensor:
         """Read the samples of a clip, and augment them where the clip was drawn for an epoch.
@@ -113,8 +113,15 @@ class SpokenRows:
             SignalError: the clip cannot be read, or holds NaN.
         """
         if isinstance(clip, DrawnClip):
-            return self.augmentation.load(clip, rate_hz)
+            return self._required_augmentation().load(clip, rate_hz)
         return load_audio(clip, rate_hz)
+
+    def _required_augmentation(self) -> Augmentation:
+        if self.augmentation is None:
+            raise ConfigError(
+                "a clip was drawn for an epoch by another config; set augmentation in this one too"
+            )
+        return self.augmentation
 
     def paths(self, split: str) -> list[str]:
         """Manifests of a split."""
@@ -212,21 +219,21 @@ def sample_rows(rows: Sequence[Row], count: int, seed: str) -> ChosenRows:
 class SpokenData(SpokenRows):
     """Rows of manifests, and the frozen encoder's features of their clips, cached on disk."""
 
+    config: SpokenDataConfig
+
     def __init__(self, config: SpokenDataConfig, cache_dir: Path) -> None:
         super().__init__(config)
         self.folder = cache_dir / "features"
 
     def cache_features(
-        self, clips: Mapping[str, Sequence[Audio]], encoder: Encoder, *, bf16: bool, label: str
+        self, clips: Mapping[str, Sequence[Clip]], encoder: Encoder, *, bf16: bool, label: str
     ) -> None:
         """Encode the clips that are not cached yet, in batches of like length.
-
-        Of an encoder that is trained nothing is encoded here: `features` gives waveforms then.
 
         Args:
             clips: by split. Where augmentation changes the sound of training clips, those are
                 encoded at each step instead, and not here.
-            encoder: as `build_encoder` returned it, perhaps frozen since.
+            encoder: the frozen encoder.
             bf16: encode under bfloat16 autocast.
             label: words beside the progress bar.
 
@@ -234,26 +241,23 @@ class SpokenData(SpokenRows):
             SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
         """
         # Another precision gives other features, which get a cache of their own.
-        self.trains_encoder = trains(encoder)
-        self.cache = ArrayCache(self.folder, f"{features_fingerprint(encoder)}-{name_of(bf16)}")
+        self.cache = ArrayCache(self.folder, f"{encoder.fingerprint()}-{name_of(bf16)}")
         self._encode = partial(encode_clips, encoder, bf16)
         self.rate_hz, self.dim = encoder.frame_rate_hz, encoder.dim
         self.sample_rate_hz = encoder.rate_hz
-        by_key = {clip_key(clip): clip for split in clips.values() for clip in split}
-        durations_s = {key: audio_header(clip).duration_s for key, clip in by_key.items()}
-        # For clips that are encoded at every step: batching asks for their frames before.
-        self._frames = {
-            key: math.ceil(duration_s * self.rate_hz) for key, duration_s in durations_s.items()
-        }
-        if self.trains_encoder:
-            return
         # Whether training clips sound different at every step; masks alone work on cached features.
-        online = self.augmentation is not None and self.config.augmentation.changes_sound
+        online = self.augmentation is not None and self.augmentation.config.changes_sound
         if online:
             log.warning(
                 "augmentation changes how clips sound, so training encodes them at every step "
                 "instead of once; caches hold the others"
             )
+        by_key = {clip_key(clip): recording_of(clip) for split in clips.values() for clip in split}
+        durations_s = {key: audio_header(clip).duration_s for key, clip in by_key.items()}
+        # For clips that are encoded at every step: batching asks for their frames before.
+        self._frames = {
+            key: math.ceil(duration_s * self.rate_hz) for key, duration_s in durations_s.items()
+        }
         # A dictionary, for unique keys in the order of the clips.
         cached = dict.fromkeys(
             clip_key(clip)
@@ -313,19 +317,18 @@ class SpokenData(SpokenRows):
                 unreadable[0],
             )
 
-    def usable(self, clip: Audio) -> bool:
+    def usable(self, clip: Clip) -> bool:
         """Whether a clip could be decoded and is not too long."""
         return 0 < self.frames(clip) <= self.config.max_audio_s * self.rate_hz
 
-    def features(self, clips: Sequence[Clip]) -> Features | Waveform:
+    def features(self, clips: Sequence[Clip]) -> Features:
         """Features of clips, from the cache, or encoded now where augmentation changes the sound.
 
         Args:
             clips: of `drawn`, or as in the manifest.
 
         Returns:
-            values [A, F, D] float32 on the CPU; where the encoder is trained, the samples [A, T]
-            that `encoded` encodes with the weights of the step.
+            values [A, F, D] float32 on the CPU.
 
         Raises:
             ConfigError: clips would have to be encoded on a GPU in a process that loads data.
@@ -334,13 +337,11 @@ class SpokenData(SpokenRows):
         if not clips:
             lengths = torch.zeros(0, dtype=torch.int64)
             return Features(torch.zeros(0, 1, self.dim), lengths, self.rate_hz)  # A = 0, F = 1
-        if self.trains_encoder:
-            samples = [self.load(clip, self.sample_rate_hz) for clip in clips]
-            return pad_waveforms(samples, self.sample_rate_hz)
         # All clips or none of them are drawn for an epoch.
         drawn = [clip for clip in clips if isinstance(clip, DrawnClip)]
-        keys = [clip_key(clip.audio if isinstance(clip, DrawnClip) else clip) for clip in clips]
-        is_changed = drawn and self.augmentation.config.changes_sound
+        keys = [clip_key(clip) for clip in clips]
+        augmentation = self._required_augmentation() if drawn else None
+        is_changed = augmentation is not None and augmentation.config.changes_sound
         if is_changed or not all(key in self.cache for key in keys):
             features = self._encode([self.load(clip, self.sample_rate_hz) for clip in clips])
             # Batches are collated on the CPU.
@@ -348,7 +349,7 @@ class SpokenData(SpokenRows):
             features = Features(features.values.float(), features.lengths, features.rate_hz)
         else:
             features = self._cached_features(keys)
-        return self.augmentation.hidden(features, drawn) if drawn else features
+        return features if augmentation is None else augmentation.hidden(features, drawn)
 
     def _cached_features(self, keys: Sequence[str]) -> Features:
         values = [self.cache[key] for key in keys]  # [F, D] bfloat16 each
@@ -356,7 +357,7 @@ class SpokenData(SpokenRows):
         padded_values = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
         return Features(padded_values.float(), lengths, self.rate_hz)
 
-    def frames(self, clip: Audio) -> int:
+    def frames(self, clip: Clip) -> int:
         """Number of frames of a clip; estimated from its duration where it is not cached."""
         key = clip_key(clip)
         return self.cache.length(key) if key in self.cache else self._frames[key]
@@ -393,12 +394,17 @@ def encode_clips(encoder: Encoder, bf16: bool, clips: Sequence[Tensor]) -> Featu
     return Features(features.values.bfloat16(), features.lengths, features.rate_hz)
 
 
-def clip_key(clip: Audio) -> str:
+def recording_of(clip: Clip) -> Audio:
+    """The recording of a clip, whether it was drawn for an epoch or not."""
+    return clip.audio if isinstance(clip, DrawnClip) else clip
+
+
+def clip_key(clip: Clip) -> str:
     """Key of a clip's features in the cache.
 
     From the file's path, size and time of change, so that a new recording is encoded anew.
     """
-    ref = audio_ref(clip)
+    ref = audio_ref(recording_of(clip))
     status = ref.file.stat()
     # Clips that are bytes or seconds of a larger file are told apart by name.
     part = "" if ref == AudioRef(ref.file) else f"|{ref.name}"
@@ -430,7 +436,7 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
         for number, piece in enumerate(backbone.prompt(turns))
         for token in ([AUDIO] if number else []) + piece
     ]
-    clips = [item.audio for item, flag in zip(items, has_audio) if flag]
+    clips = [item.audio for item in items if item.audio is not None and item.role is Role.USER]
     if answer is None or not answer.text:
         return ids, [], clips
     end = [] if answer.extra.get(UNFINISHED, False) else [backbone.end_id]

@@ -7,13 +7,14 @@ import zipfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from echox.core.config import to_plain
 from echox.core.errors import AssetError, ManifestError, SignalError
 from echox.core.files import atomic_write, json_hash
+from echox.core.indexable import Indexable
 from echox.core.progress import progress
 from echox.data.manifest import OnBroken, Row
 from echox.tasks.base import StageContext
@@ -27,7 +28,7 @@ ARRAYS = ("numbers", "turns", "costs")
 MAX_EXAMPLES_PER_ROW = 256
 
 
-class LazyExamples(Sequence[E], Generic[E]):
+class LazyExamples(Indexable[E]):
     """Examples made anew at each access; 13 bytes are kept of each.
 
     Args:
@@ -84,7 +85,7 @@ def row_examples(
     *,
     on_broken: OnBroken,
     lengths: Callable[[], Path],
-) -> Sequence[E]:
+) -> Indexable[E]:
     """Examples of rows: a list where the rows are held in memory, else made at access.
 
     Args:
@@ -108,7 +109,8 @@ def row_examples(
         try:
             # Through an open file, because by a path numpy appends an ending of its own.
             with atomic_write(file) as unfinished, unfinished.open("wb") as out:
-                np.savez(out, **arrays)
+                numbers, turns, costs = (arrays[name] for name in ARRAYS)
+                np.savez(out, numbers=numbers, turns=turns, costs=costs)
         except OSError as error:
             raise AssetError(
                 f"the lengths {file} could not be kept: {error.strerror or error}; "
@@ -117,14 +119,14 @@ def row_examples(
     return LazyExamples(rows, make, arrays, on_broken)
 
 
-def cost_at(examples: Sequence[E], index: int, cost: Callable[[E], int]) -> int:
+def cost_at(examples: Indexable[E], index: int, cost: Callable[[E], int]) -> int:
     """Cost of one example of `row_examples`, without making it where its length is known."""
     if isinstance(examples, LazyExamples):
         return int(examples.costs[index])
     return cost(examples[index])
 
 
-def all_costs(examples: Sequence[E], cost: Callable[[E], int]) -> np.ndarray:
+def all_costs(examples: Indexable[E], cost: Callable[[E], int]) -> np.ndarray:
     """Costs [N] of the examples of `row_examples`."""
     if isinstance(examples, LazyExamples):
         return examples.costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from echox.assets.fetch import origin_of
 from echox.assets.shapes import untrained
@@ -12,6 +12,8 @@ from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
 from echox.core.registry import Registry
 from echox.tasks.base import TASKS, TaskConfig
+
+C = TypeVar("C", bound=TaskConfig)
 
 FORMER_STAGES = ("vocoder", "align", "s2t", "t2c", "echo")
 """Fields that held the plan of one stage each in recipes of earlier versions."""
@@ -59,6 +61,22 @@ def recorded_task(checkpoint: Checkpoint, *roles: str) -> TaskConfig:
         stage = after.get(role, role)
     plan = _mapping(checkpoint, plans.get(stage), stage)
     return TASKS.parse(_mapping(checkpoint, plan.get("task"), f"{stage}.task"))
+
+
+def recorded_config(checkpoint: Checkpoint, kind: type[C], *roles: str) -> C:
+    """Return the config of `recorded_task`, which must be of one kind.
+
+    Raises:
+        CheckpointError: the checkpoint does not record it, or it is of another task.
+        PluginError: the task's plugin is not installed.
+    """
+    config = recorded_task(checkpoint, *roles)
+    if not isinstance(config, kind):
+        raise CheckpointError(
+            f"{checkpoint.folder} was trained with a {type(config).__name__} where a "
+            f"{kind.__name__} is needed; name a checkpoint of that task"
+        )
+    return config
 
 
 def recorded_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
@@ -117,7 +135,9 @@ def check_asset_origins(checkpoint: Checkpoint, references: Iterable[str]) -> No
     recorded = _recorded_origins(checkpoint)
     for reference in references:
         before = recorded.get(reference)
-        now = None if before is None else origin_of(reference)
+        if before is None:
+            continue
+        now = origin_of(reference)
         # Commits and conversions may differ: most of their changes leave the weights alone.
         if now is not None and _source_of(now) is not _source_of(before):
             raise CheckpointError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from echox.assets.sources import taking_from
 from echox.backbones.base import BACKBONES, Backbone
+from echox.codecs.base import Codec
 from echox.core import checkpoint as checkpoints
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
 from echox.core.registry import Registry
 from echox.encoders.base import ENCODERS
+from echox.models.speech_adapter import SpeechAdapterConfig
 from echox.models.speech_llm import SpeechLLM, join_speech_llm
 from echox.tasks.recorded import (
     check_asset_origins,
@@ -23,8 +25,10 @@ from echox.tasks.recorded import (
     weights_of,
 )
 
+M = TypeVar("M", bound=nn.Module)
 
-def filled(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+
+def filled(model: M, checkpoint: Checkpoint) -> M:
     """Copy all tensors of a checkpoint into a model, and return it in eval mode.
 
     Raises:
@@ -55,6 +59,39 @@ def _built_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
     return part
 
 
+def recorded_adapter(checkpoint: Checkpoint, *roles: str) -> SpeechAdapterConfig:
+    """Return the shape of the speech adapter that a checkpoint records.
+
+    Args:
+        checkpoint: of a stage that trains the adapter, whatever its task.
+        roles: path to a stage before it, as `recorded_task` takes it.
+
+    Raises:
+        CheckpointError: the task that it records has no adapter.
+    """
+    config = recorded_task(checkpoint, *roles)
+    shape = getattr(config, "adapter", None)
+    if not isinstance(shape, SpeechAdapterConfig):
+        raise CheckpointError(
+            f"{checkpoint.folder} records a {type(config).__name__}, which has no speech adapter; "
+            "it must come from the align, s2t or echo stage"
+        )
+    return shape
+
+
+def required_codec(checkpoint: Checkpoint, codec: Codec | None) -> Codec:
+    """Return the codec with which a checkpoint that synthesizes speech is loaded.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if codec is None:
+        raise CheckpointError(
+            f"{checkpoint.folder} synthesizes speech, so it cannot be loaded without its codec"
+        )
+    return codec
+
+
 def empty_speech_llm(
     checkpoint: Checkpoint, roles: Sequence[str], prefix: str, backbone: Backbone | None
 ) -> SpeechLLM:
@@ -79,6 +116,6 @@ def empty_speech_llm(
     # [C - 1] ids of the CTC vocabulary, which give the adapter its number of classes.
     token_ids = checkpoint.tensors[name]
     encoder = _built_part(checkpoint, "encoder", ENCODERS)
-    shape = recorded_task(checkpoint, *roles).adapter
+    shape = recorded_adapter(checkpoint, *roles)
     backbone = backbone or recorded_backbone(checkpoint)
     return join_speech_llm(encoder, backbone, shape, token_ids)

@@ -51,7 +51,8 @@ def offline_config(config_type: type) -> Any:
         its defaults, with random weights where it, or the config of a part inside it, has a field
         for weights or a fitted folder; for a task, the config of the smoke recipe.
     """
-    if issubclass(config_type, TaskConfig):
+    is_task = issubclass(config_type, TaskConfig)
+    if is_task:
         # Imported here because it imports the whole pipeline.
         from echox.testing.noise_corpus import small_config
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -331,7 +332,8 @@ def _example_for(config: CriterionConfig) -> Example | None:
     hints = typing.get_type_hints(CRITERIA.entry_of(config).implementation.forward)
     # By annotation, because the rule must know the type before it can call `forward`.
     outputs = hints.get("outputs")
-    return EXAMPLES.get(outputs) or getattr(outputs, "example", None)
+    known = None if outputs is None else EXAMPLES.get(outputs)
+    return known or getattr(outputs, "example", None)
 
 
 def _example(config: CriterionConfig, rows: int) -> tuple[Outputs, Batch]:
@@ -349,7 +351,7 @@ def _batch(rows: int, targets: int) -> Batch:
     return Batch(tuple(f"row-{number}" for number in range(rows)), max(1, rows * targets))
 
 
-def _alignment(generator: torch.Generator, rows: int) -> dict[str, Tensor]:
+def _alignment(generator: torch.Generator, rows: int) -> dict[str, Any]:
     """Return clips with CTC targets; for no rows, one clip without targets."""
     clips = max(1, rows)
     lengths = torch.tensor([WORDS - number % 2 for number in range(clips)])
@@ -363,14 +365,14 @@ def _alignment(generator: torch.Generator, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _labelled(generator: torch.Generator, name: str, rows: int) -> dict[str, Tensor]:
+def _labelled(generator: torch.Generator, name: str, rows: int) -> dict[str, Any]:
     return {
         f"{name}_logits": torch.randn(rows * WORDS, CHOICES, generator=generator),
         f"{name}_labels": torch.randint(0, CHOICES, (rows * WORDS,), generator=generator),
     }
 
 
-def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Tensor | CodecHead]:
+def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Any]:
     head = CodecHead(WIDTH, CHOICES).requires_grad_(False)
     # One head for all examples, because `_joined` keeps that of the first.
     head.weight.copy_(torch.randn(CHOICES, WIDTH, generator=_seeded(2)))
@@ -381,7 +383,7 @@ def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Tensor | Co
     }
 
 
-def _denoised(generator: torch.Generator, rows: int) -> dict[str, Tensor]:
+def _denoised(generator: torch.Generator, rows: int) -> dict[str, Any]:
     return {
         name: torch.randn(rows * WORDS, WIDTH, generator=generator)
         for name in ("denoised", "text_vectors")

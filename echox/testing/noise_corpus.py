@@ -21,10 +21,10 @@ from torch import nn
 
 from echox.codecs.base import CODECS
 from echox.core.signals import Batch, Loss
-from echox.criteria.base import CRITERIA
+from echox.criteria.base import CRITERIA, Criterion
 from echox.data.audio import pad_waveforms, save_audio
 from echox.data.manifest import Item, Role, Row, with_units, write_manifest
-from echox.pipeline.recipe import Recipe, load_recipe
+from echox.pipeline.recipe import Recipe, StagePlan, load_recipe
 from echox.pipeline.run import run_recipe
 from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
 
@@ -40,7 +40,7 @@ def small_config(config_type: type[TaskConfig]) -> TaskConfig:
 
     A task that starts from a published checkpoint starts from a small random one instead.
     """
-    plans = smoke_recipe().stages.values()
+    plans = [plan for plan in smoke_recipe().stages.values() if plan is not None]
     own = next((plan.task for plan in plans if type(plan.task) is config_type), None)
     if own is None:
         names = {field.name for field in dataclasses.fields(config_type)}
@@ -87,7 +87,7 @@ class PreparedStage:
 
     task: Task
     model: nn.Module
-    criterion: nn.Module | None
+    criterion: Criterion | None
 
     @property
     def examples(self) -> Examples:
@@ -175,8 +175,10 @@ def one_step_recipe() -> Recipe:
     """Return the smoke recipe on the corpus of noise, with one step for each stage."""
     # One recipe for all stages: a run refuses stages that were trained with other settings.
     corpus, recipe = noise_corpus(), smoke_recipe()
-    plans = {}
+    plans: dict[str, StagePlan | None] = {}
     for stage, plan in recipe.stages.items():
+        if plan is None:
+            continue
         one_step = dataclasses.replace(plan.train, steps=1, validate_every=None)
         task = with_manifests(plan.task, corpus.train, corpus.valid)
         plans[stage] = dataclasses.replace(plan, task=task, train=one_step)
@@ -218,7 +220,7 @@ def prepared_stage(config: TaskConfig) -> PreparedStage:
     return PreparedStage(task, model.train(), _criterion(config))
 
 
-def _criterion(config: TaskConfig) -> nn.Module | None:
+def _criterion(config: TaskConfig) -> Criterion | None:
     """Return the task's criterion in echox's recipes, or else the one of its name, or None."""
     recipes = (smoke_recipe(), load_recipe("release_finetune"))
     plans = [plan for recipe in recipes for plan in recipe.stages.values() if plan is not None]

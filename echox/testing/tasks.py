@@ -207,7 +207,7 @@ def forward_learns(config: TaskConfig) -> None:
     assert not broken, f"{', '.join(broken)} of forward is not finite"
     # Any function of all outputs serves; the criterion may leave some out.
     squares = (tensor.float().square().mean() for tensor in floats.values() if tensor.requires_grad)
-    sum(squares).backward()
+    torch.stack(list(squares)).sum().backward()
     gradients = [parameter.grad for _, parameter in _trained(stage.model)]
     reached = any(grad is not None and bool(grad.abs().sum() > 0) for grad in gradients)
     # A later rule may use the same model.

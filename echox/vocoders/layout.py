@@ -48,7 +48,7 @@ UNSUPPORTED = {
     "code_vq_params": "a codebook of its own",
 }
 # A vocoder_config.json of the smallest size, with the unit count and hop of the release.
-TINY = {
+TINY: dict[str, Any] = {
     "upsample_rates": [5, 4, 4, 2, 2],
     "upsample_kernel_sizes": [11, 8, 8, 4, 4],
     "upsample_initial_channel": 32,

@@ -30,6 +30,9 @@ class MelSpectrogram(nn.Module):
     Frames are not centred; the filters have Slaney's scale and norm.
     """
 
+    window: Tensor
+    filters: Tensor
+
     def __init__(self, recipe: MelRecipe) -> None:
         super().__init__()
         self.recipe = recipe

@@ -85,11 +85,8 @@ class DurationPredictor(nn.Module):
         self.norm2 = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, 1)
-
-    @property
-    def reach_units(self) -> int:
-        """Receptive field: units on either side that a prediction depends on."""
-        return self.conv1.padding[0] + self.conv2.padding[0]
+        # Receptive field: units on either side that a prediction depends on, the padding of both.
+        self.reach_units = (kernel - 1) // 2 + 1
 
     def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
         """Predict log(1 + frames) [B, U]; a row does not depend on what lies past its end.

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from echox.decoding import matrices
-from echox.decoding.body import CachedBody
+from echox.decoding.body import PlainBody
 from echox.decoding.cpu_body import CpuBody
 from echox.decoding.gpu_body import GpuBody
 from echox.decoding.matrices import Matrix, NarrowMatrix, PackedMatrix, matrix_of
@@ -42,7 +42,7 @@ def llama():
 def test_steps_after_prompts_are_those_of_the_general_body(llama, body_class, positions, dtype):
     bodies = [
         each(llama, 4, 12, dtype, lambda projection: projection.weight)
-        for each in (CachedBody, body_class)
+        for each in (PlainBody, body_class)
     ]
     rows, generator = len(positions), torch.Generator().manual_seed(1)
     prompts = torch.randn(rows, 5, 48, generator=generator)

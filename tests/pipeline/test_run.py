@@ -18,7 +18,7 @@ from echox.pipeline import run as pipeline_run
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import load_recipe, to_dict
 from echox.pipeline.run import run_recipe
-from echox.pipeline.steps import StepKind
+from echox.pipeline.steps import StepKind, steps_of
 from echox.vocoders.mel import MelRecipe, MelSpectrogram
 from echox_cli import generate, train
 
@@ -272,3 +272,22 @@ def test_a_run_takes_assets_from_the_sources_that_its_recipe_names(monkeypatch, 
         pipeline_run._run_step_elsewhere(to_dict(recipe), None, None)
         assert sources[-2:] == [expected] * 2
     assert allowed_sources() == (Source.hub, Source.packages)
+
+
+def test_the_pace_of_the_steps_before_counts_in_the_forecast_of_a_step(monkeypatch, tmp_path):
+    overrides = [f"run_dir={tmp_path}", "device=cpu", "own_processes=false"]
+    discover()
+    recipe, finished = load_recipe("echo_tiny", overrides), []
+    clock_of = pipeline_run.clock_of
+
+    def noted(*arguments, done):
+        finished.append(done)
+        return clock_of(*arguments, done=done)
+
+    monkeypatch.setattr(pipeline_run, "clock_of", noted)
+    monkeypatch.setattr(pipeline_run, "run_step", lambda *_: None)
+    monkeypatch.setattr(pipeline_run, "closing_lines", lambda *_: [])
+    run_recipe(recipe)
+    # By the names under which the file of costs has their pace.
+    names = [step.name for step in steps_of(recipe, apart=False)]
+    assert finished == [names[:count] for count in range(len(names))]

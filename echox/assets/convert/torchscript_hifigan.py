@@ -13,6 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from echox.core.errors import AssetError
 
 # The generator's shape and the mel it was trained on. The mel settings are not in the file; they
 # were found by searching for the settings whose copy-synthesis comes closest to original speech.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architecture": "hifigan_v1",
     "model_in_dim": 80,
     "upsample_initial_channel": 512,
@@ -171,7 +172,10 @@ def _expected_shapes() -> dict[str, tuple[int, ...]]:
     """Return the parameter shapes of `CONFIG`'s generator."""
     # Convolutions are [out, in, kernel], transposed ones (`ups`) [in, out, kernel].
     C = CONFIG["upsample_initial_channel"]
-    shapes = {"conv_pre.weight": (C, CONFIG["model_in_dim"], 7), "conv_pre.bias": (C,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv_pre.weight": (C, CONFIG["model_in_dim"], 7),
+        "conv_pre.bias": (C,),
+    }
     block = 0
     for stage, kernel in enumerate(CONFIG["upsample_kernel_sizes"]):
         shapes |= {f"ups.{stage}.weight": (C, C // 2, kernel), f"ups.{stage}.bias": (C // 2,)}

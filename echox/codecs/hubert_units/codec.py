@@ -6,7 +6,6 @@ Units are decoded by a unit vocoder, which may be added after the codec has been
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from echox.codecs.quantization.language import UnitLanguage
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError
 from echox.core.files import json_hash
+from echox.core.indexable import Indexable
 from echox.core.signals import Units, Waveform
 from echox.encoders.base import ENCODERS, Encoder
 from echox.vocoders.layout import CONFIG as VOCODER_CONFIG
@@ -60,6 +60,8 @@ class HubertUnits(QuantizedCodec):
     Source: Lakhotia et al. 2021, arXiv:2102.01192 (units by k-means); Zhang et al. 2025,
     arXiv:2505.15333 (words over units).
     """
+
+    centres: Tensor
 
     def __init__(self, config: HubertUnitsConfig) -> None:
         """Read the fitted folder, the encoder and the vocoder.
@@ -155,7 +157,7 @@ class HubertUnits(QuantizedCodec):
         ]
 
     @classmethod
-    def fit(cls, config: HubertUnitsConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+    def fit(cls, config: HubertUnitsConfig, clips: Indexable[Tensor], device: torch.device) -> None:
         """Fit units to recordings and write them to `config.folder`; an interrupted fit resumes.
 
         Args:

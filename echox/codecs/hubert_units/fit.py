@@ -21,6 +21,7 @@ from echox.codecs.quantization.phases import Phases, digest_of
 from echox.codecs.quantization.quantizer import features_of
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError, SignalError
+from echox.core.indexable import Indexable
 from echox.data.cache import ArrayCache, Compute
 from echox.encoders.base import ENCODERS, Encoder
 
@@ -30,7 +31,7 @@ COST_PER_S = 100  # batch costs are whole numbers: hundredths of a second
 
 
 def fit_units(
-    folder: str, config: UnitFitConfig, clips: Sequence[Tensor], device: torch.device
+    folder: str, config: UnitFitConfig, clips: Indexable[Tensor], device: torch.device
 ) -> dict[str, Any]:
     """Fit units to recordings and write them to `folder`.
 
@@ -55,7 +56,7 @@ class _Fit:
     """One fit. Recordings are in a random order, with the held-out ones at its end."""
 
     def __init__(
-        self, folder: str, config: UnitFitConfig, clips: Sequence[Tensor], device: torch.device
+        self, folder: str, config: UnitFitConfig, clips: Indexable[Tensor], device: torch.device
     ) -> None:
         if len(clips) < 2:
             raise SignalError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from echox.codecs.quantization.folder import FORMAT
 from echox.codecs.quantization.language import UnitLanguage
 from echox.core.errors import CheckpointError, SignalError
 from echox.core.files import json_hash
+from echox.core.indexable import Indexable
 from echox.core.signals import Units, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder
 
@@ -47,6 +48,8 @@ class KMeansCodecConfig(CodecConfig):
 @CODECS.register("kmeans", KMeansCodecConfig)
 class KMeansCodec(QuantizedCodec):
     """K-means units with repeats merged, decoded by durations, pitch, mel and vocoder."""
+
+    centroids: Tensor
 
     def __init__(self, config: KMeansCodecConfig) -> None:
         """Read the fitted folder, the encoder and the vocoder.
@@ -105,7 +108,7 @@ class KMeansCodec(QuantizedCodec):
         ]
 
     @classmethod
-    def fit(cls, config: KMeansCodecConfig, clips: Sequence[Tensor], device: torch.device) -> None:
+    def fit(cls, config: KMeansCodecConfig, clips: Indexable[Tensor], device: torch.device) -> None:
         """Fit the codec to recordings and write `config.folder`; an interrupted fit resumes.
 
         Args:

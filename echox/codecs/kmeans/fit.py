@@ -34,6 +34,7 @@ from echox.codecs.quantization.phases import Phases, digest_of
 from echox.codecs.quantization.quantizer import autocast_on, features_of
 from echox.core.config import to_plain
 from echox.core.errors import SignalError
+from echox.core.indexable import Indexable
 from echox.core.progress import Bar, progress
 from echox.core.signals import Units
 from echox.encoders.base import ENCODERS, Encoder
@@ -51,7 +52,7 @@ MEASURES = (
 
 
 def fit_codec(
-    config: CodecFitConfig, clips: Sequence[Tensor], device: str = "cpu"
+    config: CodecFitConfig, clips: Indexable[Tensor], device: str = "cpu"
 ) -> dict[str, Any]:
     """Fit a codec to recordings of one speaker and write it to `config.folder`.
 
@@ -75,7 +76,7 @@ class _Fit:
     """One fit: the phases in order, each reading the results of those before it."""
 
     def __init__(
-        self, config: CodecFitConfig, clips: Sequence[Tensor], device: torch.device
+        self, config: CodecFitConfig, clips: Indexable[Tensor], device: torch.device
     ) -> None:
         if len(clips) < 2:
             raise SignalError(

@@ -5,6 +5,8 @@ The discriminator keeps the mel from being an average of all plausible ones.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ class MelNet(nn.Module):
     so that the network need not learn where they lie. Trained on true pitch, it is not left to
     average over pitch contours, which would blur the harmonics.
     """
+
+    centres_hz: Tensor
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -143,4 +149,4 @@ def feature_loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:
     distances = (
         (a.detach().float() - b.float()).abs().mean() for a, b in zip(real, generated, strict=True)
     )
-    return sum(distances) / len(real)
+    return functools.reduce(torch.add, distances) / len(real)

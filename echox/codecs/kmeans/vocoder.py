@@ -108,6 +108,9 @@ class GriffinLim(Vocoder):
     Source: Griffin and Lim 1984; Perraudin et al. 2013 (fast variant), through torchaudio.
     """
 
+    window: Tensor
+    inverse: Tensor
+
     def __init__(self, recipe: MelRecipe) -> None:
         super().__init__()
         self.recipe = recipe

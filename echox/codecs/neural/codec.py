@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import transformers
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of
-from echox.codecs.base import Codec, CodecConfig, DecodeState
+from echox.codecs.base import Codec, CodecConfig, DecodeState, state_of
 from echox.core.errors import ConfigError, SignalError
 from echox.core.signals import Units, Waveform, valid_mask
 
@@ -64,7 +64,10 @@ class RowStates(DecodeState):
     rows: tuple[Any, ...]
 
 
-class NeuralCodec(Codec):
+Net = TypeVar("Net", bound=transformers.PreTrainedModel)
+
+
+class NeuralCodec(Codec, Generic[Net]):
     """Base of codecs with frames of K codes at a constant rate; a subclass adapts one model.
 
     Codes are encoded and decoded in float32 always: under bfloat16 the nearest entry of many a
@@ -86,7 +89,7 @@ class NeuralCodec(Codec):
         """
         super().__init__()
         self.config = config
-        self.net = self._load(config)
+        self.net: Net = self._load(config)
         shape = self.shape(self.net.config)
         if config.codebooks > shape.codebooks:
             raise ConfigError(
@@ -113,7 +116,7 @@ class NeuralCodec(Codec):
         """Return the config of a model for tests, of the published frame rate."""
 
     @classmethod
-    def spread_codebooks(cls, net: transformers.PreTrainedModel) -> None:  # noqa: B027
+    def spread_codebooks(cls, net: Net) -> None:  # noqa: B027
         """Move the entries of a tiny model so that different clips get different codes.
 
         Random entries are spread well enough for most models, so this default does nothing.
@@ -172,11 +175,11 @@ class NeuralCodec(Codec):
         return missing_weights(config.weights)
 
     @classmethod
-    def _hub_class(cls) -> type[transformers.PreTrainedModel]:
+    def _hub_class(cls) -> type[Net]:
         return getattr(transformers, cls.hub_name)
 
     @classmethod
-    def _load(cls, config: NeuralCodecConfig) -> transformers.PreTrainedModel:
+    def _load(cls, config: NeuralCodecConfig) -> Net:
         if config.weights == RANDOM or config.weights.startswith(UNTRAINED):
             return cls._build_untrained(config)
         folder = asset_folder(config.weights)
@@ -184,11 +187,14 @@ class NeuralCodec(Codec):
         with loading(f"a {cls.hub_name}", folder):
             model_type = transformers.AutoConfig.from_pretrained(folder).model_type
             hub_class = cls._hub_class()
-            if model_type != hub_class.config_class.model_type:
+            expected = hub_class.config_class
+            if expected is None or model_type != expected.model_type:
                 raise ValueError(f"it is of type {model_type}")
-            net, about = hub_class.from_pretrained(
+            # A pair, which the library's annotation leaves out.
+            loaded: Any = hub_class.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
+            net, about = loaded
             # The library initialises weights that it does not find, and only reports them. The
             # embedding of masked positions may be missing: training alone uses it.
             needed = [key for key in about["missing_keys"] if not key.endswith("masked_spec_embed")]
@@ -197,7 +203,7 @@ class NeuralCodec(Codec):
             return net
 
     @classmethod
-    def _build_untrained(cls, config: NeuralCodecConfig) -> transformers.PreTrainedModel:
+    def _build_untrained(cls, config: NeuralCodecConfig) -> Net:
         """A model with random weights, the same in every process."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -262,7 +268,7 @@ class NeuralCodec(Codec):
 
     @torch.no_grad()
     def decode_chunk(
-        self, units: Units, state: RowStates | None = None, *, last: bool
+        self, units: Units, state: DecodeState | None = None, *, last: bool
     ) -> tuple[Waveform, RowStates]:
         """Decode the next codes [B, K, F], or [B, F], of a stream; see `Codec.decode_chunk`.
 
@@ -270,7 +276,8 @@ class NeuralCodec(Codec):
             SignalError: the number of codebooks is not this codec's, or a code is no entry.
         """
         codes = self._checked_codes(units)
-        pasts = state.rows if state is not None else (None,) * len(codes)
+        before = state_of(state, RowStates)
+        pasts = before.rows if before is not None else (None,) * len(codes)
         # Row by row, because rows differ in their lengths and in how far their streams are.
         with _float32(codes.device):
             decoded = [
@@ -335,7 +342,7 @@ def _settings(hub: transformers.PretrainedConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def spread_entries(layers: Sequence[Any], latents: Tensor) -> None:
+def spread_entries(layers: Iterable[Any], latents: Tensor) -> None:
     """Move the entries of a residual quantiser near the latents that they are to encode.
 
     Args:
@@ -350,7 +357,7 @@ def spread_entries(layers: Sequence[Any], latents: Tensor) -> None:
         latents = latents - layer.decode(layer.encode(latents))
 
 
-def _with_random_codebooks(net: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+def _with_random_codebooks(net: Net) -> Net:
     """Draw the entries of an untrained model in place.
 
     The library leaves codebooks that are buffers, not parameters, at zero.

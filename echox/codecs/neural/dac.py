@@ -24,7 +24,7 @@ class DacCodecConfig(NeuralCodecConfig):
 
 
 @CODECS.register("dac", DacCodecConfig)
-class DacCodec(NeuralCodec):
+class DacCodec(NeuralCodec["transformers.DacModel"]):
     """Descript's audio codec; a stream is decoded about ten frames late.
 
     So many frames after its own does the decoder's receptive field take in.

@@ -40,7 +40,7 @@ class EncodecState:
 
 
 @CODECS.register("encodec", EncodecCodecConfig)
-class EncodecCodec(NeuralCodec):
+class EncodecCodec(NeuralCodec["transformers.EncodecModel"]):
     """Meta's EnCodec at 24 kHz.
 
     The model at 48 kHz, which takes two channels and scales each second, is refused.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,6 +15,8 @@ from echox.codecs.base import CODECS
 from echox.codecs.neural.codec import NeuralCodec, NeuralCodecConfig, Shape, spread_entries
 from echox.codecs.neural.streaming import CausalPass
 from echox.core.errors import ConfigError
+
+T = TypeVar("T")
 
 RANDOM_RMS = 0.1  # of the tiny model's samples, so that few of them are clipped
 
@@ -40,7 +42,7 @@ class MimiState:
 
 
 @CODECS.register("mimi", MimiCodecConfig)
-class MimiCodec(NeuralCodec):
+class MimiCodec(NeuralCodec["transformers.MimiModel"]):
     """Kyutai's Mimi.
 
     Its first codebook encodes what is spoken, and text and units are aligned by it.
@@ -92,14 +94,14 @@ class MimiCodec(NeuralCodec):
     def spread_codebooks(cls, net: transformers.MimiModel) -> None:
         """Move the entries near the latents of noise, and scale the output to `RANDOM_RMS`."""
         noise = torch.randn(1, 1, net.config.codebook_size * net.config.frame_size)
-        latents = net.encoder(0.2 * noise).latents  # [1, D, F]
+        latents = _part(net.encoder, "encoder")(0.2 * noise).latents  # [1, D, F]
         for quantizer in (
             net.quantizer.semantic_residual_vector_quantizer,
             net.quantizer.acoustic_residual_vector_quantizer,
         ):
-            spread_entries(quantizer.layers, quantizer.input_proj(latents))
+            spread_entries(quantizer.layers, _part(quantizer.input_proj, "projection")(latents))
         rms = net.decode(net.encode(0.2 * noise).audio_codes).audio_values.std()
-        for tensor in net.decoder.decoder_seanet.layers[-1].conv.parameters():
+        for tensor in _part(net.decoder, "decoder").decoder_seanet.layers[-1].conv.parameters():
             tensor.mul_(RANDOM_RMS / rms)
 
     def encode_samples(self, samples: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class MimiCodec(NeuralCodec):
         """Decode the next frames [1, K, F] of one stream; see `NeuralCodec.decode_next`."""
         if not codes.shape[-1]:
             return codes.new_zeros(0, dtype=torch.float32), past
-        decoder = self.net.decoder
+        decoder = _part(self.net.decoder, "decoder")
         causal = CausalPass(None if past is None else past.layers)
         upsampled = causal.run([decoder.upsample], self.net.quantizer.decode(codes))  # [1, D, 2F]
         # The library writes into a cache, and the given state must stay as it is.
@@ -134,7 +136,19 @@ class MimiCodec(NeuralCodec):
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> MimiCodec:
         # The library caches each codebook's entries in an attribute that is no buffer, so `.to`
         # would leave them on the old device; they are computed again when needed.
+        codebook_type = transformers.models.mimi.modeling_mimi.MimiEuclideanCodebook
         for module in self.net.quantizer.modules():
-            if getattr(module, "_embed", None) is not None:
+            if isinstance(module, codebook_type):
                 module._embed = None
         return super()._apply(function, recurse)
+
+
+def _part(part: T | None, name: str) -> T:
+    """Return a part of the model that its config may leave out.
+
+    Raises:
+        ConfigError: the model was built without it.
+    """
+    if part is None:
+        raise ConfigError(f"this Mimi has no {name}; name weights of a whole model")
+    return part

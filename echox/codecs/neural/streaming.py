@@ -7,13 +7,23 @@ of their receptive field a second time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    # Not at run time: transformers imports a model's code when it is named.
+    from transformers.models.dac.modeling_dac import DacDecoder
+    from transformers.models.encodec.modeling_encodec import (
+        EncodecConv1d,
+        EncodecConvTranspose1d,
+        EncodecLSTM,
+    )
+    from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiConvTranspose1d
 
 
 class CausalPass:
@@ -28,7 +38,7 @@ class CausalPass:
         self._past: Iterator[Any] | None = None if past is None else iter(past)
         self.states: list[Any] = []  # for the next chunk
 
-    def run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    def run(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Compute the layers' output for the chunk [1, C, N] as a part of the whole stream.
 
         Returns:
@@ -55,7 +65,7 @@ class CausalPass:
     def _next_past(self) -> Any:
         return None if self._past is None else next(self._past)
 
-    def _conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _conv(self, layer: EncodecConv1d | MimiConv1d, x: Tensor) -> Tensor:
         """Convolution whose left context is kept; the layer's own padding before the first."""
         past, reach = self._next_past(), int(layer.padding_total)
         if past is None:
@@ -66,7 +76,9 @@ class CausalPass:
         # Not the layer itself, which would pad once more.
         return layer.conv(x)
 
-    def _transposed_conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _transposed_conv(
+        self, layer: EncodecConvTranspose1d | MimiConvTranspose1d, x: Tensor
+    ) -> Tensor:
         """Transposed convolution that gets the inputs once more whose outputs reach this chunk.
 
         The outputs of those inputs alone are cut off.
@@ -77,7 +89,7 @@ class CausalPass:
         self.states.append(joined[..., max(0, joined.shape[-1] - overlap) :])
         return layer(joined)[..., (joined.shape[-1] - x.shape[-1]) * stride :]
 
-    def _lstm(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _lstm(self, layer: EncodecLSTM, x: Tensor) -> Tensor:
         output, state = layer.lstm(x.permute(2, 0, 1), self._next_past())  # [N, 1, C]
         self.states.append(state)
         return output.permute(1, 2, 0) + x
@@ -128,7 +140,7 @@ def decode_window(
     return samples, Window(codes[..., first:], final - first)
 
 
-def dac_reach(decoder: nn.Module) -> int:
+def dac_reach(decoder: DacDecoder) -> int:
     """Return the receptive field of a DAC decoder: frames on either side of a frame's own.
 
     Every stage has kernels of 7, and the stages' rates rise from that of the frames.
@@ -136,8 +148,15 @@ def dac_reach(decoder: nn.Module) -> int:
     frames, rate = 3.0, 1  # the first convolution; samples of the stage per frame
     for block in decoder.block:
         frames += 1 / rate  # the transposed kernel, twice its stride
-        rate *= block.conv_t1.stride[0]
-        units = (block.res_unit1, block.res_unit2, block.res_unit3)
-        width = sum(unit.conv1.dilation[0] * (unit.conv1.kernel_size[0] // 2) for unit in units)
+        rate *= _conv(block, "conv_t1").stride[0]
+        units = [_conv(block, f"res_unit{number}.conv1") for number in (1, 2, 3)]
+        width = sum(conv.dilation[0] * (conv.kernel_size[0] // 2) for conv in units)
         frames += width / rate
     return math.ceil(frames + 3 / rate)  # the last convolution
+
+
+def _conv(block: nn.Module, path: str) -> nn.Conv1d | nn.ConvTranspose1d:
+    conv = block.get_submodule(path)
+    if not isinstance(conv, (nn.Conv1d, nn.ConvTranspose1d)):
+        raise TypeError(f"{path} of a DAC's {type(block).__name__} is no convolution")
+    return conv

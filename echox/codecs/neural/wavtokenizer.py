@@ -25,7 +25,7 @@ class WavTokenizerCodecConfig(NeuralCodecConfig):
 
 
 @CODECS.register("wavtokenizer", WavTokenizerCodecConfig)
-class WavTokenizerCodec(NeuralCodec):
+class WavTokenizerCodec(NeuralCodec["transformers.WavTokenizerModel"]):
     """WavTokenizer; every code changes all samples, so a stream is decoded when it has ended.
 
     Source: Ji et al. 2024, arXiv:2408.16532.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from torch import Tensor
@@ -13,7 +14,7 @@ from echox.codecs.neural.streaming import Window, dac_reach, decode_window
 from echox.core.errors import ConfigError
 
 # Of the speech encoder in the tiny models, whose convolutions keep HuBERT's seven strides.
-TINY_HUBERT = {
+TINY_HUBERT: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -44,7 +45,9 @@ class HiggsCodecConfig(NeuralCodecConfig):
     """Codebooks that are used, the first ones, as many as one of the model's bandwidths takes."""
 
 
-class SemanticDacCodec(NeuralCodec):
+class SemanticDacCodec(
+    NeuralCodec["transformers.XcodecModel | transformers.HiggsAudioV2TokenizerModel"]
+):
     """Base of codecs that quantise a DAC's and a speech encoder's features together.
 
     The decoder is that of a DAC, and streams like one.
@@ -115,14 +118,14 @@ class XcodecCodec(SemanticDacCodec):
     def tiny_config(cls, codebooks: int) -> transformers.PretrainedConfig:
         """Return the config of a model for tests, of the published frame rate."""
         ratios = [8, 5, 4, 2]  # 320 samples a frame
-        acoustic = transformers.DacConfig(
-            encoder_hidden_size=2,
-            decoder_hidden_size=32,
-            downsampling_ratios=ratios,
-            upsampling_ratios=ratios,
-        )
+        acoustic: dict[str, Any] = {
+            "encoder_hidden_size": 2,
+            "decoder_hidden_size": 32,
+            "downsampling_ratios": ratios,
+            "upsampling_ratios": ratios,
+        }
         return transformers.XcodecConfig(
-            acoustic_model_config=acoustic,
+            acoustic_model_config=transformers.DacConfig(**acoustic),
             semantic_model_config=transformers.HubertConfig(**TINY_HUBERT),
             codebook_size=32,
             codebook_dim=48,  # channels of the two encoders together
@@ -144,14 +147,14 @@ class HiggsCodec(SemanticDacCodec):
     def tiny_config(cls, codebooks: int) -> transformers.PretrainedConfig:
         """Return the config of a model for tests, of the published frame rate."""
         ratios = [8, 5, 4, 2, 3]  # 960 samples a frame
-        acoustic = transformers.DacConfig(
-            encoder_hidden_size=2,
-            decoder_hidden_size=64,
-            downsampling_ratios=ratios,
-            upsampling_ratios=ratios,
-        )
+        acoustic: dict[str, Any] = {
+            "encoder_hidden_size": 2,
+            "decoder_hidden_size": 64,
+            "downsampling_ratios": ratios,
+            "upsampling_ratios": ratios,
+        }
         return transformers.HiggsAudioV2TokenizerConfig(
-            acoustic_model_config=acoustic,
+            acoustic_model_config=transformers.DacConfig(**acoustic),
             semantic_model_config=transformers.HubertConfig(**TINY_HUBERT),
             codebook_size=32,
             codebook_dim=16,

@@ -10,8 +10,9 @@ import math
 import pickle
 import re
 import struct
+from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,11 +23,15 @@ _NUMBERS = re.compile(r"[biuf](1|2|4|8|16)")
 # Modules have moved: joblib was part of scikit-learn, and the others have newer private names.
 _JOBLIB = ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+Order = Literal["C", "F"]
 _SKLEARN = ("sklearn.cluster.k_means_", "sklearn.cluster._kmeans")
 
 
 class Record:
     """Stand-in for an object of a foreign class: its attributes and none of its code."""
+
+    arguments: tuple[Any, ...]
+    attributes: dict[str, Any]
 
     def __new__(cls, *arguments: Any) -> Record:
         # Not in `__init__`, because a pickle can create an object without calling it.
@@ -57,8 +62,10 @@ class _DType(Record):
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
             raise CheckpointError(f"it holds an array of {code!r}, which are no numbers")
         # The state is a version, the byte order and more; "|" is the order of one-byte types.
-        byte_order = (self.attributes.get("state") or (None, "="))[1]
-        return np.dtype(code).newbyteorder("=" if byte_order == "|" else byte_order)
+        byte_order: Any = (self.attributes.get("state") or (None, "="))[1]
+        if byte_order == "|":
+            byte_order = "="
+        return np.dtype(code).newbyteorder(byte_order)
 
 
 class _Array(Record):
@@ -84,13 +91,13 @@ class _TrailingArray(Record):
         self.value = _to_array(file.read(size), state["dtype"], state["shape"], state["order"])
 
 
-def _to_array(raw: bytes | str, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _to_array(raw: bytes | str, dtype: _DType, shape: tuple[int, ...], order: Order) -> np.ndarray:
     # Python 2 wrote bytes as a string, which the unpickler decodes as latin1, without loss.
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     return np.frombuffer(raw, dtype.numpy()).reshape(shape, order=order)
 
 
-def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: Order) -> np.ndarray:
     """Stand-in for the function by which protocol 5 restores an array."""
     return _to_array(raw, dtype, shape, order)
 
@@ -138,8 +145,12 @@ class _InertUnpickler(pickle._Unpickler):
     between two instructions of the pickle and have to be read there.
     """
 
+    # What the base sets in `load`, and its type stubs leave out.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
     # A copy, so that the instructions below do not replace those of other unpicklers.
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: BytesIO) -> None:
         super().__init__(file, encoding="latin1")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -201,7 +202,9 @@ def _train(sentences: list[str], config: LanguageConfig, seeds_file: str) -> byt
         num_threads=1,  # repeatable
         minloglevel=2,
     )
-    model = sentencepiece_model_pb2.ModelProto.FromString(content.getvalue())
+    # Protobuf makes the class when the module is imported.
+    prototype = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # made at import
+    model = prototype.FromString(content.getvalue())
     # The path of a temporary file would change the codec's fingerprint.
     model.trainer_spec.ClearField("seed_sentencepieces_file")
     return model.SerializeToString(deterministic=True)
@@ -236,7 +239,7 @@ def rates(labels: Sequence[Tensor], language: UnitLanguage, audio_s: float) -> d
     }
 
 
-def density(metrics: Mapping[str, float]) -> str:
+def density(metrics: Mapping[str, Any]) -> str:
     """Format the result of `rates` as one line."""
     return (
         f"{metrics['frames_per_s']} frames/s, {metrics['units_per_s']} units/s without repeats, "

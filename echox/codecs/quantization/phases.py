@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echox.core.files import atomic_write
+from echox.core.indexable import Indexable
 from echox.core.progress import print_message, skip
 from echox.core.step_costs import duration
 
@@ -92,7 +93,7 @@ class Phases:
         shutil.rmtree(self.folder)
 
 
-def digest_of(clips: Sequence[Tensor]) -> str:
+def digest_of(clips: Indexable[Tensor]) -> str:
     """Return a hash of 16 hexadecimal digits of recordings, samples [T] each."""
     digest = hashlib.sha256()
     for clip in clips:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.quantization.kmeans import nearest
 from echox.core.device import multiplies_bf16_fast
+from echox.core.indexable import Indexable
 from echox.core.signals import Units, Waveform
 from echox.encoders.base import Encoder
 
@@ -56,7 +55,7 @@ def merged_units(encoder: Encoder, centres: Tensor, wave: Waveform) -> Units:
     return Units(pad_sequence(rows, batch_first=True), lengths, None)
 
 
-def features_of(encoder: Encoder, clips: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def features_of(encoder: Encoder, clips: Indexable[Tensor], device: torch.device) -> list[Tensor]:
     """Encode recordings as one batch.
 
     Args:

@@ -53,9 +53,9 @@ def every_voice() -> dict[str, Voice]:
         voices += [HibariSpeaker(name, role, speaker) for name, speaker in speakers.items()]
     # Without the optional package a corpus has fewer voices, and another fingerprint.
     if espeak.is_installed():
-        for role, speakers in ESPEAK_SPEAKERS.items():
+        for role, formants in ESPEAK_SPEAKERS.items():
             voices += [
-                espeak.EspeakVoice(name, role, speaker) for name, speaker in speakers.items()
+                espeak.EspeakVoice(name, role, speaker) for name, speaker in formants.items()
             ]
     voices += [JoeVoice(name) for name in LENGTHS]
     voices += [ProgramVoice(name) for name in installed_programs()]

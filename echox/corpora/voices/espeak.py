@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,8 @@ class EspeakVoice(Voice):
         pace = round(self.speaker.words_per_minute * rng.uniform(*PACE_RATIO))
         settings = {
             RATE: pace,
-            PITCH: rng.integers(*PITCH_POINTS),
-            RANGE: rng.integers(*RANGE_POINTS),
+            PITCH: int(rng.integers(*PITCH_POINTS)),
+            RANGE: int(rng.integers(*RANGE_POINTS)),
         }
         with EspeakLibrary() as library:
             return library.synthesize(text, self.speaker, settings)
@@ -149,8 +150,10 @@ class EspeakLibrary:
     def __exit__(self, *_) -> None:
         self.c.espeak_Terminate()
         # `ctypes` itself has no way to unload a library; the name differs on Windows.
-        unload = getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary
-        unload(self.c._handle)
+        if sys.platform == "win32":
+            _ctypes.FreeLibrary(self.c._handle)
+        else:
+            _ctypes.dlclose(self.c._handle)
 
     def _receive(self, samples, count: int, _events) -> int:
         if samples and count > 0:

@@ -65,7 +65,9 @@ class TarSource(Source):
 
     def _samples(self) -> Iterator[SourceRow | SourceFault]:
         # The files of a key are neighbours, so an entry is complete when the key changes.
-        key, clip, labels = None, None, {}
+        key: str | None = None
+        clip: str | None = None
+        labels: dict[str, bytes] = {}
         for archive, member in self._members():
             member_key, ending = _key_of(member.name)
             if member_key != key:
@@ -74,7 +76,7 @@ class TarSource(Source):
             if ending in AUDIO_ENDINGS:
                 clip = self._reference(member)
             elif ending in (*WORDS_BESIDE, ".json") and member.size <= _LABEL_BYTES:
-                labels[ending] = archive.extractfile(member).read()
+                labels[ending] = _content(archive, member)
         yield from self._sample(key, clip, labels)
 
     def _sample(
@@ -112,7 +114,7 @@ class TarSource(Source):
                     if member.isreg() and not member.issparse():
                         yield archive, member
                     # The archive would otherwise remember all of them.
-                    archive.members = []
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile documents it not
         except (tarfile.TarError, EOFError) as error:
             raise ManifestError(
                 f"{self.path} is no whole tar archive ({error}); copy it again"
@@ -132,6 +134,12 @@ class _Head:
         size = self.remaining if size < 0 else min(size, self.remaining)
         self.remaining -= size
         return self.file.read(size)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    # None only for what is no file, such as a folder.
+    return b"" if file is None else file.read()
 
 
 def _key_of(name: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,24 @@ class CodecHead(nn.Linear):
         self.first_id = 0 if loss_rows is None else loss_rows[0]
         self.softcap = softcap
 
+    @overload
+    def forward(self, hidden: Tensor) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        temperature: float = 1.0,
+        codebook_weight: Tensor | Sequence[float] | None = None,
+        token_weight: Tensor | None = None,
+        reduction: Reduction = Reduction.mean,
+        count: Tensor | float | None = None,
+        impl: Impl = Impl.auto,
+    ) -> HeadLoss: ...
     def forward(
         self,
         hidden: Tensor,

@@ -108,12 +108,12 @@ def codec_head_loss(
     valid = flat != ignore_index
     divisor = _divisor(problem, valid, reduction, count)
     loss, results = _compute(problem, resolve_impl(impl, hidden), reduction, traced, divisor)
-    statistics = (
+    losses, lse, correct, is_valid = (
         (tensor.detach() if tensor.requires_grad else tensor).view(targets.shape)
         for tensor in (results.losses, results.lse, results.correct, valid)
     )
     loss = loss.reshape(targets.shape) if reduction is Reduction.none else loss
-    return HeadLoss(loss, *statistics)
+    return HeadLoss(loss, losses, lse, correct, is_valid)
 
 
 def _flat_targets(targets: Tensor, terms: Terms, first_id: int) -> Tensor:

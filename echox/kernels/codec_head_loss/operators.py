@@ -94,22 +94,23 @@ def _codec_head_loss(
         numbers: label_smoothing, z_loss, softcap, temperature, as `Terms` has them.
         wanted: of which of hidden, weight and bias there are gradients; the others are empty.
     """
-    terms = Terms(tuple(cuts), ignore_index, *numbers)
+    terms = _terms(cuts, ignore_index, numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         all_valid = check_range(targets, terms)
         problem = Problem(hidden, weight, bias, targets, weights, terms, dtype, all_valid)
         if any(wanted):
-            results, gradients = passes.gradients(problem, Impl(impl), tuple(wanted))
+            results, gradients = passes.gradients(problem, Impl(impl), _leaves(wanted))
         else:
             results, gradients = passes.losses(problem, Impl(impl)), Gradients(None, None, None)
         total = passes.weighted_sum(problem, results)
         # Every result of an operator must be a tensor, and no two of them the same one.
         empty = results.losses.new_empty(0)
-        by_leaf = (
+        by_hidden, by_weight, by_bias = (
             empty.clone() if gradient is None else gradient
             for gradient in (gradients.hidden, gradients.weight, gradients.bias)
         )
-        return total, results.losses, results.lse, results.correct, *by_leaf
+        losses, lse, correct = results.losses, results.lse, results.correct
+        return total, losses, lse, correct, by_hidden, by_weight, by_bias
 
 
 def _codec_head_loss_fake(
@@ -136,7 +137,7 @@ def _save_gradients(ctx, inputs, output) -> None:
 
 
 def _codec_head_loss_backward(ctx, upstream, *_):
-    gradients = [None] * 3
+    gradients: list[Tensor | None] = [None] * 3
     if upstream is not None:
         saved = [
             gradient if want else None for gradient, want in zip(ctx.saved_tensors, ctx.wanted)
@@ -157,7 +158,7 @@ def _codec_head_losses(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute losses, lse and correct [N, K]."""
-    terms = Terms(tuple(cuts), ignore_index, *numbers)
+    terms = _terms(cuts, ignore_index, numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         all_valid = check_range(targets, terms)
         problem = Problem(hidden, weight, bias, targets, None, terms, dtype, all_valid)
@@ -191,17 +192,18 @@ def _codec_head_losses_backward(
     Args:
         upstream: gradients [N, K] of the losses; lse: [N, K] of the forward pass.
     """
-    terms = Terms(tuple(cuts), ignore_index, *numbers)
+    terms = _terms(cuts, ignore_index, numbers)
     with torch.autocast(hidden.device.type, enabled=False):
         all_valid, weights = check_range(targets, terms), upstream.contiguous()
         # The upstream gradients take the place of the targets' weights.
         problem = Problem(hidden, weight, bias, targets, weights, terms, dtype, all_valid)
-        _, gradients = passes.gradients(problem, Impl(impl), tuple(wanted), lse)
+        _, gradients = passes.gradients(problem, Impl(impl), _leaves(wanted), lse)
         leaves = ((gradients.hidden, hidden), (gradients.weight, weight), (gradients.bias, bias))
-        return tuple(
-            lse.new_empty(0) if gradient is None else gradient.to(leaf.dtype)
+        by_hidden, by_weight, by_bias = (
+            lse.new_empty(0) if gradient is None or leaf is None else gradient.to(leaf.dtype)
             for gradient, leaf in leaves
         )
+        return by_hidden, by_weight, by_bias
 
 
 def _codec_head_losses_backward_fake(
@@ -224,7 +226,7 @@ def _save_inputs(ctx, inputs, output) -> None:
 
 
 def _recompute_gradients(ctx, upstream, *_):
-    gradients = [None] * 3
+    gradients: list[Tensor | None] = [None] * 3
     if upstream is not None:
         wanted = list(ctx.needs_input_grad[:3])
         results = torch.ops.echox.codec_head_losses_backward(
@@ -232,6 +234,16 @@ def _recompute_gradients(ctx, upstream, *_):
         )
         gradients = [gradient if want else None for gradient, want in zip(results, wanted)]
     return (*gradients, *[None] * 6)
+
+
+def _terms(cuts: list[int], ignore_index: int, numbers: list[float]) -> Terms:
+    label_smoothing, z_loss, softcap, temperature = numbers
+    return Terms(tuple(cuts), ignore_index, label_smoothing, z_loss, softcap, temperature)
+
+
+def _leaves(wanted: list[bool]) -> tuple[bool, bool, bool]:
+    hidden, weight, bias = wanted
+    return hidden, weight, bias
 
 
 register_operator("echox::codec_head_loss", _codec_head_loss, _codec_head_loss_fake)

@@ -113,7 +113,9 @@ def scale_gradients(
         from echox.kernels.codec_head_loss import launch  # Triton is needed by these two alone
 
         return [
-            None if gradient is None else launch.scale_gradient(gradient, upstream, count, dtype)
+            None
+            if gradient is None or dtype is None
+            else launch.scale_gradient(gradient, upstream, count, dtype)
             for gradient, dtype in zip(gradients, dtypes)
         ]
     scale = upstream / count

@@ -48,7 +48,7 @@ def cpu_products(dtype: torch.dtype) -> Iterator[None]:
     if dtype is not torch.bfloat16 or not multiplies_bf16_fast(torch.device("cpu")):
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:

@@ -40,7 +40,8 @@ def losses(
     """
     blocks = scores(hidden, weight, bias, terms).split(terms.sizes, dim=1)
     results = [_codebook_losses(y, targets[:, k], terms) for k, y in enumerate(blocks)]
-    return tuple(torch.stack(codebooks, dim=1) for codebooks in zip(*results))
+    losses, lse, correct = (torch.stack(codebooks, dim=1) for codebooks in zip(*results))
+    return losses, lse, correct
 
 
 def _codebook_losses(y: Tensor, targets: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,7 @@ def _codebook_results(results: RowResults, books: slice) -> RowResults:
 
 def _to_scores(block: Tensor, terms: Terms, with_slope: bool) -> Tensor | float | None:
     """Apply softcap and temperature in place, z -> s; return ds/dz, None where it is 1."""
-    slope = None
+    slope: Tensor | float | None = None
     if terms.softcap:
         block.div_(terms.softcap).tanh_()
         # The derivative of tanh is a function of its value, so it must be taken here.
@@ -160,7 +160,7 @@ def _write_results(block: Tensor, lookup: _TargetLookup, terms: Terms, results: 
         losses.lerp_(block.mean(-1).neg_(), terms.label_smoothing)
     if terms.z_loss:
         losses.addcmul_(results.lse, results.lse, value=terms.z_loss)
-    if lookup.valid is not None:
+    if lookup.valid is not None and lookup.inside is not None:
         losses.masked_fill_(~lookup.inside, float("nan")).masked_fill_(~lookup.valid, 0)
         results.correct.logical_and_(lookup.valid & lookup.inside)
 

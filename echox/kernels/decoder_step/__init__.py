@@ -1,6 +1,6 @@
 """Fused kernels of a Llama layer's decoding step, for what lies between its matrix products.
 
-The tests compare them with the plain form, `echox.decoding.body.CachedBody.step`.
+The tests compare them with the plain form, `echox.decoding.body.PlainBody.step`.
 """
 
 from echox.kernels.decoder_step.op import apply_rotary_and_cache, fused_add_rmsnorm, gated

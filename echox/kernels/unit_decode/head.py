@@ -34,6 +34,19 @@ class UnitHead:
     # where all are of one size.
     columns: Tensor | None
 
+    def require_embedding(self) -> Tensor:
+        """Return the table [V, E] that the next step reads.
+
+        Raises:
+            ConfigError: the head was built without one.
+        """
+        if self.embedding is None:
+            raise ConfigError(
+                "the head has no table of its tokens' vectors, so nothing can be fed back; "
+                "build it with an embedding"
+            )
+        return self.embedding
+
     @classmethod
     def of(
         cls,

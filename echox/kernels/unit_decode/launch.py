@@ -134,7 +134,8 @@ def _launch_advance(
 def _state_pointers(state: UnitState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Kernels read and write masks as bytes.
     masks = (state.finished, state.failed, state.seen)
-    return state.length, *(mask.view(torch.int8) for mask in masks)
+    finished, failed, seen = (mask.view(torch.int8) for mask in masks)
+    return state.length, finished, failed, seen
 
 
 def _embedding_channels(head: UnitHead) -> int:

@@ -105,7 +105,17 @@ def _unit_decode_step(
     head = UnitHead(weight, bias, tuple(cuts), softcap, pad_id, embedding, ids, at, columns)
     settings = UnitParams(**dict(zip(PARAM_TENSORS, params)), requests=[])
     # Without requests there is nothing to derive them from.
-    settings.needs = Needs(*needs)
+    penalties, bars, stops, draws, best, top_k, top_p, min_p = needs
+    settings.needs = Needs(
+        penalties=bool(penalties),
+        bars=bool(bars),
+        stops=bool(stops),
+        draws=bool(draws),
+        best=best,
+        top_k=bool(top_k),
+        top_p=bool(top_p),
+        min_p=bool(min_p),
+    )
     tokens, vectors = _run_step(hidden, head, settings, UnitState(*state), forced, kernels)
     # Every result of an operator must be a tensor.
     return tokens, hidden.new_empty(0) if vectors is None else vectors

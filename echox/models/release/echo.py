@@ -15,6 +15,7 @@ class ReleaseEcho(EchoBase):
     """A released EchoX behind its encoder; segments are decoded to samples one by one."""
 
     joins_segments = False
+    speech_llm: ReleaseSpeechLLM
 
     def __init__(self, speech_llm: ReleaseSpeechLLM, rule: SegmentRule = RELEASE_RULE) -> None:
         """Keep the model.

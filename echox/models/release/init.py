@@ -136,7 +136,7 @@ def _config(
 
 
 def _tokens(
-    tokenizer: transformers.PreTrainedTokenizerFast,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     unit_tokens: Sequence[str],
     vocab_size: int,
     folder: Path,

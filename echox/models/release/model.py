@@ -16,7 +16,7 @@ from echox.core.signals import Features, padded
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText
 from echox.encoders.base import Encoder
-from echox.models.release.adapter import ShrinkingAdapter, ShrunkSpeech
+from echox.models.release.adapter import ShrinkingAdapter
 from echox.models.release.causal import Prompt
 from echox.models.release.compatibility import Compatibility
 from echox.models.release.hearing import windowed
@@ -24,7 +24,15 @@ from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
 from echox.models.release.unit_decoding import SLOTS, generate_units, release_decode_engine
-from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM, check_positions, splice
+from echox.models.speech_llm import (
+    AUDIO,
+    PAD,
+    Prompted,
+    SpeechLLM,
+    SpeechVectors,
+    check_positions,
+    splice,
+)
 
 MAX_UNIT_TOKENS = 2048  # of a segment; the release's limit
 
@@ -65,8 +73,21 @@ class PublishedEchoX(nn.Module):
         self.tokens = tokens
         self.compatibility = compatibility
 
+    def require_translator(self) -> UnitTranslator:
+        """Return what decodes units from hidden states.
+
+        Raises:
+            CheckpointError: the checkpoint has none.
+        """
+        if self.translator is None:
+            raise CheckpointError(
+                f"the checkpoint in {self.tokens.origin} has no unit translator, "
+                "as Soundwave has none; take an EchoX to get speech"
+            )
+        return self.translator
+
     def prompt(
-        self, rows: Sequence[Sequence[int]], speech: ShrunkSpeech | None, clip_rows: Tensor
+        self, rows: Sequence[Sequence[int]], speech: SpeechVectors | None, clip_rows: Tensor
     ) -> Prompted:
         """Prompts of the language model from conversations and their audio.
 
@@ -92,7 +113,9 @@ class PublishedEchoX(nn.Module):
             visible = visible & ~(has_audio & (expanded.ids == self.tokens.end_id))
         return Prompted(expanded.embeddings, visible, expanded.positions)
 
-    def expand(self, ids: Tensor, speech: ShrunkSpeech | None, clip_rows: Tensor) -> ExpandedPrompt:
+    def expand(
+        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor
+    ) -> ExpandedPrompt:
         """Replace audio placeholders by the vectors of the clips.
 
         Args:
@@ -145,15 +168,11 @@ class PublishedEchoX(nn.Module):
             CheckpointError: the checkpoint has no unit translator, or no denoising adapter.
             SignalError: as `generate_units`.
         """
-        if self.translator is None:
-            raise CheckpointError(
-                f"the checkpoint in {self.tokens.origin} has no unit translator, "
-                "as Soundwave has none; take an EchoX to get speech"
-            )
-        prompt = self.segment_prompt(self.translator.denoise(hidden), lengths)
+        translator = self.require_translator()
+        prompt = self.segment_prompt(translator.denoise(hidden), lengths)
         if engine is None:
             engine = release_decode_engine(
-                self.translator,
+                translator,
                 self.tokens.end_id,
                 slots=len(hidden),
                 capacity=prompt.embeddings.shape[1] + max_tokens,
@@ -171,12 +190,12 @@ class PublishedEchoX(nn.Module):
         before, after = self.tokens.before_text(self.compatibility), self.tokens.after_text()
         capacity = len(before) + len(after) + longest + MAX_UNIT_TOKENS
         return release_decode_engine(
-            self.translator, self.tokens.end_id, slots=slots, capacity=capacity
+            self.require_translator(), self.tokens.end_id, slots=slots, capacity=capacity
         )
 
     def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:
         """Prompts of the unit translator from text vectors of segments [B, S, H], lengths [B]."""
-        return self.translator.prompt(
+        return self.require_translator().prompt(
             vectors, lengths, self.tokens.before_text(self.compatibility), self.tokens.after_text()
         )
 
@@ -191,12 +210,12 @@ class ReleaseSpeechLLM(SpeechLLM):
         self.release = release
 
     @property
-    def adapter(self) -> ShrinkingAdapter:
+    def adapter(self) -> ShrinkingAdapter:  # type: ignore[override]  # registered in `release`
         """The released speech adapter."""
         return self.release.adapter
 
     @property
-    def backbone(self) -> LanguageModel:
+    def backbone(self) -> LanguageModel:  # type: ignore[override]  # registered in `release`
         """The released language model."""
         return self.release.language
 
@@ -210,7 +229,7 @@ class ReleaseSpeechLLM(SpeechLLM):
     def prompt(
         self,
         ids: Tensor,
-        speech: ShrunkSpeech | None,
+        speech: SpeechVectors | None,
         clip_rows: Tensor,
         answer_tokens: int = 0,
     ) -> Prompted:

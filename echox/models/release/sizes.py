@@ -47,7 +47,7 @@ def llama_config(config: Mapping[str, Any], **changed: Any) -> transformers.Llam
     """
     keys = {key: value for key, value in {**config, **changed}.items() if key not in NOT_LLAMA}
     try:
-        return transformers.LlamaConfig(**keys, attn_implementation="sdpa")
+        return transformers.LlamaConfig(**keys | {"attn_implementation": "sdpa"})
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             # The library's messages span several lines.

@@ -206,8 +206,8 @@ class ReleaseTokens:
             return None
         ids, start = [], 0
         # From the front, along the best first tokens.
-        while start < len(units):
-            size = -best[start][1]
+        while start < len(units) and (first := best[start]) is not None:
+            size = -first[1]
             ids.append(self.unit_tokens[tuple(units[start : start + size])])
             start += size
         return ids
@@ -232,12 +232,16 @@ class ReleaseTokens:
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens dropped."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._decoded(ids, skip_special_tokens=True)
 
     def units(self, ids: Sequence[int]) -> list[int]:
         """Units of the unit translator's token ids, by the rule of `units_in`."""
         # Through text, as in the release: digits of other tokens count too.
-        return units_in(self.tokenizer.decode(list(ids)))
+        return units_in(self._decoded(ids))
+
+    def _decoded(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        # A list of texts comes of a list of rows alone.
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def units_in(text: str) -> list[int]:

@@ -164,7 +164,7 @@ def joint_outputs(
     Raises:
         SignalError: the answer's tokens are not those that the S2T pass predicts.
     """
-    translator = model.translator
+    translator = model.require_translator()
     # Detached: they are the targets of the denoised states too.
     rows = translator.rows(ids).detach()  # [B, L, H]
     is_text = F.pad(text_labels != IGNORE, (0, ids.shape[1] - text_labels.shape[1]))
@@ -232,7 +232,7 @@ def segment_outputs(
         spans: G segments of the answers.
         units: [G, T] unit targets, IGNORE-padded.
     """
-    translator = model.translator
+    translator = model.require_translator()
     answers, reference, _ = answer_states(text_pass)
     states, lengths = cut(answers, spans)  # [G, M, H], [G]
     is_real = valid_mask(lengths, states.shape[1])

@@ -50,7 +50,7 @@ class UnitTranslator(nn.Module):
         self.adapter = nn.Linear(text_width, config.hidden_size)
         self.body = transformers.LlamaModel(config)
         # The body is given embeddings; its own table would be dead weight in checkpoints.
-        self.body.embed_tokens = None
+        self.body.register_module("embed_tokens", None)
         # Over text too, as in the release: any id may be predicted.
         self.head = CodecHead(config.hidden_size, text_size + unit_count)
         self.denoiser = (

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.signals import Batch, Features, Waveform, padded
+from echox.core.signals import Batch, Features, padded
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
-from echox.encoders.base import Encoder, build_encoder
+from echox.encoders.base import ENCODERS, Encoder
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.models.speech_llm import join_adapter
@@ -31,14 +30,7 @@ from echox.tasks.base import (
     named_parts,
 )
 from echox.tasks.conversations import Clip, SpokenData, SpokenDataConfig
-from echox.tasks.trained_encoder import (
-    encoded,
-    encoder_group,
-    encoder_notes,
-    masks_in_training,
-    trained_encoder_state,
-)
-from echox.tasks.views import backbone_text, clip_targets, padding_of_clips, padding_of_rows
+from echox.tasks.views import backbone_text, clip_targets, padding_of_rows
 
 BYTES = 256
 
@@ -76,7 +68,7 @@ class AlignmentTaskConfig(TaskConfig):
 class AlignmentBatch(Batch):
     """A clips and their transcripts: features [A, F, D], targets [A, S]."""
 
-    features: Features | Waveform  # [A, F, D]; samples [A, T] where the encoder is trained
+    features: Features  # [A, F, D]
     targets: Tensor  # [A, S] indices into the adapter's tokens
     target_lengths: Tensor  # [A]
     distinct: Tensor  # [N] the distinct targets, ascending
@@ -96,7 +88,7 @@ class AlignmentExample:
     spelling: bytes  # the transcript in lower case
 
 
-class AlignmentExamples(Examples):
+class AlignmentExamples(Examples[AlignmentExample]):
     """Clips with transcripts; the cost of one is its encoder frames."""
 
     def __init__(self, examples: Sequence[AlignmentExample], data: SpokenData) -> None:
@@ -118,7 +110,7 @@ class AlignmentExamples(Examples):
 
 
 class AlignmentModel(nn.Module):
-    """The adapter in training, behind the encoder, with an auxiliary spelling head.
+    """The adapter in training, behind a frozen encoder, with an auxiliary spelling head.
 
     Args:
         encoder: gives features [A, F, D]; it is not run where they are cached.
@@ -151,7 +143,7 @@ class AlignmentModel(nn.Module):
 
 
 @TASKS.register("align", AlignmentTaskConfig)
-class AlignmentTask(Task):
+class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
     """Clips -> the LLM's tokens by CTC.
 
     Source: Soundwave (arXiv:2502.12900), alignment stage.
@@ -163,17 +155,13 @@ class AlignmentTask(Task):
         super().__init__(config, context)
         self.data = SpokenData(config.data, context.cache_dir)
 
-    @classmethod
-    def cannot_train_encoder_reason(cls, config: AlignmentTaskConfig) -> str | None:
-        return masks_in_training(config.data)
-
     def build(self) -> AlignmentModel:
         """Load encoder and embeddings, and build an untrained adapter between them.
 
         Raises:
             ManifestError: no training row has both audio and a transcript.
         """
-        encoder = build_encoder(self.context.parts.encoder)
+        encoder = ENCODERS.build(self.context.parts.encoder)
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         # Read first: the adapter's CTC head has a row for each token of the training texts.
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
@@ -185,7 +173,7 @@ class AlignmentTask(Task):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = build_encoder(parts.encoder, meta=True)
+        encoder = ENCODERS.entry_of(parts.encoder).implementation.outline(parts.encoder)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # The training texts are not read, so that their number of tokens is not known.
@@ -194,8 +182,7 @@ class AlignmentTask(Task):
             model = AlignmentModel(encoder, adapter)
         # Notes are shown as they are by a dry run.
         notes = [
-            "the language model gives its embeddings from the CPU's memory and is not on the GPU",
-            *encoder_notes(encoder),
+            "the language model gives its embeddings from the CPU's memory and is not on the GPU"
         ]
         if not self.config.full_vocabulary:
             notes.append(
@@ -247,16 +234,9 @@ class AlignmentTask(Task):
 
     def trained_state_dict(self, model: AlignmentModel) -> dict[str, Tensor]:
         tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
-        tensors |= {
+        return tensors | {
             f"spelling.{name}": tensor for name, tensor in model.spelling.state_dict().items()
         }
-        return tensors | trained_encoder_state(model.encoder)
-
-    def parameter_groups(self, model: AlignmentModel) -> list[dict[str, Any]]:
-        modules = (model.adapter, model.spelling)
-        params = [p for module in modules for p in module.parameters() if p.requires_grad]
-        own = {"name": "all", "params": params, "lr_scale": 1.0}
-        return [own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
 
     def prepare(self, model: AlignmentModel) -> None:
         """Cache the encoder features of all clips.
@@ -272,7 +252,7 @@ class AlignmentTask(Task):
         )
         self.index = token_index(model.adapter.token_ids, self.backbone.vocab_size)
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> AlignmentExamples:
         usable = [example for example in self.splits[split] if self.data.usable(example.clip)]
         return AlignmentExamples(usable, self.data)
 
@@ -302,8 +282,7 @@ class AlignmentTask(Task):
 
     def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> SpelledOutputs:
         """CTC scores of tokens [A, F, C] and of bytes [A, F * stack, BYTES + 1]."""
-        features = encoded(model.encoder, batch.features)
-        frames, lengths = model.adapter.align(features)  # [A, F / stack, H]
+        frames, lengths = model.adapter.align(batch.features)  # [A, F / stack, H]
         byte_scores, byte_lengths = model.spell(frames, lengths)
         spelling = AlignmentOutputs(
             byte_scores, byte_lengths, batch.spelling, batch.spelling_lengths, silent=batch.silent
@@ -319,7 +298,7 @@ class AlignmentTask(Task):
         )
 
     def score(
-        self, model: AlignmentModel, batches: Callable[[], Iterable[Batch]]
+        self, model: AlignmentModel, batches: Callable[[], Iterable[AlignmentBatch]]
     ) -> dict[str, float]:
         """Token error rate of the CTC head's greedy output, over all clips together."""
         errors = tokens = 0
@@ -336,7 +315,7 @@ class AlignmentTask(Task):
         ids, A = model.adapter.token_ids.tolist(), len(batch.row_ids)
         text = backbone_text(self.backbone)
         clips = clip_targets(
-            encoded(model.encoder, batch.features),
+            batch.features,
             range(A),
             [None] * A,
             batch.targets,
@@ -346,7 +325,7 @@ class AlignmentTask(Task):
             lambda indices: text([ids[index] for index in indices if index < len(ids)]),
         )
         padding = [
-            padding_of_clips(batch.features),
+            padding_of_rows(batch.features.values, batch.features.lengths),
             padding_of_rows(batch.spelling, batch.spelling_lengths),
             padding_of_rows(batch.targets, batch.target_lengths),
             padding_of_rows(batch.distinct_indices, batch.target_lengths),

@@ -22,7 +22,7 @@ from echox.models.echo import EchoModel
 from echox.models.segmenting import spans_of
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
-from echox.tasks.conversations import Clip
+from echox.tasks.conversations import Clip, recording_of
 from echox.tasks.echo.pseudo_labels import Collate, EchoBatch, LabelSource, PseudoLabels
 
 REVISION = 2  # of the layout of a cached array, see `packed`
@@ -67,8 +67,13 @@ class LabelledConversation:
 class LabelledRow(Protocol):
     """A conversation of echox's own or of the release's form, as `CachedLabels` needs it."""
 
-    row_id: str
-    clips: tuple[Clip, ...]
+    @property
+    def row_id(self) -> str:
+        """Id of its row."""
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """Its clips, in order."""
 
     @property
     def cost(self) -> int:
@@ -83,7 +88,7 @@ Labeller = Callable[[Sequence[Any]], PseudoLabels]
 """B conversations -> their labels."""
 
 
-class CachedLabels(LabelSource):
+class CachedLabels(LabelSource[LabelledBatch]):
     """Labels computed once by the models that Echo starts from, and cached on disk.
 
     Args:
@@ -113,7 +118,7 @@ class CachedLabels(LabelSource):
         self.fingerprint = json_hash([REVISION, self.makers], 16)
         self.cache = ArrayCache(folder, self.fingerprint)
 
-    def prepare(self, model: nn.Module, conversations: Iterable[Examples]) -> None:
+    def prepare(self, model: nn.Module, conversations: Iterable[Examples[Any]]) -> None:
         """Compute missing labels, or check that a folder the user named holds all of them.
 
         Raises:
@@ -201,7 +206,7 @@ class CachedLabels(LabelSource):
             f"they were made with another {', '.join(changed)}; {WAY_OUT}"
         )
 
-    def examples(self, conversations: Examples) -> Examples:
+    def examples(self, conversations: Examples[Any]) -> LabelledConversations:
         return LabelledConversations(conversations, self.cache)
 
     def batch(self, examples: Sequence[LabelledConversation], collate: Collate) -> LabelledBatch:
@@ -233,10 +238,10 @@ class CachedLabels(LabelSource):
         return PseudoLabels(batch.text, batch.spans, batch.targets, batch.weights)
 
 
-class LabelledConversations(Examples):
+class LabelledConversations(Examples[LabelledConversation]):
     """Conversations with cached labels; the cost of one is that of the conversation."""
 
-    def __init__(self, conversations: Examples, cache: ArrayCache) -> None:
+    def __init__(self, conversations: Examples[Any], cache: ArrayCache) -> None:
         self.conversations, self.cache = conversations, cache
 
     def __len__(self) -> int:
@@ -263,7 +268,7 @@ def label_key(row: LabelledRow) -> str:
 
     The folder of a clip and its time of change do not count, so labels can be moved with the data.
     """
-    clips = [audio_ref(clip) for clip in row.clips]
+    clips = [audio_ref(recording_of(clip)) for clip in row.clips]
     files = [(clip.name, clip.file.stat().st_size) for clip in clips]
     return json_hash([*row.text, files], 24)
 

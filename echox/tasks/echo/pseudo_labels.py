@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from echox.models.echo import EchoBase, EchoModel
 from echox.models.segmenting import cut
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import Examples
-from echox.tasks.s2t.data import Conversation
 
 Collate = Callable[[Sequence[Any]], Batch]
 """B conversations -> one padded batch."""
@@ -89,18 +88,21 @@ class EchoBatch(Batch):
         return []
 
 
-class LabelSource(ABC):
+SourceBatch = TypeVar("SourceBatch", bound=EchoBatch)
+
+
+class LabelSource(ABC, Generic[SourceBatch]):
     """Where pseudo-labels come from."""
 
-    def prepare(self, model: nn.Module, conversations: Iterable[Examples]) -> None:  # noqa: B027
+    def prepare(self, model: nn.Module, conversations: Iterable[Examples[Any]]) -> None:  # noqa: B027
         """Do the work that is possible before the first step; nothing by default."""
 
     @abstractmethod
-    def examples(self, conversations: Examples) -> Examples:
+    def examples(self, conversations: Examples[Any]) -> Examples[Any]:
         """Wrap conversations as examples that `batch` takes."""
 
     @abstractmethod
-    def batch(self, examples: Sequence, collate: Collate) -> EchoBatch:
+    def batch(self, examples: Sequence[Any], collate: Collate) -> SourceBatch:
         """Pad B examples to one batch on the CPU.
 
         Args:
@@ -114,7 +116,7 @@ class LabelSource(ABC):
 
     @abstractmethod
     def labels(
-        self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor, text: Tensor
+        self, model: EchoModel, batch: SourceBatch, hidden: Tensor, lengths: Tensor, text: Tensor
     ) -> PseudoLabels:
         """Pseudo-labels of a batch.
 
@@ -128,7 +130,7 @@ class LabelSource(ABC):
         """
 
 
-class OnlineLabels(LabelSource):
+class OnlineLabels(LabelSource[EchoBatch]):
     """Labels of the current states: the text follows what LoRA learns.
 
     Nothing random is drawn, so a resumed run computes the same labels.
@@ -137,10 +139,10 @@ class OnlineLabels(LabelSource):
     def __init__(self, config: OnlineLabelsConfig) -> None:
         self.config = config
 
-    def examples(self, conversations: Examples) -> Examples:
+    def examples(self, conversations: Examples[Any]) -> Examples[Any]:
         return conversations
 
-    def batch(self, examples: Sequence[Conversation], collate: Collate) -> EchoBatch:
+    def batch(self, examples: Sequence[Any], collate: Collate) -> EchoBatch:
         conversation = collate(examples)
         # The number of units is not known before the forward pass, so that the loss is divided by
         # that of the answers' tokens, which it follows.
@@ -150,9 +152,15 @@ class OnlineLabels(LabelSource):
         self, model: EchoModel, batch: EchoBatch, hidden: Tensor, lengths: Tensor, text: Tensor
     ) -> PseudoLabels:
         # By the teacher: the decoder that is trained would chase its own labels.
+        teacher = model.teacher
+        if teacher is None:
+            raise ConfigError(
+                "labels at every step come from a frozen copy of T2C, which this model was built "
+                "without; build it with_teacher, or set echo.task.online=null"
+            )
         return make_labels(
             model,
-            lambda ids, sizes: model.teacher.targets(ids, sizes, self.config.max_words),
+            lambda ids, sizes: teacher.targets(ids, sizes, self.config.max_words),
             hidden,
             lengths,
             text,

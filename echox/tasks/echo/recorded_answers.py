@@ -113,7 +113,7 @@ class RecordedAnswers:
         digest = hashlib.sha256(f"{seed}|{row_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self.config.share
 
-    def replace_labels(self, labelled: Examples) -> Examples:
+    def replace_labels(self, labelled: Examples[LabelledConversation]) -> RecordedExamples:
         """Wrap examples with pseudo-labels, so that drawn ones have the recording's labels."""
         return RecordedExamples(labelled, self)
 
@@ -133,10 +133,10 @@ class RecordedAnswers:
         return replace(example, text=text, targets=targets, weight=self.config.weight)
 
 
-class RecordedExamples(Examples):
+class RecordedExamples(Examples[LabelledConversation]):
     """Labelled conversations, some with the labels of their recordings."""
 
-    def __init__(self, labelled: Examples, recorded: RecordedAnswers) -> None:
+    def __init__(self, labelled: Examples[LabelledConversation], recorded: RecordedAnswers) -> None:
         self.labelled, self.recorded = labelled, recorded
 
     def __len__(self) -> int:

@@ -10,10 +10,10 @@ from echox.models.denoising import DenoisingAdapter, DenoisingConfig
 from echox.models.echo import EchoModel, teacher_of
 from echox.models.segmenting import SegmentsConfig
 from echox.tasks.base import Parts
-from echox.tasks.recorded import recorded_task
+from echox.tasks.recorded import recorded_config
+from echox.tasks.restored import recorded_adapter
 from echox.tasks.s2t.task import adapter_token_ids, build_speech_llm
-from echox.tasks.t2c.task import t2c_model_of
-from echox.tasks.trained_encoder import check_encoder
+from echox.tasks.t2c.task import TextUnitsTaskConfig, t2c_model_of
 
 
 def join_stages(
@@ -47,12 +47,11 @@ def join_stages(
             f"but codec {codec.fingerprint()} is in use; set codec.folder to the former"
         )
     # Shapes as the checkpoints record them: the recipe's may have changed since.
-    shape = recorded_task(speech_text).adapter
+    shape = recorded_adapter(speech_text)
     speech_llm = build_speech_llm(parts, shape, adapter_token_ids(speech_text))
-    check_encoder(speech_llm.encoder, speech_text)
     # All tensors must have a place: what a checkpoint holds was trained.
     checkpoint.fill(speech_llm, speech_text, set(speech_text.tensors))
-    t2c_config = recorded_task(text_units)
+    t2c_config = recorded_config(text_units, TextUnitsTaskConfig)
     # Over the S2T model's text rows, in whose space the hidden states are denoised.
     t2c = t2c_model_of(t2c_config, speech_llm.backbone, codec)
     checkpoint.fill(t2c, text_units, set(text_units.tensors))

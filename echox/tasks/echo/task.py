@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ from echox.core.checkpoint import Checkpoint
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError
 from echox.core.number_format import name_of
-from echox.core.signals import Batch, valid_mask
+from echox.core.signals import valid_mask
 from echox.criteria.base import EchoOutputs
-from echox.models.denoising import Candidates, DenoisingAdapter
+from echox.models.denoising import Candidates, DenoisingAdapter, T2CModel
 from echox.models.echo import EchoModel, teacher_of
 from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
 from echox.models.frozen import halve_frozen
@@ -42,8 +43,8 @@ from echox.tasks.echo.pseudo_labels import (
 )
 from echox.tasks.echo.recorded_answers import RecordedAnswers
 from echox.tasks.echo.start import join_stages
-from echox.tasks.recorded import recorded_task
-from echox.tasks.restored import empty_speech_llm, filled
+from echox.tasks.recorded import recorded_config
+from echox.tasks.restored import empty_speech_llm, filled, required_codec
 from echox.tasks.s2t.data import Conversation, SpeechTextBatch, clips_of, padding_of
 from echox.tasks.s2t.estimates import (
     ANSWER_SHARE,
@@ -59,12 +60,17 @@ from echox.tasks.s2t.task import (
     speech_llm_state_dict,
     teacher_forced,
 )
-from echox.tasks.t2c.task import UNIT_TOKENS_PER_TEXT_TOKEN, t2c_model_of, t2c_parts
+from echox.tasks.t2c.task import (
+    UNIT_TOKENS_PER_TEXT_TOKEN,
+    TextUnitsTaskConfig,
+    t2c_model_of,
+    t2c_parts,
+)
 from echox.tasks.views import text_targets, unit_targets
 
 
 @TASKS.register("echo", EchoTaskConfig)
-class EchoTask(Task):
+class EchoTask(Task[EchoModel, EchoBatch]):
     """Stage III: the unit decoder of T2C learns from hidden states; LoRA goes on learning text.
 
     Training starts where the cascade "greedy text, then T2C" stands: the denoising adapter gives
@@ -94,10 +100,12 @@ class EchoTask(Task):
         backbone: Backbone | None = None,
         codec: Codec | None = None,
     ) -> EchoModel:
-        task = recorded_task(checkpoint)
+        task = recorded_config(checkpoint, EchoTaskConfig)
+        units = recorded_config(checkpoint, TextUnitsTaskConfig, "t2c")
+        codec = required_codec(checkpoint, codec)
         speech_llm = empty_speech_llm(checkpoint, ("s2t",), "speech_llm.", backbone)
         denoiser = DenoisingAdapter(task.denoiser, speech_llm.backbone.hidden_size)
-        t2c = t2c_model_of(recorded_task(checkpoint, "t2c"), speech_llm.backbone, codec)
+        t2c = t2c_model_of(units, speech_llm.backbone, codec)
         return filled(EchoModel(speech_llm, denoiser, t2c, task.segments), checkpoint)
 
     def build(self) -> EchoModel:
@@ -140,8 +148,6 @@ class EchoTask(Task):
             halve_frozen(speech_llm.backbone)
         if not self.config.train_speech_llm:
             speech_llm.requires_grad_(False)
-        # It stays as S2T left it, and its features are cached.
-        speech_llm.encoder.requires_grad_(False)
         freeze_adapter(speech_llm.adapter, self.config)
 
     def _label_source(self, model: EchoModel) -> LabelSource:
@@ -172,15 +178,12 @@ class EchoTask(Task):
             "number format": name_of(self.context.bf16),
         }
 
-    @classmethod
-    def cannot_train_encoder_reason(cls, config: EchoTaskConfig) -> str | None:
-        return None  # it is that of S2T
-
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
-        speech_llm, t2c = parents["s2t"].model, parents["t2c"].model
+        speech_llm = parents["s2t"].module("", SpeechLLM)
+        t2c = parents["t2c"].module("", T2CModel)
         # Parents are outlined before and joined here, as `build` joins their checkpoints.
         with torch.device("meta"):
             denoiser = DenoisingAdapter(self.config.denoiser, speech_llm.backbone.hidden_size)
@@ -273,7 +276,7 @@ class EchoTask(Task):
         return RecordedAnswers(
             self.config.recorded,
             self.config.data,
-            recorded_task(text_units),
+            recorded_config(text_units, TextUnitsTaskConfig),
             self.context,
             model.voice,
             model.speech_llm.backbone,
@@ -305,7 +308,7 @@ class EchoTask(Task):
                 "set echo.task.online=null"
             )
         self.read(model)
-        conversations = [row for split in self.conversations.values() for row in split]
+        conversations = [row for split in self.conversations.values() for row in split.rows]
         self.labels.write(model.eval(), conversations)
         return self.labels.folder
 
@@ -326,7 +329,7 @@ class EchoTask(Task):
 
         @torch.no_grad()
         def label(conversations: Sequence[Conversation]) -> PseudoLabels:
-            batch = self.speech_text.collate(conversations).to(device)
+            batch = self.speech_text.collate_clips(conversations).to(device)
             with autocast():
                 _, states = teacher_forced(model.speech_llm, batch)
                 hidden, lengths = answer_states(states, batch)
@@ -335,20 +338,20 @@ class EchoTask(Task):
 
         return label
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Examples[Any]:
         labelled = self.labels.examples(self.conversations[split])
         # Validation keeps pseudo-labels, so that its losses are those of runs without recordings.
         if self.recorded is None or split != "train":
             return labelled
         return self.recorded.replace_labels(labelled)
 
-    def collate(self, examples: Sequence) -> EchoBatch:
+    def collate(self, examples: Sequence[Any]) -> EchoBatch:
         """Pad conversations and their cached labels to one batch of ids [B, N].
 
         Raises:
             SignalError: a clip that augmentation changes cannot be read.
         """
-        return self.labels.batch(examples, self.speech_text.collate)
+        return self.labels.batch(examples, self.speech_text.collate_clips)
 
     def forward(self, model: EchoModel, batch: EchoBatch) -> EchoOutputs:
         """States [N, C] of the unit decoder at its targets, and text logits [L, V] of S2T.
@@ -385,7 +388,9 @@ class EchoTask(Task):
             unit_weights=_unit_weights(decoder, labels, unit_hidden),
         )
 
-    def score(self, model: EchoModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    def score(
+        self, model: EchoModel, batches: Callable[[], Iterable[EchoBatch]]
+    ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
         errors = units = rows = 0
         for batch in batches():

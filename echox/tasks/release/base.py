@@ -19,7 +19,7 @@ from echox.models.release.compatibility import PAPER, Compatibility, form_of
 from echox.models.release.folder import weights_fingerprint
 from echox.models.release.tokens import UNIT_COUNT
 from echox.models.release.trainable import config_of, is_untrained
-from echox.tasks.base import StageContext, Task, TaskConfig
+from echox.tasks.base import Model, StageContext, Task, TaskBatch, TaskConfig
 from echox.tasks.conversations import SpokenRows
 from echox.tasks.lazy_examples import lengths_file
 
@@ -62,7 +62,7 @@ class ReleaseTaskConfig(TaskConfig):
         return form_of(config_of(self.checkpoint)) if self.released_form else PAPER
 
 
-class ReleaseTask(Task):
+class ReleaseTask(Task[Model, TaskBatch]):
     """Base of the stages in the released form: checkpoints are exported before they answer.
 
     Attributes:

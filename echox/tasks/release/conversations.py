@@ -13,6 +13,7 @@ from torch import Tensor
 
 from echox.backbones.base import Turn
 from echox.core.errors import ConfigError, ManifestError
+from echox.core.indexable import Indexable
 from echox.core.signals import Batch, Waveform
 from echox.data.audio import audio_header
 from echox.data.manifest import Item, Role, Row
@@ -85,10 +86,10 @@ class ConversationBatch(Batch):
     transcripts: Tensor  # [A, S] tokens of the clips' words, IGNORE-padded
 
 
-class ReleaseExamples(Examples):
+class ReleaseExamples(Examples[ReleaseExample]):
     """Conversations; the cost of one is its tokens, audio included."""
 
-    def __init__(self, examples: Sequence[ReleaseExample], rows: SpokenRows) -> None:
+    def __init__(self, examples: Indexable[ReleaseExample], rows: SpokenRows) -> None:
         self.examples, self.rows = examples, rows
 
     def __len__(self) -> int:
@@ -143,7 +144,7 @@ class ReleaseExampleReader:
         last_only: bool = False,
         wanted: Callable[[ReleaseExample], bool] | None = None,
         lengths: Callable[[], Path],
-    ) -> Sequence[ReleaseExample]:
+    ) -> Indexable[ReleaseExample]:
         """Read the conversations of a split.
 
         Those without audio or answer, and those that are too long, are left out and counted.
@@ -162,8 +163,9 @@ class ReleaseExampleReader:
 
         def make(row: Row) -> list[ReleaseExample]:
             example = self._example(row, last_only)
-            is_taken = example is not None and (wanted is None or wanted(example))
-            return [example] if is_taken else []
+            if example is None or (wanted is not None and not wanted(example)):
+                return []
+            return [example]
 
         examples = row_examples(rows, make, _cost, on_broken=self.config.on_broken, lengths=lengths)
         if len(examples) < len(rows):
@@ -204,8 +206,10 @@ class ReleaseExampleReader:
             first = ids.index(self.tokens.audio_id)
             labels = [IGNORE] * first + labels[first:]
         # As the manifest states them where it does, which saves opening the files.
+        clips = [turn.require_audio() for turn in spoken]
         durations_s = [
-            stated_seconds(turn) or audio_header(turn.audio).duration_s for turn in spoken
+            stated_seconds(turn) or audio_header(clip).duration_s
+            for turn, clip in zip(spoken, clips)
         ]
         is_too_long = len(ids) > self.config.max_tokens or any(
             duration_s > self.config.max_audio_s for duration_s in durations_s
@@ -217,7 +221,7 @@ class ReleaseExampleReader:
             row_id=row.id,
             ids=tuple(ids),
             labels=tuple(labels),
-            clips=tuple(turn.audio for turn in spoken),
+            clips=tuple(clips),
             transcripts=tuple(map(self._transcript, _transcriptions(turns))),
             units=grouped_units(turns[-1]),
             cost=len(ids) + WINDOW_TOKENS * sum(windows),

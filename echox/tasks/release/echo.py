@@ -12,7 +12,8 @@ from torch import Tensor
 
 from echox.core import checkpoint
 from echox.core.config import neutral
-from echox.core.signals import Batch, padded
+from echox.core.indexable import Indexable
+from echox.core.signals import padded
 from echox.criteria.base import EchoOutputs
 from echox.data.text import edit_distance
 from echox.models.release.echo import ReleaseEcho
@@ -61,7 +62,7 @@ class ReleaseEchoTaskConfig(FullModelConfig):
 
 
 @TASKS.register("published_echo", ReleaseEchoTaskConfig)
-class ReleaseEchoTask(FullModelTask):
+class ReleaseEchoTask(FullModelTask[LabelledBatch]):
     """Stage III from a published folder.
 
     The states that predict the reference answer are cut as in streaming; for the greedy text X' of
@@ -71,7 +72,7 @@ class ReleaseEchoTask(FullModelTask):
     Source: EchoX (arXiv:2509.09174), Echo training; the branch finetune_kd of its release.
     """
 
-    def read(self, split: str) -> Sequence[ReleaseExample]:
+    def read(self, split: str) -> Indexable[ReleaseExample]:
         return self.reader.read(split, last_only=True, lengths=partial(self.lengths_path, split))
 
     def prepare(self, model: ReleaseSpeechLLM) -> None:
@@ -141,7 +142,7 @@ class ReleaseEchoTask(FullModelTask):
         return segment_outputs(model.release, text_pass, batch.spans, batch.targets)
 
     def score(
-        self, model: ReleaseSpeechLLM, batches: Callable[[], Iterable[Batch]]
+        self, model: ReleaseSpeechLLM, batches: Callable[[], Iterable[LabelledBatch]]
     ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
         errors = units = rows = 0
@@ -162,7 +163,7 @@ class ReleaseEchoTask(FullModelTask):
     def audit_batch(self, model: ReleaseSpeechLLM, batch: LabelledBatch) -> AuditBatch:
         tokens, conversations = self.reader.tokens, batch.conversation
         units = [
-            self._segment_targets(model.release.translator, row, targets)
+            self._segment_targets(model.release.require_translator(), row, targets)
             for row, targets in batch.segment_targets()
         ]
         return AuditBatch(
@@ -218,8 +219,8 @@ def generate_unit_ids(
     # End ids within the text are hidden too, as in T2C's training.
     ids = padded(rows, tokens.end_id).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    prompt = model.translator.prefix_prompt(ids, lengths, ids != tokens.end_id)
-    generated = generate_after_text(model.translator, prompt, tokens.end_id, max_tokens)
+    prompt = model.require_translator().prefix_prompt(ids, lengths, ids != tokens.end_id)
+    generated = generate_after_text(model.require_translator(), prompt, tokens.end_id, max_tokens)
     return [
         [*ids, *([tokens.end_id] if ended else [])]
         for ids, ended in zip(generated.rows(), generated.ended.tolist())

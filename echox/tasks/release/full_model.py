@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from echox.core import checkpoint
+from echox.core.indexable import Indexable
 from echox.encoders.base import ENCODERS
 from echox.models.footprint import BYTES_PER_CHANNEL, layer_bytes
 from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.trainable import starting_model
-from echox.tasks.base import Outline, StageContext, named_parts
+from echox.tasks.base import Outline, StageContext, TaskBatch, named_parts
 from echox.tasks.release.base import (
     ADAPTER_MODULES,
     DENOISER_MODULE,
@@ -47,7 +48,7 @@ class FullModelConfig(ReleaseTextConfig):
     """Modules that learn beside LoRA, by the release's names."""
 
 
-class FullModelTask(ReleaseTask):
+class FullModelTask(ReleaseTask[ReleaseSpeechLLM, TaskBatch]):
     """Base of the stages that train a whole released model.
 
     A subclass says which conversations it reads, and which of their tokens are targets.
@@ -60,7 +61,7 @@ class FullModelTask(ReleaseTask):
         super().__init__(config, context)
 
     @abstractmethod
-    def read(self, split: str) -> Sequence[ReleaseExample]:
+    def read(self, split: str) -> Indexable[ReleaseExample]:
         """Read the conversations of a split that can be trained on.
 
         Raises:
@@ -127,7 +128,7 @@ class FullModelTask(ReleaseTask):
 
 def _activations(release: PublishedEchoX) -> dict[str, float]:
     """Estimated bytes kept from forward to backward per token of a conversation, by part."""
-    body = release.translator.body
+    body = release.require_translator().body
     positions = 1 + UNIT_TOKENS_PER_TEXT_TOKEN  # the text token and its units
     units = ANSWER_SHARE * positions * layer_bytes(body, body.config.hidden_size)
     # An estimate: the adapter's inner channels count as a layer of the model's width.

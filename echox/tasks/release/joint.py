@@ -9,12 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from echox.core.errors import ManifestError
+from echox.core.indexable import Indexable
 from echox.core.signals import Batch
 from echox.criteria.base import JointOutputs
 from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.train_forward import joint_outputs
 from echox.models.speech_llm import IGNORE
-from echox.tasks.base import TASKS, AuditBatch, Examples
+from echox.tasks.base import TASKS, AuditBatch
 from echox.tasks.conversations import padded
 from echox.tasks.release.audit import (
     WINDOWS_NOTE,
@@ -47,7 +48,7 @@ class JointBatch(Batch):
 
 
 @TASKS.register("published_joint", ReleaseJointTaskConfig)
-class ReleaseJointTask(FullModelTask):
+class ReleaseJointTask(FullModelTask[JointBatch]):
     """The release's branch finetune: units of recorded answers from hidden states, beside S2T.
 
     The states are those at the answer's own tokens.
@@ -55,7 +56,7 @@ class ReleaseJointTask(FullModelTask):
     Source: github.com/FreedomIntelligence/EchoX, models/echox_s2s.py, state of 2025-09-19.
     """
 
-    def read(self, split: str) -> Sequence[ReleaseExample]:
+    def read(self, split: str) -> Indexable[ReleaseExample]:
         examples = self.reader.read(
             split,
             last_only=True,
@@ -69,7 +70,7 @@ class ReleaseJointTask(FullModelTask):
             )
         return examples
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> ReleaseExamples:
         return ReleaseExamples(self.splits[split], self.rows)
 
     def collate(self, examples: Sequence[ReleaseExample]) -> JointBatch:
@@ -103,7 +104,9 @@ class ReleaseJointTask(FullModelTask):
         # The answer ends with the end id that would close the text.
         closing = tokens.after_text()[1:]
         text = [*[tokens.end_id] * start, *example.ids[start:], *closing]
-        return text, [tokens.begin_id, *unit_token_ids(tokens, example.units), tokens.end_id]
+        # `read` takes no conversation without them.
+        units = unit_token_ids(tokens, example.units) or []
+        return text, [tokens.begin_id, *units, tokens.end_id]
 
     def forward(self, model: ReleaseSpeechLLM, batch: JointBatch) -> JointOutputs:
         """Text logits [N, V], CTC scores, and states of the unit translator at its targets.
@@ -124,7 +127,9 @@ class ReleaseJointTask(FullModelTask):
 
     def audit_batch(self, model: ReleaseSpeechLLM, batch: JointBatch) -> AuditBatch:
         tokens, conversations = self.reader.tokens, batch.conversations
-        units = translator_targets(model.release.translator, tokens, batch.ids, batch.labels)
+        units = translator_targets(
+            model.release.require_translator(), tokens, batch.ids, batch.labels
+        )
         padding = end_id_padding(conversations.ids, tokens.end_id)
         return AuditBatch(
             tracks=[*conversation_targets(tokens, conversations), *units],

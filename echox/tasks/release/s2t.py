@@ -24,7 +24,7 @@ from echox.models.release.trainable import (
     starting_model,
     trained_tensors,
 )
-from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, named_parts
+from echox.tasks.base import TASKS, AuditBatch, Outline, StageContext, named_parts
 from echox.tasks.conversations import SpokenRows
 from echox.tasks.release.audit import (
     WINDOWS_NOTE,
@@ -71,7 +71,7 @@ class ReleaseTextConfig(ReleaseTaskConfig):
 
 
 @TASKS.register("published_s2t", ReleaseTextConfig)
-class ReleaseTextTask(ReleaseTask):
+class ReleaseTextTask(ReleaseTask[ReleaseSpeechLLM, ConversationBatch]):
     """Stage I from a published folder: cross-entropy of the answers, and CTC of the questions.
 
     CTC is over the language model's vocabulary.
@@ -127,7 +127,7 @@ class ReleaseTextTask(ReleaseTask):
     def parameter_groups(self, model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
         return module_and_lora_groups(model)
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> ReleaseExamples:
         return ReleaseExamples(self.splits[split], self.rows)
 
     def collate(self, examples: Sequence[ReleaseExample]) -> ConversationBatch:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from echox.core.config import neutral
 from echox.core.errors import ManifestError
+from echox.core.indexable import Indexable
 from echox.core.signals import Batch
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import Item, Role, Row
@@ -87,10 +88,10 @@ class TextUnitsBatch(Batch):
     text_lengths: Tensor  # [B] ids before the units
 
 
-class TextUnitsExamples(Examples):
+class TextUnitsExamples(Examples[TextUnitsExample]):
     """Texts with units; the cost of one is its ids."""
 
-    def __init__(self, examples: Sequence[TextUnitsExample]) -> None:
+    def __init__(self, examples: Indexable[TextUnitsExample]) -> None:
         self.examples = examples
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ def _cost(example: TextUnitsExample) -> int:
 
 
 @TASKS.register("published_t2c", ReleaseUnitsConfig)
-class ReleaseUnitsTask(ReleaseTask):
+class ReleaseUnitsTask(ReleaseTask[TrainableEchoX, TextUnitsBatch]):
     """Stage II from a published folder: cross-entropy of the units after a text.
 
     The language model is not needed, and not built.
@@ -136,7 +137,7 @@ class ReleaseUnitsTask(ReleaseTask):
         select_trained(release, self.config.modules)
         self.tokens, self.compatibility = release.tokens, release.compatibility
         # The rest of the release is dropped here; only its tokenizer is used on.
-        model = TrainableEchoX(release.translator)
+        model = TrainableEchoX(release.require_translator())
         cast_parameters(model, half=self.context.bf16)
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
         return model
@@ -152,9 +153,9 @@ class ReleaseUnitsTask(ReleaseTask):
         with torch.device("meta"):
             release = outline_starting_model(self.config.checkpoint, self.config.form())
         select_trained(release, self.config.modules)
-        model = TrainableEchoX(release.translator)
+        model = TrainableEchoX(release.require_translator())
         cast_parameters(model, half=self.context.bf16)
-        body = release.translator.body
+        body = release.require_translator().body
         return Outline(
             model=model,
             parts=named_parts("unit translator", "translator", TRANSLATOR_PARTS),
@@ -163,7 +164,7 @@ class ReleaseUnitsTask(ReleaseTask):
             activations={"unit translator": layer_bytes(body, body.config.hidden_size)},
         )
 
-    def _read_examples(self, split: str) -> Sequence[TextUnitsExample]:
+    def _read_examples(self, split: str) -> Indexable[TextUnitsExample]:
         examples = row_examples(
             self.rows.rows(split),
             self._examples_of,
@@ -204,7 +205,7 @@ class ReleaseUnitsTask(ReleaseTask):
     def trained_state_dict(self, model: TrainableEchoX) -> dict[str, Tensor]:
         return trained_tensors(model)
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> TextUnitsExamples:
         return TextUnitsExamples(self.splits[split])
 
     def collate(self, examples: Sequence[TextUnitsExample]) -> TextUnitsBatch:
@@ -230,7 +231,7 @@ class ReleaseUnitsTask(ReleaseTask):
         return pretrain_outputs(model.translator, batch.ids, batch.labels, batch.visible)
 
     def score(
-        self, model: TrainableEchoX, batches: Callable[[], Iterable[Batch]]
+        self, model: TrainableEchoX, batches: Callable[[], Iterable[TextUnitsBatch]]
     ) -> dict[str, float]:
         """Unit error rate of generated speech, over `scored_rows` validation rows."""
         errors = units = rows = 0

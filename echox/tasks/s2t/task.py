@@ -15,12 +15,11 @@ from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
 from echox.core.config import neutral, to_plain
 from echox.core.errors import CheckpointError, ManifestError
-from echox.core.signals import Batch
 from echox.criteria.base import SpeechTextOutputs
 from echox.data.manifest import NO_SPEECH, Row
 from echox.data.text import contains_answer
 from echox.decoding.greedy_text import greedy_text
-from echox.encoders.base import build_encoder, trains
+from echox.encoders.base import ENCODERS
 from echox.metrics.base import MetricConfig, text_scores
 from echox.models.footprint import SCORE_BYTES
 from echox.models.frozen import halve_frozen
@@ -30,7 +29,6 @@ from echox.tasks.align.task import token_index
 from echox.tasks.base import (
     TASKS,
     AuditBatch,
-    Examples,
     Outline,
     Parts,
     StageContext,
@@ -59,14 +57,6 @@ from echox.tasks.s2t.frozen_states import (
     FrozenStates,
     StatesBatch,
     conversation_key,
-)
-from echox.tasks.trained_encoder import (
-    encoded,
-    encoder_group,
-    encoder_notes,
-    fill_encoder,
-    masks_in_training,
-    trained_encoder_state,
 )
 from echox.tasks.views import text_targets
 
@@ -105,8 +95,9 @@ def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tens
         adapter: shape of the adapter.
         token_ids: [C-1] tokens that CTC may emit.
     """
-    encoder, backbone = build_encoder(parts.encoder), BACKBONES.build(parts.backbone)
-    return join_speech_llm(encoder, backbone, adapter, token_ids)
+    return join_speech_llm(
+        ENCODERS.build(parts.encoder), BACKBONES.build(parts.backbone), adapter, token_ids
+    )
 
 
 def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
@@ -115,16 +106,13 @@ def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
 
 
 def speech_llm_state_dict(model: SpeechLLM) -> dict[str, Tensor]:
-    """Tensors that echox trains, by their names in the S2T model: adapter, LoRA, and encoder.
-
-    Those of the encoder are there only where it is trained (`encoder.train`).
-    """
+    """Tensors of adapter and LoRA, which echox trains, by their names in the S2T model."""
     # The adapter's buffers too, which hold the tokens that CTC emits.
     tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
     tensors |= {
         f"backbone.{name}": p for name, p in model.backbone.named_parameters() if "lora_" in name
     }
-    return tensors | trained_encoder_state(model.encoder)
+    return tensors
 
 
 def adapter_token_ids(parent: checkpoint.Checkpoint) -> Tensor:
@@ -142,7 +130,7 @@ def adapter_token_ids(parent: checkpoint.Checkpoint) -> Tensor:
 
 
 @TASKS.register("s2t", SpeechTextTaskConfig)
-class SpeechTextTask(Task):
+class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
     """Stage I: LoRA and the adapter learn to answer spoken questions.
 
     Source: EchoX (arXiv:2509.09174) and Soundwave (arXiv:2502.12900), speech-to-text training.
@@ -158,10 +146,6 @@ class SpeechTextTask(Task):
         self.states: FrozenStates | None = None
         # Of the usable training conversations, under which their states are cached.
         self.keys: list[str] = []
-
-    @classmethod
-    def cannot_train_encoder_reason(cls, config: SpeechTextTaskConfig) -> str | None:
-        return masks_in_training(config.data)
 
     @classmethod
     def restore(
@@ -182,9 +166,8 @@ class SpeechTextTask(Task):
         """
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
-        # Without the spelling head, which the align stage trains beside them.
+        # The adapter alone: the align stage trains a spelling head beside it.
         checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
-        fill_encoder(model, parent)
         freeze_adapter(model.adapter, self.config)
         # After freezing, because only frozen weights are rounded.
         if self.context.bf16:
@@ -197,11 +180,11 @@ class SpeechTextTask(Task):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = build_encoder(parts.encoder, meta=True)
+        encoder = ENCODERS.entry_of(parts.encoder).implementation.outline(parts.encoder)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # On the meta device: their number counts, not their values.
-            token_ids = parents["align"].model.adapter.token_ids
+            token_ids = parents["align"].module("adapter", SpeechAdapter).token_ids
             model = join_speech_llm(encoder, backbone, self.config.adapter, token_ids)
         freeze_adapter(model.adapter, self.config)
         if self.context.bf16:
@@ -212,7 +195,7 @@ class SpeechTextTask(Task):
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, encoder.frame_rate_hz),
             activations=speech_llm_activations(model, SCORE_BYTES),
-            notes=[SHARES_NOTE, *encoder_notes(encoder)],
+            notes=[SHARES_NOTE],
         )
 
     def read(self, model: SpeechLLM) -> None:
@@ -265,12 +248,11 @@ class SpeechTextTask(Task):
         lora = [p for p in model.backbone.parameters() if p.requires_grad]
         adapter = [p for p in model.adapter.parameters() if p.requires_grad]
         groups = [("adapter", adapter, self.config.adapter_lr_scale), ("lora", lora, 1.0)]
-        own = [
+        return [
             {"name": name, "params": params, "lr_scale": scale}
             for name, params, scale in groups
             if params
         ]
-        return [*own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
 
     def prepare(self, model: SpeechLLM) -> None:
         """Cache the encoder features of all clips, and the states of frozen layers.
@@ -293,8 +275,8 @@ class SpeechTextTask(Task):
     def _has_constant_states(self, model: SpeechLLM) -> bool:
         """Whether training conversations have the same states below the trained layers always."""
         trains_adapter = self.config.train_alignment or self.config.train_look_back
-        changes = trains_adapter or trains(model.encoder) or self.data.augmentation is not None
-        return not changes and model.backbone.frozen_layers() > 0
+        is_augmented = self.data.augmentation is not None
+        return not trains_adapter and not is_augmented and model.backbone.frozen_layers() > 0
 
     def _cache_states(self, model: SpeechLLM) -> None:
         conversations = self._usable("train")
@@ -321,7 +303,7 @@ class SpeechTextTask(Task):
     @torch.no_grad()
     def _frozen_states(self, model: SpeechLLM, rows: Sequence[Conversation]) -> list[Tensor]:
         """States [P, H] of each conversation after the frozen layers, on the CPU."""
-        batch = self.collate(rows).to(self.context.device)
+        batch = self.collate_clips(rows).to(self.context.device)
         with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.context.bf16):
             prompted = model.prompt(batch.ids, model.adapter(batch.features), batch.clip_rows)
             states = model.backbone.forward_lower(prompted.embeddings, prompted.mask)
@@ -333,7 +315,7 @@ class SpeechTextTask(Task):
     def _usable(self, split: str) -> list[Conversation]:
         return [row for row in self.splits[split] if all(map(self.data.usable, row.clips))]
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Conversations:
         keys = self.keys if self.states is not None and split == "train" else None
         # Validation and audits read the clips, since they run the whole model.
         return Conversations(self._usable(split), self.data, keys=keys)
@@ -347,8 +329,17 @@ class SpeechTextTask(Task):
             SignalError: a clip that augmentation changes cannot be read.
         """
         # Batches are of one kind: `Conversations.at` gives cached ones to training alone.
-        if isinstance(examples[0], CachedConversation):
-            return self.states.batch(examples)
+        cached = [row for row in examples if isinstance(row, CachedConversation)]
+        if cached and self.states is not None:
+            return self.states.batch(cached)
+        return self.collate_clips([row for row in examples if isinstance(row, Conversation)])
+
+    def collate_clips(self, examples: Sequence[Conversation]) -> SpeechTextBatch:
+        """Pad conversations to one batch of ids [B, N] and features [A, F, D].
+
+        Raises:
+            SignalError: a clip that augmentation changes cannot be read.
+        """
         return collate_conversations(examples, self.data, self.index)
 
     def forward(self, model: SpeechLLM, batch: SpeechTextBatch | StatesBatch) -> SpeechTextOutputs:
@@ -375,19 +366,22 @@ class SpeechTextTask(Task):
         )
 
     def _forward_upper(self, model: SpeechLLM, batch: StatesBatch) -> SpeechTextOutputs:
-        # No clip is read, so there is nothing for CTC.
         hidden = model.backbone.forward_upper(batch.states, batch.mask())
+        # No clip is read, so there is nothing for CTC: A is 0.
+        no_targets = batch.targets.new_zeros(0, 1)
         return SpeechTextOutputs(
-            ctc_logits=None,
-            frame_lengths=None,
-            targets=None,
-            target_lengths=None,
+            ctc_logits=hidden.new_zeros(0, 1, 1),
+            frame_lengths=no_targets[:, 0],
+            targets=no_targets,
+            target_lengths=no_targets[:, 0],
             text_logits=model.backbone.logits(batch.target_states(hidden)),
             text_labels=batch.targets[batch.targets != IGNORE],
             counts_ctc=False,
         )
 
-    def score(self, model: SpeechLLM, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    def score(
+        self, model: SpeechLLM, batches: Callable[[], Iterable[SpeechTextBatch | StatesBatch]]
+    ) -> dict[str, float]:
         """Share of generated answers that contain the gold answer, and the scores of `metrics`.
 
         A gold answer is what a manifest's row may have; `metrics` compare whole answers.
@@ -395,6 +389,8 @@ class SpeechTextTask(Task):
         correct = graded = 0
         answers: list[tuple[str, str]] = []
         for batch in batches():
+            if isinstance(batch, StatesBatch):
+                continue  # of training alone; it has no prompt to answer
             texts = answer_texts(model, batch, self.config.max_answer_tokens)
             answers += zip(expected_texts(model, batch), texts)
             # Rows without a gold answer cannot be graded.
@@ -404,7 +400,9 @@ class SpeechTextTask(Task):
         accuracy = {"answer_accuracy": correct / graded} if graded else {}
         return accuracy | text_scores(self.config.metrics, answers)
 
-    def audit_batch(self, model: SpeechLLM, batch: SpeechTextBatch) -> AuditBatch:
+    def audit_batch(self, model: SpeechLLM, batch: SpeechTextBatch | StatesBatch) -> AuditBatch:
+        if isinstance(batch, StatesBatch):
+            return AuditBatch()  # of training alone; its inputs are no tokens
         targets = text_targets(batch.ids, batch.labels, batch.shared, model.backbone)
         return AuditBatch(list(targets), clips_of(model, batch), padding_of(batch))
 
@@ -426,7 +424,7 @@ def teacher_forced(model: SpeechLLM, batch: SpeechTextBatch) -> tuple[AdaptedSpe
     Raises:
         SignalError: a conversation takes more positions than the language model has.
     """
-    speech = model.adapter(encoded(model.encoder, batch.features))
+    speech = model.adapter(batch.features)
     prompted = model.prompt(batch.ids, speech, batch.clip_rows)
     hidden = model.backbone.forward_prefix_shared(prompted.embeddings, prompted.mask, batch.shared)
     # The last vector of a clip has the AUDIO id's place plus its width, so ids after it are found
@@ -452,8 +450,7 @@ def prompt_only(model: SpeechLLM, batch: SpeechTextBatch) -> Prompted:
     # Right-padded again: in shorter prompts of the batch answers begin before `width`.
     is_prompt = torch.arange(width, device=batch.ids.device)[None] < batch.prompt_lengths[:, None]
     ids = torch.where(is_prompt, batch.ids[:, :width], PAD)
-    speech = model.adapter(encoded(model.encoder, batch.features))
-    return model.prompt(ids, speech, batch.clip_rows)
+    return model.prompt(ids, model.adapter(batch.features), batch.clip_rows)
 
 
 def answer_texts(model: SpeechLLM, batch: SpeechTextBatch, max_tokens: int) -> list[str]:

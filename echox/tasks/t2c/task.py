@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,8 +35,8 @@ from echox.tasks.base import (
     named_parts,
 )
 from echox.tasks.conversations import unit_distance
-from echox.tasks.recorded import recorded_task
-from echox.tasks.restored import filled, recorded_backbone
+from echox.tasks.recorded import recorded_config
+from echox.tasks.restored import filled, recorded_backbone, required_codec
 from echox.tasks.t2c.unit_alignment import UnitAlignment, Utterance
 from echox.tasks.views import backbone_text, padding_of_rows, unit_targets
 
@@ -96,7 +96,7 @@ class TextUnitsBatch(Batch):
     units: tuple[tuple[int, ...], ...]  # of each row, frame by frame with K codebooks
 
 
-class Utterances(Examples):
+class Utterances(Examples[Utterance]):
     """Texts with targets, K ids to a step; the cost of one is its text tokens and steps."""
 
     def __init__(self, utterances: Sequence[Utterance], codebooks: int) -> None:
@@ -134,7 +134,7 @@ def t2c_parts(path: str = "") -> dict[str, list[str]]:
 
 
 @TASKS.register("t2c", TextUnitsTaskConfig)
-class TextUnitsTask(Task):
+class TextUnitsTask(Task[T2CModel, TextUnitsBatch]):
     """Stage II: the unit decoder learns to turn text into units.
 
     Source: EchoX (arXiv:2509.09174), text-to-codec training.
@@ -155,7 +155,9 @@ class TextUnitsTask(Task):
         codec: Codec | None = None,
     ) -> T2CModel:
         backbone = backbone or recorded_backbone(checkpoint)
-        return filled(t2c_model_of(recorded_task(checkpoint), backbone, codec), checkpoint)
+        config = recorded_config(checkpoint, TextUnitsTaskConfig)
+        model = t2c_model_of(config, backbone, required_codec(checkpoint, codec))
+        return filled(model, checkpoint)
 
     def build(self) -> T2CModel:
         backbone = BACKBONES.build(self.context.parts.backbone)
@@ -205,6 +207,7 @@ class TextUnitsTask(Task):
             AssetError: the cache of alignments cannot be written.
         """
         splits = {split: self._utterances(split) for split in ("train", "valid")}
+        counts: Iterator[list[int] | None]
         if model.decoder.config.monotonic:
             # The aligner is trained on the training split alone.
             utterances = [*splits["train"], *splits["valid"]]
@@ -280,7 +283,7 @@ class TextUnitsTask(Task):
         unit_tokens = [self.codec.unit_tokens_of(list(piece)) for piece in pieces]
         return dataclasses.replace(utterance, target=tuple(decoder.target_of(unit_tokens)))
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Utterances:
         # Repeated rows are the same objects: nothing is augmented here.
         times = self.config.repeat if split == "train" else {}
         rows = [row for row in self.splits[split] for _ in range(times.get(row.kind, 1))]
@@ -305,7 +308,9 @@ class TextUnitsTask(Task):
         hidden = model.decoder(model.rows(batch.ids), batch.lengths, batch.targets)
         return UnitOutputs(*model.decoder.labelled(hidden, batch.targets), model.decoder.head)
 
-    def score(self, model: T2CModel, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    def score(
+        self, model: T2CModel, batches: Callable[[], Iterable[TextUnitsBatch]]
+    ) -> dict[str, float]:
         """Unit error rate of generated speech, over `scored_rows` validation rows."""
         errors = units = rows = 0
         for batch in batches():

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from echox.core.errors import ManifestError
 from echox.core.number_format import name_of
 from echox.core.signals import Batch, padded
 from echox.data.audio import audio_header, load_audio, pad_waveforms
+from echox.data.audio_ref import Audio
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
 from echox.tasks.base import Examples, StageContext
@@ -49,7 +49,7 @@ class Recording:
     """An utterance with its units [F], whose audio is still on the disk."""
 
     row_id: str
-    audio: Any  # what `load_audio` takes
+    audio: Audio
     frames: tuple[int, ...]  # a unit per frame
     speaker: int
 
@@ -62,7 +62,7 @@ class LoadedRecording:
     samples: Tensor  # [F * hop]
 
 
-class Recordings(Examples):
+class Recordings(Examples[LoadedRecording]):
     """Utterances, loaded at access with samples [F * hop]; the cost of one is its frames F.
 
     Args:
@@ -140,21 +140,21 @@ class FrameUnits:
             SignalError: a clip cannot be decoded.
             AssetError: the cache cannot be written.
         """
-        clips = {clip_key(row.answer.audio): row.answer.audio for row in rows}
-        costs = {
-            clip_key(row.answer.audio): round(durations_s[row.id] * COST_PER_S) for row in rows
-        }
+        audio = {row.id: row.require_answer().require_audio() for row in rows}
+        keys = {row_id: clip_key(clip) for row_id, clip in audio.items()}
+        clips = {keys[row_id]: clip for row_id, clip in audio.items()}
+        costs = {key: round(durations_s[row_id] * COST_PER_S) for row_id, key in keys.items()}
         self.cache.fill(
             list(costs),
-            lambda keys: self._encode([clips[key] for key in keys]),
+            lambda missing: self._encode([clips[key] for key in missing]),
             costs=list(costs.values()),
             batch_cost=round(ENCODE_BATCH_S * COST_PER_S),
             label=f"units of {split}",
         )
-        return {row.id: tuple(self.cache[clip_key(row.answer.audio)].tolist()) for row in rows}
+        return {row_id: tuple(self.cache[key].tolist()) for row_id, key in keys.items()}
 
     @torch.no_grad()
-    def _encode(self, clips: Sequence[Any]) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Audio]) -> list[Tensor]:
         """Units [F] of each clip, int32."""
         rate_hz = self.codec.rate_hz
         wave = pad_waveforms([load_audio(clip, rate_hz) for clip in clips], rate_hz).to(self.device)
@@ -199,7 +199,7 @@ class VocoderRows(SpokenRows):
         return sorted({self._speaker(row) for row in self.rows("train")})
 
     def _speaker(self, row: Row) -> str:
-        name = row.extra.get(self.speaker_key)
+        name = None if self.speaker_key is None else row.extra.get(self.speaker_key)
         if not isinstance(name, str):
             raise ManifestError(
                 f"row {row.id!r} has no {self.speaker_key!r} that names its speaker; "
@@ -230,9 +230,9 @@ class VocoderRows(SpokenRows):
         ]
         frames = self._frames(rows, encoder, split)
         recordings = [
-            Recording(row.id, row.answer.audio, frames[row.id], self._speaker_number(row, speakers))
+            Recording(row.id, audio, frames[row.id], self._speaker_number(row, speakers))
             for row in rows
-            if row.id in frames
+            if row.id in frames and (audio := row.require_answer().audio) is not None
         ]
         self._check_units(recordings, units)
         return self._long_enough(recordings, split)
@@ -242,7 +242,8 @@ class VocoderRows(SpokenRows):
     ) -> dict[str, tuple[int, ...]]:
         """Row id -> a unit per frame, of rows whose audio is not too long."""
         # From the headers, so that no clip is decoded to learn that it is too long.
-        durations_s = {row.id: audio_header(row.answer.audio).duration_s for row in rows}
+        clips = {row.id: row.require_answer().require_audio() for row in rows}
+        durations_s = {row_id: audio_header(clip).duration_s for row_id, clip in clips.items()}
         short = [row for row in rows if durations_s[row.id] <= self.config.max_audio_s]
         if len(short) < len(rows):
             log.warning(
@@ -257,7 +258,8 @@ class VocoderRows(SpokenRows):
         return encoder.encode(short, durations_s, split)
 
     def _written_frames(self, row: Row, duration_s: float) -> tuple[int, ...]:
-        units, expected = row.answer.units or (), duration_s * self.rate_hz / self.hop_samples
+        units = row.require_answer().units or ()
+        expected = duration_s * self.rate_hz / self.hop_samples
         # Units without repeats, as T2C takes them, would be far fewer.
         if abs(len(units) - expected) > TOLERANCE_FRAMES:
             raise ManifestError(

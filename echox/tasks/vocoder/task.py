@@ -20,7 +20,6 @@ from echox.data.audio import save_audio
 from echox.tasks.base import (
     TASKS,
     AuditBatch,
-    Examples,
     Outline,
     Role,
     StageContext,
@@ -127,7 +126,7 @@ class TrainedVocoder(nn.Module):
 
 
 @TASKS.register("vocoder", VocoderTaskConfig)
-class VocoderTask(Task):
+class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
     """A unit HiFi-GAN with its duration predictor, against period and scale discriminators.
 
     Source: Polyak et al. 2021, arXiv:2104.00355; Kong et al. 2020, arXiv:2010.05646.
@@ -201,12 +200,14 @@ class VocoderTask(Task):
         return codec
 
     def _unit_count(self) -> int:
-        if self.config.units is None and self.codec is None:
+        if self.config.units is not None:
+            return self.config.units
+        if self.codec is None:
             raise ConfigError(
                 "vocoder.task.units is null and there is no codec to ask; "
                 "set it to the number of different units"
             )
-        return self.config.units if self.config.units is not None else self.codec.vocab_size
+        return self.codec.vocab_size
 
     def _settings(self, units: int) -> dict[str, Any]:
         """Content of `vocoder_config.json`, by the keys of the published vocoders.
@@ -321,7 +322,7 @@ class VocoderTask(Task):
             for split in ("train", "valid")
         }
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Recordings:
         return Recordings(self.splits[split], self.config.generator.rate_hz, self.hop_samples)
 
     def collate(self, examples: Sequence[LoadedRecording]) -> VocoderBatch:
@@ -361,7 +362,7 @@ class VocoderTask(Task):
         return starts[:, None] + torch.arange(self.config.segment_frames, device=spare.device)
 
     def score(
-        self, model: TrainedVocoder, batches: Callable[[], Iterable[Batch]]
+        self, model: TrainedVocoder, batches: Callable[[], Iterable[VocoderBatch]]
     ) -> dict[str, float]:
         """Errors of predicted durations, and synthesized validation rows as wavs.
 
