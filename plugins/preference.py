@@ -32,6 +32,7 @@ from echox.core.signals import Batch, Loss, Outputs
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
+from echox.encoders.base import features_fingerprint
 from echox.models.frozen import halve_frozen
 from echox.models.speech_llm import IGNORE, SpeechLLM
 from echox.tasks.base import (
@@ -57,6 +58,7 @@ from echox.tasks.s2t.task import (
     speech_llm_state_dict,
     teacher_forced,
 )
+from echox.tasks.trained_encoder import check_encoder
 
 REJECTED = "rejected"  # the key of the answer that is not preferred, beside the preferred `value`
 REFERENCE_BATCH_COST = 8_000  # tokens scored by the reference at once
@@ -162,14 +164,21 @@ class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
         parent = checkpoints.load(self.context.parents["s2t"])
         shape = recorded_adapter(parent)
         model = build_speech_llm(self.context.parts, shape, adapter_token_ids(parent))
+        check_encoder(model.encoder, parent)
         checkpoints.fill(model, parent, set(parent.tensors))
         model.adapter.freeze(alignment=True, look_back=True)
+        # As S2T left it, where that trained it.
+        model.encoder.requires_grad_(False)
         if self.context.bf16:
             halve_frozen(model.backbone)
         # Rows become token ids here, which only the backbone's tokenizer can make.
         self.backbone = model.backbone
         self.splits = {split: self._pairs(split) for split in ("train", "valid")}
         return model
+
+    @classmethod
+    def cannot_train_encoder_reason(cls, config: PreferenceConfig) -> str | None:
+        return None  # it is that of S2T
 
     @classmethod
     def restore(
@@ -235,7 +244,7 @@ class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
         )
         parent = checkpoints.fingerprint(self.context.parents["s2t"])
         # All that decides a log-probability, so that another S2T never reads these.
-        parts = f"{parent}|{model.encoder.fingerprint()}|{model.backbone.fingerprint()}"
+        parts = f"{parent}|{features_fingerprint(model.encoder)}|{model.backbone.fingerprint()}"
         maker = hashlib.sha256(f"{parts}|{self.context.bf16}".encode()).hexdigest()[:24]
         self.reference = ArrayCache(self.context.cache_dir / "reference_log_probs", maker)
         self._score_by_reference(model)

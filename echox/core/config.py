@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 NEUTRAL = "neutral"  # key in the metadata of a dataclass field
+LEFT_OUT = "left_out"
 
 
 @functools.cache
@@ -84,6 +85,18 @@ def neutral(
     return dataclasses.field(
         default=default, default_factory=default_factory, metadata={NEUTRAL: True}
     )
+
+
+def left_out(default: Any) -> Any:
+    """Return a dataclass field that `to_plain` leaves out while it has its default.
+
+    For a field that is added to a config whose plain data stands in files or is hashed: those of
+    before stay the same.
+
+    Args:
+        default: as of `dataclasses.field`; a value that cannot be changed.
+    """
+    return dataclasses.field(default=default, metadata={LEFT_OUT: True})
 
 
 def decisive(plain: Any, like: Any) -> Any:
@@ -158,7 +171,11 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = _names_for(type(value))
         name = names.name_of(value) if names else None
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: to_plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if LEFT_OUT not in f.metadata or getattr(value, f.name) != f.default
+        }
         return fields if name is None else {"name": name, **fields}
     if isinstance(value, enum.Enum):
         return value.name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from echox.core.config import left_out
+from echox.core.errors import ConfigError
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
 from echox.core.signals import Features, Waveform
@@ -21,18 +24,32 @@ AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 class EncoderConfig:
     """Base class of every encoder's config."""
 
+    train: bool = left_out(False)
+    """Train the encoder too, in the stages that train what stands behind it (align and s2t). Its
+    features are then computed at each step and not cached; later stages take it as it was
+    trained."""
+    lr_scale: float = left_out(0.1)
+    """Learning rate of a trained encoder as a multiple of the stage's: it comes pretrained, and
+    the adapter behind it does not."""
+
 
 class Encoder(nn.Module, ABC):
     """Audio -> frame features [B, F, D]; the constructor sets the attributes below.
 
+    Where `config.train` is true, `build_encoder` trains all parameters that require gradients; an
+    encoder that can be trained leaves `requires_grad` to those alone that have an effect. It draws
+    no dropout, so that its features in training are those of inference.
+
     Needed: `rate_hz`, `frame_rate_hz`, `dim`, `forward`, `fingerprint`.
 
-    Optional: `outline`, `missing`, `packages`.
+    Optional: `trainable`, `trained`, `outline`, `missing`, `packages`.
     """
 
     rate_hz: int  # input sample rate, Hz
     frame_rate_hz: float  # output frames per second
     dim: int  # feature channels D
+    trainable: bool = False  # whether it can be trained; False: `encoder.train` is refused
+    trained: tuple[str, ...] = ()  # names of its trained parameters, set by `build_encoder`
 
     @classmethod
     def outline(cls: type[AnyEncoder], config: Any) -> AnyEncoder:
@@ -81,3 +98,64 @@ class Encoder(nn.Module, ABC):
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", EncoderConfig)
+
+
+def build_encoder(config: EncoderConfig, *, meta: bool = False) -> Encoder:
+    """Build an encoder for a stage: trained, where its config says so, or else frozen.
+
+    Args:
+        config: of a registered encoder.
+        meta: build its outline, which has shapes and no weights.
+
+    Raises:
+        AssetError: its weights are not on this machine.
+        ConfigError: it is to be trained and cannot be.
+    """
+    implementation = ENCODERS.entry_of(config).implementation
+    if reason := cannot_train_reason(config):
+        raise ConfigError(reason)
+    encoder = implementation.outline(config) if meta else implementation(config)
+    if not config.train:
+        return encoder.requires_grad_(False)
+    named = encoder.named_parameters()
+    encoder.trained = tuple(name for name, parameter in named if parameter.requires_grad)
+    return encoder
+
+
+def cannot_train_reason(config: EncoderConfig) -> str | None:
+    """Return why an encoder whose config says `train` cannot be trained, as a sentence, or None."""
+    if not config.train:
+        return None
+    # Not `<= 0`, which is false for NaN.
+    if not config.lr_scale > 0:
+        return f"encoder.lr_scale is {config.lr_scale}; use a factor above 0"
+    if ENCODERS.entry_of(config).implementation.trainable:
+        return None
+    able = [name for name, entry in ENCODERS.items() if entry.implementation.trainable]
+    return (
+        f"encoder.train is true, but encoder {ENCODERS.name_of(config)!r} has nothing to train; "
+        f"set encoder.train=false, or use one of {', '.join(sorted(able))}"
+    )
+
+
+def trained_tensors(encoder: Encoder) -> dict[str, Tensor]:
+    """Return the weights that echox trained, in this stage or in one before, by their names."""
+    named = dict(encoder.named_parameters())
+    return {name: named[name] for name in encoder.trained}
+
+
+def trains(encoder: Encoder) -> bool:
+    """Return whether the encoder is trained in this stage, so that its features change."""
+    return any(weight.requires_grad for weight in trained_tensors(encoder).values())
+
+
+def features_fingerprint(encoder: Encoder) -> str:
+    """Hash everything that decides the features, with the weights that echox trained."""
+    if not encoder.trained:
+        return encoder.fingerprint()
+    digest = hashlib.sha256(encoder.fingerprint().encode())
+    for name, weight in trained_tensors(encoder).items():
+        digest.update(name.encode())
+        # Whole tensors: an encoder's own fingerprint may look at a part of them, or at none.
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

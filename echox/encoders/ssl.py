@@ -35,7 +35,7 @@ NORM_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 
 @dataclass(kw_only=True, slots=True)
 class SslConfig(EncoderConfig):
-    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen, from a hub id or a local folder."""
+    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen unless `train`, by hub id or folder."""
 
     weights: str = "facebook/hubert-base-ls960"
     """Hub id or local folder of the weights; "random" builds a small untrained HuBERT for tests,
@@ -74,6 +74,7 @@ class SslEncoder(Encoder):
     """
 
     rate_hz = RATE_HZ
+    trainable = True
 
     def __init__(self, config: SslConfig) -> None:
         """Load the weights, or build the random model that `config.weights` asks for.
@@ -85,8 +86,11 @@ class SslEncoder(Encoder):
         super().__init__()
         self.config = config
         self.model, self.normalizes = _load(config)
-        self.model.requires_grad_(False).eval()
+        self.model.requires_grad_(config.train).eval()
         _adapt(self.model, config)
+        # What stands in place of masked frames in pretraining has no effect here.
+        if (masked := getattr(self.model, "masked_spec_embed", None)) is not None:
+            masked.requires_grad_(False)
         shape = self.model.config
         self.kernels, self.strides = tuple(shape.conv_kernel), tuple(shape.conv_stride)
         self.frame_rate_hz = RATE_HZ / math.prod(self.strides)
@@ -103,10 +107,9 @@ class SslEncoder(Encoder):
         return missing_weights(config.weights)
 
     def train(self, mode: bool = True) -> SslEncoder:
-        """Stay in evaluation mode: a frozen encoder applies no dropout and drops no layer."""
+        """Stay in evaluation mode: an encoder drops no value and no layer, trained or not."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, wave: Waveform) -> Features:
         """Encode a batch, each row as if it were alone.
 

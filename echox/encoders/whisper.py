@@ -25,7 +25,7 @@ WINDOW_FRAMES = 3_000  # mel frames in the 30 s Whisper was trained on
 
 @dataclass(kw_only=True, slots=True)
 class WhisperConfig(EncoderConfig):
-    """Whisper's encoder, frozen, from a catalogue name, a hub id or a local folder."""
+    """Whisper's encoder, frozen unless `train`, by catalogue name, hub id or local folder."""
 
     weights: str = "whisper_base"
     """Catalogue name, hub id or local folder of the weights, Soundwave's too, which holds one;
@@ -78,6 +78,7 @@ class WhisperEncoder(Encoder):
 
     rate_hz = RATE_HZ
     frame_rate_hz = 50.0
+    trainable = True
 
     def __init__(self, config: WhisperConfig) -> None:
         """Load the weights, or build the random model that `config.weights` asks for.
@@ -89,11 +90,15 @@ class WhisperEncoder(Encoder):
         super().__init__()
         self.config = config
         self.encoder, mel_filters = load_encoder(config.weights, config.random_dim)
-        self.encoder.requires_grad_(False).eval()
+        self.encoder.requires_grad_(config.train).eval()
         count = _layer_count(config, len(self.encoder.layers))
         # The final norm was trained on the last layer's states only.
         self.apply_final_norm = count == len(self.encoder.layers)
         self.encoder.layers = self.encoder.layers[:count]
+        # Positions are sines, which Whisper's own training left alone too.
+        self.encoder.embed_positions.requires_grad_(False)
+        if not self.apply_final_norm:
+            self.encoder.layer_norm.requires_grad_(False)  # it has no effect
         self.dim = self.encoder.config.d_model * (1 + len(config.also_layers))
         # Not persistent: both are computed anew at every load, so checkpoints need not hold them.
         self.register_buffer("mel_filters", mel_filters, persistent=False)  # [M, 201]
@@ -110,10 +115,9 @@ class WhisperEncoder(Encoder):
         return missing_weights(config.weights)
 
     def train(self, mode: bool = True) -> WhisperEncoder:
-        """Stay in evaluation mode: a frozen encoder applies no dropout."""
+        """Stay in evaluation mode: an encoder applies no dropout, trained or not."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, wave: Waveform) -> Features:
         """Encode a batch in windows of 30 s.
 

@@ -43,7 +43,7 @@ class SpeechVectors(Protocol):
 
 
 class SpeechLLM(nn.Module):
-    """A frozen speech encoder, an adapter and a causal language model."""
+    """A speech encoder, an adapter and a causal language model."""
 
     def __init__(self, encoder: Encoder, adapter: SpeechAdapter, backbone: Backbone) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class SpeechLLM(nn.Module):
 
     @torch.no_grad()
     def encode_audio(self, wave: Waveform) -> Features:
-        """Encode samples [B, T] with the frozen encoder.
+        """Encode samples [B, T] without gradients, as inference does.
 
         Raises:
             SignalError: `wave.rate_hz` is not the encoder's.

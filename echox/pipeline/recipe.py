@@ -38,7 +38,7 @@ from echox.core.config import from_plain, near, neutral, to_plain
 from echox.core.errors import ConfigError
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.criteria.base import CriterionConfig
-from echox.encoders.base import EncoderConfig
+from echox.encoders.base import EncoderConfig, cannot_train_reason
 from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
@@ -310,7 +310,8 @@ class Recipe:
 
         Raises:
             ConfigError: a stage needs a part that the recipe does not name, `after` names a role
-                that its task does not have, or a checkpoint is given that no stage takes.
+                that its task does not have, the encoder is to be trained and cannot be, or a
+                checkpoint is given that no stage takes.
         """
         for stage in self.planned:
             for kind in self.task_type(stage).needs:
@@ -320,6 +321,7 @@ class Recipe:
                         f"one of {', '.join(REGISTRIES[kind])}"
                     )
             self._check_roles(stage)
+            self._check_encoder_training(stage)
         tasks = (to_plain(self.plan(stage).task) for stage in self.planned)
         # Otherwise the field would be ignored, and training would start from other weights.
         if self.checkpoint is not None and all(task.get("checkpoint") is None for task in tasks):
@@ -338,6 +340,19 @@ class Recipe:
                     f"{stage}.after names the role {role!r}, which its task does not have"
                     f"{near(role, roles)}; it has {', '.join(roles) or 'none'}"
                 )
+
+    def _check_encoder_training(self, stage: str) -> None:
+        """Check that a stage has a use for the encoder, where that is to be trained."""
+        if self.encoder is None or not self.encoder.train or "encoder" not in self.kinds(stage):
+            return
+        if reason := cannot_train_reason(self.encoder):
+            raise ConfigError(reason)
+        plan = self.stages[stage]
+        if reason := self.task_type(stage).cannot_train_encoder_reason(plan.task):
+            raise ConfigError(
+                f"encoder.train is true, but not for stage {stage!r}: {reason}; set "
+                "encoder.train=false, or leave the stage out of only"
+            )
 
 
 def load_recipe(

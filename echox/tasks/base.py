@@ -194,9 +194,9 @@ class Task(ABC, Generic[Model, TaskBatch]):
     Needed: `build`, `trained_state_dict`, `examples`, `collate`, `forward`,
     `data_fingerprints`.
 
-    Optional: `parents`, `continues`, `needs`, `takes`, `use`, `manifests`, `missing`,
-    `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`, `score`, `publish`,
-    `audit_batch`.
+    Optional: `parents`, `continues`, `needs`, `takes`, `use`, `cannot_train_encoder_reason`,
+    `manifests`, `missing`, `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`,
+    `score`, `publish`, `audit_batch`.
     """
 
     parents: tuple[str, ...] = ()
@@ -225,6 +225,17 @@ class Task(ABC, Generic[Model, TaskBatch]):
             ConfigError, AssetError: a part cannot be built.
             CheckpointError: the checkpoint of a parent does not fit.
         """
+
+    @classmethod
+    def cannot_train_encoder_reason(cls, config: Any) -> str | None:
+        """Return why the stage has no use for an encoder that is trained (`encoder.train`).
+
+        None is for a stage that trains it, or takes it over from a parent as it was trained.
+
+        Args:
+            config: of the task.
+        """
+        return f"{cls.__name__} reads the features of a pretrained encoder"
 
     def manifests(self) -> Sequence[str]:
         """List the manifests it reads; a task without this leaves them out of a dry run."""

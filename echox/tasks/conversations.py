@@ -21,7 +21,7 @@ from echox.backbones.base import Backbone, Turn
 from echox.core.config import neutral
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
-from echox.core.signals import Features, padded
+from echox.core.signals import Features, Waveform, padded
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
@@ -36,7 +36,7 @@ from echox.data.manifest import (
     read_manifests,
 )
 from echox.data.text import edit_distance
-from echox.encoders.base import Encoder
+from echox.encoders.base import Encoder, features_fingerprint, trains
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 
 log = logging.getLogger(__name__)
@@ -230,10 +230,12 @@ class SpokenData(SpokenRows):
     ) -> None:
         """Encode the clips that are not cached yet, in batches of like length.
 
+        Of an encoder that is trained nothing is encoded here: `features` gives waveforms then.
+
         Args:
             clips: by split. Where augmentation changes the sound of training clips, those are
                 encoded at each step instead, and not here.
-            encoder: the frozen encoder.
+            encoder: as `build_encoder` returned it, perhaps frozen since.
             bf16: encode under bfloat16 autocast.
             label: words beside the progress bar.
 
@@ -241,10 +243,19 @@ class SpokenData(SpokenRows):
             SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
         """
         # Another precision gives other features, which get a cache of their own.
-        self.cache = ArrayCache(self.folder, f"{encoder.fingerprint()}-{name_of(bf16)}")
+        self.trains_encoder = trains(encoder)
+        self.cache = ArrayCache(self.folder, f"{features_fingerprint(encoder)}-{name_of(bf16)}")
         self._encode = partial(encode_clips, encoder, bf16)
         self.rate_hz, self.dim = encoder.frame_rate_hz, encoder.dim
         self.sample_rate_hz = encoder.rate_hz
+        by_key = {clip_key(clip): recording_of(clip) for split in clips.values() for clip in split}
+        durations_s = {key: audio_header(clip).duration_s for key, clip in by_key.items()}
+        # For clips that are encoded at every step: batching asks for their frames before.
+        self._frames = {
+            key: math.ceil(duration_s * self.rate_hz) for key, duration_s in durations_s.items()
+        }
+        if self.trains_encoder:
+            return
         # Whether training clips sound different at every step; masks alone work on cached features.
         online = self.augmentation is not None and self.augmentation.config.changes_sound
         if online:
@@ -252,12 +263,6 @@ class SpokenData(SpokenRows):
                 "augmentation changes how clips sound, so training encodes them at every step "
                 "instead of once; caches hold the others"
             )
-        by_key = {clip_key(clip): recording_of(clip) for split in clips.values() for clip in split}
-        durations_s = {key: audio_header(clip).duration_s for key, clip in by_key.items()}
-        # For clips that are encoded at every step: batching asks for their frames before.
-        self._frames = {
-            key: math.ceil(duration_s * self.rate_hz) for key, duration_s in durations_s.items()
-        }
         # A dictionary, for unique keys in the order of the clips.
         cached = dict.fromkeys(
             clip_key(clip)
@@ -321,14 +326,15 @@ class SpokenData(SpokenRows):
         """Whether a clip could be decoded and is not too long."""
         return 0 < self.frames(clip) <= self.config.max_audio_s * self.rate_hz
 
-    def features(self, clips: Sequence[Clip]) -> Features:
+    def features(self, clips: Sequence[Clip]) -> Features | Waveform:
         """Features of clips, from the cache, or encoded now where augmentation changes the sound.
 
         Args:
             clips: of `drawn`, or as in the manifest.
 
         Returns:
-            values [A, F, D] float32 on the CPU.
+            values [A, F, D] float32 on the CPU; where the encoder is trained, the samples [A, T]
+            that `encoded` encodes with the weights of the step.
 
         Raises:
             ConfigError: clips would have to be encoded on a GPU in a process that loads data.
@@ -337,6 +343,9 @@ class SpokenData(SpokenRows):
         if not clips:
             lengths = torch.zeros(0, dtype=torch.int64)
             return Features(torch.zeros(0, 1, self.dim), lengths, self.rate_hz)  # A = 0, F = 1
+        if self.trains_encoder:
+            samples = [self.load(clip, self.sample_rate_hz) for clip in clips]
+            return pad_waveforms(samples, self.sample_rate_hz)
         # All clips or none of them are drawn for an epoch.
         drawn = [clip for clip in clips if isinstance(clip, DrawnClip)]
         keys = [clip_key(clip) for clip in clips]

@@ -11,7 +11,7 @@ from itertools import groupby
 from torch import Tensor
 
 from echox.backbones.base import Backbone
-from echox.core.signals import Features
+from echox.core.signals import Features, Waveform
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 from echox.models.unit_decoder import UnitDecoder
 from echox.tasks.base import CtcTargets, TokenTargets
@@ -212,6 +212,12 @@ def clip_targets(
             ids,
             text,
         )
+
+
+def padding_of_clips(clips: Features | Waveform) -> list[Tensor]:
+    """Padding of each clip that has any, of its features or of its samples."""
+    values = clips.samples if isinstance(clips, Waveform) else clips.values
+    return padding_of_rows(values, clips.lengths)
 
 
 def padding_of_rows(values: Tensor, lengths: Tensor) -> list[Tensor]:

@@ -21,7 +21,10 @@ def complete(toy_workspace):
         ("echox-train recipe=toy enc", ["encoder=", "encoder."]),
         ("echox-train recipe=toy encoder=other", ["encoder=other_ear"]),
         ("echox-train recipe=toy encoder=wi", ["encoder=wide_ear"]),
-        ("echox-train recipe=toy encoder=other_ear encoder.", ["encoder.bins="]),
+        (
+            "echox-train recipe=toy encoder=other_ear encoder.",
+            ["encoder.train=", "encoder.lr_scale=", "encoder.bins="],
+        ),
         ("echox-train recipe=toy encoder.mood=", ["encoder.mood=calm", "encoder.mood=lively"]),
         ("echox-train recipe=toy s2t.train.lr", ["s2t.train.lr=", "s2t.train.lr_schedule="]),
         (

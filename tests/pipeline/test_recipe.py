@@ -130,7 +130,10 @@ def test_overrides(overrides, read, expected):
         ("steps=3", "no field 'steps' in Recipe; did you mean stages.s2t.train.steps?"),
         ("foo=1", "no field 'foo' in Recipe; its fields are name, doc"),
         ("+foo=1", "no field 'foo' in Recipe"),
-        ("encoder.bins=3", "no field 'bins' in encoder; its fields are width, mood"),
+        (
+            "encoder.bins=3",
+            "no field 'bins' in encoder; its fields are train, lr_scale, width, mood",
+        ),
         ("hydra.run.dir=x", "no field 'hydra' in Recipe"),
         ("seed.x=3", "seed takes an integer, not {}"),
         (

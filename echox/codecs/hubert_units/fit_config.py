@@ -50,6 +50,9 @@ class UnitFitConfig:
     measured."""
 
     def __post_init__(self) -> None:
+        # Units must stay what they are, so that a codec's encoder is never trained.
+        if self.encoder.train:
+            raise ConfigError("a codec's encoder is not trained; leave fit.encoder.train false")
         positive = ("units", "frames", "hours", "batch_s")
         if wrong := [name for name in positive if getattr(self, name) <= 0]:
             raise ConfigError(f"fitting units needs {', '.join(wrong)} above 0")

@@ -64,6 +64,9 @@ class CodecFitConfig:
     """Width of the discriminator."""
 
     def __post_init__(self) -> None:
+        # Units must stay what they are, so that a codec's encoder is never trained.
+        if self.encoder.train:
+            raise ConfigError("a codec's encoder is not trained; leave fit.encoder.train false")
         counts = ("units", "batch", "crop_frames", "prosody_steps", "mel_steps")
         if wrong := [name for name in counts if getattr(self, name) < 1]:
             raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from echox.backbones.base import BACKBONES
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.signals import Batch, Features, padded
+from echox.core.signals import Batch, Features, Waveform, padded
 from echox.criteria.base import AlignmentOutputs, SpelledOutputs
 from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
-from echox.encoders.base import ENCODERS, Encoder
+from echox.encoders.base import Encoder, build_encoder
 from echox.models.footprint import SCORE_BYTES, layer_bytes
 from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
 from echox.models.speech_llm import join_adapter
@@ -30,7 +31,14 @@ from echox.tasks.base import (
     named_parts,
 )
 from echox.tasks.conversations import Clip, SpokenData, SpokenDataConfig
-from echox.tasks.views import backbone_text, clip_targets, padding_of_rows
+from echox.tasks.trained_encoder import (
+    encoded,
+    encoder_group,
+    encoder_notes,
+    masks_in_training,
+    trained_encoder_state,
+)
+from echox.tasks.views import backbone_text, clip_targets, padding_of_clips, padding_of_rows
 
 BYTES = 256
 
@@ -68,7 +76,7 @@ class AlignmentTaskConfig(TaskConfig):
 class AlignmentBatch(Batch):
     """A clips and their transcripts: features [A, F, D], targets [A, S]."""
 
-    features: Features  # [A, F, D]
+    features: Features | Waveform  # [A, F, D]; samples [A, T] where the encoder is trained
     targets: Tensor  # [A, S] indices into the adapter's tokens
     target_lengths: Tensor  # [A]
     distinct: Tensor  # [N] the distinct targets, ascending
@@ -110,7 +118,7 @@ class AlignmentExamples(Examples[AlignmentExample]):
 
 
 class AlignmentModel(nn.Module):
-    """The adapter in training, behind a frozen encoder, with an auxiliary spelling head.
+    """The adapter in training, behind the encoder, with an auxiliary spelling head.
 
     Args:
         encoder: gives features [A, F, D]; it is not run where they are cached.
@@ -155,13 +163,17 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
         super().__init__(config, context)
         self.data = SpokenData(config.data, context.cache_dir)
 
+    @classmethod
+    def cannot_train_encoder_reason(cls, config: AlignmentTaskConfig) -> str | None:
+        return masks_in_training(config.data)
+
     def build(self) -> AlignmentModel:
         """Load encoder and embeddings, and build an untrained adapter between them.
 
         Raises:
             ManifestError: no training row has both audio and a transcript.
         """
-        encoder = ENCODERS.build(self.context.parts.encoder)
+        encoder = build_encoder(self.context.parts.encoder)
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         # Read first: the adapter's CTC head has a row for each token of the training texts.
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
@@ -173,7 +185,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = ENCODERS.entry_of(parts.encoder).implementation.outline(parts.encoder)
+        encoder = build_encoder(parts.encoder, meta=True)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # The training texts are not read, so that their number of tokens is not known.
@@ -182,7 +194,8 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
             model = AlignmentModel(encoder, adapter)
         # Notes are shown as they are by a dry run.
         notes = [
-            "the language model gives its embeddings from the CPU's memory and is not on the GPU"
+            "the language model gives its embeddings from the CPU's memory and is not on the GPU",
+            *encoder_notes(encoder),
         ]
         if not self.config.full_vocabulary:
             notes.append(
@@ -234,9 +247,16 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
 
     def trained_state_dict(self, model: AlignmentModel) -> dict[str, Tensor]:
         tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
-        return tensors | {
+        tensors |= {
             f"spelling.{name}": tensor for name, tensor in model.spelling.state_dict().items()
         }
+        return tensors | trained_encoder_state(model.encoder)
+
+    def parameter_groups(self, model: AlignmentModel) -> list[dict[str, Any]]:
+        modules = (model.adapter, model.spelling)
+        params = [p for module in modules for p in module.parameters() if p.requires_grad]
+        own = {"name": "all", "params": params, "lr_scale": 1.0}
+        return [own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
 
     def prepare(self, model: AlignmentModel) -> None:
         """Cache the encoder features of all clips.
@@ -282,7 +302,8 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
 
     def forward(self, model: AlignmentModel, batch: AlignmentBatch) -> SpelledOutputs:
         """CTC scores of tokens [A, F, C] and of bytes [A, F * stack, BYTES + 1]."""
-        frames, lengths = model.adapter.align(batch.features)  # [A, F / stack, H]
+        features = encoded(model.encoder, batch.features)
+        frames, lengths = model.adapter.align(features)  # [A, F / stack, H]
         byte_scores, byte_lengths = model.spell(frames, lengths)
         spelling = AlignmentOutputs(
             byte_scores, byte_lengths, batch.spelling, batch.spelling_lengths, silent=batch.silent
@@ -315,7 +336,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
         ids, A = model.adapter.token_ids.tolist(), len(batch.row_ids)
         text = backbone_text(self.backbone)
         clips = clip_targets(
-            batch.features,
+            encoded(model.encoder, batch.features),
             range(A),
             [None] * A,
             batch.targets,
@@ -325,7 +346,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
             lambda indices: text([ids[index] for index in indices if index < len(ids)]),
         )
         padding = [
-            padding_of_rows(batch.features.values, batch.features.lengths),
+            padding_of_clips(batch.features),
             padding_of_rows(batch.spelling, batch.spelling_lengths),
             padding_of_rows(batch.targets, batch.target_lengths),
             padding_of_rows(batch.distinct_indices, batch.target_lengths),

@@ -14,6 +14,7 @@ from echox.tasks.recorded import recorded_config
 from echox.tasks.restored import recorded_adapter
 from echox.tasks.s2t.task import adapter_token_ids, build_speech_llm
 from echox.tasks.t2c.task import TextUnitsTaskConfig, t2c_model_of
+from echox.tasks.trained_encoder import check_encoder
 
 
 def join_stages(
@@ -49,6 +50,7 @@ def join_stages(
     # Shapes as the checkpoints record them: the recipe's may have changed since.
     shape = recorded_adapter(speech_text)
     speech_llm = build_speech_llm(parts, shape, adapter_token_ids(speech_text))
+    check_encoder(speech_llm.encoder, speech_text)
     # All tensors must have a place: what a checkpoint holds was trained.
     checkpoint.fill(speech_llm, speech_text, set(speech_text.tensors))
     t2c_config = recorded_config(text_units, TextUnitsTaskConfig)

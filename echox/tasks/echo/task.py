@@ -148,6 +148,8 @@ class EchoTask(Task[EchoModel, EchoBatch]):
             halve_frozen(speech_llm.backbone)
         if not self.config.train_speech_llm:
             speech_llm.requires_grad_(False)
+        # It stays as S2T left it, and its features are cached.
+        speech_llm.encoder.requires_grad_(False)
         freeze_adapter(speech_llm.adapter, self.config)
 
     def _label_source(self, model: EchoModel) -> LabelSource:
@@ -177,6 +179,10 @@ class EchoTask(Task[EchoModel, EchoBatch]):
             "segments": json.dumps(to_plain(self.config.segments), sort_keys=True),
             "number format": name_of(self.context.bf16),
         }
+
+    @classmethod
+    def cannot_train_encoder_reason(cls, config: EchoTaskConfig) -> str | None:
+        return None  # it is that of S2T
 
     def manifests(self) -> list[str]:
         return [*self.config.data.train, *self.config.data.valid]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echox.core.signals import Batch, Features, padded
+from echox.core.signals import Batch, Features, Waveform, padded
 from echox.models.speech_llm import AUDIO, IGNORE, SpeechLLM
 from echox.tasks.align.task import ctc_indices
 from echox.tasks.base import CtcTargets, Examples
 from echox.tasks.conversations import Clip, SpokenData, prompt_and_labels
 from echox.tasks.s2t.frozen_states import CachedConversation
-from echox.tasks.views import backbone_text, clip_targets, padding_of_rows
+from echox.tasks.trained_encoder import encoded
+from echox.tasks.views import backbone_text, clip_targets, padding_of_clips, padding_of_rows
 
 FRAMES_PER_TOKEN = 8  # encoder frames that cost as much as a token
 
@@ -27,7 +28,9 @@ class SpeechTextBatch(Batch):
     ids: Tensor  # [B, N] prompt and answer ids with AUDIO placeholders, PAD-padded
     labels: Tensor  # [B, N] the id that comes next, IGNORE where it is no target
     prompt_lengths: Tensor  # [B] ids before the answer
-    features: Features  # [A, F, D] of the clips, in the order of their placeholders
+    # [A, F, D] of the clips, in the order of their placeholders; samples where the encoder is
+    # trained
+    features: Features | Waveform
     clip_rows: Tensor  # [A] the row of each clip
     ctc_targets: Tensor  # [A, S] indices into the adapter's tokens
     ctc_lengths: Tensor  # [A]
@@ -149,11 +152,11 @@ def common_prefix(ids: Tensor) -> int:
 
 
 def clips_of(model: SpeechLLM, batch: SpeechTextBatch) -> list[CtcTargets]:
-    """CTC targets of a batch's clips, for an audit."""
+    """CTC targets of a batch's clips, for an audit, which encodes them where that is not done."""
     ids, text = model.adapter.token_ids.tolist(), backbone_text(model.backbone)
     places = (batch.ids == AUDIO).nonzero()[:, 1].tolist()
     targets = clip_targets(
-        batch.features,
+        encoded(model.encoder, batch.features),
         batch.clip_rows.tolist(),
         places,
         batch.ctc_targets,
@@ -170,5 +173,4 @@ def padding_of(batch: SpeechTextBatch) -> list[Tensor]:
 
     That of the ids is left out: PAD has no other form.
     """
-    features = padding_of_rows(batch.features.values, batch.features.lengths)
-    return features + padding_of_rows(batch.ctc_targets, batch.ctc_lengths)
+    return padding_of_clips(batch.features) + padding_of_rows(batch.ctc_targets, batch.ctc_lengths)

@@ -19,7 +19,7 @@ from echox.criteria.base import SpeechTextOutputs
 from echox.data.manifest import NO_SPEECH, Row
 from echox.data.text import contains_answer
 from echox.decoding.greedy_text import greedy_text
-from echox.encoders.base import ENCODERS
+from echox.encoders.base import build_encoder, trains
 from echox.metrics.base import MetricConfig, text_scores
 from echox.models.footprint import SCORE_BYTES
 from echox.models.frozen import halve_frozen
@@ -58,6 +58,14 @@ from echox.tasks.s2t.frozen_states import (
     StatesBatch,
     conversation_key,
 )
+from echox.tasks.trained_encoder import (
+    encoded,
+    encoder_group,
+    encoder_notes,
+    fill_encoder,
+    masks_in_training,
+    trained_encoder_state,
+)
 from echox.tasks.views import text_targets
 
 
@@ -95,9 +103,8 @@ def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tens
         adapter: shape of the adapter.
         token_ids: [C-1] tokens that CTC may emit.
     """
-    return join_speech_llm(
-        ENCODERS.build(parts.encoder), BACKBONES.build(parts.backbone), adapter, token_ids
-    )
+    encoder, backbone = build_encoder(parts.encoder), BACKBONES.build(parts.backbone)
+    return join_speech_llm(encoder, backbone, adapter, token_ids)
 
 
 def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
@@ -106,13 +113,16 @@ def freeze_adapter(adapter: SpeechAdapter, config: Any) -> None:
 
 
 def speech_llm_state_dict(model: SpeechLLM) -> dict[str, Tensor]:
-    """Tensors of adapter and LoRA, which echox trains, by their names in the S2T model."""
+    """Tensors that echox trains, by their names in the S2T model: adapter, LoRA, and encoder.
+
+    Those of the encoder are there only where it is trained (`encoder.train`).
+    """
     # The adapter's buffers too, which hold the tokens that CTC emits.
     tensors = {f"adapter.{name}": tensor for name, tensor in model.adapter.state_dict().items()}
     tensors |= {
         f"backbone.{name}": p for name, p in model.backbone.named_parameters() if "lora_" in name
     }
-    return tensors
+    return tensors | trained_encoder_state(model.encoder)
 
 
 def adapter_token_ids(parent: checkpoint.Checkpoint) -> Tensor:
@@ -148,6 +158,10 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
         self.keys: list[str] = []
 
     @classmethod
+    def cannot_train_encoder_reason(cls, config: SpeechTextTaskConfig) -> str | None:
+        return masks_in_training(config.data)
+
+    @classmethod
     def restore(
         cls,
         checkpoint: Checkpoint,
@@ -166,8 +180,9 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
         """
         parent = checkpoint.load(self.context.parents["align"])
         model = build_speech_llm(self.context.parts, self.config.adapter, adapter_token_ids(parent))
-        # The adapter alone: the align stage trains a spelling head beside it.
+        # Without the spelling head, which the align stage trains beside them.
         checkpoint.fill(model, parent.part("adapter."), {"adapter.token_ids"})
+        fill_encoder(model, parent)
         freeze_adapter(model.adapter, self.config)
         # After freezing, because only frozen weights are rounded.
         if self.context.bf16:
@@ -180,7 +195,7 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = ENCODERS.entry_of(parts.encoder).implementation.outline(parts.encoder)
+        encoder = build_encoder(parts.encoder, meta=True)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # On the meta device: their number counts, not their values.
@@ -195,7 +210,7 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, encoder.frame_rate_hz),
             activations=speech_llm_activations(model, SCORE_BYTES),
-            notes=[SHARES_NOTE],
+            notes=[SHARES_NOTE, *encoder_notes(encoder)],
         )
 
     def read(self, model: SpeechLLM) -> None:
@@ -248,11 +263,12 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
         lora = [p for p in model.backbone.parameters() if p.requires_grad]
         adapter = [p for p in model.adapter.parameters() if p.requires_grad]
         groups = [("adapter", adapter, self.config.adapter_lr_scale), ("lora", lora, 1.0)]
-        return [
+        own = [
             {"name": name, "params": params, "lr_scale": scale}
             for name, params, scale in groups
             if params
         ]
+        return [*own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
 
     def prepare(self, model: SpeechLLM) -> None:
         """Cache the encoder features of all clips, and the states of frozen layers.
@@ -275,8 +291,8 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
     def _has_constant_states(self, model: SpeechLLM) -> bool:
         """Whether training conversations have the same states below the trained layers always."""
         trains_adapter = self.config.train_alignment or self.config.train_look_back
-        is_augmented = self.data.augmentation is not None
-        return not trains_adapter and not is_augmented and model.backbone.frozen_layers() > 0
+        changes = trains_adapter or trains(model.encoder) or self.data.augmentation is not None
+        return not changes and model.backbone.frozen_layers() > 0
 
     def _cache_states(self, model: SpeechLLM) -> None:
         conversations = self._usable("train")
@@ -424,7 +440,7 @@ def teacher_forced(model: SpeechLLM, batch: SpeechTextBatch) -> tuple[AdaptedSpe
     Raises:
         SignalError: a conversation takes more positions than the language model has.
     """
-    speech = model.adapter(batch.features)
+    speech = model.adapter(encoded(model.encoder, batch.features))
     prompted = model.prompt(batch.ids, speech, batch.clip_rows)
     hidden = model.backbone.forward_prefix_shared(prompted.embeddings, prompted.mask, batch.shared)
     # The last vector of a clip has the AUDIO id's place plus its width, so ids after it are found
@@ -450,7 +466,8 @@ def prompt_only(model: SpeechLLM, batch: SpeechTextBatch) -> Prompted:
     # Right-padded again: in shorter prompts of the batch answers begin before `width`.
     is_prompt = torch.arange(width, device=batch.ids.device)[None] < batch.prompt_lengths[:, None]
     ids = torch.where(is_prompt, batch.ids[:, :width], PAD)
-    return model.prompt(ids, model.adapter(batch.features), batch.clip_rows)
+    speech = model.adapter(encoded(model.encoder, batch.features))
+    return model.prompt(ids, speech, batch.clip_rows)
 
 
 def answer_texts(model: SpeechLLM, batch: SpeechTextBatch, max_tokens: int) -> list[str]:
