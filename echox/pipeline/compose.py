@@ -30,6 +30,7 @@ from omegaconf.errors import (
 from echox.core.errors import ConfigError, EchoxError
 from echox.pipeline.compose_errors import check_part_name, explained
 from echox.pipeline.config_tree import config_type_of, holds_text, kind_of, nodes, type_at
+from echox.pipeline.yaml_files import check_files
 
 C = TypeVar("C")
 InFull = Callable[[DictConfig, str, Sequence[str]], str]
@@ -217,6 +218,8 @@ def _compose_yaml(schema: type, yaml_name: str | None, folders: Sequence[Path]) 
     ConfigStore.instance().store(name=_PRIMARY, node={"defaults": defaults})
     place = f"{yaml_name}.yaml: " if yaml_name else ""
     with explained(OmegaConf.structured(schema), place, folders):
+        if yaml_name:
+            check_files(yaml_name, folders)
         return _hydra_compose(_PRIMARY, [], folders)
 
 
@@ -237,10 +240,6 @@ def _hydra_compose(
         # First, because some of these are ValueErrors too, and `explained` knows more of them.
         except (HydraException, OmegaConfBaseException, yaml.YAMLError):
             raise
-        except RecursionError as error:
-            raise ConfigError(
-                "files name each other in their defaults lists in a circle; break it in one"
-            ) from error
         # Hydra checks the shape of defaults lists with plain Python errors.
         except (ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -316,4 +315,5 @@ def part(kind: str, name: str, folders: Sequence[Path] = ()) -> DictConfig:
 
 
 def _compose_part(kind: str, name: str, folders: Sequence[Path]) -> DictConfig:
+    check_files(f"{kind}/{name}", folders)
     return _hydra_compose(None, [f"+{kind}={name}"], folders)[kind]

@@ -43,7 +43,8 @@ from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
 from echox.pipeline.plugins import REGISTRIES
-from echox.pipeline.recipe_files import find_recipe, read_yaml, recipe_folders
+from echox.pipeline.recipe_files import find_recipe, recipe_folders
+from echox.pipeline.yaml_files import read_yaml
 from echox.tasks.base import TASKS, Task, TaskConfig, Use
 from echox.tasks.recorded import FORMER_STAGES, plans_of
 

