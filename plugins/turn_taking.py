@@ -189,7 +189,7 @@ class TurnTakingTask(Task[TurnClassifier, TurnBatch]):
 
     def collate(self, examples: Sequence[_Turn]) -> TurnBatch:
         """Pad A turns into one batch, with labels [A, F]."""
-        features = self.data.features([turn.clip for turn in examples])
+        features = self.data.require_features([turn.clip for turn in examples])
         positions = torch.arange(features.values.shape[1])  # [F]
         ends = features.lengths[:, None]  # [A, 1]
         end_frames = max(1, round(self.config.end_s * features.rate_hz))

@@ -348,7 +348,7 @@ class Recipe:
             return
         if reason := cannot_train_reason(self.encoder):
             raise ConfigError(reason)
-        plan = self.stages[stage]
+        plan = self.plan(stage)
         if reason := self.task_type(stage).cannot_train_encoder_reason(plan.task):
             raise ConfigError(
                 f"encoder.train is true, but not for stage {stage!r}: {reason}; set "

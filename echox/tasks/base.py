@@ -42,6 +42,16 @@ class Parts:
     backbone: BackboneConfig | None
     codec: CodecConfig | None
 
+    def require_encoder(self) -> EncoderConfig:
+        """Return the encoder's config.
+
+        Raises:
+            ConfigError: the recipe names none.
+        """
+        if self.encoder is None:
+            raise ConfigError("encoder has no value, but the stage needs one; set encoder=NAME")
+        return self.encoder
+
 
 @dataclass(frozen=True, slots=True)
 class StageContext:

@@ -326,6 +326,17 @@ class SpokenData(SpokenRows):
         """Whether a clip could be decoded and is not too long."""
         return 0 < self.frames(clip) <= self.config.max_audio_s * self.rate_hz
 
+    def require_features(self, clips: Sequence[Clip]) -> Features:
+        """Features of clips, for a task that takes the encoder as pretrained; see `features`.
+
+        Raises:
+            ConfigError: the encoder is trained.
+        """
+        features = self.features(clips)
+        if isinstance(features, Waveform):
+            raise ConfigError("this task does not train the encoder; set encoder.train=false")
+        return features
+
     def features(self, clips: Sequence[Clip]) -> Features | Waveform:
         """Features of clips, from the cache, or encoded now where augmentation changes the sound.
 

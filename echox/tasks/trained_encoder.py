@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
 from echox.core.signals import Features, Waveform
 from echox.encoders.base import Encoder, trained_tensors, trains
+from echox.models.speech_llm import SpeechLLM
 from echox.tasks.conversations import RowsConfig
 
 PREFIX = "encoder."  # of the encoder's names in the models of stages
@@ -39,7 +40,7 @@ def check_encoder(encoder: Encoder, parent: Checkpoint) -> None:
         )
 
 
-def fill_encoder(model: nn.Module, parent: Checkpoint) -> None:
+def fill_encoder(model: SpeechLLM, parent: Checkpoint) -> None:
     """Copy the encoder's weights of a parent stage, where that trained it, into a model.
 
     Raises:

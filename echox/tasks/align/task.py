@@ -173,7 +173,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
         Raises:
             ManifestError: no training row has both audio and a transcript.
         """
-        encoder = build_encoder(self.context.parts.encoder)
+        encoder = build_encoder(self.context.parts.require_encoder())
         self.backbone = BACKBONES.build(self.context.parts.backbone)
         # Read first: the adapter's CTC head has a row for each token of the training texts.
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
@@ -185,7 +185,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = build_encoder(parts.encoder, meta=True)
+        encoder = build_encoder(parts.require_encoder(), meta=True)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # The training texts are not read, so that their number of tokens is not known.
@@ -256,7 +256,7 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
         modules = (model.adapter, model.spelling)
         params = [p for module in modules for p in module.parameters() if p.requires_grad]
         own = {"name": "all", "params": params, "lr_scale": 1.0}
-        return [own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
+        return [own, *encoder_group(model.encoder, self.context.parts.require_encoder().lr_scale)]
 
     def prepare(self, model: AlignmentModel) -> None:
         """Cache the encoder features of all clips.

@@ -103,7 +103,7 @@ def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tens
         adapter: shape of the adapter.
         token_ids: [C-1] tokens that CTC may emit.
     """
-    encoder, backbone = build_encoder(parts.encoder), BACKBONES.build(parts.backbone)
+    encoder, backbone = build_encoder(parts.require_encoder()), BACKBONES.build(parts.backbone)
     return join_speech_llm(encoder, backbone, adapter, token_ids)
 
 
@@ -195,7 +195,7 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
 
     def outline(self, parents: Mapping[str, Outline]) -> Outline:
         parts = self.context.parts
-        encoder = build_encoder(parts.encoder, meta=True)
+        encoder = build_encoder(parts.require_encoder(), meta=True)
         backbone = BACKBONES.entry_of(parts.backbone).implementation.outline(parts.backbone)
         with torch.device("meta"):
             # On the meta device: their number counts, not their values.
@@ -268,7 +268,7 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
             for name, params, scale in groups
             if params
         ]
-        return [*own, *encoder_group(model.encoder, self.context.parts.encoder.lr_scale)]
+        return [*own, *encoder_group(model.encoder, self.context.parts.require_encoder().lr_scale)]
 
     def prepare(self, model: SpeechLLM) -> None:
         """Cache the encoder features of all clips, and the states of frozen layers.
