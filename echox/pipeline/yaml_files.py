@@ -103,7 +103,7 @@ def _refuse_excess(content: bytes, path: Path) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise ConfigError(f"{path} has an alias of what it stands in, *{event.anchor}")
-            values += sizes.get(event.anchor, 1)
+            values += sizes.get(event.anchor or "", 1)
         values += isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent))
         if values > MOST_VALUES:
             raise ConfigError(f"{path} has more than {MOST_VALUES:,} values, aliases expanded")

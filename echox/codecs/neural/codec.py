@@ -64,7 +64,8 @@ class RowStates(DecodeState):
     rows: tuple[Any, ...]
 
 
-Net = TypeVar("Net", bound=transformers.PreTrainedModel)
+# By name, for the class is not loaded until a model is built.
+Net = TypeVar("Net", bound="transformers.PreTrainedModel")
 
 
 class NeuralCodec(Codec, Generic[Net]):
