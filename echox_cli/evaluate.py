@@ -21,6 +21,7 @@ from echox.pipeline.ablation import AblationConfig, ablate
 from echox.pipeline.subjects import Subject, installed_subjects
 from echox_cli.command import run_command
 from echox_cli.completion import Offers
+from echox_cli.fields import summary
 from echox_cli.offers import config_offers
 
 PROGRAM = "echox-evaluate"
@@ -48,7 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if has_subject and (subject := _all_subjects().get(words[0])) is not None:
         program, config_type = f"{PROGRAM} {words[0]}", subject.config_type
         return run_command(program, config_type, subject.function, words[1:], subject.positional)
-    return run_command(PROGRAM, EvaluateConfig, evaluate, words)
+    status = run_command(PROGRAM, EvaluateConfig, evaluate, words)
+    if status == 0 and {"--help", "-h"} & set(words):
+        _print_subjects()
+    return status
+
+
+def _print_subjects() -> None:
+    print(f"\nsubjects ({PROGRAM} SUBJECT --help explains one):")
+    for name, subject in _all_subjects().items():
+        print(f"  {name:<14} {summary(subject.config_type.__doc__)}")
 
 
 def offers(before: Sequence[str]) -> Offers:

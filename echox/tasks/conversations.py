@@ -242,8 +242,8 @@ class SpokenData(SpokenRows):
         Raises:
             SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
         """
-        # Another precision gives other features, which get a cache of their own.
         self.trains_encoder = trains(encoder)
+        # Another precision gives other features, which get a cache of their own.
         self.cache = ArrayCache(self.folder, f"{features_fingerprint(encoder)}-{name_of(bf16)}")
         self._encode = partial(encode_clips, encoder, bf16)
         self.rate_hz, self.dim = encoder.frame_rate_hz, encoder.dim

@@ -106,6 +106,9 @@ def test_a_subject_of_a_package_is_run(package, capsys, command):
 def test_a_subject_of_a_package_explains_itself(package, capsys):
     assert prepare.main(["--help"]) == 0
     assert "frequencies Count letters." in capsys.readouterr().out
+    assert evaluate.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "frequencies    Count letters." in text and "ablation" in text
     assert prepare.main(["frequencies", "--help"]) == 0
     assert "Letter to look for." in capsys.readouterr().out
     assert "frequencies" in prepare.offers([]).candidates
