@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 # For type checkers and editors, which do not call `__getattr__`.
 if TYPE_CHECKING:
+    from echox.assets import asset_folder
     from echox.core.errors import EchoxError
     from echox.data.manifest import read_manifest, write_manifest
     from echox.inference.answers import Answer
     from echox.inference.base import Pipeline
     from echox.inference.codec import CodecPipeline
-    from echox.pipeline.api import evaluate, load, load_codec, train
+    from echox.pipeline.api import evaluate, generate, load, load_codec, train
+    from echox.pipeline.plugins import discover
     from echox.testing import check
 
 __version__ = "0.1.0"
@@ -32,8 +34,11 @@ __all__ = [
     "CodecPipeline",
     "EchoxError",
     "Pipeline",
+    "asset_folder",
     "check",
+    "discover",
     "evaluate",
+    "generate",
     "load",
     "load_codec",
     "read_manifest",
@@ -47,8 +52,11 @@ _MODULES = {
     "CodecPipeline": "echox.inference.codec",
     "EchoxError": "echox.core.errors",
     "Pipeline": "echox.inference.base",
+    "asset_folder": "echox.assets",
     "check": "echox.testing",
+    "discover": "echox.pipeline.plugins",
     "evaluate": "echox.pipeline.api",
+    "generate": "echox.pipeline.api",
     "load": "echox.pipeline.api",
     "load_codec": "echox.pipeline.api",
     "read_manifest": "echox.data.manifest",

@@ -1,16 +1,22 @@
 """The functions of `import echox`."""
 
+import base64
+import json
 import subprocess
 import sys
+import typing
+from dataclasses import replace
+from inspect import signature
 
 import pytest
 import torch
-from tiny_run import RATE_HZ, noise, write_run
+from tiny_run import RATE_HZ, noise, write_questions, write_run
 
 import echox
 from echox.core.errors import CheckpointError, ConfigError, SignalError
 from echox.data.audio import audio_header, load_audio, save_audio
 from echox.inference.load import load_pipeline
+from echox_cli import prepare
 
 
 def test_import_loads_no_large_library():
@@ -38,6 +44,12 @@ def test_a_run_answers_a_question(run, tmp_path):
     assert answer.text == expected[0].text and torch.equal(answer.samples, expected[0].samples)
     answer.save(tmp_path / "answer.wav")
     assert audio_header(tmp_path / "answer.wav").rate_hz == answer.rate_hz
+    # What a notebook shows: the text, and a player of the same file.
+    shown = replace(answer, text="<b>")._repr_html_()
+    content = base64.b64encode((tmp_path / "answer.wav").read_bytes()).decode()
+    player = f'<audio controls src="data:audio/wav;base64,{content}"></audio>'
+    assert shown == f"<p>&lt;b&gt;</p>{player}"
+    assert replace(answer, samples=None, text="yes")._repr_html_() == "<p>yes</p>"
     assert pipeline(samples, rate_hz=pipeline.rate_hz).text == answer.text
     assert pipeline(question, speak=False).samples is None
     with pytest.raises(SignalError, match="set rate_hz"):
@@ -73,6 +85,27 @@ def test_a_codec_copies_a_clip(tmp_path):
         echox.load_codec(tmp_path / "nowhere", device="cpu")
     with pytest.raises(ConfigError, match="no field 'foldr'"):
         echox.load_codec("kmeans", device="cpu", foldr="random")
+
+
+def test_a_manifest_is_answered(run, tmp_path):
+    manifest = write_questions(tmp_path / "data", "ask", 2)
+    settings = {"max_tokens": 4, "device": "cpu"}
+    answers = echox.generate(run, manifest, out_dir=tmp_path / "out", **settings)
+    records = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(record["id"], record["error"]) for record in records] == [
+        ("ask/0", None),
+        ("ask/1", None),
+    ]
+    assert all((answers.parent / record["audio"]).is_file() for record in records)
+    with pytest.raises(ConfigError, match="no setting 'batchsize' of a generation; did you mean"):
+        echox.generate(run, manifest, batchsize=3)
+
+
+def test_every_command_s_work_is_a_typed_function():
+    commands = [command.function for command in prepare.COMMANDS.values()]
+    for function in [*commands, *map(echox.__getattr__, ("train", "generate", "evaluate", "load"))]:
+        hints = typing.get_type_hints(function)
+        assert function.__doc__ and hints.keys() == {*signature(function).parameters, "return"}
 
 
 def test_recipes_are_run_with_settings(monkeypatch, tmp_path):

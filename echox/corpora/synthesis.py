@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from echox.core.errors import ConfigError, EchoxError
 from echox.core.files import DISK_FULL, atomic_write
+from echox.core.processes import spawn_context
 from echox.core.progress import Bar
 from echox.corpora.augmentation import Augment, AugmentConfig
 from echox.corpora.voices import voice
@@ -137,7 +137,7 @@ def run_jobs(jobs: list[Job], workers: int, augment: AugmentConfig | None) -> It
     batches = [jobs[start : start + BATCH_JOBS] for start in range(0, len(jobs), BATCH_JOBS)]
     # Spawned, not forked: a fork after PyTorch has started its threads may hang.
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=leave_interrupts_to_parent
+        workers, mp_context=spawn_context(), initializer=leave_interrupts_to_parent
     )
     futures = {pool.submit(run_batch, batch, augment): batch for batch in batches}
     try:

@@ -189,23 +189,43 @@ def save_audio(path: str | Path, samples: Tensor, rate_hz: int) -> None:
     """
     path = Path(path)
     refuse_ending(path)
+    try:
+        # In memory first, because libsndfile calls any fault of the disk a "System error".
+        content = encoded_audio(samples, rate_hz, path.suffix.removeprefix("."))
+    except SignalError as error:
+        raise SignalError(f"{path} was not written: {error}") from error
+    try:
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise SignalError(f"audio {path} could not be written: {_library_reason(error)}") from error
+
+
+def encoded_audio(samples: Tensor, rate_hz: int, container: str = "wav") -> bytes:
+    """Encode samples [T] as the content of a file of 16-bit PCM.
+
+    Args:
+        samples: as `save_audio` takes them.
+        rate_hz: samples per second.
+        container: "wav" or "flac".
+
+    Raises:
+        SignalError: the samples are not one-dimensional, are empty or hold NaN or infinity, or the
+            container cannot hold them at this rate.
+    """
     # Neither NumPy nor soundfile takes bfloat16, which models compute in.
     samples = samples.detach().to("cpu", torch.float32)
     if samples.ndim != 1 or samples.numel() == 0 or not torch.isfinite(samples).all():
         raise SignalError(
-            f"{path} was not written: samples must be [T], not empty and finite, "
-            f"and have shape {list(samples.shape)}"
+            f"samples must be [T], not empty and finite, and have shape {list(samples.shape)}"
         )
     samples = samples / samples.abs().max().clamp(min=1.0)
-    container = path.suffix.removeprefix(".")
+    content = io.BytesIO()
     try:
-        # In memory first, because libsndfile calls any fault of the disk a "System error".
-        content = io.BytesIO()
         soundfile.write(content, samples.numpy(), rate_hz, subtype="PCM_16", format=container)
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(content.getbuffer())
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise SignalError(f"audio {path} could not be written: {_library_reason(error)}") from error
+    except soundfile.LibsndfileError as error:
+        raise SignalError(_library_reason(error)) from error
+    return content.getvalue()
 
 
 def refuse_ending(path: str | Path) -> None:

@@ -12,11 +12,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from echox.core.errors import ConfigError, ManifestError
+from echox.core.processes import spawn_context
 from echox.data.row_reader import check_surrogates, json_type, parse_line
 
 Argument = TypeVar("Argument")
@@ -245,7 +245,7 @@ def map_in_order(
         yield from map(function, items)
         return
     # Not by fork, which copies locks that PyTorch's threads may hold.
-    context = get_context("spawn")
+    context = spawn_context()
     waiting: deque[Future[Result]] = deque()
     try:
         with ProcessPoolExecutor(processes, context, initializer=_use_one_thread) as pool:

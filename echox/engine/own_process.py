@@ -28,6 +28,7 @@ from torch.distributed import TCPStore
 
 from echox.core.errors import EchoxError
 from echox.core.number_format import NumberFormat, adopt, adopted
+from echox.core.processes import spawn_context
 from echox.engine.interruption import ECHO_S, SIGNALS
 
 
@@ -80,7 +81,7 @@ def _run(
 ) -> tuple[_End, list[int]]:
     """Run one process an environment: the first failure, and the signals that came meanwhile."""
     # Not fork: the threads of torch and CUDA do not survive it.
-    context = multiprocessing.get_context("spawn")
+    context = spawn_context()
     ranks = len(environments)
     # Together the ranks have as many threads as this process.
     threads = max(1, torch.get_num_threads() // ranks)

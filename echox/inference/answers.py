@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from torch import Tensor
 from echox.backbones.base import Turn
 from echox.codecs.base import Codec
 from echox.core.errors import SignalError
-from echox.data.audio import save_audio
+from echox.data.audio import encoded_audio, save_audio
 
 USER = "user"
 
@@ -63,6 +65,14 @@ class Answer:
         if self.samples is None:
             raise SignalError(f"the answer has no speech, so {path} was not written")
         save_audio(path, self.samples, self.rate_hz)
+
+    def _repr_html_(self) -> str:
+        """Return the answer as notebooks show it: its text and, if it has speech, a player."""
+        text = f"<p>{html.escape(self.text)}</p>" if self.text else ""
+        if self.samples is None:
+            return text
+        wav = base64.b64encode(encoded_audio(self.samples, self.rate_hz)).decode()
+        return f'{text}<audio controls src="data:audio/wav;base64,{wav}"></audio>'
 
 
 @dataclass(frozen=True, slots=True)

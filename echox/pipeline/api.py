@@ -12,7 +12,9 @@ from echox.core.errors import ConfigError
 from echox.inference.base import Pipeline
 from echox.inference.codec import CodecPipeline
 from echox.inference.codec import load_codec as load_codec_pipeline
-from echox.inference.load import load_answering
+from echox.inference.load import answering_checkpoint, load_answering
+from echox.inference.records import ANSWERS
+from echox.models.release.folder import is_release
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import DEFAULT_RECIPE, load_recipe
 from echox.pipeline.recipe_files import plugin_dirs_of
@@ -150,10 +152,55 @@ def evaluate(run: str | Path, **settings: Any) -> dict[str, Any]:
     from echox.evaluation.config import EvaluateConfig
     from echox.evaluation.report import evaluate as write_report
 
-    # Python's own error for a wrong keyword would not name the near match.
-    names = [field.name for field in dataclasses.fields(EvaluateConfig)]
+    _refuse_unknown(settings, EvaluateConfig, "a report")
+    discover(settings.get("plugin_dirs", ()))
+    return write_report(EvaluateConfig(run=str(run), **settings))
+
+
+def generate(
+    checkpoint: str | Path,
+    manifest: str | Path,
+    *,
+    out_dir: str | Path = "answers",
+    **settings: Any,
+) -> Path:
+    """Answer the questions of a manifest aloud, as `echox-generate` does, and resume.
+
+        echox.generate("runs/echo_mini", "questions.jsonl", out_dir="answers")
+
+    Args:
+        checkpoint: as `load` takes it.
+        manifest: file of the questions.
+        out_dir: folder of the answers: answers.jsonl and wavs/.
+        settings: further fields of `GenerateConfig`, such as `batch_size=8`.
+
+    Returns:
+        the path of answers.jsonl, a line for each question; a row that could not be answered has
+        its reason there.
+
+    Raises:
+        EchoxError: the checkpoint or the manifest cannot be used, a setting is not one of the
+            fields, or memory ran out.
+    """
+    # Imported here because a program that loads a pipeline needs neither of the two.
+    from echox.inference.batch_run import generate as answer_manifest
+    from echox.inference.config import GenerateConfig
+
+    _refuse_unknown(settings, GenerateConfig, "a generation")
+    discover(settings.get("plugin_dirs", ()))
+    folder = Path(checkpoint)
+    place = folder if is_release(folder) else answering_checkpoint(folder)
+    answer_manifest(
+        GenerateConfig(
+            checkpoint=str(place), manifest=str(manifest), out_dir=str(out_dir), **settings
+        )
+    )
+    return Path(out_dir) / ANSWERS
+
+
+def _refuse_unknown(settings: Mapping[str, Any], config_type: type, whose: str) -> None:
+    """Refuse settings that are no fields; Python's own error would not name the near match."""
+    names = [field.name for field in dataclasses.fields(config_type)]
     for name in settings:
         if name not in names:
-            raise ConfigError(f"no setting {name!r} of a report{near(name, names)}")
-    discover()
-    return write_report(EvaluateConfig(run=str(run), **settings))
+            raise ConfigError(f"no setting {name!r} of {whose}{near(name, names)}")

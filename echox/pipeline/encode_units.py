@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -22,6 +21,7 @@ from echox.core.config import from_plain, to_plain
 from echox.core.device import device_named, multiplies_bf16_fast
 from echox.core.errors import ConfigError, EchoxError
 from echox.core.number_format import NumberFormat, adopt, adopted, kept_in
+from echox.core.processes import spawn_context
 from echox.corpora.units import (
     SHOWN_EVERY_S,
     UnitsBar,
@@ -114,7 +114,7 @@ def _workers(config: EncodeUnitsConfig, device: torch.device) -> int:
 def _spawned(config: EncodeUnitsConfig, workers: int) -> Iterator[Sequence[BaseProcess]]:
     """Start processes that encode; they end with the block, killed if it is left by an error."""
     # Spawned, since CUDA cannot be used in a forked process.
-    context = multiprocessing.get_context("spawn")
+    context = spawn_context()
     plain = to_plain(config)
     processes = [
         context.Process(target=_work, args=(plain, adopted(), number, workers))

@@ -1,8 +1,14 @@
 """Smoke test: a run of echo_tiny, which answers aloud the questions that it was trained on."""
 
+import importlib.util
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +30,7 @@ from echox_cli import generate, train
 
 STAGES = ("align", "s2t", "t2c", "echo")
 RATE_HZ = 16_000
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 pytestmark = pytest.mark.long
 
@@ -166,6 +173,38 @@ def test_every_stage_learns(tiny):
         ]
         losses = [line["loss"] for line in lines if line["split"] == "train"]
         assert losses[-1] < losses[0], stage
+
+
+def test_the_quickstart_notebook_runs(tiny, answers, tmp_path):
+    notebook = json.loads((RECIPES / "quickstart.ipynb").read_text("utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells), "strip the outputs"
+    # The run of this file's other tests, in the place of the one that the notebook trains.
+    (tmp_path / "runs").mkdir()
+    for place, name in (("echo_tiny", "run"), ("cache", "cache")):
+        (tmp_path / "runs" / place).symlink_to(tiny[0] / name)
+    source = {"train": 'run = __import__("pathlib").Path("runs/echo_tiny")'}
+    if importlib.util.find_spec("matplotlib") is None:
+        source["plot"] = ""
+    tags = [(*cell["metadata"].get("tags", ()), "")[0] for cell in cells]
+    code = [source.get(tag, "".join(cell["source"])) for tag, cell in zip(tags, cells)]
+    # A fresh process, as a notebook's kernel is: nothing is loaded or discovered yet.
+    environment = {**os.environ, "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    answer = answers[0][0].answer
+    assert f"heard:    {answer.transcription}\nanswered: {answer.text}\n" in ended.stdout
+    first, last = map(
+        float, re.search(r"loss (\S+) at .*, (\S+) at step 30", ended.stdout).groups()
+    )
+    assert last < first / 2
+    assert (tmp_path / "answer.wav").is_file()
 
 
 def test_a_finished_run_is_left_alone(tiny, capsys):
