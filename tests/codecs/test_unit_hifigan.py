@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from echox.codecs.base import PendingUnits
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import SignalError
 from echox.core.signals import Units
@@ -102,3 +103,9 @@ def test_an_unknown_unit_in_a_stream_is_refused_by_number(codec):
     beyond = Units(torch.tensor([[codec.vocab_size]]), torch.tensor([1]), None)
     with pytest.raises(SignalError, match=f"unit {codec.vocab_size} is beyond"):
         codec.decode_chunk(beyond, None, last=True)
+
+
+def test_a_stream_does_not_go_on_from_the_state_of_another_codec(codec):
+    units = Units.of_rows([(1, 2)], 1, torch.device("cpu"))
+    with pytest.raises(SignalError, match="from a StreamState, and not from a PendingUnits"):
+        codec.decode_chunk(units, PendingUnits(()), last=True)

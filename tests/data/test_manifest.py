@@ -249,3 +249,13 @@ def test_complaints_of_one_kind_are_one_sentence(folder, caplog):
     first, second = (record.message for record in caplog.records)
     assert "line 2 (row 'row0'): the row has no list 'conversations'" in first
     assert first.endswith("(and 104 more lines); row skipped") and "line 107" in second
+
+
+def test_what_a_row_lacks_is_said_with_its_name():
+    row = Row("r1", (Item(Role.USER, "Why?"),))
+    assert row.require_question() is row.turns[0]
+    with pytest.raises(ManifestError, match="row 'r1' has no turn of the assistant"):
+        row.require_answer()
+    for missing in (row.turns[0].require_audio, row.turns[0].require_units):
+        with pytest.raises(ManifestError, match=r"a turn of the user \('Why\?'\) has no"):
+            missing()

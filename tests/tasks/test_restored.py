@@ -9,8 +9,12 @@ from echox.assets.sources import Source, allowed_sources
 from echox.backbones.base import BACKBONES
 from echox.backbones.hub import HubBackboneConfig
 from echox.core.checkpoint import Checkpoint
-from echox.core.errors import CheckpointError
-from echox.tasks.restored import recorded_backbone
+from echox.core.errors import CheckpointError, ConfigError
+from echox.tasks.align.task import AlignmentTaskConfig
+from echox.tasks.base import TASKS, Outline
+from echox.tasks.recorded import recorded_config
+from echox.tasks.restored import recorded_adapter, recorded_backbone, required_codec
+from echox.tasks.t2c.task import TextUnitsTaskConfig
 
 
 def test_weights_are_those_of_the_source_in_training(monkeypatch):
@@ -38,3 +42,26 @@ def test_weights_are_those_of_the_source_in_training(monkeypatch):
     origins["smollm2_135m"] = "hub HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f"
     with pytest.raises(CheckpointError, match="and here it is of hub .*=packages to use the"):
         recorded_backbone(checkpoint)
+
+
+def test_a_checkpoint_of_another_task_is_refused():
+    task = TASKS.describe(TextUnitsTaskConfig())
+    meta = {"stage": "t2c", "recipe": {"stages": {"t2c": {"task": task}}}}
+    checkpoint = Checkpoint(Path("runs/t2c/final"), meta, {}, None)
+    assert recorded_config(checkpoint, TextUnitsTaskConfig) == TextUnitsTaskConfig()
+    with pytest.raises(CheckpointError, match="TextUnitsTaskConfig where a AlignmentTaskConfig is"):
+        recorded_config(checkpoint, AlignmentTaskConfig)
+    with pytest.raises(CheckpointError, match="TextUnitsTaskConfig, which has no speech adapter"):
+        recorded_adapter(checkpoint)
+    with pytest.raises(CheckpointError, match="cannot be loaded without its codec"):
+        required_codec(checkpoint, None)
+
+
+def test_an_outline_gives_modules_of_the_class_that_is_asked_for():
+    model = nn.Sequential(nn.Linear(2, 3))
+    outline = Outline(model, parts={}, cost_unit="rows", longest_cost=1, activations={})
+    assert outline.module("", nn.Sequential) is model
+    assert outline.module("0", nn.Linear) is model[0]
+    for path, kind in (("0", nn.Conv1d), ("1", nn.Linear)):
+        with pytest.raises(ConfigError, match=f"needs a {kind.__name__} called '{path}' of the"):
+            outline.module(path, kind)
