@@ -37,18 +37,6 @@ class Completion:
     failed: bool  # scores were NaN or infinite: decoding stopped after these tokens
     states: Tensor | None  # [U, C] hidden states that predicted the tokens, where kept
 
-    def kept_states(self) -> Tensor:
-        """Return the hidden states [U, C].
-
-        Raises:
-            ConfigError: the engine did not keep them.
-        """
-        if self.states is None:
-            raise ConfigError(
-                "this decode engine keeps no hidden states; build it with keep_states=True"
-            )
-        return self.states
-
 
 AnySteps = TypeVar("AnySteps", bound=Steps, covariant=True)
 
