@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from echox.core.config import near, neutral
+from echox.core.config import left_out, near, neutral
 from echox.core.errors import ConfigError
 from echox.corpora.augmentation import AugmentConfig
 from echox.corpora.templates import KINDS
@@ -129,6 +129,9 @@ class DemoCorpusConfig:
     """The same for the numbers from zero to a hundred, among other numbers."""
     words_per_clip: int = 7
     """Words in such a clip."""
+    words_lead: str = left_out("")
+    """Text before the words of such a clip. Without one the first word is learned as the token that
+    begins a text, which is another than that after a space."""
     backbone: str = "smollm2-135m-instruct"
     """Language model whose own answers and words are used; only a label here, so that another
     model's are not taken for its. A recipe that may run with several sets `${backbone.weights}`."""

@@ -318,7 +318,7 @@ class Planner:
             dict.fromkeys(numbers, config.number_takes),
         ):
             grouped = random_word_texts(takes, config.words_per_clip, config.seed)
-            texts += [("words", text) for text in grouped]
+            texts += [("words", f"{config.words_lead} {text}".strip()) for text in grouped]
         return texts
 
     def _answer_pieces(self, free: FreeQuestions) -> list[str]:

@@ -440,6 +440,24 @@ def test_without_a_vocabulary_all_words_of_the_questions_are_rare(humming, tmp_p
     assert counts["the"] == counts["what"] == 2 and set(counts.values()) == {2}
 
 
+def test_clips_of_words_begin_with_the_lead(humming, tmp_path):
+    folders = [
+        build_demo_corpus(
+            config(tmp_path / name, rare_word_takes=1, words_lead=lead), own_answers, token_texts
+        )
+        for name, lead in (("plain", ""), ("led", "And"))
+    ]
+    plain, led = (
+        [
+            row.answer.transcription
+            for row in rows_of(folder, ["heard.train.jsonl"])
+            if row.extra["kind"] == "words"
+        ]
+        for folder in folders
+    )
+    assert plain and led == [f"And {text}" for text in plain]
+
+
 @pytest.mark.parametrize("setting", ["kinds", "facts_by_kind"])
 def test_unknown_kinds_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{setting} has no kind 'dy'; did you mean 'day'"):
