@@ -183,7 +183,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(#[^)\s]*)?\)")
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part == "runs" for part in path.relative_to(ROOT).parts)
+    # `build` is left by an installation, a copy of the packages without what they link to.
+    if not any(
+        part.startswith(".") or part in ("build", "runs") for part in path.relative_to(ROOT).parts
+    )
 )
 
 

@@ -24,6 +24,8 @@ def _rank(rank, rendezvous):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
     try:
         _compare(rank)
+        # A rank that leaves while another still reads from it makes that one abort.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
