@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import re
 import sys
+import tempfile
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -306,8 +307,10 @@ def test_constraints_have_markers_where_pythons_differ():
 
 
 @pytest.fixture
-def environments(monkeypatch):
+def environments(monkeypatch, tmp_path):
     """The script that tries sets, with nothing to install."""
+    # Its logs stay, and would stay in the machine's folder of temporary files.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     module = script("environments")
     create = module.venv.create
     monkeypatch.setattr(
