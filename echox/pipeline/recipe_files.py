@@ -103,11 +103,15 @@ def find_recipe(name: str, recipe_dirs: Sequence[str | Path] = ()) -> Path:
     """Return the file of a recipe, by its name or by its path.
 
     Raises:
-        ConfigError: there is none; the message lists the recipes that exist.
+        ConfigError: there is none, and the message lists the recipes that exist; or the path ends
+            in .yml.
     """
     # A path needs no suffix, and a name may not contain a separator.
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else Path(f"{name}.yaml")
+    if name.endswith(".yml"):
+        # Hydra looks for this ending alone.
+        raise ConfigError(f"recipe files end in .yaml, and the path is {name!r}; rename the file")
+    if name.endswith(".yaml") or os.sep in name:
+        path = Path(name) if name.endswith(".yaml") else Path(f"{name}.yaml")
         if not path.is_file():
             raise ConfigError(
                 f"no recipe file {str(path)!r}; give the path of a YAML file, or one of the names "

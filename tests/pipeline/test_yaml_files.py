@@ -59,6 +59,12 @@ def test_files_that_inherit_from_each_other_across_folders(tmp_path):
         check_files("encoder/a", [tmp_path])
 
 
+def test_an_ending_that_hydra_does_not_find_is_refused(tmp_path):
+    (tmp_path / "one.yml").write_text("defaults: [echo_tiny, _self_]\n")
+    with pytest.raises(ConfigError, match="files end in .yaml, and the path is .*one.yml'; rename"):
+        load_recipe(str(tmp_path / "one.yml"))
+
+
 def test_the_recipes_of_echox_are_within_the_limits():
     recipes = list_recipes()
     assert len(recipes) > 5
