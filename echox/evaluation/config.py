@@ -33,9 +33,18 @@ class EvaluateConfig:
     """Folder of the run; the last of its finished stages that answers is scored, aloud rather than
     in text alone, and the last that synthesizes text."""
     corpus: str | None = None
-    """Folder of the demo corpus; null takes the one that the run's recipe names."""
+    """Folder of the demo corpus; null takes the one that the run's recipe names, or none where
+    `manifests` or `answers` are given."""
+    manifests: list[str] = field(default_factory=list)
+    """Manifests of one's own, each a section of the report, scored by what their rows hold: a label
+    "answer", the assistant's text, the question's words."""
+    answers: str | None = None
+    """Answers to score instead of a run: answers.jsonl of `echox-generate`, or any lines with "id",
+    "text" and, where there are any, "heard" and "audio"; `manifests` names what was answered."""
+    allow_outside: bool = False
+    """Allow audio outside the folders of `manifests`."""
     out_dir: str | None = None
-    """Folder of the report; null takes `report` in the run's folder."""
+    """Folder of the report; null takes `report` in the run's folder, or beside the answers."""
     spoken_rows: int = 64
     """Questions of each section whose answers are spoken and transcribed, drawn by `seed`; text is
     scored on all rows."""
@@ -79,6 +88,11 @@ class EvaluateConfig:
         return [JIWER, *([DISTILLMOS] if self.mos_rows else [])]
 
     def __post_init__(self) -> None:
+        if self.answers is not None and self.corpus is not None:
+            raise ConfigError(
+                f"answers={self.answers} are scored without a run, so no corpus is asked; leave "
+                "corpus out, and name by manifests=[FILE.jsonl] what was answered"
+            )
         # Here, not where they are used: a wrong number is refused before any model is loaded.
         for name in ("batch_size", "max_tokens"):
             if getattr(self, name) < 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from echox.core.device import device_named
-from echox.core.errors import ManifestError, SignalError
+from echox.core.errors import SignalError
 from echox.core.progress import Bar, print_message, progress
 from echox.data.audio import load_audio, pad_waveforms, save_audio
 from echox.data.audio_ref import Audio
@@ -143,12 +143,17 @@ class EvaluatedRun:
         return finished_stage(self.run, *uses)
 
     def rows(self, name: str) -> list[Row]:
-        """Return the usable rows of a manifest of the corpus; none if there is no such manifest."""
+        """Return the usable rows of a manifest of the corpus; none if there is no such manifest.
+
+        Args:
+            name: of the manifest in the corpus, or an absolute path.
+        """
         # Not every corpus has every manifest: its config decides.
-        path = self.corpus / name
+        path = self.corpus / name  # an absolute path replaces the folder
         if not path.exists():
             return []
-        return list(read_manifest(path, on_broken=OnBroken.skip).rows)
+        outside = self.config.allow_outside
+        return list(read_manifest(path, on_broken=OnBroken.skip, allow_outside=outside).rows)
 
     def sample(self, rows: Sequence[T], count: int, purpose: str) -> list[T]:
         """Draw rows by the config's seed.
@@ -315,17 +320,7 @@ class EvaluatedRun:
 
 
 def question_text(row: Row) -> str:
-    """Return the words of a row's question, spoken or typed.
-
-    Raises:
-        ManifestError: the row has neither a transcription nor a typed question.
-    """
+    """Return the words of a row's question, spoken or typed; "" where the row does not say them."""
     # A spoken question has its words with the assistant's turn, a typed one is its own words.
     transcription = row.answer.transcription if row.answer is not None else ""
-    text = transcription or (row.question.text if row.question is not None else "")
-    if not text:
-        raise ManifestError(
-            f"row {row.id!r} does not say what its question's words are; "
-            "set 'transcription' on the assistant's turn"
-        )
-    return text
+    return transcription or (row.question.text if row.question is not None else "")

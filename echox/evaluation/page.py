@@ -41,10 +41,12 @@ def _page(
 
 
 def _section(section: Mapping[str, Any]) -> Iterator[str]:
-    about = f"{section['about']} Records of `{section['manifest']}`: {section['rows']}."
+    source = f" of `{section['manifest']}`" if section["manifest"] else ""
+    about = f"{section['about']} Records{source}: {section['rows']}."
     yield from ("", f"## {section['title']}", "", about, "")
     yield from table_lines(section["scores"])
     yield from ("", *protocol_lines(section["scores"]))
+    yield from (f"- {sentence}" for sentence in section["missing"])
 
 
 def _provenance(report: Mapping[str, Any]) -> str:
@@ -147,6 +149,7 @@ def summary_of(report: Mapping[str, Any], folder: Path) -> str:
                 f"  {prefix + metric:<48} {_cell(metric, score)}"
                 for metric, score in by_metric.items()
             ]
+        lines += [f"  {sentence}" for sentence in section["missing"]]
     lines += [f"not scored: {name}, for {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(
         [*lines, f"report: {folder / 'report.md'}; answers to listen to: {folder / 'wavs'}"]

@@ -19,6 +19,7 @@ from echox.evaluation.records import (
     counted,
     groups_of,
     is_right,
+    label_of,
     mos_score,
     transcribed,
 )
@@ -40,36 +41,39 @@ Records = dict[str, list[Record]]  # of the sections before, by name
 
 
 def make_questions(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
-    """Answer the test questions of trained kinds.
-
-    Raises:
-        ManifestError: a row does not say what its question's words are.
-    """
+    """Answer the test questions of trained kinds."""
     config = run.config
-    return _asked(run, rows, QUESTIONS, spoken=config.spoken_rows, typed=config.typed_rows)
+    return asked(run, labelled(rows), QUESTIONS, spoken=config.spoken_rows, typed=config.typed_rows)
 
 
 def make_reworded(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     """Answer questions in phrasings in which no fact is trained."""
     config = run.config
-    return _asked(run, rows, "reworded", spoken=config.spoken_rows, typed=config.typed_rows)
+    return asked(
+        run, labelled(rows), "reworded", spoken=config.spoken_rows, typed=config.typed_rows
+    )
 
 
 def make_unseen(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     """Answer questions about facts that are trained in no phrasing."""
     config = run.config
-    return _asked(run, rows, "unseen", spoken=config.spoken_rows, typed=config.typed_rows)
+    return asked(run, labelled(rows), "unseen", spoken=config.spoken_rows, typed=config.typed_rows)
 
 
 def make_open(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     """Answer a sample of open questions, each spoken and typed, in text alone."""
+    rows = labelled(run.sample(rows, run.config.open_rows, "open"))
     # Not synthesized: the section is about knowledge, which the text shows.
-    rows = run.sample(rows, run.config.open_rows, "open")
-    return _asked(run, rows, "open", spoken=0, typed=len(rows))
+    return asked(run, rows, "open", spoken=0, typed=len(rows))
 
 
-def _asked(
-    run: EvaluatedRun, rows: list[Row], name: str, *, spoken: int, typed: int
+def labelled(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with a label "answer"; others, such as free questions, have no right one."""
+    return [row for row in rows if label_of(row, "answer")]
+
+
+def asked(
+    run: EvaluatedRun, rows: Sequence[Row], name: str, *, spoken: int, typed: int
 ) -> list[Record]:
     """Answer all rows in text, and samples of them in speech and by typed questions.
 
@@ -80,27 +84,20 @@ def _asked(
         spoken: rows whose answers are synthesized and scored.
         typed: rows whose questions are typed to the language model too.
     """
-    # Rows without a right answer, such as those of free questions, cannot be scored here.
-    rows = [row for row in rows if row.extra.get("answer")]
-    sample = run.sample(rows, spoken, name) if run.pipeline.speaks else []
+    # Without rows no model is loaded.
+    sample = run.sample(rows, spoken, name) if rows and run.pipeline.speaks else []
     answers = _answers(run, rows, sample, name)
     speech = {row.id: Speech(answers[row.id].samples, answers[row.id].rate_hz) for row in sample}
     # A checkpoint of S2T synthesizes nothing, so its sample is empty and nothing is scored.
     scored = run.score_speech(speech, name) if sample else {}
-    # The recordings of the right answers bound what the recogniser can find right.
-    clips = {row.id: audio for row in sample if (audio := row.require_answer().audio) is not None}
-    recorded = transcribed(run, run.recordings(clips))
+    recorded = recorded_answers(run, sample)
     questions = {question_text(row) for row in run.sample(rows, typed, f"{name} typed")}
-    trained, pretrained = _typed_answers(run, questions, name)
+    trained, pretrained = _typed_answers(run, questions - {""}, name)
     # The keys are those of stored records: another name would score old reports as empty.
     return [
         {
-            "id": row.id,
-            "kind": row.extra.get("kind", ""),
-            "voice": row.extra.get("voice", ""),
-            "question": question_text(row),
-            "answer": str(row.extra["answer"]),
-            "heard": answers[row.id].heard,
+            **labels_of(row),
+            "heard": answers[row.id].heard if is_spoken(row) else None,
             "text": answers[row.id].text,
             "spoken": scored.get(row.id),
             "recorded": recorded.get(row.id),
@@ -109,6 +106,36 @@ def _asked(
         }
         for row in rows
     ]
+
+
+def labels_of(row: Row) -> Record:
+    """Return what a row says of itself, as the first keys of its record."""
+    return {
+        "id": row.id,
+        "kind": label_of(row, "kind"),
+        "voice": label_of(row, "voice"),
+        "question": question_text(row),
+        "answer": label_of(row, "answer"),
+    }
+
+
+def is_spoken(row: Row) -> bool:
+    """Return whether a row's question is spoken, and not typed."""
+    return row.question is not None and row.question.audio is not None
+
+
+def recorded_answers(run: EvaluatedRun, rows: Iterable[Row]) -> dict[str, str]:
+    """Transcribe the recordings of right answers, which bound what the recogniser finds right.
+
+    Returns:
+        row id -> transcript, of the rows whose answer is recorded.
+    """
+    clips = {
+        row.id: row.answer.audio
+        for row in rows
+        if row.answer is not None and row.answer.audio is not None
+    }
+    return transcribed(run, run.recordings(clips))
 
 
 def _answers(
@@ -135,12 +162,15 @@ def _typed_answers(
 def score_asked(records: list[Record], scorers: Scorers) -> Table:
     """Score answers with a right text, over all rows, by kind and by voice."""
     groups = groups_of(records, "kind", "voice")
-    return {name: _asked_scores(group, scorers) for name, group in groups.items()}
+    return {name: asked_scores(group, scorers) for name, group in groups.items()}
 
 
-def _asked_scores(records: list[Record], scorers: Scorers) -> dict[str, Score]:
+def asked_scores(records: list[Record], scorers: Scorers) -> dict[str, Score]:
+    """Score the records of `asked`; what no record has the labels for is left out."""
+    # A row without a label is neither right nor wrong.
+    labelled = [record for record in records if record["answer"]]
     # The order of the scores is that of the table's columns.
-    text_right = [is_right(record, record["text"]) for record in records]
+    text_right = [is_right(record, record["text"]) for record in labelled]
     scores = {"S2T accuracy": accuracy(text_right, "s2t-em")}
     scores |= _spoken_scores(
         [record for record in records if record["spoken"] is not None], scorers
@@ -150,21 +180,22 @@ def _asked_scores(records: list[Record], scorers: Scorers) -> dict[str, Score]:
         ("typed accuracy, as pretrained", "typed_pretrained"),
     ):
         # A question is typed once, however many voices ask it.
-        by_question = {record["question"]: record for record in records if record[key] is not None}
+        by_question = {record["question"]: record for record in labelled if record[key] is not None}
         right = [is_right(record, record[key]) for record in by_question.values()]
         scores[name] = accuracy(right, "typed-em")
-    return counted(scores | _retention_scores(records))
+    return counted(scores | _retention_scores(labelled) | _question_error(records))
 
 
 def _spoken_scores(records: list[Record], scorers: Scorers) -> dict[str, Score]:
     """Scores of the rows whose answers were synthesized."""
     asr = scorers["asr"]
-    text_right = [is_right(record, record["text"]) for record in records]
-    speech_right = [is_right(record, record["spoken"]["transcript"]) for record in records]
+    labelled = [record for record in records if record["answer"]]
+    text_right = [is_right(record, record["text"]) for record in labelled]
+    speech_right = [is_right(record, record["spoken"]["transcript"]) for record in labelled]
     # Not every right answer was recorded.
     recorded_right = [
         is_right(record, record["recorded"])
-        for record in records
+        for record in labelled
         if record.get("recorded") is not None
     ]
     # Against the model's own text: whether the speech says it, be it right or wrong.
@@ -190,7 +221,7 @@ def _spoken_scores(records: list[Record], scorers: Scorers) -> dict[str, Score]:
 
 
 def _retention_scores(records: list[Record]) -> dict[str, Score]:
-    """What training and speech take from the language model's typed answers, and question WER."""
+    """What training and speech take from the language model's typed answers."""
     typed = [
         record
         for record in records
@@ -208,11 +239,17 @@ def _retention_scores(records: list[Record]) -> dict[str, Score]:
         "typed minus spoken": difference(
             after, spoken, "typed-em minus s2t-em, the same questions"
         ),
-        "question WER": word_error(
-            [(record["question"], record["heard"]) for record in records],
-            "words of the greedy CTC transcript against the question's",
-        ),
     }
+
+
+def _question_error(records: list[Record]) -> dict[str, Score]:
+    pairs = [
+        (record["question"], record["heard"])
+        for record in records
+        if record["question"] and record["heard"] is not None
+    ]
+    protocol = "words of the greedy CTC transcript against the question's"
+    return {"question WER": word_error(pairs, protocol)}
 
 
 def make_silent(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
@@ -222,7 +259,7 @@ def make_silent(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     return [
         {
             "id": row.id,
-            "answer": str(row.extra["answer"]),
+            "answer": label_of(row, "answer"),
             "heard": answers[row.id].heard,
             "text": answers[row.id].text,
         }
@@ -234,7 +271,7 @@ def score_silent(records: list[Record], _: Scorers) -> Table:
     """Score how often nothing is transcribed, and how often the model asks to repeat."""
     # Any transcript is an error here, of however few words.
     is_empty = [not record["heard"].strip() for record in records]
-    asks_to_repeat = [is_right(record, record["text"]) for record in records]
+    asks_to_repeat = [is_right(record, record["text"]) for record in records if record["answer"]]
     scores = {
         "nothing heard": accuracy(is_empty, "empty greedy CTC transcript"),
         "asked to repeat": accuracy(asks_to_repeat, "s2t-em"),
@@ -245,14 +282,16 @@ def score_silent(records: list[Record], _: Scorers) -> Table:
 def make_free(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     """Answer a sample of free questions, spoken and typed, in text alone."""
     # A sample even of the text answers, because each question is also typed twice.
-    rows = run.sample(rows, run.config.free_rows, "free")
+    rows = run.sample([row for row in rows if question_text(row)], run.config.free_rows, "free")
+    if not rows:
+        return []  # without loading a model
     answers = run.answer(rows, "free: answering in text", speak=False)
     questions = [question_text(row) for row in rows]
     trained, pretrained = _typed_answers(run, questions, "free")
     return [
         {
             "id": row.id,
-            "voice": row.extra.get("voice", ""),
+            "voice": label_of(row, "voice"),
             "question": question,
             "heard": answers[row.id].heard,
             # As tokens: the adapter's CTC is trained on the language model's tokens.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from echox.data.rows import Row
 from echox.data.text import contains_answer
 from echox.evaluation.evaluated_run import RECORDINGS_HZ, EvaluatedRun, Speech
 from echox.evaluation.scores import Score, mean
@@ -18,6 +19,13 @@ Record = dict[str, Any]
 Scorers = Mapping[str, str | None]
 # Group of rows -> metric -> score.
 Table = dict[str, dict[str, Score]]
+
+
+def label_of(row: Row, name: str) -> str:
+    """Return a label of a row as text; "" where it has none."""
+    # Numbers and words would not sort together.
+    value = row.extra.get(name)
+    return "" if value is None else str(value)
 
 
 def is_right(record: Record, text: str) -> bool:
@@ -38,11 +46,11 @@ def mos_score(speech: Sequence[Record], scorers: Scorers) -> Score:
 
 
 def groups_of(records: list[Record], *keys: str) -> dict[str, list[Record]]:
-    """Group records: all of them, then those of each value of each key."""
+    """Group records: all of them, then those of each value of each key; "" is no value."""
     # The order of the groups is that of the report's table.
     groups = {"all": records}
     for key in keys:
-        for value in sorted({record[key] for record in records}):
+        for value in sorted({record[key] for record in records} - {""}):
             groups[f"{key} {value}"] = [record for record in records if record[key] == value]
     return groups
 

@@ -19,6 +19,7 @@ from echox.evaluation.records import (
     counted,
     groups_of,
     is_right,
+    label_of,
     mos_score,
     transcribed,
 )
@@ -34,9 +35,9 @@ def make_t2c(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     sample = [
         row
         # A sample of each kind: the rare kinds would be missing in a sample of all rows.
-        for kind in sorted({row.extra.get("kind", "") for row in rows})
+        for kind in sorted({label_of(row, "kind") for row in rows})
         for row in run.sample(
-            [row for row in recorded if row.extra.get("kind", "") == kind],
+            [row for row in recorded if label_of(row, "kind") == kind],
             run.config.t2c_rows,
             f"t2c {kind}",
         )
@@ -51,7 +52,7 @@ def make_t2c(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
     return [
         {
             "id": row.id,
-            "kind": row.extra.get("kind", ""),
+            "kind": label_of(row, "kind"),
             "text": texts[row.id],
             "source": source[row.id],
             "codec": codec[row.id],
