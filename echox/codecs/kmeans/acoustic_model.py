@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -76,8 +77,25 @@ class AcousticModel(nn.Module):
         expanded = pad_sequence(repeated, batch_first=True)  # a unit per frame
         lengths = frames.sum(1)
         keep = valid_mask(lengths, expanded.shape[1])
-        pitch_hz = self.melody.pitch_hz(expanded, keep)
-        return self.mel.mel(expanded, pitch_hz, keep), lengths * self.ratio
+        return self.render(expanded, keep), lengths * self.ratio
+
+    def render(self, frames: Tensor, keep: Tensor) -> Tensor:
+        """Predict log mel [B, F * ratio, M] from a unit per encoder frame.
+
+        Args:
+            frames: int64 [B, F].
+            keep: bool [B, F], False on padding.
+        """
+        return self.mel.mel(frames, self.melody.pitch_hz(frames, keep), keep)
+
+    @property
+    def reach_frames(self) -> int:
+        """Encoder frames on either side that a mel frame depends on."""
+        mel, melody = self.mel, self.melody
+        # The pitch passes the mel network's fine stack too.
+        by_units = mel.coarse.reach + math.ceil(mel.fine.reach / self.ratio)
+        by_pitch = melody.stack.reach + math.ceil((mel.fine.reach + melody.fine.reach) / self.ratio)
+        return max(by_units, by_pitch)
 
     @torch.no_grad()
     def init_embeddings(self, centroids: Tensor, seed: int) -> None:

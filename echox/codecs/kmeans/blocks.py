@@ -14,8 +14,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels: int, width: int = 5, dilation: int = 1) -> None:
         super().__init__()
-        padding = width // 2 * dilation  # as many frames out as in
-        self.conv = nn.Conv1d(channels, channels, width, padding=padding, dilation=dilation)
+        self.reach = width // 2 * dilation  # frames on either side; padded: as many out as in
+        self.conv = nn.Conv1d(channels, channels, width, padding=self.reach, dilation=dilation)
         self.norm = nn.LayerNorm(channels)
         self.linear = nn.Linear(channels, channels)
 
@@ -39,6 +39,11 @@ class ConvStack(nn.Module):
         self.blocks = nn.ModuleList(
             ConvBlock(channels, dilation=2 ** (index % 3)) for index in range(depth)
         )
+
+    @property
+    def reach(self) -> int:
+        """Frames on either side that a frame depends on."""
+        return sum(block.reach for block in self.blocks)
 
     def forward(self, values: Tensor, keep: Tensor) -> Tensor:
         """Transform values [B, N, C], keep [B, N, 1] to [B, N, C]."""

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.assets.shapes import missing_weights
-from echox.codecs.base import CODECS, CodecConfig
+from echox.codecs.base import CODECS, CodecConfig, DecodeState, state_of
 from echox.codecs.kmeans.acoustic_model import AcousticModel, AcousticModelSizes
 from echox.codecs.kmeans.fit import fit_codec
 from echox.codecs.kmeans.fit_config import CodecFitConfig
 from echox.codecs.kmeans.folder import CodecFolder, codec_tensors, read_folder
+from echox.codecs.kmeans.streaming import RowStream, StreamDecoder, StreamState
 from echox.codecs.kmeans.vocoder import REACH_FRAMES, Vocoder, build_vocoder, frames_ratio
 from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
 from echox.codecs.quantization.folder import FORMAT
@@ -70,6 +71,7 @@ class KMeansCodec(QuantizedCodec):
         # The attribute's name is part of the keys in model.safetensors.
         self.speaker = AcousticModel(self.vocab_size, content.sizes, ratio, self.vocoder.recipe)
         _load_acoustic_model(self.speaker, content.tensors, config.folder)
+        self.streams = self.vocoder.streams
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -143,6 +145,28 @@ class KMeansCodec(QuantizedCodec):
         lengths = frames * hop
         return Waveform(samples * valid_mask(lengths, samples.shape[1]), lengths, self.rate_hz)
 
+    @torch.no_grad()
+    def decode_chunk(
+        self, units: Units, state: DecodeState | None = None, *, last: bool
+    ) -> tuple[Waveform, DecodeState]:
+        """Decode the next merged units [B, U] of a stream; see `Codec.decode_chunk`.
+
+        Raises:
+            SignalError: a unit is not one of the codec's.
+        """
+        self._check(units)
+        if not self.streams:
+            return super().decode_chunk(units, state, last=last)
+        rows = [ids[:length] for ids, length in zip(units.ids, units.lengths.tolist())]
+        before = state_of(state, StreamState)
+        streams = [RowStream(ids[:0], frames=ids[:0]) for ids in rows]
+        hop = self.vocoder.recipe.hop_length
+        decoder = StreamDecoder(self.speaker, self._vocode_before_silence, REACH_FRAMES, hop)
+        samples, after = decoder.decode(streams if before is None else before.rows, rows, last=last)
+        wave = pad_sequence(samples, batch_first=True)
+        lengths = torch.tensor([len(row) for row in samples], device=wave.device)
+        return Waveform(wave, lengths, self.rate_hz), StreamState(tuple(after))
+
     def _pad_with_silence(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Log mel [B, F, M] -> [B, F + REACH_FRAMES, M] with silence past the lengths [B]."""
         # As far as the vocoder's receptive field, so that the samples of a row do not depend on
@@ -168,6 +192,10 @@ class KMeansCodec(QuantizedCodec):
         # only few lengths are used.
         mel = F.pad(mel, (0, 0, 0, -frames % LENGTH_STEP_FRAMES), value=self._silence)
         return self.vocoder(mel[None])[0, : frames * self.vocoder.recipe.hop_length].float()
+
+    def _vocode_before_silence(self, mel: Tensor) -> Tensor:
+        """Mel [F, M] -> samples [(F + REACH_FRAMES) * hop], as `decode` pads the end of a row."""
+        return self._vocode_row(F.pad(mel, (0, 0, 0, REACH_FRAMES), value=self._silence))
 
     @property
     def _silence(self) -> float:

@@ -35,11 +35,17 @@ class DurationNet(nn.Module):
         # Bounds keep `exp` finite; exp(5) frames are 3 s at 50 Hz.
         return values.float().clamp(-8, 5)
 
+    @property
+    def reach(self) -> int:
+        """Units on either side that a duration depends on."""
+        return self.stack.reach
+
+    def expected(self, units: Tensor, keep: Tensor) -> Tensor:
+        """Predict the expected frames beyond the first [B, U], 0 on padding."""
+        return self(units, keep).exp() * keep
+
     def frames(self, units: Tensor, keep: Tensor) -> Tensor:
         """Predict whole frames per unit.
-
-        Rounding errors are carried over from unit to unit, so that a sentence keeps its expected
-        length.
 
         Args:
             units: int64 [B, U].
@@ -48,12 +54,27 @@ class DurationNet(nn.Module):
         Returns:
             int64 [B, U], at least 1 where real, 0 on padding.
         """
-        # Where each unit would end, were its first frame not counted; rounding these sums and
-        # not the durations themselves keeps the error of a whole row below one frame.
-        beyond = (self(units, keep).exp() * keep).cumsum(1)
-        ends = (beyond + 0.5).floor()
-        counts = torch.diff(ends, dim=1, prepend=torch.zeros_like(ends[:, :1])) + 1
-        return counts.long() * keep
+        counts, _ = whole_frames(self.expected(units, keep))
+        return counts * keep
+
+
+def whole_frames(expected: Tensor, before: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Round durations, carrying rounding errors over from unit to unit.
+
+    A sentence so keeps its expected length: the error of a whole row stays below one frame.
+
+    Args:
+        expected: frames beyond the first [B, U].
+        before: the same of all units before these, summed.
+
+    Returns:
+        frames int64 [B, U], at least 1; the sums [B] float64 with these units.
+    """
+    # Where each unit would end, were its first frame not counted. In float64: the sum over a
+    # stream's chunks is then that over the whole.
+    beyond = torch.nn.functional.pad(expected.double(), (1, 0), value=before).cumsum(1)
+    ends = (beyond + 0.5).floor()
+    return (torch.diff(ends, dim=1) + 1).long(), beyond[:, -1]
 
 
 def duration_loss(log_beyond: Tensor, frames: Tensor, keep: Tensor) -> Tensor:

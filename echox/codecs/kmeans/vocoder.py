@@ -30,11 +30,12 @@ class Vocoder(nn.Module):
     """Mel spectrogram -> samples. `recipe` describes the mel spectrograms it takes."""
 
     recipe: MelRecipe
+    streams: bool = True  # False: a sample depends on frames beyond `REACH_FRAMES`
 
     def forward(self, mel: Tensor) -> Tensor:
         """Generate samples [B, F * hop] in [-1, 1] from log mel [B, F, M].
 
-        A row's samples depend on mel frames at most `REACH_FRAMES` away.
+        Where it streams, a row's samples depend on mel frames at most `REACH_FRAMES` away.
         """
         raise NotImplementedError
 
@@ -108,6 +109,7 @@ class GriffinLim(Vocoder):
     Source: Griffin and Lim 1984; Perraudin et al. 2013 (fast variant), through torchaudio.
     """
 
+    streams = False
     window: Tensor
     inverse: Tensor
 
