@@ -38,6 +38,16 @@ class Completion:
     states: Tensor | None  # [U, C] hidden states that predicted the tokens, where kept
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a request has decoded so far, from some token on, on the host."""
+
+    tokens: Tensor  # int64 [N, K], the stop token included
+    states: Tensor | None  # [N, C] hidden states that predicted them, where kept
+    ended: bool  # nothing follows; the request was collected with this
+    failed: bool = False  # scores were NaN or infinite: decoding stopped after these tokens
+
+
 AnySteps = TypeVar("AnySteps", bound=Steps, covariant=True)
 
 
@@ -137,6 +147,52 @@ class DecodeEngine(Generic[AnySteps]):
                     )
         return [self._completion(ticket) for ticket in tickets]
 
+    def progress(self, ticket: int, first: int = 0) -> Progress:
+        """Return what a request has decoded, for callers that use tokens before the last one.
+
+        On a GPU this waits for the step that is under way, so ask every few steps.
+
+        Args:
+            ticket: of `add`. Once `ended` is returned it is collected and unknown.
+            first: index of the first token that is wanted.
+
+        Raises:
+            KeyError: the ticket is of no request, or was collected or cancelled before.
+        """
+        with self._lock:
+            if ticket in self._finished:
+                completion = self._completion(ticket)
+                states = None if completion.states is None else completion.states[first:]
+                return Progress(completion.tokens[first:], states, True, completion.failed)
+            batch = self._batch
+            if ticket in self._active:
+                slot = self._active.index(ticket)
+                taken = slice(first, int(batch.state.length[slot]))
+            elif any(ticket == waiting for waiting, _ in self._waiting):
+                slot, taken = 0, slice(0)
+            else:
+                raise KeyError(f"ticket {ticket} is of no request that waits or is decoded")
+            # Clones: the views would change with the next step.
+            states = None if batch.states is None else batch.states[slot, taken].cpu().clone()
+            return Progress(batch.tokens[slot, taken].cpu().clone(), states, False)
+
+    def cancel(self, tickets: Iterable[int]) -> None:
+        """Free the slots of requests whose result nobody wants.
+
+        Tickets that are unknown by now are passed over.
+        """
+        with self._lock, _inference(self.device):
+            for ticket in tickets:
+                self._finished.pop(ticket, None)
+                self._waiting = deque(each for each in self._waiting if each[0] != ticket)
+                if ticket in self._active:
+                    self._free(self._active.index(ticket))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or is decoded."""
+        return not self._active and not self._waiting
+
     def run(self, requests: Iterable[Request]) -> list[Completion]:
         """Decode any number of requests.
 
@@ -206,14 +262,19 @@ class DecodeEngine(Generic[AnySteps]):
         self._positions = [position + 1 for position in self._positions]
 
     def _retire(self, slot: int, finish: Finish) -> None:
-        """Copy a slot's result out and move the last active slot into its place."""
-        batch, last = self._batch, len(self._active) - 1
+        """Copy a slot's result out and free the slot."""
+        batch = self._batch
         results = [batch.tokens[slot, : finish.length]]
         if batch.states is not None:
             results.append(batch.states[slot, : finish.length])
         self._finished[finish.ticket] = finish, self._poller.fetch(*results)
         if finish.failed:
             batch.body.clear(slot)
+        self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        """Move the last active slot into the place of one that is done with."""
+        batch, last = self._batch, len(self._active) - 1
         if slot != last:
             batch.move(last, slot, min(self._positions[last], self.capacity))
             self._active[slot] = self._active[last]

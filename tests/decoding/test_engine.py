@@ -117,6 +117,43 @@ def test_requests_enter_while_others_are_decoded():
         engine.wait([0])
 
 
+def test_progress_gives_every_token_once_and_collects_at_the_end():
+    model = decoder()
+    engine = unit_decode_engine(model, slots=3, capacity=64)
+    expected = [row[:40] for row in generate_targets(model, texts(), LENGTHS, 40) if len(row) > 1]
+    waiting = {engine.add(request): [] for request in requests_for(engine, model)}
+    tokens = dict(waiting)
+    while waiting:
+        engine.advance()
+        for ticket in list(waiting):
+            progress = engine.progress(ticket, len(tokens[ticket]))
+            assert len(progress.tokens) <= 1 and not progress.failed
+            tokens[ticket] = tokens[ticket] + progress.tokens[:, 0].tolist()
+            if progress.ended:
+                del waiting[ticket]
+    assert list(tokens.values()) == expected
+    with pytest.raises(KeyError, match="ticket 0 is of no request"):
+        engine.progress(0)
+
+
+def test_a_cancelled_request_frees_its_slot_and_changes_no_other():
+    model = decoder()
+    engine = unit_decode_engine(model, slots=2, capacity=64)
+    expected = [row[:40] for row in generate_targets(model, texts(), LENGTHS, 40) if len(row) > 1]
+    tickets = [engine.add(request) for request in requests_for(engine, model)]
+    for _ in range(3):
+        engine.advance()
+    # One that is decoded, one that waits, one that nobody knows.
+    engine.cancel([tickets[0], tickets[3], 99])
+    kept = [ticket for ticket in tickets if ticket not in (tickets[0], tickets[3])]
+    assert [each.tokens[:, 0].tolist() for each in engine.wait(kept)] == [
+        expected[tickets.index(ticket)] for ticket in kept
+    ]
+    assert engine.is_idle
+    with pytest.raises(KeyError):
+        engine.progress(tickets[0])
+
+
 def test_mixed_requests_share_the_engine():
     """One greedy, one sampled, one short: each gets what it would get alone."""
     model = decoder()
