@@ -14,6 +14,10 @@ from echox.kernels.unit_decode import UnitHead, UnitRequest
 SLOTS = 32  # answers stepped together
 # Positions of a prompt and its answer; longer ones are left to the language model's own library.
 POSITIONS = 1024
+NOT_FINITE = (
+    "the language model's scores for row {} are not finite, so it does not answer; its weights or "
+    "the question are damaged"
+)
 SEEDS = 2**20  # seeds of one batch: row r of seed s samples with s * SEEDS + r
 
 
@@ -45,6 +49,28 @@ def text_decode_engine(backbone: Backbone) -> DecodeEngine[BackboneSteps] | None
     return DecodeEngine(steps, slots=SLOTS, capacity=POSITIONS, keep_states=True)
 
 
+def text_request(
+    steps: BackboneSteps,
+    prompt: Tensor,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Request:
+    """Return a request for the text that follows a prompt.
+
+    Args:
+        steps: of the engine that takes the request.
+        prompt: input vectors [P, H].
+        max_tokens: text tokens at most, the end token included.
+        temperature: 0 is greedy.
+        seed: of the samples.
+    """
+    sampling = UnitRequest(
+        stop_ids=steps.stop_ids, max_length=max_tokens, temperature=temperature, seed=seed
+    )
+    return Request(prompt, sampling)
+
+
 @torch.no_grad()
 def continue_prompts(
     engine: DecodeEngine[BackboneSteps],
@@ -67,23 +93,11 @@ def continue_prompts(
     Raises:
         SignalError: scores are NaN or infinite, or a prompt is too long for the engine.
     """
-    sampling = [
-        UnitRequest(
-            stop_ids=engine.steps.stop_ids,
-            max_length=max_tokens,
-            temperature=temperature,
-            seed=seed * SEEDS + row,
-        )
-        for row in range(len(lengths))
-    ]
     completions = engine.run(
-        Request(prompt[:length], settings)
-        for prompt, length, settings in zip(prompts, lengths, sampling)
+        text_request(engine.steps, prompt[:length], max_tokens, temperature, seed * SEEDS + row)
+        for row, (prompt, length) in enumerate(zip(prompts, lengths))
     )
     for row, completion in enumerate(completions):
         if completion.failed:
-            raise SignalError(
-                f"the language model's scores for row {row} are not finite, so it does not "
-                "answer; its weights or the question are damaged"
-            )
+            raise SignalError(NOT_FINITE.format(row))
     return completions

@@ -77,10 +77,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A step of a streamed answer: the text so far, or a segment's samples [T] beside it."""
+    """A step of a streamed answer: the text so far, and samples [T] where it brings speech."""
 
     text: str
     samples: Tensor | None = None  # [T] float32 on the CPU
+    first_sample: int = 0  # how many samples of the answer came before these
+    answer: Answer | None = None  # with the last piece: all but the samples
+    error: str = ""  # in place of the answer: why there is none
 
 
 class Clock:

@@ -60,13 +60,15 @@ def generate(config: GenerateConfig) -> int:
 
 
 def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
-    return load_answering(
+    pipeline = load_answering(
         config.checkpoint,
         device=config.device,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
         max_tokens=config.limit,
     )
+    pipeline.segments = config.segments
+    return pipeline
 
 
 def _generate_one(config: GenerateConfig, question: str) -> int:
@@ -74,7 +76,7 @@ def _generate_one(config: GenerateConfig, question: str) -> int:
     audio_header(question)
     if config.stream or config.output == PIPE:
         refuse_output(config.output)
-        answer_live(_load(config), question, config.output, config.segments)
+        answer_live(_load(config), question, config.output)
         return 0
     refuse_ending(config.output)
     pipeline = _load(config)

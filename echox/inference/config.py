@@ -30,10 +30,11 @@ class GenerateConfig:
     output: str = "answer.wav"
     """Audio file of that one answer; "-" streams raw 16-bit samples to stdout."""
     stream: bool = False
-    """Give the one answer as it comes: text token by token, and speech segment by segment into a
-    .wav that grows, or to stdout."""
+    """Give the one answer as it comes: text token by token, and speech chunk by chunk into a .wav
+    that grows, or to stdout. Text, units and speech are those without it."""
     segments: SegmentsConfig | None = None
-    """Where a stream is cut; null cuts as the checkpoint was trained."""
+    """Where an answer is cut into segments that are decoded to units one by one; null cuts as the
+    checkpoint was trained, and at pauses where it was trained on whole answers."""
     out_dir: str = "answers"
     """Folder of a manifest's answers: answers.jsonl and wavs/."""
     batch_size: int = 16

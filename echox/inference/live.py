@@ -20,7 +20,6 @@ from echox.data.audio import load_audio
 from echox.inference.answers import USER, Piece, Question
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.streaming import stream
-from echox.models.segmenting import SegmentsConfig
 
 PIPE = "-"  # the output that streams to stdout
 
@@ -42,16 +41,14 @@ def answer_live(
     pipeline: SpeechToSpeechPipeline,
     question: str,
     output: str,
-    segments: SegmentsConfig | None,
 ) -> None:
     """Answer one audio file, print the text as it comes and how late the speech was.
 
     Args:
         pipeline: of a checkpoint that synthesizes speech.
         question: the audio file.
-        output: a .wav file, complete after every segment, or "-": 16-bit little-endian mono samples
+        output: a .wav file, complete after every chunk, or "-": 16-bit little-endian mono samples
             on stdout, and the text on stderr.
-        segments: where to cut; None cuts as the checkpoint was trained.
 
     Raises:
         SignalError: the clip is unusable, the checkpoint synthesizes nothing, or the answer is
@@ -66,11 +63,11 @@ def answer_live(
     rate_hz, is_pipe = pipeline.require_codec().rate_hz, output == PIPE
     # The samples own stdout, so all text goes to stderr.
     text = sys.stderr if is_pipe else sys.stdout
-    pieces = stream(pipeline, Question((Turn(USER, "", True),), (clip,)), segments)
+    pieces = stream(pipeline, Question((Turn(USER, "", True),), (clip,)))
     # Closed on errors too, so that what was written until then can be played.
     with _open_sink(output, rate_hz) as sink:
         timings = play(pieces, sink.write, text, rate_hz)
-    if not timings.segments:
+    if not timings.chunks:
         raise SignalError(
             f"the model has nothing to say to {question}, so {output} was not written"
         )
@@ -98,14 +95,14 @@ class StreamTimings:
     first_speech_s: float = 0.0
     tokens_before_speech: int = 0
     tokens: int = 0
-    segments: int = 0
+    chunks: int = 0
     speech_s: float = 0.0  # seconds of audio
     took_s: float = 0.0  # seconds of the whole stream
 
     def sentence(self) -> str:
         """The timings as a sentence."""
         return (
-            f"{self.speech_s:.1f} s of speech in {self.segments} segments, in {self.took_s:.2f} s; "
+            f"{self.speech_s:.1f} s of speech in {self.chunks} chunks, in {self.took_s:.2f} s; "
             f"first text after {self.first_text_s:.2f} s, first speech after "
             f"{self.first_speech_s:.2f} s and {self.tokens_before_speech} of {self.tokens} tokens"
         )
@@ -128,6 +125,8 @@ def play(
     timings, printer = StreamTimings(), TextPrinter(text)
     for piece in pieces:
         printer.show(piece.text)
+        if piece.answer is not None:
+            continue
         now_s = time.perf_counter() - timings.began_s
         if piece.samples is None:
             timings.tokens += 1
@@ -135,11 +134,11 @@ def play(
             timings.first_text_s = timings.first_text_s or now_s
             continue
         write(piece.samples)
-        if not timings.segments:
+        if not timings.chunks:
             # After `write`: speech counts once it is handed on.
             timings.first_speech_s = time.perf_counter() - timings.began_s
             timings.tokens_before_speech = timings.tokens
-        timings.segments += 1
+        timings.chunks += 1
         timings.speech_s += len(piece.samples) / rate_hz
     timings.took_s = time.perf_counter() - timings.began_s
     printer.close()
@@ -211,7 +210,7 @@ class RawPipe(Sink):
 
 
 class GrowingWav(Sink):
-    """A .wav file that appears with the first segment and is complete after each."""
+    """A .wav file that appears with the first chunk and is complete after each."""
 
     def __init__(self, path: Path, rate_hz: int) -> None:
         self.path, self.rate_hz = path, rate_hz
@@ -235,7 +234,7 @@ class GrowingWav(Sink):
         return file
 
     def close(self) -> None:
-        """Close the file, if there was any segment."""
+        """Close the file, if there was any chunk."""
         if self.file is not None:
             self.wave.close()
             self.file.close()
@@ -244,7 +243,7 @@ class GrowingWav(Sink):
 def pcm(samples: Tensor) -> bytes:
     """Samples [T] in [-1, 1] as 16-bit little-endian bytes.
 
-    Larger samples are clipped: earlier segments are played already, so a stream cannot be scaled.
+    Larger samples are clipped: earlier chunks are played already, so a stream cannot be scaled.
     """
     # By 32767 on both sides: 32768 would overflow at 1.0.
     scaled = (samples.clamp(-1.0, 1.0) * 32767).round()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -10,10 +11,10 @@ import torch
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import SignalError
-from echox.core.signals import padded
+from echox.core.signals import Spans, padded
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
-from echox.decoding.text import text_decode_engine
+from echox.decoding.text import BackboneSteps, text_decode_engine
 from echox.inference.answers import (
     NO_SPEECH,
     Answer,
@@ -24,20 +25,42 @@ from echox.inference.answers import (
     refuse_unanswerable,
 )
 from echox.inference.base import NO_VOICE, Pipeline
+from echox.inference.cutting import (
+    Cutting,
+    PauseCutting,
+    PauseRule,
+    StateCutting,
+    segments_of,
+)
 from echox.inference.tts import TTSPipeline, UnitSynthesizer
 from echox.models.echo import EchoBase, EchoModel
 from echox.models.frozen import halve_frozen
+from echox.models.segmenting import Cutter, SegmentsConfig, spans_of
 from echox.models.speech_adapter import AdaptedSpeech
 from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
 
 MAX_TOKENS = 64  # of an answer's text, where nothing else is asked for
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedQuestions:
+    """Conversations as the language model reads them, and what was heard."""
+
+    prompted: Prompted
+    heard_ids: list[tuple[int, ...]]  # CTC transcript of each one's last clip
+
+
 class SpeechToSpeechPipeline(Pipeline):
     """Answers spoken or typed questions in text, and in speech where the checkpoint is of Echo.
 
     Checkpoints that echox trained and published ones are models of one interface.
+
+    Attributes:
+        segments: how answers are cut into segments that are decoded to units one by one; None cuts
+            as the checkpoint was trained, and at pauses where it was trained on whole answers.
     """
+
+    segments: SegmentsConfig | None = None
 
     def __init__(
         self,
@@ -88,8 +111,14 @@ class SpeechToSpeechPipeline(Pipeline):
         with self.autocast():
             return self.require_echo().decode_engine(self.max_tokens)
 
+    def require_text_engine(self) -> DecodeEngine[BackboneSteps]:
+        """Return the decode engine of all answers' text, where there is one."""
+        if self.text_engine is None:
+            raise TypeError("this language model is decoded by its own library")
+        return self.text_engine
+
     @cached_property
-    def text_engine(self) -> DecodeEngine | None:
+    def text_engine(self) -> DecodeEngine[BackboneSteps] | None:
         """The decode engine of all answers' text; None where `text_decode_engine` has none."""
         # An engine takes its precision from autocast as it is when the engine is built.
         with self.autocast():
@@ -118,14 +147,15 @@ class SpeechToSpeechPipeline(Pipeline):
             refuse_unanswerable(question)
         clock = Clock(self.device)
         with self.autocast():
-            speech = self._encode(questions, clock)
-            generated = self._generate_text(questions, speech, clock)
+            encoded = self._encode(questions, clock)
+            with clock.part("text"):
+                generated = self._continue(encoded.prompted)
         synthesized = [NO_SPEECH] * len(questions)
         if speak and self.speaks:
             synthesized = self._synthesize(generated, clock)
         return answers_of(
             list(map(tuple, generated.rows())),
-            self._transcribe(questions, speech),
+            encoded.heard_ids,
             synthesized,
             self._text_of,
             self.codec,
@@ -136,19 +166,24 @@ class SpeechToSpeechPipeline(Pipeline):
     def _text_of(self, ids: Sequence[int]) -> str:
         return self.backbone.detokenize(list(ids))
 
-    def _encode(self, questions: Sequence[Question], clock: Clock) -> AdaptedSpeech | None:
-        """The clips of all rows, one after the other, as vectors; None where there is no clip."""
+    def encode_questions(self, questions: Sequence[Question]) -> EncodedQuestions:
+        """Encode the clips of B conversations, and embed these up to where the answer begins.
+
+        Raises:
+            SignalError: a conversation is too long for the model.
+        """
+        with self.autocast():
+            return self._encode(questions, Clock(self.device))
+
+    def _encode(self, questions: Sequence[Question], clock: Clock) -> EncodedQuestions:
+        # The clips of all rows, one after the other.
         clips = [clip for question in questions for clip in question.clips]
         with clock.part("encoder"):
             features = self.speech_llm.encode_clips(clips) if clips else None
         with clock.part("adapter"):
-            return None if features is None else self.speech_llm.adapter(features)
-
-    def _generate_text(
-        self, questions: Sequence[Question], speech: AdaptedSpeech | None, clock: Clock
-    ) -> GeneratedText:
-        with clock.part("text"):
-            return self._continue(self._prompt(questions, speech))
+            speech = None if features is None else self.speech_llm.adapter(features)
+        heard_ids = self._transcribe(questions, speech)
+        return EncodedQuestions(self._prompt(questions, speech), heard_ids)
 
     def _continue(self, prompted: Prompted) -> GeneratedText:
         return greedy_text(
@@ -170,20 +205,6 @@ class SpeechToSpeechPipeline(Pipeline):
         padded_ids = padded(ids, PAD).to(self.device)
         return self.speech_llm.prompt(padded_ids, speech, clip_rows, self.max_tokens)
 
-    def encode_prompt(self, questions: Sequence[Question]) -> Prompted:
-        """Embed conversations with their encoded clips, up to where the answer begins.
-
-        Args:
-            questions: B conversations.
-
-        Returns:
-            embeddings [B, P, H], right-padded, and their mask.
-
-        Raises:
-            SignalError: a conversation is too long for the model.
-        """
-        return self._prompt(questions, self._encode(questions, Clock(self.device)))
-
     @torch.no_grad()
     def generate_text(self, questions: Sequence[Question]) -> GeneratedText:
         """Generate the answers' tokens [B, S] and the states [B, S, H] that predicted them.
@@ -196,7 +217,7 @@ class SpeechToSpeechPipeline(Pipeline):
         for question in questions:
             refuse_unanswerable(question)
         with self.autocast():
-            return self._continue(self.encode_prompt(questions))
+            return self._continue(self.encode_questions(questions).prompted)
 
     def _synthesize(self, generated: GeneratedText, clock: Clock) -> list[Speech]:
         """Per row, the units and the samples of its answer."""
@@ -204,7 +225,7 @@ class SpeechToSpeechPipeline(Pipeline):
         hidden, text = generated.hidden, generated.ids
         echo = self.require_echo()
         with clock.part("units"), self.autocast():
-            spans = echo.spans(hidden, generated.lengths)
+            spans = self._spans(generated)
             if echo.joins_segments:
                 rows = list(range(len(hidden)))
                 pieces = echo.speak_spans(hidden, spans, engine=self.unit_engine, text=text)
@@ -217,6 +238,32 @@ class SpeechToSpeechPipeline(Pipeline):
         for row, piece in zip(rows, zip(units, samples)):
             speech[row] = _joined(speech[row], piece)
         return speech
+
+    def _spans(self, generated: GeneratedText) -> Spans:
+        """The segments of whole answers, those that `cutting` finds token by token."""
+        own = self.require_echo().cutter
+        if self.segments is None and own is not None:
+            return own.spans(generated.hidden, generated.lengths)
+        triples = [
+            (row, segment.start, segment.end)
+            for row, (ids, states) in enumerate(zip(generated.rows(), generated.hidden))
+            for segment in segments_of(self.cutting(), ids, states[: len(ids)], self._text_of)
+        ]
+        return spans_of(triples, self.device)
+
+    def cutting(self, segments: SegmentsConfig | None = None) -> Cutting:
+        """Return what cuts one answer as its tokens come.
+
+        Args:
+            segments: how to cut; None cuts as the pipeline was told.
+
+        Raises:
+            ConfigError: the trigger of the segments is not one token of the language model.
+        """
+        chosen, own = segments or self.segments, self.require_echo().cutter
+        if chosen is not None:
+            return StateCutting(Cutter(chosen, self.backbone))
+        return PauseCutting(PauseRule()) if own is None else StateCutting(own)
 
     def _transcribe(
         self, questions: Sequence[Question], speech: AdaptedSpeech | None

@@ -1,17 +1,37 @@
-"""Streaming answers: text token by token, and each segment's speech as soon as it is complete."""
+"""Streamed answers: text token by token, and speech chunk by chunk, of many conversations at once.
+
+The language model goes on while the units of the segments before are decoded, and the codec
+decodes units as they come. Requests of all conversations share the decode engines, so that each
+step of a model serves all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from echox.decoding.greedy_text import decode_steps
-from echox.inference.answers import Clock, Piece, Question, refuse_unanswerable
+from echox.codecs.base import DecodeState
+from echox.core.errors import SignalError
+from echox.core.signals import Units
+from echox.inference.answers import Answer, Piece, Question, refuse_unanswerable
+from echox.inference.cutting import Cutting
 from echox.inference.pipeline import SpeechToSpeechPipeline
-from echox.inference.tts import UnitSynthesizer
-from echox.models.segmenting import Cutter, Segment, Segmenter, SegmentsConfig, spans_of
+from echox.inference.text_stream import TextStream, text_stream
+from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
+from echox.models.segmenting import Segment, SegmentsConfig, spans_of
+
+# Seconds of a chunk that the codec decodes: few at first, so that speech begins early; each is
+# twice as long as the one before, because a chunk's context is decoded with it every time.
+FIRST_S = 0.3
+DOUBLINGS = 3
+# Steps of the unit decoder for one of the language model, which is many times as large.
+UNIT_STEPS = 16
+EXPAND_EVERY = 8  # steps of a segment after which its units are looked at again
 
 
 @torch.no_grad()
@@ -23,75 +43,276 @@ def stream(
     Args:
         pipeline: answers aloud, or in text alone.
         question: the conversation.
-        segments: how to cut; None cuts as the checkpoint was trained, or by the paper's rule where
-            it was trained on whole answers.
+        segments: how to cut; None cuts as whole answers of the pipeline are cut.
 
     Yields:
-        a piece of text after every token, and of samples [T] after every segment.
+        a piece of text after every token, samples [T] as soon as they are final, and at the end
+        the answer. Text, units and samples are those of `SpeechToSpeechPipeline.reply`.
 
     Raises:
         SignalError: as `SpeechToSpeechPipeline.reply`.
         ConfigError: the trigger of `segments` is not one token of the language model.
     """
-    refuse_unanswerable(question)
-    # Where nothing is synthesized no segment is needed.
-    cutter = _cutter(pipeline, segments) if pipeline.speaks else None
-    segmenter = Segmenter() if cutter is None else Segmenter(cutter.rule)
-    tokens, states = [], []
-    for token, state in _decode_steps(pipeline, question):
-        tokens.append(token)
-        states.append(state)
-        # The text of all tokens: a character may be spread over several of them.
-        yield Piece(pipeline.backbone.detokenize(tokens))
-        if cutter is not None and (segment := segmenter.push(float(cutter.scores(state)))):
-            yield _synthesized(pipeline, tokens, states, segment)
-    # Without a cutter nothing was pushed.
-    if segment := segmenter.flush():
-        yield _synthesized(pipeline, tokens, states, segment)
+    streams = AnswerStreams(pipeline, segments)
+    number = streams.add(question)
+    try:
+        while not streams.is_idle:
+            for _, piece in streams.step():
+                if piece.error:
+                    raise SignalError(piece.error)
+                yield piece
+    finally:
+        streams.cancel(number)
 
 
-def _cutter(pipeline: SpeechToSpeechPipeline, segments: SegmentsConfig | None) -> Cutter:
-    # An echo checkpoint that was trained on whole answers has no cutter of its own.
-    own = pipeline.require_echo().cutter
-    if segments is None and own is not None:
-        return own
-    return Cutter(segments or SegmentsConfig(), pipeline.backbone)
+class AnswerStreams:
+    """Answers conversations piece by piece, any number of them at once."""
 
+    def __init__(
+        self, pipeline: SpeechToSpeechPipeline, segments: SegmentsConfig | None = None
+    ) -> None:
+        """Begin without conversations.
 
-def _decode_steps(
-    pipeline: SpeechToSpeechPipeline, question: Question
-) -> Iterator[tuple[int, Tensor]]:
-    """Greedy tokens of an answer, each with the state [H] that predicted it, up to the end."""
-    backbone = pipeline.backbone
-    with pipeline.autocast():
-        prompted = pipeline.encode_prompt([question])
-    # Some chat templates end a turn by another token than the tokenizer's own end.
-    ends = [backbone.end_id, *backbone.other_end_ids]
-    steps = decode_steps(backbone, prompted.embeddings, prompted.mask, ends, pipeline.max_tokens)
-    while True:
-        # No context is left open over a yield: it would hold for whoever takes the token.
+        Args:
+            pipeline: answers aloud, or in text alone.
+            segments: how to cut; None cuts as whole answers of the pipeline are cut.
+        """
+        self.pipeline = pipeline
+        self.segments = segments
+        self._waiting: deque[tuple[int, Question]] = deque()
+        self._answers: dict[int, _Answering] = {}
+        self._numbers = count()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every answer has ended or was cancelled."""
+        return not self._waiting and not self._answers
+
+    def add(self, question: Question) -> int:
+        """Begin to answer a conversation.
+
+        Returns:
+            its number, by which `step` names its pieces.
+
+        Raises:
+            SignalError: a clip is unusable, or there are more or fewer places for audio than clips.
+        """
+        refuse_unanswerable(question)
+        number = next(self._numbers)
+        self._waiting.append((number, question))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Stop an answer and free what it holds; one that has ended is passed over."""
+        self._waiting = deque(each for each in self._waiting if each[0] != number)
+        if (answering := self._answers.pop(number, None)) is not None:
+            answering.text.cancel()
+            if answering.segments:
+                tickets = [segment.ticket for segment in answering.segments]
+                self.pipeline.unit_engine.cancel(tickets)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, Piece]]:
+        """Advance every answer a little.
+
+        Returns:
+            new pieces, each with the number of its answer. The last piece of an answer has its
+            `answer`, or an `error`.
+        """
+        pieces = self._begin_waiting()
+        self._advance_engines()
+        for number, answering in list(self._answers.items()):
+            try:
+                pieces += [(number, piece) for piece in self._progress(answering)]
+            except SignalError as error:
+                self.cancel(number)
+                pieces.append((number, Piece(answering.written, error=str(error))))
+            if answering.is_complete:
+                del self._answers[number]
+                pieces.append((number, self._last_piece(answering)))
+        return pieces
+
+    def _begin_waiting(self) -> list[tuple[int, Piece]]:
+        """Encode the conversations that wait, in one batch, and ask for their text."""
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not waiting:
+            return []
+        try:
+            self._begin(waiting)
+        except SignalError as error:
+            # One that is too long must not keep the others from their answers.
+            if len(waiting) == 1:
+                return [(waiting[0][0], Piece("", error=str(error)))]
+            pieces = []
+            for each in waiting:
+                self._waiting.append(each)
+                pieces += self._begin_waiting()
+            return pieces
+        return []
+
+    def _begin(self, waiting: Sequence[tuple[int, Question]]) -> None:
+        pipeline = self.pipeline
+        encoded = pipeline.encode_questions([question for _, question in waiting])
+        prompted = encoded.prompted
+        rows = zip(prompted.embeddings, prompted.mask, encoded.heard_ids, strict=True)
+        for (number, _), (prompt, mask, heard_ids) in zip(waiting, rows):
+            cutting = pipeline.cutting(self.segments) if pipeline.speaks else None
+            text = text_stream(pipeline, prompt, mask)
+            self._answers[number] = _Answering(text, cutting, heard_ids, self._first_chunk)
+
+    @property
+    def _first_chunk(self) -> int:
+        """Units of an answer's first chunk, frame after frame with several codebooks."""
+        codec = self.pipeline.codec
+        return 1 if codec is None else max(1, round(FIRST_S * codec.unit_rate_hz)) * codec.codebooks
+
+    def _advance_engines(self) -> None:
+        """Take a step of the language model, and some of the unit decoder."""
+        if any(answering.text.uses_engine for answering in self._answers.values()):
+            self.pipeline.require_text_engine().advance()
+        if any(answering.segments for answering in self._answers.values()):
+            for _ in range(UNIT_STEPS):
+                if not self.pipeline.unit_engine.advance():
+                    break
+
+    def _progress(self, answering: _Answering) -> Iterator[Piece]:
+        """Take what the engines have of one answer and pass it on."""
+        yield from self._take_text(answering)
+        self._take_units(answering)
+        while (chunk := answering.next_chunk()) is not None:
+            if len(samples := self._decode(answering, *chunk)):
+                yield Piece(answering.written, samples, answering.samples - len(samples))
+
+    def _take_text(self, answering: _Answering) -> Iterator[Piece]:
+        for token, state in answering.text.take():
+            answering.tokens.append(token)
+            answering.states.append(state)
+            # The text of all tokens: a character may be spread over several of them.
+            answering.written = self.pipeline.backbone.detokenize(answering.tokens)
+            yield Piece(answering.written)
+            if answering.cutting is not None:
+                self._ask_for_units(answering, answering.cutting.push(state, answering.written))
+        if answering.text.ended and answering.cutting is not None:
+            self._ask_for_units(answering, answering.cutting.flush())
+            answering.cutting = None
+
+    def _ask_for_units(self, answering: _Answering, segment: Segment | None) -> None:
+        if segment is None:
+            return
+        pipeline, device = self.pipeline, self.pipeline.device
+        # One segment of all states so far: its positions are those of the answer.
+        span = spans_of([(0, segment.start, segment.end)], device)
+        hidden = torch.stack(answering.states)[None].to(device)  # [1, S, H]
+        text = torch.tensor(answering.tokens, device=device)[None]  # [1, S]
+        engine = pipeline.unit_engine
         with pipeline.autocast():
-            step = next(steps, None)
-        if step is None:
-            return
-        token, states = step
-        if int(token) == backbone.end_id:
-            return
-        yield int(token), states[0]
+            requests = pipeline.require_echo().segment_requests(
+                hidden, span, text=text, steps=engine.steps
+            )
+        for request in requests.values():
+            answering.segments.append(_SegmentUnits(engine.add(request)))
 
+    def _take_units(self, answering: _Answering) -> None:
+        """Take the units of the first segment that is not finished, and of those behind it."""
+        pipeline = self.pipeline
+        while answering.segments:
+            segment = answering.segments[0]
+            progress = pipeline.unit_engine.progress(segment.ticket, len(segment.tokens))
+            segment.tokens += list(progress.tokens)
+            if progress.failed:
+                raise SignalError(UNITS_NOT_FINITE.format("of this answer"))
+            # Expanded only where a chunk may be complete: every expansion begins at the front.
+            if progress.ended or len(segment.tokens) >= segment.expand_from:
+                tokens = torch.stack(segment.tokens) if segment.tokens else progress.tokens
+                unit_tokens = pipeline.require_echo().unit_tokens_in(tokens, ended=progress.ended)
+                units = pipeline.require_codec().units_of(unit_tokens)
+                answering.pending += units[segment.given :]
+                answering.units += units[segment.given :]
+                segment.given = len(units)
+                segment.expand_from = len(segment.tokens) + EXPAND_EVERY
+            if not progress.ended:
+                return
+            answering.segments.popleft()
+            if not self._joins_segments:
+                answering.borders.append(len(answering.units))
 
-def _synthesized(
-    pipeline: SpeechToSpeechPipeline, tokens: list[int], states: list[Tensor], segment: Segment
-) -> Piece:
-    """A segment's speech, beside the text so far."""
-    # One segment of all states so far: its positions are those of the answer.
-    span = spans_of([(0, segment.start, segment.end)], pipeline.device)
-    hidden = torch.stack(states)[None]  # [1, S, H]
-    text = torch.tensor(tokens, device=pipeline.device)[None]  # [1, S]
-    with pipeline.autocast():
-        unit_tokens = pipeline.require_echo().speak_spans(
-            hidden, span, engine=pipeline.unit_engine, text=text
+    @property
+    def _joins_segments(self) -> bool:
+        """Whether the codec decodes the units of all segments as one stream."""
+        pipeline = self.pipeline
+        return pipeline.require_echo().joins_segments and pipeline.require_codec().streams
+
+    def _decode(self, answering: _Answering, units: list[int], last: bool) -> Tensor:
+        """Decode a chunk of units to samples [T], float32 on the CPU."""
+        pipeline, codec = self.pipeline, self.pipeline.require_codec()
+        rows = Units.of_rows([units], codec.codebooks, pipeline.device)
+        with pipeline.autocast():
+            wave, state = codec.decode_chunk(rows, answering.codec_state, last=last)
+        samples = wave.samples[0, : int(wave.lengths[0])].float().cpu()
+        answering.codec_state = None if last else state
+        answering.samples += len(samples)
+        return samples
+
+    def _last_piece(self, answering: _Answering) -> Piece:
+        pipeline, codec = self.pipeline, self.pipeline.codec
+        answer = Answer(
+            text=answering.written,
+            token_ids=tuple(answering.tokens),
+            heard=pipeline.backbone.detokenize(list(answering.heard_ids)),
+            heard_ids=answering.heard_ids,
+            units=tuple(answering.units),
+            codebooks=1 if codec is None else codec.codebooks,
+            is_cut=answering.text.is_cut,
         )
-    synthesizer = UnitSynthesizer(pipeline.require_codec(), pipeline.bf16)
-    _, (samples,) = synthesizer.synthesize(unit_tokens, Clock(pipeline.device))
-    return Piece(pipeline.backbone.detokenize(tokens), samples)
+        return Piece(answering.written, answer=answer)
+
+
+@dataclass(slots=True)
+class _SegmentUnits:
+    """The units of one segment, as far as they are decoded."""
+
+    ticket: int
+    tokens: list[Tensor] = field(default_factory=list)  # each [K]
+    given: int = 0  # units that were passed on
+    expand_from: int = 1  # tokens from which units are looked for again
+
+
+@dataclass(slots=True)
+class _Answering:
+    """One answer on its way."""
+
+    text: TextStream
+    cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
+    heard_ids: tuple[int, ...]
+    first_chunk: int  # units
+    tokens: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)  # each [H]
+    written: str = ""
+    segments: deque[_SegmentUnits] = field(default_factory=deque)  # not finished, in order
+    units: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)  # units that the codec has not seen
+    borders: deque[int] = field(default_factory=deque)  # units before which a codec begins anew
+    codec_state: DecodeState | None = None
+    samples: int = 0  # that were given
+    chunks: int = 0  # that were decoded before the last
+    is_complete: bool = False
+
+    def next_chunk(self) -> tuple[list[int], bool] | None:
+        """Return the units that the codec decodes next, and whether its stream ends with them."""
+        if self.borders:
+            seen = len(self.units) - len(self.pending)
+            return self._taken(self.borders.popleft() - seen), True
+        has_ended = self.text.ended and self.cutting is None and not self.segments
+        if has_ended:
+            # Also with nothing pending: the codec may hold samples back.
+            last = not self.is_complete and bool(self.pending or self.codec_state is not None)
+            self.is_complete = True
+            return (self._taken(len(self.pending)), True) if last else None
+        if len(self.pending) < self.first_chunk * 2 ** min(self.chunks, DOUBLINGS):
+            return None
+        self.chunks += 1
+        return self._taken(len(self.pending)), False
+
+    def _taken(self, size: int) -> list[int]:
+        taken, self.pending = self.pending[:size], self.pending[size:]
+        return taken

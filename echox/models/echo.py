@@ -8,15 +8,26 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from echox.core.errors import SignalError
 from echox.core.signals import Spans
-from echox.decoding import DecodeEngine
+from echox.decoding import DecodeEngine, Request, Steps
 from echox.decoding.engine import Impl
 from echox.models.denoising import Candidates, DenoisingAdapter, T2CModel
 from echox.models.segmenting import Cutter, SegmentsConfig, cut, whole
 from echox.models.speech_llm import SpeechLLM
-from echox.models.unit_generation import generate_unit_tokens, unit_decode_engine
+from echox.models.unit_generation import (
+    SLOTS,
+    UnitDecoderSteps,
+    target_of,
+    target_requests,
+    unit_decode_engine,
+)
 
 MAX_STEPS = 1024  # of a segment, where the caller does not say
+NOT_FINITE = (
+    "the unit decoder's scores for segment {} are not finite, so it is not spoken; its weights or "
+    "its states are damaged"
+)
 
 
 class EchoBase(nn.Module, ABC):
@@ -33,10 +44,40 @@ class EchoBase(nn.Module, ABC):
     joins_segments: bool = True
 
     @abstractmethod
-    def decode_engine(self, longest: int) -> DecodeEngine:
-        """Decode engine with the present weights, for answers of `longest` text tokens at most."""
+    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+        """Build a decode engine with the present weights.
+
+        Args:
+            longest: text tokens of an answer at most.
+            slots: segments decoded together; None is as many as a pipeline needs.
+        """
 
     @abstractmethod
+    def segment_requests(
+        self,
+        hidden: Tensor,
+        spans: Spans,
+        max_steps: int | None = None,
+        text: Tensor | None = None,
+        *,
+        steps: Steps,
+    ) -> dict[int, Request]:
+        """Return a request for the unit tokens of each segment that has text, by its number.
+
+        Args:
+            hidden, spans, max_steps, text: as in `speak_segments`.
+            steps: of the engine that takes the requests.
+        """
+
+    @abstractmethod
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
+        """Return the unit tokens that decoded tokens stand for.
+
+        Args:
+            tokens: [T, K] of a segment, all or the first of them.
+            ended: all of them are there. Otherwise the result is a beginning of that of all.
+        """
+
     def speak_segments(
         self,
         hidden: Tensor,
@@ -61,6 +102,18 @@ class EchoBase(nn.Module, ABC):
         Raises:
             SignalError: a segment is too long for the engine, or scores are NaN or infinite.
         """
+        unit_tokens: list[list[int]] = [[] for _ in spans.rows]
+        if not unit_tokens:
+            return unit_tokens
+        if engine is None:
+            longest = int((spans.ends - spans.starts).max())
+            engine = self.decode_engine(longest, min(len(unit_tokens), SLOTS))
+        requests = self.segment_requests(hidden, spans, max_steps, text, steps=engine.steps)
+        for number, completion in zip(requests, engine.run(requests.values())):
+            if completion.failed:
+                raise SignalError(NOT_FINITE.format(number))
+            unit_tokens[number] = self.unit_tokens_in(completion.tokens, ended=True)
+        return unit_tokens
 
     def spans(self, hidden: Tensor, lengths: Tensor) -> Spans:
         """The segments of answers: hidden states [B, S, H], lengths [B] in tokens."""
@@ -160,26 +213,33 @@ class EchoModel(EchoBase):
             return Candidates.greedy(text)
         return self.denoiser.candidates(self.speech_llm.backbone.logits(hidden))
 
-    def decode_engine(self, longest: int) -> DecodeEngine:
-        """Decode engine of the unit decoder, which says itself how many positions it has."""
-        return unit_decode_engine(self.voice.decoder)
+    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+        """Build a decode engine of the unit decoder; see `EchoBase.decode_engine`."""
+        # A pipeline's has all positions that the decoder was built for: typed texts may be longer.
+        capacity = None if slots is None else longest + MAX_STEPS
+        return unit_decode_engine(self.voice.decoder, slots=slots or SLOTS, capacity=capacity)
 
-    def speak_segments(
+    def segment_requests(
         self,
         hidden: Tensor,
         spans: Spans,
         max_steps: int | None = None,
-        engine: DecodeEngine | None = None,
         text: Tensor | None = None,
-    ) -> list[list[int]]:
-        """Generate the unit tokens of given segments; see `EchoBase.speak_segments`."""
-        if not len(spans.rows):
-            return []
+        *,
+        steps: Steps,
+    ) -> dict[int, Request]:
+        """Return a request for each segment; see `EchoBase.segment_requests`."""
+        if not isinstance(steps, UnitDecoderSteps):
+            raise TypeError(f"segments are decoded by UnitDecoderSteps, not {type(steps).__name__}")
         # Over whole answers, not by segment: the adapter acts on each position by itself.
         denoised = self.denoise(hidden, self.candidates(hidden, text))
         vectors, lengths = cut(denoised, spans)  # [G, L, H], [G]
-        limit = MAX_STEPS if max_steps is None else max_steps
-        return generate_unit_tokens(self.voice.decoder, vectors, lengths, limit, engine)
+        return target_requests(steps, vectors, lengths, max_steps or MAX_STEPS)
+
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
+        """Return the unit tokens without marks; see `EchoBase.unit_tokens_in`."""
+        decoder = self.voice.decoder
+        return decoder.unit_tokens_in(target_of(decoder, tokens.tolist()))
 
 
 class Teacher(nn.Module):

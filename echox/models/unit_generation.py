@@ -224,30 +224,51 @@ def generate_targets(
         SignalError: a text is too long for the engine, or scores are NaN or infinite.
     """
     lengths = text_lengths.tolist()
-    rows = [row for row, length in enumerate(lengths) if length]
     targets = [decoder.target_of_rows([]) for _ in lengths]
-    if not rows:
+    if not any(lengths):
         return targets
-    # Inputs of the engine are float32, whatever autocast has made of them.
-    prefix, conditioning = (tensor.float() for tensor in decoder.read_text(text, text_lengths))
     if engine is None:
-        slots, capacity = min(len(rows), SLOTS), max(lengths) + max_steps
-        engine = unit_decode_engine(decoder, slots=slots, capacity=capacity)
-    sampling = replace(sampling, stop_ids=[decoder.end_id], max_length=max_steps)
-    requests = []
-    for row in rows:
-        S = lengths[row]
-        # Rows of one seed would share their noise.
-        own = replace(sampling, seed=sampling.seed + row)
-        requests.append(engine.steps.request_for(prefix[row, :S], conditioning[row, : S + 1], own))
-    for row, completion in zip(rows, engine.run(requests)):
+        count, capacity = sum(length > 0 for length in lengths), max(lengths) + max_steps
+        engine = unit_decode_engine(decoder, slots=min(count, SLOTS), capacity=capacity)
+    requests = target_requests(engine.steps, text, text_lengths, max_steps, sampling)
+    for row, completion in zip(requests, engine.run(requests.values())):
         if completion.failed:
             raise SignalError(
                 f"the unit decoder's scores for text {row} are not finite, so it is not spoken; "
                 "its weights or the text are damaged"
             )
-        targets[row] = _target_of(decoder, completion.tokens.tolist())
+        targets[row] = target_of(decoder, completion.tokens.tolist())
     return targets
+
+
+def target_requests(
+    steps: UnitDecoderSteps,
+    text: Tensor,
+    text_lengths: Tensor,
+    max_steps: int = 1024,
+    sampling: UnitRequest = GREEDY,
+) -> dict[int, Request]:
+    """Return a request for the target of each text that has tokens, by its row.
+
+    Args:
+        steps: of the engine that takes the requests.
+        text: text vectors [B, S, H], right-padded.
+        text_lengths: [B] text tokens.
+        max_steps: decode steps at most, each a unit token or a mark.
+        sampling: how unit tokens are chosen; row r samples with its seed plus r.
+    """
+    decoder = steps.decoder
+    # Inputs of the engine are float32, whatever autocast has made of them.
+    prefix, conditioning = (tensor.float() for tensor in decoder.read_text(text, text_lengths))
+    sampling = replace(sampling, stop_ids=[decoder.end_id], max_length=max_steps)
+    return {
+        # Rows of one seed would share their noise.
+        row: steps.request_for(
+            prefix[row, :S], conditioning[row, : S + 1], replace(sampling, seed=sampling.seed + row)
+        )
+        for row, S in enumerate(text_lengths.tolist())
+        if S
+    }
 
 
 def generate_unit_tokens(
@@ -276,10 +297,11 @@ def generate_unit_tokens(
     return [decoder.unit_tokens_in(target) for target in targets]
 
 
-def _target_of(decoder: UnitDecoder, steps: Sequence[list[int]]) -> list[int]:
-    """The target of generated steps [T, K], with an END where the limit came before it.
+def target_of(decoder: UnitDecoder, steps: Sequence[list[int]]) -> list[int]:
+    """Return the target of generated steps [T, K], with an END where the limit came before it.
 
-    Frames that the limit left incomplete are dropped.
+    Frames of several codebooks that are incomplete are dropped: those of the first steps of a
+    target are a beginning of it.
     """
     rows = aligned(steps, decoder.delays)
     is_end = (index for index, row in enumerate(rows) if row[0] == decoder.end_id)

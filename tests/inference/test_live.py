@@ -57,7 +57,7 @@ def test_a_file_grows_and_a_pipe_carries_the_same(home, pieces, tmp_path, capsys
     assert (
         count > 1
         and f"answered: {pieces[-1].text}\n" in printed
-        and f"in {count} segments" in printed
+        and f"in {count} chunks" in printed
         and "first speech after" in printed
     )
     assert generate.main(overrides(home, "output=-")) == 0
@@ -85,7 +85,7 @@ def test_each_segment_is_in_the_file_before_the_next_is_generated(tmp_path):
     with GrowingWav(path, RATE_HZ) as sink:
         timings = play(pieces(), sink.write, out, RATE_HZ)
     assert lengths == [100, 300, 600] and out.getvalue() == "answered: ab\n"
-    assert (timings.segments, timings.tokens, timings.tokens_before_speech) == (3, 3, 1)
+    assert (timings.chunks, timings.tokens, timings.tokens_before_speech) == (3, 3, 1)
     assert (
         timings.speech_s == pytest.approx(600 / RATE_HZ)
         and 0 < timings.first_text_s <= timings.first_speech_s <= timings.took_s
@@ -121,7 +121,7 @@ def test_a_released_folder_streams_too(tmp_path, capsysbinary):
     ]
     assert generate.main([*words, "output=-"]) == 0
     streamed = capsysbinary.readouterr()
-    assert b"segments" in streamed.err and len(streamed.out) > 2 and len(streamed.out) % 2 == 0
+    assert b"chunks" in streamed.err and len(streamed.out) > 2 and len(streamed.out) % 2 == 0
     soundwave = tiny_release.write_tiny_soundwave(tmp_path / "Soundwave-tiny")
     assert (
         generate.main(

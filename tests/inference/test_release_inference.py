@@ -76,7 +76,9 @@ def test_streaming_gives_the_same_in_order(pipeline):
 def test_the_second_clip_is_encoded_too(pipeline):
     first, second = two_turns(), two_turns()
     changed = Question(second.turns, (second.clips[0], noise(7, 0.9)))
-    hidden = [pipeline.encode_prompt([question]).embeddings for question in (first, changed)]
+    hidden = [
+        pipeline.encode_questions([question]).prompted.embeddings for question in (first, changed)
+    ]
     assert hidden[0].shape != hidden[1].shape or not torch.equal(*hidden)
 
 
@@ -191,9 +193,9 @@ def test_soundwave_encodes_with_its_own_whisper_and_answers_in_text(workspace, c
         atol=1e-2,
         rtol=0,
     )
-    assert [piece.samples for piece in stream(pipeline, two_turns())] == [None] * len(
-        answer.token_ids
-    )
+    *pieces, last = stream(pipeline, two_turns())
+    assert [piece.samples for piece in pieces] == [None] * len(answer.token_ids)
+    assert last.answer is not None and last.answer.text == answer.text
     assert prepare.main(["import", "Soundwave", "output=runs/imported"]) == 0
     assert prepare.main(["export", "runs/imported", "output=again"]) == 0
     before, after = read_release(folder), read_release(workspace / "again")

@@ -6,10 +6,10 @@ from tiny_run import noise, write_run
 
 from echox.backbones.base import Turn
 from echox.core.errors import SignalError
-from echox.core.signals import Spans
+from echox.inference import streaming
 from echox.inference.answers import USER, Question
 from echox.inference.load import load_pipeline
-from echox.inference.streaming import stream
+from echox.inference.streaming import AnswerStreams, stream
 from echox.models.segmenting import Cutter, SegmentRule, SegmentsConfig
 
 
@@ -26,36 +26,123 @@ def question(seed=1):
     )
 
 
-def test_pieces_are_the_segments_of_the_whole_answer(pipeline):
-    cuts = SegmentsConfig(rule=SegmentRule(threshold=-1.0, window=1))
-    answer = pipeline.reply([question()], speak=False)[0]
-    pieces = list(stream(pipeline, question(), cuts))
-    texts = [piece.text for piece in pieces if piece.samples is None]
-    speech = [
-        (index, piece.samples) for index, piece in enumerate(pieces) if piece.samples is not None
-    ]
-    assert texts[-1] == answer.text and len(texts) == len(answer.token_ids)
-    assert len(speech) > 1 and speech[0][0] < len(pieces) - 2, (
-        "the first segment comes before the text is finished"
+CUTS = SegmentsConfig(rule=SegmentRule(threshold=-1.0, window=1))
+
+
+@pytest.fixture
+def cut_pipeline(pipeline, monkeypatch):
+    """The pipeline with answers in several segments, and a first chunk of few units."""
+    monkeypatch.setattr(pipeline, "segments", CUTS)
+    monkeypatch.setattr(streaming, "FIRST_S", 0.04)
+    return pipeline
+
+
+def samples_of(pieces):
+    return torch.cat([piece.samples for piece in pieces if piece.samples is not None])
+
+
+def check_equal(pieces, whole):
+    """The pieces of a stream are the whole answer."""
+    answer = pieces[-1].answer
+    for name in ("text", "token_ids", "units", "heard", "is_cut"):
+        assert getattr(answer, name) == getattr(whole, name), name
+    joined = samples_of(pieces)
+    assert len(joined) == len(whole.samples)
+    assert torch.allclose(joined, whole.samples, atol=1e-5)
+    starts = [piece.first_sample for piece in pieces if piece.samples is not None]
+    lengths = [len(piece.samples) for piece in pieces if piece.samples is not None]
+    assert starts == [sum(lengths[:number]) for number in range(len(lengths))]
+
+
+@pytest.mark.parametrize("place", ["pipeline", "checkpoint", "argument"])
+def test_a_stream_is_the_whole_answer(pipeline, monkeypatch, place):
+    monkeypatch.setattr(streaming, "FIRST_S", 0.04)
+    monkeypatch.setattr(pipeline, "segments", CUTS if place != "checkpoint" else None)
+    if place == "checkpoint":
+        monkeypatch.setattr(pipeline.echo, "cutter", Cutter(CUTS, pipeline.backbone))
+    whole = pipeline.reply([question()])[0]
+    if place == "argument":
+        monkeypatch.setattr(pipeline, "segments", None)
+    pieces = list(stream(pipeline, question(), CUTS if place == "argument" else None))
+    check_equal(pieces, whole)
+    texts = [piece.text for piece in pieces if piece.samples is None and piece.answer is None]
+    assert texts[-1] == whole.text and len(texts) == len(whole.token_ids)
+
+
+def test_speech_begins_before_the_text_ends(cut_pipeline, monkeypatch):
+    monkeypatch.setattr(cut_pipeline, "max_tokens", 40)
+    pieces = list(stream(cut_pipeline, question()))
+    first = next(number for number, piece in enumerate(pieces) if piece.samples is not None)
+    assert first < len(pieces) / 2
+    assert sum(piece.samples is not None for piece in pieces) > 2
+
+
+def test_without_cuts_the_two_ways_agree_too(pipeline):
+    check_equal(list(stream(pipeline, question())), pipeline.reply([question()])[0])
+
+
+def test_a_text_that_the_engine_has_no_room_for_is_the_same(cut_pipeline, monkeypatch):
+    monkeypatch.setattr(cut_pipeline.text_engine, "capacity", 10)
+    check_equal(list(stream(cut_pipeline, question())), cut_pipeline.reply([question()])[0])
+
+
+def test_answers_at_once_are_those_of_each_alone(cut_pipeline):
+    streams, pieces = AnswerStreams(cut_pipeline), {}
+    numbers = [streams.add(question(seed)) for seed in (1, 5)]
+    pieces = {number: [] for number in numbers}
+    while not streams.is_idle:
+        for number, piece in streams.step():
+            pieces.setdefault(number, []).append(piece)
+        if len(pieces) == 2 and len(pieces[0]) > 3:
+            # One that comes while others are on their way.
+            pieces[streams.add(question(9))] = []
+    for number, seed in enumerate((1, 5, 9)):
+        check_equal(pieces[number], cut_pipeline.reply([question(seed)])[0])
+
+
+def test_a_cancelled_answer_frees_everything_within_a_step(cut_pipeline):
+    streams = AnswerStreams(cut_pipeline)
+    kept, dropped, waits = (streams.add(question(seed)) for seed in (1, 5, 7))
+    streams.cancel(waits)
+    pieces = streams.step() + streams.step()
+    streams.cancel(dropped)
+    streams.cancel(dropped)
+    before = len(pieces)
+    while not streams.is_idle:
+        pieces += streams.step()
+    assert {number for number, _ in pieces[before:]} == {kept}
+    assert cut_pipeline.text_engine.is_idle and cut_pipeline.unit_engine.is_idle
+    check_equal(
+        [piece for number, piece in pieces if number == kept], cut_pipeline.reply([question(1)])[0]
     )
-    pipeline.echo.cutter = Cutter(cuts, pipeline.backbone)
-    try:
-        generated = pipeline.generate_text([question()])
-        spans = pipeline.echo.spans(generated.hidden, generated.lengths)
-        assert len(spans.rows) == len(speech)
-        at_once = pipeline.reply([question()])[0]
-        one_by_one = []
-        for row, start, end in zip(spans.rows, spans.starts, spans.ends):
-            span = Spans(row[None], start[None], end[None])
-            unit_tokens = pipeline.echo.speak_spans(generated.hidden[:, : int(end)], span)[0]
-            one_by_one += pipeline.codec.units_of(unit_tokens)
-        assert list(at_once.units) == one_by_one
-        assert len(list(stream(pipeline, question()))) == len(pieces), (
-            "the checkpoint's own cuts are the default"
-        )
-    finally:
-        pipeline.echo.cutter = None
-    assert all(bool(torch.isfinite(samples).all()) and len(samples) for _, samples in speech)
+
+
+def test_a_stream_that_is_left_frees_its_slots(cut_pipeline):
+    pieces = stream(cut_pipeline, question())
+    for _ in range(5):
+        next(pieces)
+    assert not cut_pipeline.text_engine.is_idle
+    pieces.close()
+    assert cut_pipeline.text_engine.is_idle and cut_pipeline.unit_engine.is_idle
+
+
+def test_one_that_is_too_long_keeps_no_other_from_its_answer(cut_pipeline):
+    streams = AnswerStreams(cut_pipeline)
+    streams.add(Question((Turn(USER, "a" * 2100),)))
+    streams.add(question())
+    last = {}
+    while not streams.is_idle:
+        last |= {number: piece for number, piece in streams.step()}
+    assert "longer than the 2048 of the language model" in last[0].error
+    assert last[1].answer is not None and not last[1].error
+
+
+def test_a_codec_that_needs_all_units_speaks_segment_by_segment(cut_pipeline, monkeypatch):
+    whole = cut_pipeline.reply([question()])[0]
+    monkeypatch.setattr(cut_pipeline.codec, "streams", False)
+    pieces = list(stream(cut_pipeline, question()))
+    assert pieces[-1].answer.units == whole.units
+    assert sum(piece.samples is not None for piece in pieces) > 1
 
 
 def test_what_cannot_be_answered_is_one_sentence(pipeline):

@@ -36,14 +36,9 @@ class ConvStack(nn.Module):
 
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ConvBlock(channels, dilation=2 ** (index % 3)) for index in range(depth)
-        )
-
-    @property
-    def reach(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return sum(block.reach for block in self.blocks)
+        blocks = [ConvBlock(channels, dilation=2 ** (index % 3)) for index in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.reach = sum(block.reach for block in blocks)  # frames on either side
 
     def forward(self, values: Tensor, keep: Tensor) -> Tensor:
         """Transform values [B, N, C], keep [B, N, 1] to [B, N, C]."""

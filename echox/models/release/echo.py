@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from echox.core.signals import Spans
-from echox.decoding import DecodeEngine
+from echox.decoding import DecodeEngine, Request, Steps
 from echox.models.echo import EchoBase
 from echox.models.release.model import MAX_UNIT_TOKENS, ReleaseSpeechLLM
+from echox.models.release.unit_decoding import SLOTS, greedy_requests
 from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentRule, SegmentsConfig, cut
 
 
@@ -28,23 +29,32 @@ class ReleaseEcho(EchoBase):
         self.speech_llm = speech_llm
         self.cutter = Cutter(SegmentsConfig(rule=rule), speech_llm.backbone)
 
-    def decode_engine(self, longest: int) -> DecodeEngine:
-        """Decode engine of the unit translator; see `PublishedEchoX.speech_decode_engine`."""
-        return self.speech_llm.release.speech_decode_engine(longest)
+    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+        """Build a decode engine of the unit translator; see `EchoBase.decode_engine`."""
+        release = self.speech_llm.release
+        return release.speech_decode_engine(longest, slots=slots or SLOTS)
 
-    def speak_segments(
+    def segment_requests(
         self,
         hidden: Tensor,
         spans: Spans,
         max_steps: int | None = None,
-        engine: DecodeEngine | None = None,
         text: Tensor | None = None,
-    ) -> list[list[int]]:
-        """Generate the units of given segments; see `EchoBase.speak_segments`."""
-        if not len(spans.rows):
-            return []
+        *,
+        steps: Steps,
+    ) -> dict[int, Request]:
+        """Return a request for each segment; see `EchoBase.segment_requests`."""
         release = self.speech_llm.release
-        # The padding is that of other positions; `speak` takes the lengths.
+        # The padding is that of other positions; the prompt takes the lengths.
         states, lengths = cut(hidden, spans)
-        generated = release.speak(states, lengths, max_steps or MAX_UNIT_TOKENS, engine)
-        return [release.tokens.units(row) for row in generated.rows()]
+        denoised = release.require_translator().denoise(states)
+        prompt = release.segment_prompt(denoised, lengths)
+        limit = max_steps or MAX_UNIT_TOKENS
+        return dict(enumerate(greedy_requests(prompt, release.tokens.end_id, limit)))
+
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
+        """Return the units that the tokens name; see `EchoBase.unit_tokens_in`."""
+        ids, end_id = tokens[:, 0].tolist(), self.speech_llm.release.tokens.end_id
+        units = self.speech_llm.release.tokens.units([each for each in ids if each != end_id])
+        # The digits of the next token may belong to the last unit.
+        return units if ended else units[:-1]

@@ -1,0 +1,112 @@
+"""Where an answer is cut into segments while its text comes: by hidden states, or by pauses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from echox.models.segmenting import Cutter, Segment, Segmenter
+
+# After these a voice pauses; those of scripts without spaces pause whatever follows.
+PAUSES = ".!?;:,)…—–"
+WIDE_PAUSES = "。！？；：，、"
+
+
+class Cutting(ABC):
+    """Cuts one answer as its tokens come."""
+
+    @abstractmethod
+    def push(self, state: Tensor, text: str) -> Segment | None:
+        """Add a token.
+
+        Args:
+            state: [H], which predicted it.
+            text: of the answer up to and with it.
+
+        Returns:
+            the segment that is complete now, if one is.
+        """
+
+    @abstractmethod
+    def flush(self) -> Segment | None:
+        """Return the last segment, at the end of the answer; None if nothing is left."""
+
+
+class StateCutting(Cutting):
+    """Cuts by the hidden states' likeness to a trigger, as the checkpoint was trained."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter, self._segmenter = cutter, Segmenter(cutter.rule)
+
+    def push(self, state: Tensor, text: str) -> Segment | None:
+        """Add a token; see `Cutting.push`."""
+        return self._segmenter.push(float(self._cutter.scores(state)))
+
+    def flush(self) -> Segment | None:
+        """Return the last segment; see `Cutting.flush`."""
+        return self._segmenter.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRule:
+    """How many tokens a segment has, for a checkpoint that was trained on whole answers.
+
+    A cut stands where a voice pauses, before the word that follows, so that speech does not wait
+    for the end of a long sentence.
+    """
+
+    least: int = 8
+    """Tokens from which a segment ends at the next punctuation mark."""
+    most: int = 24
+    """Tokens from which it ends at the next border of two words."""
+
+
+class PauseCutting(Cutting):
+    """Cuts at punctuation marks, and long stretches without one between words."""
+
+    def __init__(self, rule: PauseRule) -> None:
+        self._rule, self._text, self._count, self._start = rule, "", 0, 0
+
+    def push(self, state: Tensor, text: str) -> Segment | None:
+        """Add a token; see `Cutting.push`."""
+        before, self._text = self._text, text
+        self._count += 1
+        # This token is the first of the next segment, if the segment before it ends here.
+        return self._cut(self._count - 1) if self._is_border(before, text) else None
+
+    def _is_border(self, before: str, text: str) -> bool:
+        length = self._count - 1 - self._start
+        # A token within a character changes what stands before it, and is no border.
+        if length < self._rule.least or not text.startswith(before):
+            return False
+        mark, begins_word = before.rstrip()[-1:], text[len(before) :][:1].isspace()
+        if mark and mark in WIDE_PAUSES:
+            return True
+        return begins_word and (length >= self._rule.most or (bool(mark) and mark in PAUSES))
+
+    def flush(self) -> Segment | None:
+        """Return the last segment; see `Cutting.flush`."""
+        return self._cut(self._count) if self._start < self._count else None
+
+    def _cut(self, end: int) -> Segment:
+        segment = Segment(self._start, end, self._count)
+        self._start = end
+        return segment
+
+
+def segments_of(
+    cutting: Cutting, ids: Sequence[int], states: Tensor, text_of: Callable[[Sequence[int]], str]
+) -> list[Segment]:
+    """Return the segments of a complete answer.
+
+    Args:
+        cutting: of this answer, at its beginning.
+        ids: the answer's tokens [S].
+        states: [S, H], which predicted them.
+        text_of: turns token ids into text.
+    """
+    found = [cutting.push(state, text_of(ids[: number + 1])) for number, state in enumerate(states)]
+    return [segment for segment in (*found, cutting.flush()) if segment is not None]
