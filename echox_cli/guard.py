@@ -7,6 +7,7 @@ traceback and exits with 1.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -42,6 +43,11 @@ def guarded(program: str, body: Callable[[], object]) -> int:
     Raises:
         Exception: any that `body` raises and that is a bug, with its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names and texts may hold what the terminal's encoding, or UTF-8 itself, cannot: a file's
+        # name is bytes. Tests and notebooks put streams in place that have no encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = body()
     except EchoxError as error:
@@ -69,6 +75,9 @@ def _machine_fault(error: Exception) -> str | None:
     """Return the sentence for a fault of the machine or an installed library; None for a bug."""
     if isinstance(error, OSError) and error.errno in _WAYS_OUT:
         return f"{error.strerror}: {error.filename or 'while writing'}; {_WAYS_OUT[error.errno]}"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        text = error.object[max(0, error.start - 40) : error.end + 40]
+        return f"a name or text holds bytes that are not UTF-8, {text!r}; rename or mend it"
     if is_out_of_memory(error):
         return out_of_memory_text(error, "use smaller batches, or end other programs")
     fault = library_fault(error)

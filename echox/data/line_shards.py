@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echox.core.errors import ManifestError
-from echox.data.lines import open_manifest, read_chunks, read_records
+from echox.data.lines import bounded_lines, open_manifest, read_chunks, read_records
 from echox.data.row_reader import BrokenRow, RowReader, parse_line, stated_id
 from echox.data.rows import Problem, Row
 
@@ -72,7 +72,8 @@ class LineShards:
             return
         with open_manifest(self.path) as file:
             file.seek(self._starts[number])
-            for line, raw in enumerate(islice(file, self.size), start=number * self.size + 1):
+            lines = islice(bounded_lines(file), self.size)
+            for line, raw in enumerate(lines, start=number * self.size + 1):
                 if raw.strip():
                     yield line, parse_line(raw)
 
@@ -82,6 +83,8 @@ def _shard_offsets(path: Path, size: int) -> tuple[array[int], int]:
     # An array takes 8 bytes a shard, a list of integers several times as much.
     starts, lines = array("q"), 0
     for chunk in read_chunks(path):
+        if chunk.is_rest:
+            continue
         offset = chunk.offset
         for raw in chunk.lines:
             if lines % size == 0:

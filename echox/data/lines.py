@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +19,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.processes import spawn_context
-from echox.data.row_reader import check_surrogates, json_type, parse_line
+from echox.data.row_reader import ROW_BYTES, check_value, json_type, parse_line, too_deep, too_long
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -32,11 +34,13 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive lines of a file."""
+    """Consecutive lines of a file; the last one may go on in the chunk that follows."""
 
     first_line: int  # counted from 1
     offset: int  # bytes before the first line
     lines: list[bytes]
+    # Whether it only goes on with a line above `ROW_BYTES`, whose beginning came before.
+    is_rest: bool = False
 
     @property
     def size(self) -> int:
@@ -44,9 +48,12 @@ class Chunk:
         return sum(map(len, self.lines))
 
     def places(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield number, offset in bytes and content of each line that is not blank."""
+        """Yield number, offset in bytes and content of each line that is not blank.
+
+        Of a line above `ROW_BYTES` that is the beginning, long enough for `parse_line` to refuse.
+        """
         offset = self.offset
-        for line, raw in enumerate(self.lines, start=self.first_line):
+        for line, raw in enumerate(() if self.is_rest else self.lines, start=self.first_line):
             if raw.strip():
                 yield line, offset, raw
             offset += len(raw)
@@ -59,12 +66,29 @@ def read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
         ManifestError: the file cannot be read.
     """
     with open_manifest(path) as file:
-        line, offset = 1, 0
-        # `readlines` takes whole lines until they have that many bytes.
-        while lines := file.readlines(chunk_bytes):
-            chunk = Chunk(line, offset, lines)
+        line, offset, is_rest = 1, 0, False
+        while lines := _next_lines(file, chunk_bytes, is_rest):
+            chunk = Chunk(line, offset, lines, is_rest)
             yield chunk
-            line, offset = line + len(lines), offset + chunk.size
+            is_rest = not lines[-1].endswith(b"\n")
+            line, offset = line + len(lines) - is_rest, offset + chunk.size
+
+
+def _next_lines(file: BinaryIO, chunk_bytes: int, is_rest: bool) -> list[bytes]:
+    """The next lines of a file; the last is cut above `ROW_BYTES`, of which the rest comes alone.
+
+    Not by `readlines`, which takes whole lines however long they are.
+    """
+    block = b"" if is_rest else file.read(chunk_bytes)
+    return io.BytesIO(block + file.readline(ROW_BYTES + 1)).readlines()
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; of one above `ROW_BYTES` a beginning that `parse_line` refuses."""
+    while line := file.readline(ROW_BYTES + 1):
+        yield line
+        while len(line) > ROW_BYTES and not line.endswith(b"\n"):
+            line = file.readline(ROW_BYTES + 1)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -76,10 +100,10 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
         ManifestError: the file cannot be read, or is a .json file that holds no list.
     """
     if path.suffix == ".json":
-        yield from enumerate(map(check_surrogates, list_items(path)), start=1)
+        yield from enumerate(list_items(path), start=1)
         return
     with open_manifest(path) as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(bounded_lines(file), start=1):
             if raw.strip():
                 yield line, parse_line(raw)
 
@@ -93,6 +117,10 @@ def open_manifest(path: Path) -> Iterator[BinaryIO]:
             the block included.
     """
     try:
+        # Opening a pipe would wait for a process that writes to it, and a device may have no end.
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ManifestError(f"the manifest {path} is no regular file; name a .jsonl file")
         # In bytes: offsets into the file are bytes, and a bad line must not end the stream.
         with path.open("rb") as file:
             yield file
@@ -109,6 +137,8 @@ def open_manifest(path: Path) -> Iterator[BinaryIO]:
 
 def list_items(path: Path) -> Iterator[Any]:
     """Yield the elements of a file's JSON list without holding more than one of them.
+
+    In place of an element that no row can be comes the `BrokenRow` that says why.
 
     Raises:
         ManifestError: the file cannot be read, is not JSON, or holds something else than a list.
@@ -138,8 +168,10 @@ def list_items_in(file: ByteReader, path: Path | str) -> Iterator[Any]:
         yield from _JsonListReader(file, path).items()
     except UnicodeDecodeError as error:
         raise ManifestError(f"the manifest {path} cannot be read: not UTF-8 text") from error
-    # A number of thousands of digits is a ValueError, brackets without end a RecursionError.
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ManifestError(f"in the manifest {path}, {too_deep()}") from error
+    # A number of thousands of digits is a ValueError too.
+    except ValueError as error:
         raise ManifestError(
             f"the manifest {path} cannot be read: not JSON ({error}); "
             "where each row has a line of its own, name it .jsonl"
@@ -176,10 +208,13 @@ class _JsonListReader:
             raise self._syntax_error("text after the end of the list")
 
     def _refuse_other_value(self) -> None:
+        content = self.file.read(ROW_BYTES)
+        if self.file.read(1):
+            raise ManifestError(f"the manifest {self.path} holds no JSON list; name it .jsonl")
         # Parsed as a whole, so that text that is no JSON at all is named as such.
-        value = json.loads(self.text[self.position :] + self._rest())
+        text = self.text[self.position :] + self.decoder.decode(content, final=True)
         raise ManifestError(
-            f"the manifest {self.path} holds a JSON {json_type(value)}; "
+            f"the manifest {self.path} holds a JSON {json_type(json.loads(text))}; "
             "a .json manifest is a list of rows, else name it .jsonl"
         )
 
@@ -209,9 +244,18 @@ class _JsonListReader:
             else:
                 # A number may go on in what is not read yet.
                 if end < len(self.text) or self.ended:
-                    self.position = end
-                    return value
+                    return self._checked(value, end)
+            if len(self.text) - self.position > ROW_BYTES:
+                raise ManifestError(f"in the manifest {self.path}, {too_long()}")
             self._read_more()
+
+    def _checked(self, value: Any, end: int) -> Any:
+        """The element whose text ends at a position, or a `BrokenRow`; moves behind it."""
+        start, self.position = self.position, end
+        if end - start > ROW_BYTES:
+            return too_long()
+        brackets = self.text.count("[", start, end) + self.text.count("{", start, end)
+        return check_value(value, brackets, self.text.find("\\u", start, end) >= 0)
 
     def _read_more(self) -> None:
         # As much again as is unparsed, so that an element larger than a chunk is not parsed once
@@ -220,9 +264,6 @@ class _JsonListReader:
         self.ended = not raw
         self.text = self.text[self.position :] + self.decoder.decode(raw, final=self.ended)
         self.position = 0
-
-    def _rest(self) -> str:
-        return self.decoder.decode(self.file.read(), final=True)
 
 
 def map_in_order(

@@ -40,11 +40,10 @@ INDEXED_FROM_BYTES = 64 << 20
 END_BYTES = 1 << 16
 # Raised with every change of the layout, so that older indexes are made again.
 _FORMAT = 1
-_LARGEST_LINE = (1 << 32) - 1  # bytes, the largest value of `size` below
 _ENTRY = np.dtype(
     [
         ("offset", "<u8"),  # bytes before the row's line
-        ("size", "<u4"),  # bytes of the line
+        ("size", "<u4"),  # bytes of the line, ROW_BYTES at most
         ("line", "<u4"),  # its number, counted from 1
         ("id", "<u8"),  # hash of the row's id
         ("heard_s", "<f4"),  # seconds of the users' clips
@@ -278,8 +277,6 @@ def _chunk_entries(
     for line, offset, raw in chunk.places():
         record = parse_line(raw)
         try:
-            if len(raw) > _LARGEST_LINE:
-                raise BrokenRow(f"the line has {len(raw)} bytes; 4 GiB is the most")
             entries.append((offset, len(raw), line, *_row_columns(reader.read(line, record))))
         except BrokenRow as broken:
             problems.append(Problem(line, stated_id(record), str(broken)))

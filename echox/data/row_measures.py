@@ -20,7 +20,7 @@ from echox.data.audio_ref import Audio, audio_ref
 from echox.data.id_hashes import hash_id
 from echox.data.row_batches import Records, record_of
 from echox.data.row_reader import BrokenRow, Headers, RowReader, stated_id
-from echox.data.rows import Item, Role, Row, clip_words, is_silent, spoken_pairs
+from echox.data.rows import Item, Role, Row, as_number, clip_words, is_silent, spoken_pairs
 
 FRAME_S = 0.02
 # A frame is silent that is 40 dB below the loudest one, or at the level of a quiet recording's
@@ -265,10 +265,9 @@ def _count_turn(item: Item, clip_s: float, measure: RowMeasure) -> None:
         measure.unit_letters += count_letters(item.text)
         measure.unit_s += 0.0 if math.isnan(clip_s) else clip_s
     for name in ("wer", "cer"):
-        value = item.extra.get(name)
-        # JSON's true is an int to Python.
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            measure.errors.append((name, float(value)))
+        value = as_number(item.extra.get(name))
+        if value is not None:
+            measure.errors.append((name, value))
 
 
 def _measure_clip(clip: ClipMeasure, audio: Audio, settings: MeasureSettings, number: int) -> None:

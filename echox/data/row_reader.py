@@ -21,12 +21,18 @@ from echox.data.rows import LONGEST_S, NO_SPEECH, UNFINISHED, Item, Role, Row, s
 
 # The most digits of a unit; longer numbers are units without spaces between them.
 UNIT_DIGITS = 9
+# The most bytes of a row, with its end of line: codes of eight codebooks for an hour take 11 MB.
+ROW_BYTES = 16 << 20
+# The most levels of a row's lists and objects: deeper ones exceed Python's limit of recursion when
+# they are copied or written.
+ROW_LEVELS = 100
 
 _ITEM_KEYS = ("from", "value", "audio", "start_s", "end_s", "transcription", "units")
 # What chat formats of others call the keys of a turn.
 _OTHER_KEYS = {"role": "from", "content": "value"}
 _ROLES = {role.value: role for role in Role}
 _CACHED_PATHS = 4096
+_REASON_CHARACTERS = 600
 
 
 class BrokenRow(Exception):
@@ -34,6 +40,11 @@ class BrokenRow(Exception):
 
     It is no `EchoxError`: callers turn it into a `Problem`, or into an error with file and line.
     """
+
+    def __init__(self, reason: str) -> None:
+        # A value that a reason quotes may be megabytes; the rule and the way out stand at the ends.
+        is_long = len(reason) > _REASON_CHARACTERS
+        super().__init__(f"{reason[:200]} ... {reason[-200:]}" if is_long else reason)
 
 
 def row_record(row: Row, root: Path) -> dict[str, Any]:
@@ -72,31 +83,65 @@ def parse_line(raw: bytes) -> Any:
         the JSON value, or a `BrokenRow` that says why the line has none. It is returned rather than
         raised, so that a stream of lines goes on after it.
     """
+    if len(raw) > ROW_BYTES:
+        return too_long()
     try:
         # "-sig": the first line of a file may begin with a byte order mark.
         value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return BrokenRow("not UTF-8 text")
+    except RecursionError:
+        return too_deep()
     # A number of thousands of digits is a ValueError too.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BrokenRow(f"not JSON ({error})")
-    # Only an escape can write half of a character, so other lines are spared the check.
-    return check_surrogates(value) if b"\\u" in raw else value
+    return check_value(value, raw.count(b"[") + raw.count(b"{"), b"\\u" in raw)
 
 
-def check_surrogates(value: Any) -> Any:
-    r"""Return a JSON value, or a `BrokenRow` where it holds a lone surrogate, as `\ud83d` alone.
+def check_value(value: Any, brackets: int, has_escapes: bool) -> Any:
+    r"""Return a JSON value, or a `BrokenRow` where no file could take it or no function copy it.
 
-    No file could take such a row: UTF-8 has no encoding for half of a character.
+    It may be nested too deeply, or hold a lone surrogate, as `\ud83d` alone: UTF-8 has no encoding
+    for half of a character.
+
+    Args:
+        value: JSON value.
+        brackets: opening brackets in its text; few of them cannot nest deeply, which is cheaper
+            than to look.
+        has_escapes: whether a backslash and u is in its text; nothing else can write a surrogate.
     """
+    if brackets > ROW_LEVELS and _levels(value) > ROW_LEVELS:
+        return too_deep()
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        if has_escapes:
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return BrokenRow(
             "half of a character is in it (\\ud800 to \\udfff without its other half); "
             "write the whole one"
         )
     return value
+
+
+def too_long() -> BrokenRow:
+    """Return the fault of a row above `ROW_BYTES`."""
+    return BrokenRow(f"a row has more than {ROW_BYTES >> 20} MiB, or its end is missing")
+
+
+def too_deep() -> BrokenRow:
+    """Return the fault of a row above `ROW_LEVELS`."""
+    return BrokenRow(f"a row's lists and objects are nested deeper than {ROW_LEVELS} levels")
+
+
+def _levels(value: Any) -> int:
+    """How deeply lists and objects are nested, level by level: recursion could not go as deep."""
+    levels, nodes = 0, [value]
+    while nodes := [node for node in nodes if isinstance(node, (dict, list))]:
+        levels += 1
+        nodes = [
+            child for node in nodes for child in (node.values() if type(node) is dict else node)
+        ]
+    return levels
 
 
 def json_type(value: Any) -> str:

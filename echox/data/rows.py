@@ -231,9 +231,18 @@ def stated_seconds(item: Item) -> float | None:
     if isinstance(item.audio, AudioRef) and item.audio.end_s is not None:
         return item.audio.end_s - item.audio.start_s
     for key in STATED_SECONDS:
-        value = item.extra.get(key)
-        # JSON's true is an int to Python.
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if 0 < value <= LONGEST_S:
-                return float(value)
+        value = as_number(item.extra.get(key))
+        if value is not None and 0 < value <= LONGEST_S:
+            return value
     return None
+
+
+def as_number(value: Any) -> float | None:
+    """Return a JSON value as a float; None where it is no number, or an integer beyond floats."""
+    # JSON's true is an int to Python.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -13,6 +13,8 @@ ONES = (
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 SCALES = ("hundred", "thousand")
 NUMBERS = frozenset((*ONES, *TENS, *SCALES))
+# Python converts texts of 4,300 digits at most to integers.
+_CONVERTED_DIGITS = 4_000
 
 
 def words_of(text: str) -> list[str]:
@@ -22,9 +24,15 @@ def words_of(text: str) -> list[str]:
     plain = "".join(c for c in decomposed if not unicodedata.combining(c))
     # "1,000" is one number; the comma of "3, 4" has no three digits after it.
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", plain)
-    plain = re.sub(r"\d+", lambda match: f" {number_words(int(match.group()))} ", plain)
+    plain = re.sub(r"\d+", lambda match: f" {_spelled(match.group())} ", plain)
     # Apostrophes join: "it's" is one word, as "its".
     return re.sub(r"[^\w\s]|_", " ", plain.replace("'", "")).split()
+
+
+def _spelled(digits: str) -> str:
+    if len(digits) > _CONVERTED_DIGITS:
+        return " ".join(ONES[int(digit)] for digit in digits)
+    return number_words(int(digits))
 
 
 def number_words(number: int) -> str:

@@ -85,7 +85,8 @@ def _write(report: ManifestReport, config: ValidateConfig) -> Path:
         # The page last: whoever finds it finds the numbers beside it.
         for ending, text in ((".json", numbers), (".html", page)):
             with atomic_write(Path(f"{base}{ending}")) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+                # A file's name may hold bytes that are no UTF-8, which no page could show.
+                unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ManifestError(
             f"the report {base}.html could not be written: {error.strerror or error}; "

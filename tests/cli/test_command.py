@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -136,6 +137,15 @@ def fail(error):
 def test_errors_and_their_exit_codes(capsys, error, code, line):
     assert guarded("command", lambda: fail(error)) == code
     assert capsys.readouterr().err == line
+
+
+def test_what_an_encoding_cannot_write_is_escaped_or_named(capsys, monkeypatch):
+    name = os.fsdecode(b"m\xff.jsonl")
+    assert guarded("command", name.encode) == 2
+    assert "bytes that are not UTF-8, 'm\\udcff.jsonl'; rename" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert guarded("command", lambda: print(name, "é", flush=True)) == 0
+    assert sys.stdout.buffer.getvalue() == b"m\\udcff.jsonl \\xe9\n"
 
 
 def test_a_bug_keeps_its_traceback():

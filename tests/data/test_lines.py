@@ -8,8 +8,9 @@ import os
 import pytest
 
 from echox.core.errors import ConfigError, ManifestError
-from echox.data import lines
-from echox.data.lines import list_items_in, map_in_order, read_chunks
+from echox.data import lines, row_reader
+from echox.data.line_shards import LineShards
+from echox.data.lines import list_items_in, map_in_order, read_chunks, read_records
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,63 @@ def test_chunks_have_line_numbers_and_offsets(tmp_path):
         (5, b"five"),
     ]
     assert all(content[offset : offset + len(raw)] == raw for _, offset, raw in places)
+
+
+@pytest.fixture
+def short_rows(monkeypatch):
+    """Rows of 100 bytes at most, so that a longer one needs no gigabyte."""
+    monkeypatch.setattr(lines, "ROW_BYTES", 100)
+    monkeypatch.setattr(row_reader, "ROW_BYTES", 100)
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_row_without_an_end_is_refused_and_not_held(tmp_path, short_rows, end):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 1000 + end + b'{"c": 3}' * bool(end))
+    records = dict(read_records(path))
+    assert records.pop(1) == {"a": 1} and records.pop(3, {"c": 3}) == {"c": 3}
+    assert "a row has more than" in str(records.pop(2)) and not records
+    # Of 9 bytes too: then the long row begins with its chunk.
+    assert all(len(c.lines[-1]) != 100 for c in read_chunks(path, 9) if not c.is_rest)
+    chunks = list(read_chunks(path, 4))
+    places = [place for chunk in chunks for place in chunk.places()]
+    assert [line for line, _, _ in places] == [1, 2, 3][: 2 + bool(end)]
+    assert b"".join(raw for chunk in chunks for raw in chunk.lines) == path.read_bytes()
+    assert max(len(raw) for _, _, raw in places) <= 204
+    assert len(LineShards(path, 1)) == 2 + bool(end)
+
+
+def test_an_element_without_an_end_is_refused_and_not_held(monkeypatch, short_rows):
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 16)
+    for begin in (b'[{"a": "', b'{"a": "'):
+        file = io.BytesIO(begin + b"x" * 10_000)
+        with pytest.raises(ManifestError, match="more than|holds no JSON list"):
+            list(list_items_in(file, "m.json"))
+        assert file.tell() < 500
+    long, short = list_items_in(io.BytesIO(b'["' + b"x" * 110 + b'", 1]'), "m.json")
+    assert "a row has more than" in str(long) and short == 1
+
+
+@pytest.mark.parametrize("levels", [101, 500, 970, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_nested_rows_are_refused(tmp_path, levels, brackets):
+    opening = {"[": "[", "{": '{"a": '}[brackets[0]]
+    nested = opening * levels + "1" + brackets[1] * levels
+    (tmp_path / "m.jsonl").write_text(f'{nested}\n{{"b": [[2]]}}')
+    (_, deep), (_, flat) = read_records(tmp_path / "m.jsonl")
+    assert "nested deeper than 100 levels" in str(deep) and flat == {"b": [[2]]}
+    (tmp_path / "m.json").write_text(f"[{nested}, 2]")
+    try:
+        (_, deep), (_, flat) = read_records(tmp_path / "m.json")
+        assert "nested deeper than 100 levels" in str(deep) and flat == 2
+    except ManifestError as error:  # beyond what Python itself parses, no row after it is found
+        assert levels > 900 and "nested deeper than 100 levels" in str(error)
+
+
+def test_pipes_are_refused_as_manifests(tmp_path):
+    os.mkfifo(tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match="is no regular file"):
+        list(read_records(tmp_path / "m.jsonl"))
 
 
 def test_a_killed_process_is_an_error():

@@ -96,6 +96,10 @@ BREAKAGES = {
     "a number of thousands of digits": ('{"id": "row1", "n": ' + "9" * 5000 + "}", "not JSON"),
     "seconds beyond all floats": (record(1, user={"start_s": 10**400}), "it must be seconds"),
     "half of a character": (record(1, assistant={"value": "Fine \ud83d"}), "half of a character"),
+    "a quotation of megabytes": (
+        {**record(1), "conversations": [{"from": "x" * 9999}]},
+        "xxx ... xxx",
+    ),
     "an id used before": (record(0), "'row0' was already used in line 1"),
     "an id that is a list": (record(1, id=[]), "id is a list"),
     "a word for silence": (

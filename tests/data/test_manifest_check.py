@@ -194,6 +194,15 @@ def test_levels_of_known_signals():
     assert clip_levels(torch.zeros(3), 16_000) == (pytest.approx(-100), 1, 0)
 
 
+def test_numbers_beyond_those_of_the_machine_are_no_measures(folder):
+    huge = {"wer": 10**400, "cer": -(10**400), "duration_s": 10**400, "units": []}
+    rows = [row(0), row(1, **huge), row(2, text="Yes " + "9" * 5000)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check_rows(ManifestCheckConfig(path=str(folder / "m.jsonl")), progress=False)
+    assert (report.rows, report.left_out) == (3, 1) and "letters a second" in str(report.examples)
+    assert error_rates("9" * 5000, "nine")[0] == ("wer", 4999 / 5000)
+
+
 def test_a_json_list_is_checked_and_filtered_too(folder):
     rows = [row(0), row(1, "gone.wav"), row(2)]
     (folder / "data.json").write_text(json.dumps(rows))

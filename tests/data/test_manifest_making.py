@@ -193,8 +193,12 @@ def test_a_folder_that_cannot_be_read_is_named(speech, monkeypatch):
 
 
 def test_seconds_of_the_header_replace_those_of_the_row(speech):
-    (speech / "n.jsonl").write_text('{"audio": "b.wav", "duration_s": 12.0, "text": "bee"}\n')
-    assert rows_of(speech / "n.jsonl")[0].turns[0].extra == {"duration_s": 0.2}
+    for stated in ("12.0", "1" + "0" * 400, "Infinity", '"long"'):
+        (speech / "n.jsonl").write_text(
+            f'{{"audio": "b.wav", "duration_s": {stated}, "text": "bee"}}\n'
+        )
+        (made,) = rows_of(speech / "n.jsonl", overwrite=True)
+        assert made.turns[0].extra == {"duration_s": 0.2}
 
 
 def test_published_conversations_and_flat_rows(speech):

@@ -1,6 +1,7 @@
 """`echox-prepare validate`: what it prints, its page and its numbers."""
 
 import json
+import os
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -120,3 +121,10 @@ def test_a_report_that_cannot_be_written_is_named(manifest):
     (manifest.parent / "file").write_text("")
     with pytest.raises(ManifestError, match="could not be written"):
         validate(ValidateConfig(path=str(manifest), report=str(manifest.parent / "file" / "r")))
+
+
+def test_a_manifest_whose_name_is_not_utf_8_has_a_report(manifest):
+    path = manifest.rename(manifest.with_name(os.fsdecode(b"m\xff.jsonl")))
+    assert validate(ValidateConfig(path=str(path), report=str(path.parent / "r"))) == 0
+    assert json.loads((path.parent / "r.json").read_text("utf-8"))["rows"] == 3
+    assert r"m\udcff.jsonl" in (path.parent / "r.html").read_text("utf-8")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from echox.core.config import near
 from echox.core.errors import ConfigError
 from echox.core.packages import OptionalPackage
+from echox.data.rows import LONGEST_S, as_number
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 # Names of columns in tables and JSON files; the first that is present is used.
@@ -139,7 +140,8 @@ class Source(ABC):
             name: id of the row.
             audio: absolute path of the clip, or its bytes.
             text: words of the clip; "" is a fault, unless the config keeps clips without words.
-            seconds: seconds of the clip, where the source states them.
+            seconds: seconds of the clip, where the source states them; what is no usable number is
+                left out.
             units: units of the clip, for an answer alone.
             extra: other keys of the row; None and "" are left out.
         """
@@ -147,7 +149,10 @@ class Source(ABC):
         if not text and not self.config.untranscribed:
             reason = "has no words; put them beside it, or set untranscribed=true"
             return SourceFault(name, reason)
-        clip = {"audio": audio} | ({"duration_s": round(float(seconds), 3)} if seconds else {})
+        stated_s = as_number(seconds) or 0.0
+        clip: dict[str, Any] = {"audio": audio}
+        if 0 < stated_s <= LONGEST_S:
+            clip["duration_s"] = round(stated_s, 3)
         if self.config.speaker is Speaker.assistant:
             turns = [{"from": "assistant", "value": text, **clip}]
             turns[0] |= {"units": units} if units else {}

@@ -95,13 +95,13 @@ class ParquetSource(Source):
         clip = self._clip(audio)
         if isinstance(clip, str) and not Path(clip).is_file():
             return SourceFault(name, f"has no bytes of its audio, and {clip} does not exist")
-        text, seconds = columns.get(row, "text"), columns.get(row, "seconds")
+        text = columns.get(row, "text")
         row_id, speaker = columns.get(row, "id"), columns.get(row, "speaker")
         return self.clip_row(
             name if row_id is None else str(row_id),
             clip,
             text if isinstance(text, str) else "",
-            seconds=seconds if isinstance(seconds, (int, float)) else None,
+            seconds=columns.get(row, "seconds"),
             units=columns.get(row, "units"),
             speaker=None if speaker is None else str(speaker),
             **columns.others(row),

@@ -61,12 +61,12 @@ def entry_of(source: Source, name: str, record: Any, resolve: Resolve) -> Source
         return SourceFault(name, reason)
     if (path := resolve(audio)) is None:
         return SourceFault(name, f"audio {audio} is not in the archive")
-    seconds, text = columns.get(record, "seconds"), columns.get(record, "text")
+    text = columns.get(record, "text")
     return source.clip_row(
         name,
         path,
         text if isinstance(text, str) else "",
-        seconds=seconds if isinstance(seconds, (int, float)) else None,
+        seconds=columns.get(record, "seconds"),
         units=columns.get(record, "units"),
         speaker=columns.get(record, "speaker"),
         **columns.others(record),
