@@ -66,6 +66,8 @@ PESQ = OptionalPackage("pesq", "pesq", "quality", "likeness of copies to recordi
 STOI = OptionalPackage("pystoi", "pystoi", "quality", "likeness of copies to recordings, STOI")
 PYARROW = OptionalPackage("pyarrow", "pyarrow", "data", "reading parquet and arrow files")
 TENSORBOARD = OptionalPackage("tensorboard", "tensorboard", "tensorboard", "train.tensorboard=true")
+SILERO_VAD = OptionalPackage("silero_vad", "silero-vad", "serve", "finding where speech ends")
+ONNXRUNTIME_SERVE = OptionalPackage("onnxruntime", "onnxruntime", "serve", "the same")
 LIGER = OptionalPackage("liger_kernel", "liger-kernel", "bench", "a rival of the codec-head loss")
 CUT_CROSS_ENTROPY = OptionalPackage(
     "cut_cross_entropy", "cut-cross-entropy", "bench", "a rival of the codec-head loss"
