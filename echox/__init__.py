@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from echox.inference.answers import Answer
     from echox.inference.base import Pipeline
     from echox.inference.codec import CodecPipeline
+    from echox.inference.session import Session
     from echox.pipeline.api import evaluate, generate, load, load_codec, train
     from echox.pipeline.plugins import discover
     from echox.testing import check
@@ -34,6 +35,7 @@ __all__ = [
     "CodecPipeline",
     "EchoxError",
     "Pipeline",
+    "Session",
     "asset_folder",
     "check",
     "discover",
@@ -52,6 +54,7 @@ _MODULES = {
     "CodecPipeline": "echox.inference.codec",
     "EchoxError": "echox.core.errors",
     "Pipeline": "echox.inference.base",
+    "Session": "echox.inference.session",
     "asset_folder": "echox.assets",
     "check": "echox.testing",
     "discover": "echox.pipeline.plugins",

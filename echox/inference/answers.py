@@ -82,6 +82,7 @@ class Piece:
     text: str
     samples: Tensor | None = None  # [T] float32 on the CPU
     first_sample: int = 0  # how many samples of the answer came before these
+    heard: str = ""  # transcript of the last clip
     answer: Answer | None = None  # with the last piece: all but the samples
     error: str = ""  # in place of the answer: why there is none
 

@@ -158,7 +158,9 @@ class AnswerStreams:
         for (number, _), (prompt, mask, heard_ids) in zip(waiting, rows):
             cutting = pipeline.cutting(self.segments) if pipeline.speaks else None
             text = text_stream(pipeline, prompt, mask)
-            self._answers[number] = _Answering(text, cutting, heard_ids, self._first_chunk)
+            heard = pipeline.backbone.detokenize(list(heard_ids))
+            first = self._first_chunk
+            self._answers[number] = _Answering(text, cutting, heard, heard_ids, first)
 
     @property
     def _first_chunk(self) -> int:
@@ -181,7 +183,8 @@ class AnswerStreams:
         self._take_units(answering)
         while (chunk := answering.next_chunk()) is not None:
             if len(samples := self._decode(answering, *chunk)):
-                yield Piece(answering.written, samples, answering.samples - len(samples))
+                first = answering.samples - len(samples)
+                yield Piece(answering.written, samples, first, answering.heard)
 
     def _take_text(self, answering: _Answering) -> Iterator[Piece]:
         for token, state in answering.text.take():
@@ -189,7 +192,7 @@ class AnswerStreams:
             answering.states.append(state)
             # The text of all tokens: a character may be spread over several of them.
             answering.written = self.pipeline.backbone.detokenize(answering.tokens)
-            yield Piece(answering.written)
+            yield Piece(answering.written, heard=answering.heard)
             if answering.cutting is not None:
                 self._ask_for_units(answering, answering.cutting.push(state, answering.written))
         if answering.text.ended and answering.cutting is not None:
@@ -254,17 +257,17 @@ class AnswerStreams:
         return samples
 
     def _last_piece(self, answering: _Answering) -> Piece:
-        pipeline, codec = self.pipeline, self.pipeline.codec
+        codec = self.pipeline.codec
         answer = Answer(
             text=answering.written,
             token_ids=tuple(answering.tokens),
-            heard=pipeline.backbone.detokenize(list(answering.heard_ids)),
+            heard=answering.heard,
             heard_ids=answering.heard_ids,
             units=tuple(answering.units),
             codebooks=1 if codec is None else codec.codebooks,
             is_cut=answering.text.is_cut,
         )
-        return Piece(answering.written, answer=answer)
+        return Piece(answering.written, heard=answering.heard, answer=answer)
 
 
 @dataclass(slots=True)
@@ -283,6 +286,7 @@ class _Answering:
 
     text: TextStream
     cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
+    heard: str
     heard_ids: tuple[int, ...]
     first_chunk: int  # units
     tokens: list[int] = field(default_factory=list)
