@@ -94,7 +94,8 @@ def write_run(run: Path) -> Path:
 
 def _model(recipe: TinyRecipe) -> EchoModel:
     parts = Parts(recipe.encoder, recipe.backbone, recipe.codec)
-    ids = torch.arange(64, 64 + TOKENS)  # letters of the byte tokenizer
+    # Letters of the byte tokenizer, small and large: without one nothing counts as heard.
+    ids = torch.cat([torch.arange(64, 90), torch.arange(32, 6 + TOKENS)])
     speech_llm = build_speech_llm(parts, recipe.s2t["task"].adapter, ids)
     t2c = t2c_model_of(recipe.t2c["task"], speech_llm.backbone, CODECS.build(recipe.codec))
     return EchoModel(

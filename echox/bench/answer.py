@@ -6,6 +6,7 @@ Models have the shapes of the demo and random weights, so nothing has to be trai
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,7 @@ class AnswerBench:
         marks_s.append(self._now_s())
         return marks_s, wave
 
-    def _assemble(self, targets: list[list[int]]) -> Units:
+    def _assemble(self, targets: Sequence[list[int]]) -> Units:
         """Units of decoded targets, whose marks are left out."""
         vocab_size = self.decoder.unit_vocab_size
         rows = [

@@ -21,14 +21,11 @@ from echox.data.id_hashes import hash_id
 from echox.data.row_batches import Records, record_of
 from echox.data.row_reader import BrokenRow, Headers, RowReader, stated_id
 from echox.data.rows import Item, Role, Row, as_number, clip_words, is_silent, spoken_pairs
+from echox.data.silence import SILENT_DBFS, frame_levels
 
-FRAME_S = 0.02
-# A frame is silent that is 40 dB below the loudest one, or at the level of a quiet recording's
-# noise.
-SILENT_BELOW_LOUDEST_DB, SILENT_DBFS = 40.0, -60.0
+# A frame is silent too that is so much below the loudest one.
+SILENT_BELOW_LOUDEST_DB = 40.0
 FULL_SCALE = 0.999  # of a 16-bit sample, one step below the largest is 0.99997
-# Level of digital silence, whose logarithm would be minus infinity.
-_LOWEST_DBFS = -100.0
 # Seconds below which a clip's rate of letters is not computed by its own length.
 _SHORTEST_S = 1e-3
 
@@ -297,11 +294,7 @@ def clip_levels(samples: Tensor, rate_hz: int) -> tuple[float, float, float]:
         level of the loudest frame of 20 ms in dBFS, share of silent frames, share of samples at
         full scale.
     """
-    T = len(samples)
-    # A clip shorter than a frame is one frame.
-    size = max(1, min(T, round(FRAME_S * rate_hz)))
-    frames = samples[: T - T % size].reshape(-1, size)  # [F, size]
-    levels = 20 * frames.square().mean(dim=1).sqrt().clamp(min=10 ** (_LOWEST_DBFS / 20)).log10()
+    levels = frame_levels(samples, rate_hz)  # [F]
     loudest = float(levels.max())
     silent = levels <= max(loudest - SILENT_BELOW_LOUDEST_DB, SILENT_DBFS)  # [F]
     clipped = samples.abs() >= FULL_SCALE  # [T]

@@ -42,12 +42,13 @@ class Encoder(nn.Module, ABC):
 
     Needed: `rate_hz`, `frame_rate_hz`, `dim`, `forward`, `fingerprint`.
 
-    Optional: `trainable`, `trained`, `outline`, `missing`, `packages`.
+    Optional: `window_s`, `trainable`, `trained`, `outline`, `missing`, `packages`.
     """
 
     rate_hz: int  # input sample rate, Hz
     frame_rate_hz: float  # output frames per second
     dim: int  # feature channels D
+    window_s: float | None = None  # seconds that are encoded together; None: a clip as a whole
     trainable: bool = False  # whether it can be trained; False: `encoder.train` is refused
     trained: tuple[str, ...] = ()  # names of its trained parameters, set by `build_encoder`
 

@@ -78,6 +78,7 @@ class WhisperEncoder(Encoder):
 
     rate_hz = RATE_HZ
     frame_rate_hz = 50.0
+    window_s = WINDOW_FRAMES * HOP_SAMPLES / RATE_HZ
     trainable = True
 
     def __init__(self, config: WhisperConfig) -> None:

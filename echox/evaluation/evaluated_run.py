@@ -86,13 +86,16 @@ class EvaluatedRun:
 
     @cached_property
     def pipeline(self) -> SpeechToSpeechPipeline:
-        """The run's last model that answers speech."""
-        return load_pipeline(
+        """The run's last model that answers speech, whatever it heard."""
+        pipeline = load_pipeline(
             answering_checkpoint(self.run),
             device=str(self.device),
             codec_folder=self.config.codec_folder,
             max_tokens=self.config.max_tokens,
         )
+        # What is answered to silence is scored too.
+        pipeline.answer_silence = True
+        return pipeline
 
     @cached_property
     def tts(self) -> TTSPipeline:

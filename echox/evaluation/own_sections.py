@@ -98,6 +98,7 @@ def make_answered(
                 "typed_pretrained": None,
                 "error": answer.get("error"),
                 "cut": answer.get("cut"),
+                "unheard": answer.get("unheard"),
             }
         )
     return records
@@ -130,7 +131,7 @@ def _why_no_answer(record: Any) -> str:
         return str(record)
     if not isinstance(record, dict) or not isinstance(record.get("id"), str):
         return 'an answer is an object with "id", which is text; mend the line, or leave it out'
-    for key in ("text", "heard", "audio", "error", "cut"):
+    for key in ("text", "heard", "audio", "error", "cut", "unheard"):
         if not isinstance(record.get(key), str | None):
             return f'"{key}" must be text or null, and is {type(record[key]).__name__}; mend it'
     if "text" not in record and record.get("error") is None:
@@ -209,6 +210,8 @@ def missing_from(records: Sequence[Record]) -> list[str]:
             sentences.append(f"{score} is over {count} of {N} rows: the others do not have {label}")
     if failed := sum(record["error"] is not None for record in records):
         sentences.append(f"{failed} of {N} rows have no answer, which counts as a wrong one")
+    if unheard := sum(record.get("unheard") is not None for record in records):
+        sentences.append(f"in {unheard} of {N} rows nothing was heard")
     if cut := sum(record.get("cut") is not None for record in records):
         sentences.append(f"{cut} of {N} answers were cut at a limit of length")
     return sentences

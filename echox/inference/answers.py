@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,19 @@ from echox.data.audio import encoded_audio, save_audio
 
 USER = "user"
 
-# Units of an answer, and their samples [T], or None where there is no speech.
-Speech = tuple[tuple[int, ...], Tensor | None]
-NO_SPEECH: Speech = ((), None)
+# What reached its limit of length before its end, as answers.jsonl has it.
+CUT_TEXT, CUT_SPEECH = "text", "speech"
+
+
+class Speech(NamedTuple):
+    """The speech of an answer."""
+
+    units: tuple[int, ...] = ()
+    samples: Tensor | None = None  # [T]; None where there is no speech
+    is_cut: bool = False  # whether the unit decoder reached its limit before the end
+
+
+NO_SPEECH = Speech()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,10 @@ class Answer:
     rate_hz: int = 0  # of the samples; 0 without any
     timings_s: dict[str, float] = field(default_factory=dict)  # by part, for the whole batch
     batch: int = 1  # rows that shared those seconds
-    is_cut: bool = False  # whether the text reached the limit of tokens before its end
+    # "text" or "speech", whichever reached its limit of length before its end, or both: "text,
+    # speech".
+    cut: str | None = None
+    unheard: str | None = None  # why nothing was heard; None where something was, or was typed
 
     @property
     def seconds(self) -> float:
@@ -126,9 +140,59 @@ def spoken_questions(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was heard in a conversation's last clip."""
+
+    ids: tuple[int, ...] = ()  # as the language model's tokens
+    text: str = ""
+    unheard: str | None = None  # why nothing was heard in the turn to be answered, or None
+
+
+def transcript_of(
+    question: Question,
+    windows: Sequence[tuple[int, ...]],
+    text_of: Callable[[Sequence[int]], str],
+    *,
+    silent: bool,
+) -> Transcript:
+    """Assemble the transcript of a conversation's last clip.
+
+    Args:
+        question: the conversation.
+        windows: token ids of each window of the clip.
+        text_of: turns token ids into text.
+        silent: the clip is silent by its energy, so what was recognised was not said.
+    """
+    if silent:
+        return Transcript(unheard=_unless_written(question, "the clip is silent"))
+    text = _joined_text([text_of(window) for window in windows])
+    is_empty = not any(character.isalnum() for character in text)
+    reason = "no word was recognised in the clip"
+    return Transcript(
+        tuple(token for window in windows for token in window),
+        text,
+        _unless_written(question, reason) if is_empty else None,
+    )
+
+
+def _joined_text(windows: Sequence[str]) -> str:
+    if len(windows) == 1:
+        return windows[0]
+    # A window begins as a clip does, without the space that parts it from the words before.
+    return " ".join(text.strip() for text in windows if text.strip())
+
+
+def _unless_written(question: Question, reason: str) -> str | None:
+    """The reason, where the turn that is to be answered consists of the clip alone."""
+    turn = question.turns[-1]
+    is_clip = turn.has_audio and not turn.text.strip()
+    return f"nothing was heard, for {reason}" if is_clip else None
+
+
 def answers_of(
     texts: Sequence[tuple[int, ...]],
-    transcripts: Sequence[tuple[int, ...]],
+    transcripts: Sequence[Transcript],
     speech: Sequence[Speech],
     text_of: Callable[[Sequence[int]], str],
     codec: Codec | None,
@@ -139,8 +203,8 @@ def answers_of(
 
     Args:
         texts: token ids of each row's text.
-        transcripts: token ids of each row's last clip.
-        speech: units and samples [T] of each row.
+        transcripts: of each row's last clip.
+        speech: of each row.
         text_of: turns token ids into text.
         codec: None where nothing is synthesized.
         clock: the batch's seconds.
@@ -152,20 +216,44 @@ def answers_of(
         Answer(
             text=text_of(ids),
             token_ids=ids,
-            heard=text_of(heard_ids),
-            heard_ids=heard_ids,
-            units=units,
+            heard=transcript.text,
+            heard_ids=transcript.ids,
+            units=spoken.units,
             codebooks=codebooks,
-            samples=samples,
-            rate_hz=0 if samples is None else rate_hz,
+            samples=spoken.samples,
+            rate_hz=0 if spoken.samples is None else rate_hz,
             timings_s=clock.seconds,
             batch=len(texts),
-            is_cut=not has_ended,
+            cut=cut_of(not has_ended, spoken.is_cut),
+            unheard=transcript.unheard,
         )
-        for ids, heard_ids, (units, samples), has_ended in zip(
+        for ids, transcript, spoken, has_ended in zip(
             texts, transcripts, speech, ended, strict=True
         )
     ]
+
+
+def cut_of(text: bool, speech: bool) -> str | None:
+    """Return what was cut, as an answer's `cut` has it."""
+    cut = [name for name, is_cut in ((CUT_TEXT, text), (CUT_SPEECH, speech)) if is_cut]
+    return ", ".join(cut) or None
+
+
+def refuse_unheard(answer: Answer | None, name: str, answer_silence: bool) -> None:
+    """Check that something was heard in a question that is to be answered.
+
+    Args:
+        answer: to the question; None is not checked.
+        name: of the question, such as its file.
+        answer_silence: whether an answer was asked for all the same.
+
+    Raises:
+        SignalError: nothing was heard.
+    """
+    if answer is not None and answer.unheard is not None and not answer_silence:
+        raise SignalError(
+            f"{name} is not answered, {answer.unheard}; record it again, or set answer_silence=true"
+        )
 
 
 def refuse_unanswerable(question: Question) -> None:

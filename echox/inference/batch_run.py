@@ -26,7 +26,7 @@ from echox.data.manifest import (
     manifest_fingerprint,
     spelled_units,
 )
-from echox.inference.answers import Answer, Question
+from echox.inference.answers import CUT_SPEECH, CUT_TEXT, Answer, Question, refuse_unheard
 from echox.inference.config import GenerateConfig
 from echox.inference.live import PIPE, answer_live, refuse_output
 from echox.inference.load import answering_checkpoint, load_answering
@@ -35,6 +35,7 @@ from echox.inference.records import ANSWERS, Records
 from echox.models.release.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
+CUTS = (CUT_TEXT, CUT_SPEECH)
 
 
 def generate(config: GenerateConfig) -> int:
@@ -66,6 +67,7 @@ def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
         max_tokens=config.limit,
+        answer_silence=config.answer_silence,
     )
     pipeline.segments = config.segments
     return pipeline
@@ -82,6 +84,7 @@ def _generate_one(config: GenerateConfig, question: str) -> int:
     pipeline = _load(config)
     with waiting("answering"):
         answer = pipeline.answer([load_audio(question, pipeline.rate_hz)])[0]
+    refuse_unheard(answer, question, config.answer_silence)
     _print_text(answer, config.limit)
     if not pipeline.speaks:
         print(
@@ -95,14 +98,22 @@ def _generate_one(config: GenerateConfig, question: str) -> int:
             f"the model has nothing to say to {config.input}, so {config.output} was not written"
         )
     save_audio(config.output, answer.samples, answer.rate_hz)
-    print(f"spoken:   {config.output} ({answer.seconds:.1f} s)")
+    print(f"spoken:   {config.output} ({answer.seconds:.1f} s{_speech_cut(answer)})")
     return 0
 
 
 def _print_text(answer: Answer, limit: int) -> None:
-    cut = f" (cut at {limit} tokens; raise max_tokens to read on)" if answer.is_cut else ""
+    is_cut = CUT_TEXT in (answer.cut or "")
+    cut = f" (cut at {limit} tokens; raise max_tokens to read on)" if is_cut else ""
+    unheard = f" ({answer.unheard})" if answer.unheard else ""
     # People compare the three lines, so their texts begin in one column.
-    print(f"heard:    {answer.heard}\nanswered: {answer.text}{cut}")
+    print(f"heard:    {answer.heard}{unheard}\nanswered: {answer.text}{cut}")
+
+
+def _speech_cut(answer: Answer) -> str:
+    if CUT_SPEECH not in (answer.cut or ""):
+        return ""
+    return "; cut at the limit of the unit decoder: set shorter segments"
 
 
 def _generate_all(config: GenerateConfig, path: str) -> int:
@@ -129,6 +140,7 @@ def _origin(config: GenerateConfig, path: str) -> dict[str, Any]:
         "checkpoint": fingerprint,
         "manifest": manifest_fingerprint(path),
         "max_tokens": config.limit,
+        "answer_silence": config.answer_silence,
     }
 
 
@@ -269,8 +281,9 @@ def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[st
         "id": row.id,
         "line": line,
         "text": outcome.text,
-        "cut": "text" if outcome.is_cut else None,
+        "cut": outcome.cut,
         "heard": outcome.heard,
+        "unheard": outcome.unheard,
         "units": spelled_units(outcome.units, outcome.codebooks),
         "audio": audio,
         "seconds": round(outcome.seconds, 3),
@@ -295,6 +308,7 @@ def _failure_record(row_id: str, line: int, reason: str) -> dict[str, Any]:
         "text": None,
         "cut": None,
         "heard": None,
+        "unheard": None,
         "units": None,
         "audio": None,
         "seconds": 0.0,
@@ -316,9 +330,11 @@ def _summarise(records: Sequence[dict[str, Any]], config: GenerateConfig) -> int
     failures = [record for record in records if record["error"] is not None]
     spoken = sum(record["audio"] is not None for record in records)
     seconds = sum(record["seconds"] for record in records)
+    silent = [] if config.answer_silence else [row for row in records if row["unheard"]]
+    answered = len(records) - len(failures) - len(silent)
     print(
-        f"{len(records) - len(failures)} of {len(records)} rows answered, {spoken} aloud "
-        f"({seconds:.0f} s): {Path(config.out_dir) / ANSWERS}"
+        f"{answered} of {len(records)} rows answered, {spoken} aloud ({seconds:.0f} s)"
+        f"{_remarks(records, len(silent))}: {Path(config.out_dir) / ANSWERS}"
     )
     for record in failures:
         print(
@@ -327,3 +343,11 @@ def _summarise(records: Sequence[dict[str, Any]], config: GenerateConfig) -> int
         )
     # A run of which some rows failed has done its work; one without any answer has not.
     return 2 if len(failures) == len(records) else 0
+
+
+def _remarks(records: Sequence[dict[str, Any]], silent: int) -> str:
+    """How many answers were cut, and how many rows had nothing to answer."""
+    cuts = {kind: sum(kind in (row["cut"] or "") for row in records) for kind in CUTS}
+    cut = "".join(f"; {count} cut in {kind}" for kind, count in cuts.items() if count)
+    unheard = f"; in {silent} nothing was heard (answer_silence=true answers)" if silent else ""
+    return cut + unheard

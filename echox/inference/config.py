@@ -41,6 +41,9 @@ class GenerateConfig:
     """Rows answered at once."""
     max_tokens: int | None = None
     """Text tokens of an answer at most; null takes 512 for a published folder and 64 for others."""
+    answer_silence: bool = False
+    """Answer where nothing was heard too: silence, noise, too short a clip. A model that was not
+    trained to ask again, as echo_small is, invents an answer."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda or cuda:N."""
     codec_folder: str | None = None

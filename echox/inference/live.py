@@ -17,7 +17,7 @@ from torch import Tensor
 from echox.backbones.base import Turn
 from echox.core.errors import SignalError
 from echox.data.audio import load_audio
-from echox.inference.answers import USER, Piece, Question
+from echox.inference.answers import USER, Answer, Piece, Question, refuse_unheard
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.streaming import stream
 
@@ -67,6 +67,7 @@ def answer_live(
     # Closed on errors too, so that what was written until then can be played.
     with _open_sink(output, rate_hz) as sink:
         timings = play(pieces, sink.write, text, rate_hz)
+    refuse_unheard(timings.answer, question, pipeline.answer_silence)
     if not timings.chunks:
         raise SignalError(
             f"the model has nothing to say to {question}, so {output} was not written"
@@ -98,13 +99,16 @@ class StreamTimings:
     chunks: int = 0
     speech_s: float = 0.0  # seconds of audio
     took_s: float = 0.0  # seconds of the whole stream
+    answer: Answer | None = None  # all but the samples
 
     def sentence(self) -> str:
         """The timings as a sentence."""
+        cut = None if self.answer is None else self.answer.cut
         return (
             f"{self.speech_s:.1f} s of speech in {self.chunks} chunks, in {self.took_s:.2f} s; "
             f"first text after {self.first_text_s:.2f} s, first speech after "
             f"{self.first_speech_s:.2f} s and {self.tokens_before_speech} of {self.tokens} tokens"
+            + (f"; cut at its limit of length: {cut}" if cut else "")
         )
 
 
@@ -124,6 +128,9 @@ def play(
     """
     timings, printer = StreamTimings(), TextPrinter(text)
     for piece in pieces:
+        timings.answer = piece.answer
+        if piece.answer is not None and not piece.text:
+            continue  # nothing was heard, or nothing is said
         printer.show(piece.text)
         if piece.answer is not None:
             continue
@@ -141,7 +148,8 @@ def play(
         timings.chunks += 1
         timings.speech_s += len(piece.samples) / rate_hz
     timings.took_s = time.perf_counter() - timings.began_s
-    printer.close()
+    if printer.has_begun:
+        printer.close()
     return timings
 
 
@@ -150,13 +158,17 @@ class TextPrinter:
 
     def __init__(self, out: TextIO) -> None:
         self.out, self.printed, self.latest = out, "", ""
-        print("answered: ", end="", file=out, flush=True)
+        self.has_begun = False
 
     def show(self, text: str) -> None:
         """Print what is new in the text so far.
 
         A character of which some bytes are missing is printed once it is complete.
         """
+        # With the first text, for a question that is refused has no answer.
+        if not self.has_begun:
+            print("answered: ", end="", file=self.out, flush=True)
+        self.has_begun = True
         self.latest = text
         # Tokens may end within a character of several bytes, which decodes to U+FFFD.
         complete = text.rstrip("\ufffd")

@@ -40,6 +40,7 @@ def load_answering(
     codec_folder: str | None = None,
     encoder_folder: str | None = None,
     max_tokens: int | None = None,
+    answer_silence: bool = False,
 ) -> SpeechToSpeechPipeline:
     """Load whatever answers spoken questions: a run, a stage, a checkpoint, or a released folder.
 
@@ -51,6 +52,7 @@ def load_answering(
         encoder_folder: where Whisper lies, for a published folder that does not say it.
         max_tokens: text tokens of an answer at most; None takes 512 for a published folder and 64
             for others.
+        answer_silence: answer where nothing was heard too.
 
     Raises:
         CheckpointError: nothing there answers, or it is damaged.
@@ -59,13 +61,15 @@ def load_answering(
     folder = Path(checkpoint)
     if is_release(folder):
         limit = RELEASE_TOKENS if max_tokens is None else max_tokens
-        return load_release_pipeline(
+        pipeline = load_release_pipeline(
             folder, device=device, encoder_folder=encoder_folder, max_tokens=limit
         )
-    limit = MAX_TOKENS if max_tokens is None else max_tokens
-    return load_pipeline(
-        answering_checkpoint(folder), device=device, codec_folder=codec_folder, max_tokens=limit
-    )
+    else:
+        limit = MAX_TOKENS if max_tokens is None else max_tokens
+        final = answering_checkpoint(folder)
+        pipeline = load_pipeline(final, device=device, codec_folder=codec_folder, max_tokens=limit)
+    pipeline.answer_silence = answer_silence
+    return pipeline
 
 
 def answering_checkpoint(folder: Path) -> Path:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import SignalError
 from echox.core.signals import Spans, padded
+from echox.data.silence import is_silent, without_silent_windows
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
 from echox.decoding.text import BackboneSteps, text_decode_engine
@@ -21,8 +24,10 @@ from echox.inference.answers import (
     Clock,
     Question,
     Speech,
+    Transcript,
     answers_of,
     refuse_unanswerable,
+    transcript_of,
 )
 from echox.inference.base import NO_VOICE, Pipeline
 from echox.inference.cutting import (
@@ -47,7 +52,7 @@ class EncodedQuestions:
     """Conversations as the language model reads them, and what was heard."""
 
     prompted: Prompted
-    heard_ids: list[tuple[int, ...]]  # CTC transcript of each one's last clip
+    transcripts: list[Transcript]  # of each one's last clip
 
 
 class SpeechToSpeechPipeline(Pipeline):
@@ -69,6 +74,7 @@ class SpeechToSpeechPipeline(Pipeline):
         *,
         max_tokens: int = MAX_TOKENS,
         bf16: bool | None = None,
+        answer_silence: bool = False,
     ) -> None:
         """Keep the models, which lie on one device.
 
@@ -77,7 +83,9 @@ class SpeechToSpeechPipeline(Pipeline):
             codec: of Echo's unit tokens; None for S2T.
             max_tokens: text tokens of an answer at most.
             bf16: run under bfloat16 autocast; None where that is fast.
+            answer_silence: answer where nothing was heard too.
         """
+        self.answer_silence = answer_silence
         self.echo = model if isinstance(model, EchoBase) else None
         self.speech_llm = model.speech_llm if isinstance(model, EchoBase) else model
         self.backbone = self.speech_llm.backbone
@@ -148,20 +156,29 @@ class SpeechToSpeechPipeline(Pipeline):
         clock = Clock(self.device)
         with self.autocast():
             encoded = self._encode(questions, clock)
-            with clock.part("text"):
-                generated = self._continue(encoded.prompted)
-        synthesized = [NO_SPEECH] * len(questions)
-        if speak and self.speaks:
-            synthesized = self._synthesize(generated, clock)
+        # Of what nobody said a language model makes an answer all the same.
+        answered = list(map(self.answers, encoded.transcripts))
+        texts: list[tuple[int, ...]] = [()] * len(questions)
+        speech, ended = [NO_SPEECH] * len(questions), [True] * len(questions)
+        if any(answered):
+            with clock.part("text"), self.autocast():
+                generated = _kept(self._continue(encoded.prompted), answered)
+            texts, ended = list(map(tuple, generated.rows())), generated.ended.tolist()
+            if speak and self.speaks:
+                speech = self._synthesize(generated, clock)
         return answers_of(
-            list(map(tuple, generated.rows())),
-            encoded.heard_ids,
-            synthesized,
+            texts,
+            encoded.transcripts,
+            speech,
             self._text_of,
             self.codec,
             clock,
-            generated.ended.tolist(),
+            ended,
         )
+
+    def answers(self, transcript: Transcript) -> bool:
+        """Return whether a question with this transcript is answered."""
+        return self.answer_silence or transcript.unheard is None
 
     def _text_of(self, ids: Sequence[int]) -> str:
         return self.backbone.detokenize(list(ids))
@@ -177,13 +194,20 @@ class SpeechToSpeechPipeline(Pipeline):
 
     def _encode(self, questions: Sequence[Question], clock: Clock) -> EncodedQuestions:
         # The clips of all rows, one after the other.
-        clips = [clip for question in questions for clip in question.clips]
+        clips = [self._sounding(clip) for question in questions for clip in question.clips]
         with clock.part("encoder"):
             features = self.speech_llm.encode_clips(clips) if clips else None
         with clock.part("adapter"):
             speech = None if features is None else self.speech_llm.adapter(features)
-        heard_ids = self._transcribe(questions, speech)
-        return EncodedQuestions(self._prompt(questions, speech), heard_ids)
+        transcripts = self._transcribe(questions, speech)
+        return EncodedQuestions(self._prompt(questions, speech), transcripts)
+
+    def _sounding(self, clip: Tensor) -> Tensor:
+        """A clip without the windows in which nothing sounds, of which words would be invented."""
+        window_s = self.speech_llm.encoder.window_s
+        if window_s is None:
+            return clip
+        return without_silent_windows(clip, self.rate_hz, window_s)
 
     def _continue(self, prompted: Prompted) -> GeneratedText:
         return greedy_text(
@@ -220,7 +244,7 @@ class SpeechToSpeechPipeline(Pipeline):
             return self._continue(self.encode_questions(questions).prompted)
 
     def _synthesize(self, generated: GeneratedText, clock: Clock) -> list[Speech]:
-        """Per row, the units and the samples of its answer."""
+        """Per row, the speech of its answer."""
         # From the states that predicted the text, not from the text itself: that is Echo.
         hidden, text = generated.hidden, generated.ids
         echo = self.require_echo()
@@ -235,8 +259,8 @@ class SpeechToSpeechPipeline(Pipeline):
         # Outside autocast, for the synthesizer has its own.
         units, samples = UnitSynthesizer(self.require_codec(), self.bf16).synthesize(pieces, clock)
         speech = [NO_SPEECH] * len(hidden)
-        for row, piece in zip(rows, zip(units, samples)):
-            speech[row] = _joined(speech[row], piece)
+        for row, tokens, piece in zip(rows, pieces, zip(units, samples)):
+            speech[row] = _joined(speech[row], Speech(*piece, is_cut=tokens.is_cut))
         return speech
 
     def _spans(self, generated: GeneratedText) -> Spans:
@@ -267,11 +291,21 @@ class SpeechToSpeechPipeline(Pipeline):
 
     def _transcribe(
         self, questions: Sequence[Question], speech: AdaptedSpeech | None
-    ) -> list[tuple[int, ...]]:
-        """Per row, the CTC transcript of its last clip, as the language model's tokens."""
-        clips = iter([] if speech is None else self.speech_llm.adapter.transcripts(speech))
+    ) -> list[Transcript]:
+        """Per row, the CTC transcript of its last clip."""
+        encoder = self.speech_llm.encoder
+        window = None if encoder.window_s is None else encoder.window_s * encoder.frame_rate_hz
+        adapter = self.speech_llm.adapter
+        clips = iter([] if speech is None else adapter.transcripts(speech, window))
         rows = [[next(clips) for _ in question.clips] for question in questions]
-        return [row[-1] if row else () for row in rows]
+        return [
+            self._transcript(question, row[-1]) if row else Transcript()
+            for question, row in zip(questions, rows)
+        ]
+
+    def _transcript(self, question: Question, windows: list[tuple[int, ...]]) -> Transcript:
+        silent = is_silent(question.clips[-1], self.rate_hz)
+        return transcript_of(question, windows, self._text_of, silent=silent)
 
     def synthesize(self, texts: Sequence[str]) -> list[Answer]:
         """Synthesize typed texts with Echo's own unit decoder, without the language model.
@@ -308,11 +342,23 @@ class SpeechToSpeechPipeline(Pipeline):
             return answer_typed(self.backbone, list(questions), self.max_tokens, engine=engine)
 
 
+def _kept(generated: GeneratedText, rows: Sequence[bool]) -> GeneratedText:
+    """The texts of some rows [B]; the others are empty."""
+    kept = torch.tensor(rows, device=generated.lengths.device)
+    return dataclasses.replace(
+        generated, lengths=generated.lengths * kept, ended=generated.ended | ~kept
+    )
+
+
 def _joined(before: Speech, after: Speech) -> Speech:
     """The units of two pieces of an answer, and their samples one after the other."""
     # A piece may have no unit, and then no samples.
-    samples = [part for part in (before[1], after[1]) if part is not None]
-    return (*before[0], *after[0]), torch.cat(samples) if samples else None
+    samples = [part for part in (before.samples, after.samples) if part is not None]
+    return Speech(
+        (*before.units, *after.units),
+        torch.cat(samples) if samples else None,
+        before.is_cut or after.is_cut,
+    )
 
 
 def _with_audio(pieces: Sequence[Sequence[int]]) -> list[int]:

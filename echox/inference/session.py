@@ -243,9 +243,11 @@ class Session:
             if piece.heard and not response.heard:
                 response.heard = piece.heard
                 self._tell(EventKind.heard, response.item, piece.heard)
-            if piece.text.startswith(response.text) and piece.text != response.text:
-                self._tell(EventKind.text, response.item, piece.text[len(response.text) :])
-            response.text = piece.text
+            # Tokens may end within a character of several bytes, which decodes to U+FFFD.
+            text = piece.text if piece.answer is not None else piece.text.rstrip("\ufffd")
+            if text.startswith(response.text) and text != response.text:
+                self._tell(EventKind.text, response.item, text[len(response.text) :])
+            response.text = text
             if piece.samples is not None:
                 response.samples += len(piece.samples)
                 self._events.put(

@@ -18,10 +18,10 @@ from torch import Tensor
 from echox.codecs.base import DecodeState
 from echox.core.errors import SignalError
 from echox.core.signals import Units
-from echox.inference.answers import Answer, Piece, Question, refuse_unanswerable
+from echox.inference.answers import Answer, Piece, Question, Transcript, cut_of, refuse_unanswerable
 from echox.inference.cutting import Cutting
 from echox.inference.pipeline import SpeechToSpeechPipeline
-from echox.inference.text_stream import TextStream, text_stream
+from echox.inference.text_stream import NoText, TextStream, text_stream
 from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
 from echox.models.segmenting import Segment, SegmentsConfig, spans_of
 
@@ -154,13 +154,12 @@ class AnswerStreams:
         pipeline = self.pipeline
         encoded = pipeline.encode_questions([question for _, question in waiting])
         prompted = encoded.prompted
-        rows = zip(prompted.embeddings, prompted.mask, encoded.heard_ids, strict=True)
-        for (number, _), (prompt, mask, heard_ids) in zip(waiting, rows):
-            cutting = pipeline.cutting(self.segments) if pipeline.speaks else None
-            text = text_stream(pipeline, prompt, mask)
-            heard = pipeline.backbone.detokenize(list(heard_ids))
-            first = self._first_chunk
-            self._answers[number] = _Answering(text, cutting, heard, heard_ids, first)
+        rows = zip(prompted.embeddings, prompted.mask, encoded.transcripts, strict=True)
+        for (number, _), (prompt, mask, transcript) in zip(waiting, rows):
+            answers = pipeline.answers(transcript)
+            cutting = pipeline.cutting(self.segments) if answers and pipeline.speaks else None
+            text = text_stream(pipeline, prompt, mask) if answers else NoText()
+            self._answers[number] = _Answering(text, cutting, transcript, self._first_chunk)
 
     @property
     def _first_chunk(self) -> int:
@@ -184,7 +183,7 @@ class AnswerStreams:
         while (chunk := answering.next_chunk()) is not None:
             if len(samples := self._decode(answering, *chunk)):
                 first = answering.samples - len(samples)
-                yield Piece(answering.written, samples, first, answering.heard)
+                yield Piece(answering.written, samples, first, answering.transcript.text)
 
     def _take_text(self, answering: _Answering) -> Iterator[Piece]:
         for token, state in answering.text.take():
@@ -192,7 +191,7 @@ class AnswerStreams:
             answering.states.append(state)
             # The text of all tokens: a character may be spread over several of them.
             answering.written = self.pipeline.backbone.detokenize(answering.tokens)
-            yield Piece(answering.written, heard=answering.heard)
+            yield Piece(answering.written, heard=answering.transcript.text)
             if answering.cutting is not None:
                 self._ask_for_units(answering, answering.cutting.push(state, answering.written))
         if answering.text.ended and answering.cutting is not None:
@@ -228,6 +227,7 @@ class AnswerStreams:
             if progress.ended or len(segment.tokens) >= segment.expand_from:
                 tokens = torch.stack(segment.tokens) if segment.tokens else progress.tokens
                 unit_tokens = pipeline.require_echo().unit_tokens_in(tokens, ended=progress.ended)
+                segment.is_cut = unit_tokens.is_cut
                 units = pipeline.require_codec().units_of(unit_tokens)
                 answering.pending += units[segment.given :]
                 answering.units += units[segment.given :]
@@ -235,6 +235,7 @@ class AnswerStreams:
                 segment.expand_from = len(segment.tokens) + EXPAND_EVERY
             if not progress.ended:
                 return
+            answering.is_speech_cut |= segment.is_cut
             answering.segments.popleft()
             if not self._joins_segments:
                 answering.borders.append(len(answering.units))
@@ -261,13 +262,14 @@ class AnswerStreams:
         answer = Answer(
             text=answering.written,
             token_ids=tuple(answering.tokens),
-            heard=answering.heard,
-            heard_ids=answering.heard_ids,
+            heard=answering.transcript.text,
+            heard_ids=answering.transcript.ids,
             units=tuple(answering.units),
             codebooks=1 if codec is None else codec.codebooks,
-            is_cut=answering.text.is_cut,
+            cut=cut_of(answering.text.is_cut, answering.is_speech_cut),
+            unheard=answering.transcript.unheard,
         )
-        return Piece(answering.written, heard=answering.heard, answer=answer)
+        return Piece(answering.written, heard=answering.transcript.text, answer=answer)
 
 
 @dataclass(slots=True)
@@ -278,6 +280,7 @@ class _SegmentUnits:
     tokens: list[Tensor] = field(default_factory=list)  # each [K]
     given: int = 0  # units that were passed on
     expand_from: int = 1  # tokens from which units are looked for again
+    is_cut: bool = False  # whether their end is not there
 
 
 @dataclass(slots=True)
@@ -286,8 +289,7 @@ class _Answering:
 
     text: TextStream
     cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
-    heard: str
-    heard_ids: tuple[int, ...]
+    transcript: Transcript
     first_chunk: int  # units
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)  # each [H]
@@ -297,6 +299,7 @@ class _Answering:
     pending: list[int] = field(default_factory=list)  # units that the codec has not seen
     borders: deque[int] = field(default_factory=deque)  # units before which a codec begins anew
     codec_state: DecodeState | None = None
+    is_speech_cut: bool = False  # whether the limit cut a segment
     samples: int = 0  # that were given
     chunks: int = 0  # that were decoded before the last
     is_complete: bool = False

@@ -112,6 +112,17 @@ class LibraryText(TextStream):
         return [] if self.ended else [(int(token), states[0])]
 
 
+class NoText(TextStream):
+    """The text of a question that is not answered."""
+
+    uses_engine = False
+    ended = True
+
+    def take(self) -> list[tuple[int, Tensor]]:
+        """Return nothing; see `TextStream.take`."""
+        return []
+
+
 def text_stream(pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor) -> TextStream:
     """Begin the text that follows a prompt, decoded as whole answers of the pipeline are.
 

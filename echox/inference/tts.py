@@ -13,9 +13,9 @@ from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.signals import Units, padded
 from echox.decoding import DecodeEngine
-from echox.inference.answers import Answer, Clock
+from echox.inference.answers import Answer, Clock, cut_of
 from echox.models.denoising import T2CModel
-from echox.models.unit_generation import unit_decode_engine
+from echox.models.unit_generation import UnitTokens, unit_decode_engine
 
 MAX_STEPS = 1024  # decode steps of a text or a segment, each a unit token or a mark
 
@@ -121,11 +121,14 @@ class TTSPipeline:
                 rate_hz=self.codec.rate_hz,
                 timings_s=clock.seconds,
                 batch=len(texts),
+                cut=cut_of(False, tokens.is_cut),
             )
-            for text, row_ids, row_units, row_samples in zip(texts, ids, units, samples)
+            for text, row_ids, tokens, row_units, row_samples in zip(
+                texts, ids, unit_tokens, units, samples
+            )
         ]
 
-    def _generate_unit_tokens(self, ids: list[tuple[int, ...]], clock: Clock) -> list[list[int]]:
+    def _generate_unit_tokens(self, ids: list[tuple[int, ...]], clock: Clock) -> list[UnitTokens]:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
         with clock.part("units"), autocast:
             padded_ids = padded(ids, 0).to(self.device)

@@ -13,7 +13,7 @@ from echox.core.errors import ConfigError
 from echox.decoding import DecodeEngine
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
-from echox.models.unit_generation import generate_targets, generate_unit_tokens
+from echox.models.unit_generation import UnitTokens, generate_targets, generate_unit_tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -143,7 +143,7 @@ class T2CModel(nn.Module):
         lengths: Tensor,
         max_steps: int = 1024,
         engine: DecodeEngine | None = None,
-    ) -> list[list[int]]:
+    ) -> list[UnitTokens]:
         """Generate unit tokens for texts, greedy.
 
         Args:
@@ -166,7 +166,7 @@ class T2CModel(nn.Module):
         lengths: Tensor,
         max_steps: int = 1024,
         engine: DecodeEngine | None = None,
-    ) -> list[list[int]]:
+    ) -> list[UnitTokens]:
         """Generate pseudo-labels for texts: unit tokens with the decoder's marks, greedy.
 
         Args:

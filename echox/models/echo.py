@@ -18,6 +18,7 @@ from echox.models.speech_llm import SpeechLLM
 from echox.models.unit_generation import (
     SLOTS,
     UnitDecoderSteps,
+    UnitTokens,
     target_of,
     target_requests,
     unit_decode_engine,
@@ -70,8 +71,8 @@ class EchoBase(nn.Module, ABC):
         """
 
     @abstractmethod
-    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
-        """Return the unit tokens that decoded tokens stand for.
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> UnitTokens:
+        """Return the unit tokens that decoded tokens stand for, cut where their end is not there.
 
         Args:
             tokens: [T, K] of a segment, all or the first of them.
@@ -85,7 +86,7 @@ class EchoBase(nn.Module, ABC):
         max_steps: int | None = None,
         engine: DecodeEngine | None = None,
         text: Tensor | None = None,
-    ) -> list[list[int]]:
+    ) -> list[UnitTokens]:
         """Generate the unit tokens of given segments, greedy; no context crosses segments.
 
         Args:
@@ -97,12 +98,12 @@ class EchoBase(nn.Module, ABC):
             text: the answers' greedy tokens [B, S], if they are known.
 
         Returns:
-            unit tokens of each segment.
+            unit tokens of each segment, and whether the limit cut them.
 
         Raises:
             SignalError: a segment is too long for the engine, or scores are NaN or infinite.
         """
-        unit_tokens: list[list[int]] = [[] for _ in spans.rows]
+        unit_tokens = [UnitTokens() for _ in spans.rows]
         if not unit_tokens:
             return unit_tokens
         if engine is None:
@@ -126,7 +127,7 @@ class EchoBase(nn.Module, ABC):
         max_steps: int | None = None,
         engine: DecodeEngine | None = None,
         text: Tensor | None = None,
-    ) -> list[list[int]]:
+    ) -> list[UnitTokens]:
         """Generate the unit tokens of answers; see `speak_segments`.
 
         Args:
@@ -149,16 +150,16 @@ class EchoBase(nn.Module, ABC):
         max_steps: int | None = None,
         engine: DecodeEngine | None = None,
         text: Tensor | None = None,
-    ) -> list[list[int]]:
+    ) -> list[UnitTokens]:
         """Generate the unit tokens of answers by given segments; see `speak`.
 
         Answers without a segment have no unit tokens.
         """
-        unit_tokens: list[list[int]] = [[] for _ in hidden]
+        unit_tokens = [UnitTokens() for _ in hidden]
         segments = self.speak_segments(hidden, spans, max_steps, engine, text)
         # Segments lie in the order of rows and positions, so appending restores each answer.
         for row, tokens in zip(spans.rows.tolist(), segments):
-            unit_tokens[row] += tokens
+            unit_tokens[row].append_segment(tokens)
         return unit_tokens
 
 
@@ -236,10 +237,11 @@ class EchoModel(EchoBase):
         vectors, lengths = cut(denoised, spans)  # [G, L, H], [G]
         return target_requests(steps, vectors, lengths, max_steps or MAX_STEPS)
 
-    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> UnitTokens:
         """Return the unit tokens without marks; see `EchoBase.unit_tokens_in`."""
         decoder = self.voice.decoder
-        return decoder.unit_tokens_in(target_of(decoder, tokens.tolist()))
+        target = target_of(decoder, tokens.tolist())
+        return UnitTokens(decoder.unit_tokens_in(target), target.is_cut)
 
 
 class Teacher(nn.Module):
@@ -258,7 +260,7 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def targets(self, text: Tensor, lengths: Tensor, max_steps: int = 1024) -> list[list[int]]:
+    def targets(self, text: Tensor, lengths: Tensor, max_steps: int = 1024) -> list[UnitTokens]:
         """Generate pseudo-labels for texts.
 
         Args:

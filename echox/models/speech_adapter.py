@@ -237,14 +237,24 @@ class SpeechAdapter(nn.Module):
             states = layer(states, src_key_padding_mask=~real)
         return self.out_norm(states.transpose(0, 1)) * real[..., None], lengths
 
-    def transcripts(self, speech: AdaptedSpeech) -> list[tuple[int, ...]]:
-        """The words that CTC recognised in each clip, as the language model's tokens."""
+    def transcripts(
+        self, speech: AdaptedSpeech, window: float | None = None
+    ) -> list[list[tuple[int, ...]]]:
+        """The words that CTC recognised in each clip, as the language model's tokens.
+
+        Args:
+            speech: A clips.
+            window: frames of the encoder's windows; None takes a clip as one.
+
+        Returns:
+            of each clip its windows, of each window the tokens that begin in it.
+        """
         # CTC's classes are the adapter's own vocabulary, a part of the language model's.
-        token_ids = self.token_ids.tolist()
-        return [
-            tuple(token_ids[index] for index in clip)
-            for clip in ctc_tokens(speech.ctc_logits, speech.frame_lengths)
-        ]
+        best = speech.ctc_logits.argmax(-1)
+        first, _ = runs(best, valid_mask(speech.frame_lengths, best.shape[1]), self.blank)
+        # The blank, which has no token, is never kept.
+        tokens = self.token_ids[best.clamp(max=self.blank - 1)]
+        return tokens_by_window(tokens, first, window and window / self.config.stack)
 
     def scores(self, frames: Tensor) -> Tensor:
         """CTC logits of frames [..., H]: [..., C], the blank last."""
@@ -420,6 +430,28 @@ def ctc_tokens(logits: Tensor, lengths: Tensor) -> list[list[int]]:
     best = logits.argmax(-1)
     first, _ = runs(best, valid_mask(lengths, best.shape[1]), logits.shape[2] - 1)
     return [row[keep].tolist() for row, keep in zip(best, first)]
+
+
+def tokens_by_window(
+    tokens: Tensor, kept: Tensor, window: float | None
+) -> list[list[tuple[int, ...]]]:
+    """Group the tokens of clips by the windows that they begin in.
+
+    Args:
+        tokens: [A, F] of each frame.
+        kept: bool [A, F], True where a token begins that is taken.
+        window: frames of a window; None takes a clip as one.
+
+    Returns:
+        of each clip its windows that hold a token, in order; one empty window where none does.
+    """
+    clips = []
+    for own, keep in zip(tokens.cpu(), kept.cpu()):
+        windows: dict[int, list[int]] = {}
+        for frame, token in zip(keep.nonzero()[:, 0].tolist(), own[keep].tolist()):
+            windows.setdefault(int(frame / window) if window else 0, []).append(token)
+        clips.append([tuple(row) for row in windows.values()] or [()])
+    return clips
 
 
 def run_means(values: Tensor, run: Tensor, size: int) -> Tensor:

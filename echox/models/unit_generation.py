@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,23 @@ from echox.models.unit_decoder import UnitDecoder
 
 SLOTS = 64  # requests stepped together where the caller does not say
 NEVER = 2**31  # a step that no request reaches
+
+
+class UnitTokens(list[int]):
+    """Generated ids of one text.
+
+    Attributes:
+        is_cut: whether the limit of steps came before the end.
+    """
+
+    def __init__(self, ids: Iterable[int] = (), is_cut: bool = False) -> None:
+        super().__init__(ids)
+        self.is_cut = is_cut
+
+    def append_segment(self, segment: UnitTokens) -> None:
+        """Append the ids of the next segment, which may be cut."""
+        self.extend(segment)
+        self.is_cut |= segment.is_cut
 
 
 class UnitDecoderSteps(Steps):
@@ -206,7 +223,7 @@ def generate_targets(
     *,
     sampling: UnitRequest = GREEDY,
     engine: DecodeEngine[UnitDecoderSteps] | None = None,
-) -> list[list[int]]:
+) -> list[UnitTokens]:
     """Generate targets of the unit decoder: unit tokens, NEXT marks and END.
 
     Args:
@@ -218,13 +235,13 @@ def generate_targets(
         engine: of `unit_decode_engine`; None builds one for this call.
 
     Returns:
-        target ids per row, as `UnitDecoder.forward` takes them.
+        target ids per row, as `UnitDecoder.forward` takes them, and whether the limit cut them.
 
     Raises:
         SignalError: a text is too long for the engine, or scores are NaN or infinite.
     """
     lengths = text_lengths.tolist()
-    targets = [decoder.target_of_rows([]) for _ in lengths]
+    targets = [UnitTokens(decoder.target_of_rows([])) for _ in lengths]
     if not any(lengths):
         return targets
     if engine is None:
@@ -277,7 +294,7 @@ def generate_unit_tokens(
     text_lengths: Tensor,
     max_steps: int = 1024,
     engine: DecodeEngine[UnitDecoderSteps] | None = None,
-) -> list[list[int]]:
+) -> list[UnitTokens]:
     """Generate unit tokens for texts, greedy; rows never influence each other.
 
     Args:
@@ -294,10 +311,10 @@ def generate_unit_tokens(
         SignalError: as `generate_targets`.
     """
     targets = generate_targets(decoder, text, text_lengths, max_steps, engine=engine)
-    return [decoder.unit_tokens_in(target) for target in targets]
+    return [UnitTokens(decoder.unit_tokens_in(target), target.is_cut) for target in targets]
 
 
-def target_of(decoder: UnitDecoder, steps: Sequence[list[int]]) -> list[int]:
+def target_of(decoder: UnitDecoder, steps: Sequence[list[int]]) -> UnitTokens:
     """Return the target of generated steps [T, K], with an END where the limit came before it.
 
     Frames of several codebooks that are incomplete are dropped: those of the first steps of a
@@ -305,9 +322,10 @@ def target_of(decoder: UnitDecoder, steps: Sequence[list[int]]) -> list[int]:
     """
     rows = aligned(steps, decoder.delays)
     is_end = (index for index, row in enumerate(rows) if row[0] == decoder.end_id)
-    end = next(is_end, len(rows))
+    end = next(is_end, None)
     silence = [decoder.begin_id] * (decoder.codebooks - 1)
     # Codebooks without a delay were sampled in the step of a mark, before it was known: silenced.
-    return decoder.target_of_rows(
+    target = decoder.target_of_rows(
         [row if row[0] < decoder.unit_vocab_size else [row[0], *silence] for row in rows[:end]]
     )
+    return UnitTokens(target, is_cut=end is None)

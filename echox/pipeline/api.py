@@ -28,6 +28,7 @@ def load(
     codec_folder: str | None = None,
     encoder_folder: str | None = None,
     max_tokens: int | None = None,
+    answer_silence: bool = False,
     plugin_dirs: Sequence[str | Path] = (),
 ) -> Pipeline:
     """Load a finished run, stage or published folder, and answer spoken questions with it.
@@ -45,6 +46,8 @@ def load(
         encoder_folder: where Whisper lies, for a published folder that does not say it.
         max_tokens: text tokens of an answer at most; None takes 512 for a published folder and 64
             for others.
+        answer_silence: answer where nothing was heard too; otherwise such an answer is empty and
+            has its reason in `unheard`.
         plugin_dirs: folders of plugins beside ./plugins and ECHOX_PLUGINS; their code is run.
 
     Raises:
@@ -59,6 +62,7 @@ def load(
         codec_folder=codec_folder,
         encoder_folder=encoder_folder,
         max_tokens=max_tokens,
+        answer_silence=answer_silence,
     )
 
 

@@ -403,7 +403,11 @@ def _answer_example(recipe: Recipe) -> None:
     print_message(f"asked:    {question}")
     final = Path(recipe.run_dir) / stage / "final"
     config = GenerateConfig(
-        checkpoint=str(final), input=str(question), output=str(answer), device=recipe.device
+        checkpoint=str(final),
+        input=str(question),
+        output=str(answer),
+        device=recipe.device,
+        answer_silence=True,  # after few steps nothing is heard yet, and the voice is to be heard
     )
     generate(config)
 

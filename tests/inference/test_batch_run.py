@@ -13,6 +13,7 @@ from echox.data.audio import save_audio
 from echox.inference import batch_run
 from echox.inference.batch_run import GenerateConfig, generate
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.models import echo
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,45 @@ def test_answers_of_another_run_are_not_mixed(config):
     assert generate(config) == 0 and len(records(config)) == 5
 
 
-def test_one_file(config, tmp_path, capsys):
+def test_a_silent_row_says_so_and_has_no_speech(config, tmp_path, capsys):
+    save_audio(tmp_path / "data" / "silent.wav", torch.zeros(RATE_HZ), RATE_HZ)
+    add_line(config, spoken_row("silent", "silent.wav"))
+    assert generate(config) == 0
+    row = records(config)[-1]
+    assert (row["heard"], row["text"], row["audio"], row["error"]) == ("", "", None, None)
+    assert row["unheard"] == "nothing was heard, for the clip is silent"
+    printed = capsys.readouterr().out
+    assert "5 of 6 rows answered, 5 aloud" in printed and "in 1 nothing was heard" in printed
+    assert "5 cut in text" in printed
+    # It is a finished record, and one of other settings is not mixed with it.
+    assert generate(config) == 0 and records(config)[-1] == row
+    config.answer_silence = True
+    with pytest.raises(ConfigError, match="another answer_silence"):
+        generate(config)
+    config.overwrite = True
+    assert generate(config) == 0
+    assert records(config)[-1]["audio"] and records(config)[-1]["unheard"] == row["unheard"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_silent_file_is_not_answered(config, tmp_path, capsys, stream):
+    save_audio(tmp_path / "silent.wav", torch.zeros(RATE_HZ), RATE_HZ)
+    one_file = GenerateConfig(
+        checkpoint=config.checkpoint,
+        input=str(tmp_path / "silent.wav"),
+        output=str(tmp_path / "answer.wav"),
+        stream=stream,
+        device="cpu",
+        max_tokens=5,
+    )
+    with pytest.raises(SignalError, match="nothing was heard, for the clip is silent; record it"):
+        generate(one_file)
+    assert not (tmp_path / "answer.wav").exists() and not capsys.readouterr().out
+    one_file.answer_silence = True
+    assert generate(one_file) == 0 and (tmp_path / "answer.wav").exists()
+
+
+def test_one_file(config, tmp_path, capsys, monkeypatch):
     one_file = GenerateConfig(
         checkpoint=config.checkpoint,
         input=str(tmp_path / "data/clips/ask-0.wav"),
@@ -221,7 +260,14 @@ def test_one_file(config, tmp_path, capsys):
     )
     assert generate(one_file) == 0
     assert soundfile.info(one_file.output).samplerate == RATE_HZ
-    assert f"spoken:   {one_file.output}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"spoken:   {one_file.output}" in printed and "limit of the unit decoder" not in printed
+    monkeypatch.setattr(echo, "MAX_STEPS", 6)
+    assert generate(one_file) == 0
+    assert "cut at the limit of the unit decoder: set shorter segments" in capsys.readouterr().out
+    one_file.stream = True
+    assert generate(one_file) == 0
+    assert "cut at its limit of length: text, speech" in capsys.readouterr().out
 
 
 def test_wrong_input_is_refused_before_models_are_loaded(config, tmp_path):

@@ -9,8 +9,10 @@ from tiny_run import RATE_HZ, noise, write_run
 from echox.backbones.base import Turn
 from echox.core import checkpoint
 from echox.core.errors import CheckpointError, ConfigError, SignalError
+from echox.inference import tts as tts_module
 from echox.inference.answers import USER, Question
 from echox.inference.load import load_pipeline, load_tts_pipeline
+from echox.models import echo as echo_module
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +76,76 @@ def test_unusable_audio_is_one_sentence(pipeline, clip):
         pipeline.answer([noise(0, 0.3), clip])
 
 
-def test_silence_is_audio_like_any_other(pipeline):
-    assert pipeline.answer([torch.zeros(RATE_HZ)])[0].text
+@pytest.fixture
+def deaf(pipeline):
+    """The pipeline, whose adapter recognises no word."""
+    bias = pipeline.speech_llm.adapter.ctc_head.bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias[-1] = 1e6  # the blank
+    yield pipeline
+    with torch.no_grad():
+        bias.copy_(before)
+
+
+def test_silence_is_not_answered_unless_it_is_asked_for(pipeline, monkeypatch):
+    clips = [torch.zeros(RATE_HZ), noise(7, 0.5), 1e-4 * noise(8, 0.5)]
+    silent, spoken, quiet = pipeline.answer(clips)
+    for answer in (silent, quiet):
+        assert answer.unheard == "nothing was heard, for the clip is silent"
+        assert (answer.text, answer.heard, answer.units) == ("", "", ())
+        assert answer.samples is None and answer.cut is None
+    assert spoken.unheard is None and spoken.samples is not None
+    # The rows beside it do not change what is said.
+    assert spoken.units == pipeline.answer(clips[1:2])[0].units
+    monkeypatch.setattr(pipeline, "answer_silence", True)
+    answer = pipeline.answer(clips[:1])[0]
+    assert answer.text and answer.samples is not None and answer.heard == ""
+    assert answer.unheard == "nothing was heard, for the clip is silent"
+
+
+def test_what_no_word_is_recognised_in_is_not_answered(deaf):
+    answer = deaf.answer([noise(7, 0.01)])[0]
+    assert answer.unheard == "nothing was heard, for no word was recognised in the clip"
+    assert answer.text == "" and answer.samples is None
+    # Words that are written need not be heard.
+    turns = (Turn(USER, "Describe this sound.", True),)
+    described = deaf.reply([Question(turns, (noise(7, 0.3),))])[0]
+    assert described.text and described.unheard is None
+    later = (Turn(USER, "", True), Turn(USER, "What did I say?"))
+    assert deaf.reply([Question(later, (noise(7, 0.3),))])[0].text
+
+
+def test_silent_windows_beside_a_question_are_left_out(pipeline):
+    question = noise(9, 1.0)
+    padded = torch.cat([torch.zeros(61 * RATE_HZ), question])
+    # The last window holds a second of silence before the question.
+    alone = pipeline.answer([padded[60 * RATE_HZ :]])[0]
+    answer = pipeline.answer([padded])[0]
+    assert (answer.heard, answer.units) == (alone.heard, alone.units) and answer.unheard is None
+
+
+def test_windows_of_a_transcript_are_joined_with_a_space(pipeline, monkeypatch):
+    asked = []
+
+    def transcripts(speech, window):
+        asked.append(window)
+        return [[(64, 65), (), (66,)], [(64, 65)]]
+
+    monkeypatch.setattr(pipeline.speech_llm.adapter, "transcripts", transcripts)
+    long, short = pipeline.answer([noise(5, 0.2), noise(6, 0.1)])
+    assert (long.heard, long.heard_ids, short.heard) == ("ab c", (64, 65, 66), "ab")
+    assert asked == [1500]  # frames of 30 s
+
+
+def test_speech_that_reaches_its_limit_says_so(pipeline, tts, monkeypatch):
+    ended = [answer.cut for answer in tts.synthesize(["a", ""])]
+    assert ended == [None, None]
+    monkeypatch.setattr(tts_module, "MAX_STEPS", 6)
+    assert [answer.cut for answer in tts.synthesize(["a", "a " * 30])] == [None, "speech"]
+    monkeypatch.setattr(echo_module, "MAX_STEPS", 6)
+    # An untrained model ends neither its text nor, so soon, its speech.
+    assert pipeline.answer([noise(0, 0.5)])[0].cut == "text, speech"
 
 
 def test_no_question_gives_no_answer(pipeline, tts):

@@ -10,6 +10,7 @@ from echox.inference import streaming
 from echox.inference.answers import USER, Question
 from echox.inference.load import load_pipeline
 from echox.inference.streaming import AnswerStreams, stream
+from echox.models import echo
 from echox.models.segmenting import Cutter, SegmentRule, SegmentsConfig
 
 
@@ -44,7 +45,7 @@ def samples_of(pieces):
 def check_equal(pieces, whole):
     """The pieces of a stream are the whole answer."""
     answer = pieces[-1].answer
-    for name in ("text", "token_ids", "units", "heard", "is_cut"):
+    for name in ("text", "token_ids", "units", "heard", "heard_ids", "cut", "unheard"):
         assert getattr(answer, name) == getattr(whole, name), name
     joined = samples_of(pieces)
     assert len(joined) == len(whole.samples)
@@ -143,6 +144,28 @@ def test_a_codec_that_needs_all_units_speaks_segment_by_segment(cut_pipeline, mo
     pieces = list(stream(cut_pipeline, question()))
     assert pieces[-1].answer.units == whole.units
     assert sum(piece.samples is not None for piece in pieces) > 1
+
+
+def test_silence_is_not_answered_beside_one_who_speaks(pipeline, monkeypatch):
+    silent = Question((Turn(USER, "", True),), (torch.zeros(8000),))
+    streams = AnswerStreams(pipeline)
+    numbers = [streams.add(silent), streams.add(question())]
+    pieces = {number: [] for number in numbers}
+    while not streams.is_idle:
+        for number, piece in streams.step():
+            pieces[number].append(piece)
+    (only,) = pieces[numbers[0]]
+    assert only.answer.unheard == "nothing was heard, for the clip is silent" and not only.text
+    check_equal(pieces[numbers[1]], pipeline.reply([question()])[0])
+    monkeypatch.setattr(pipeline, "answer_silence", True)
+    check_equal(list(stream(pipeline, silent)), pipeline.reply([silent])[0])
+
+
+def test_a_cut_of_the_speech_is_that_of_the_whole_answer(pipeline, monkeypatch):
+    monkeypatch.setattr(echo, "MAX_STEPS", 6)
+    whole = pipeline.reply([question()])[0]
+    assert whole.cut == "text, speech"
+    check_equal(list(stream(pipeline, question())), whole)
 
 
 def test_what_cannot_be_answered_is_one_sentence(pipeline):

@@ -1,11 +1,14 @@
 """The speech adapter: runs, means, independence of rows."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from echox.core.errors import ConfigError
 from echox.core.signals import Features
 from echox.models.speech_adapter import (
+    AdaptedSpeech,
     SpeechAdapter,
     SpeechAdapterConfig,
     ctc_tokens,
@@ -66,6 +69,21 @@ def test_no_clips_give_no_vectors_and_every_weight_has_a_gradient():
 def test_ctc_tokens_merge_repeats_and_drop_blanks():
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 1, 3, 1, 2, 0]]), 4).float()
     assert ctc_tokens(logits, torch.tensor([5])) == [[1, 1, 2]]
+
+
+def test_transcripts_are_parted_by_the_windows_that_tokens_begin_in():
+    model = adapter(stack=2)
+    # Two clips of four frames a window; the first clip's second token goes on in the second window.
+    best = torch.tensor([[1, 9, 9, 2, 2, 9, 3, 3, 4], [9, 9, 9, 9, 5, 9, 9, 9, 9]])
+    logits = torch.nn.functional.one_hot(best, 10).float()
+    nothing = torch.zeros(2, 1, 16)
+    speech = AdaptedSpeech(logits, torch.tensor([9, 9]), nothing, torch.ones(2))
+    assert model.transcripts(speech, 8) == [[(1, 2), (3,), (4,)], [(5,)]]
+    assert model.transcripts(speech) == [[(1, 2, 3, 4)], [(5,)]]
+    assert model.transcripts(dataclasses.replace(speech, frame_lengths=torch.tensor([1, 4]))) == [
+        [(1,)],
+        [()],
+    ]
 
 
 def test_at_first_the_vectors_are_text_embeddings():

@@ -53,6 +53,24 @@ def test_monotonic_targets_pass_every_text_token_once_and_then_end():
         assert max(map(len, letters.split("n"))) <= 4
 
 
+@pytest.mark.parametrize("monotonic", [True, False])
+def test_generation_that_the_limit_cuts_says_so(monotonic):
+    model = decoder(monotonic, max_words_per_token=2)
+    # In the monotonic form a text of one token ends after 4 steps at most, one of four after 13.
+    text, lengths = torch.randn(3, 4, 16), torch.tensor([4, 1, 0])
+    if not monotonic:
+        torch.nn.init.zeros_(model.head.weight)
+        text, lengths = text[:1], lengths[:1]
+    rows = generate_unit_tokens(model, text, lengths, max_steps=5)
+    assert [row.is_cut for row in rows] == ([True, False, False] if monotonic else [True])
+    assert all(
+        row.is_cut == target.is_cut
+        for row, target in zip(rows, generate_targets(model, text, lengths, max_steps=5))
+    )
+    ended = generate_unit_tokens(model, text, lengths, max_steps=40)
+    assert not monotonic or not any(row.is_cut for row in ended)
+
+
 def test_targets_mark_the_end_of_each_token():
     assert decoder().target_of([[3, 4], [], [5]]) == [3, 4, 22, 22, 5, 22, 21]
     assert decoder(monotonic=False).target_of([[3, 4], [5]]) == [3, 4, 5, 21]

@@ -20,7 +20,7 @@ from echox.core.errors import ConfigError
 from echox.core.signals import Features, valid_mask
 from echox.models.look_back import look_back
 from echox.models.release.compatibility import PAPER, Compatibility
-from echox.models.speech_adapter import alignment_layers, runs, stacked
+from echox.models.speech_adapter import alignment_layers, runs, stacked, tokens_by_window
 
 # Frames scored against the vocabulary at a time: 130 MB of float32 at 128,257 tokens.
 CTC_SLICE_FRAMES = 256
@@ -122,10 +122,12 @@ class ShrinkingAdapter(nn.Module):
         vectors = self.shrink(frames, lengths, kept)
         return ShrunkSpeech(frames, lengths, tokens, kept, vectors, kept.sum(1))
 
-    def transcripts(self, speech: ShrunkSpeech) -> list[tuple[int, ...]]:
-        """The words that CTC recognised in each clip, as the language model's tokens."""
+    def transcripts(
+        self, speech: ShrunkSpeech, window: float | None = None
+    ) -> list[list[tuple[int, ...]]]:
+        """The words that CTC recognised in each clip; see `SpeechAdapter.transcripts`."""
         is_text = speech.kept & (speech.tokens != self.shape.blank_id)
-        return [tuple(row[keep].tolist()) for row, keep in zip(speech.tokens, is_text)]
+        return tokens_by_window(speech.tokens, is_text, window and window / self.shape.stack)
 
     def project(self, features: Features) -> tuple[Tensor, Tensor]:
         """Stack and project encoder frames.

@@ -10,6 +10,7 @@ from echox.models.echo import EchoBase
 from echox.models.release.model import MAX_UNIT_TOKENS, ReleaseSpeechLLM
 from echox.models.release.unit_decoding import SLOTS, greedy_requests
 from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentRule, SegmentsConfig, cut
+from echox.models.unit_generation import UnitTokens
 
 
 class ReleaseEcho(EchoBase):
@@ -52,9 +53,9 @@ class ReleaseEcho(EchoBase):
         limit = max_steps or MAX_UNIT_TOKENS
         return dict(enumerate(greedy_requests(prompt, release.tokens.end_id, limit)))
 
-    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> list[int]:
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> UnitTokens:
         """Return the units that the tokens name; see `EchoBase.unit_tokens_in`."""
         ids, end_id = tokens[:, 0].tolist(), self.speech_llm.release.tokens.end_id
         units = self.speech_llm.release.tokens.units([each for each in ids if each != end_id])
         # The digits of the next token may belong to the last unit.
-        return units if ended else units[:-1]
+        return UnitTokens(units if ended else units[:-1], is_cut=end_id not in ids)

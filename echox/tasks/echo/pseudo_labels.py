@@ -56,7 +56,7 @@ class PseudoLabels:
 @torch.no_grad()
 def make_labels(
     model: EchoBase,
-    targets_of: Callable[[Tensor, Tensor], list[list[int]]],
+    targets_of: Callable[[Tensor, Tensor], Sequence[list[int]]],
     hidden: Tensor,
     lengths: Tensor,
     text: Tensor,
