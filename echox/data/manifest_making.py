@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.packages import require
+from echox.data.histogram import Tally
 from echox.data.manifest_builder import FAULTS, MakeManifestConfig, ManifestBuilder, path_beside
 from echox.data.sources.opening import COPIES, required_packages, source_paths, source_prefixes
+
+# Reasons that are printed with their counts.
+_LISTED_REASONS = 10
+# Names of files and members, quotations and numbers in a reason.
+_NAMES = re.compile(r"'[^']*'|\S*(?:[/\\\d]|\.\w)\S*")
 
 
 def make_manifest(config: MakeManifestConfig) -> Path:
@@ -36,12 +45,36 @@ def make_manifest(config: MakeManifestConfig) -> Path:
             f"the manifest {output} could not be made: {error.strerror or error}; "
             "mend that and start again to go on"
         ) from error
+    faults = path_beside(output, FAULTS)
     print(
         f"{output}: {progress.rows} rows, {progress.seconds / 3600:.2f} h; "
         f"{progress.faults} entries left out"
-        + (f", named in {path_beside(output, FAULTS)}" if progress.faults else "")
+        + (f", named in {faults}; by reason:" if progress.faults else "")
     )
+    if progress.faults:
+        print("\n".join(_counted_reasons(faults)))
     return output
+
+
+def _counted_reasons(faults: Path) -> Iterator[str]:
+    """The most frequent reasons of a file of faults, each with its count and as it came first.
+
+    Reasons that differ in names and numbers alone count as one.
+    """
+    counts = Tally()
+    first: dict[str, str] = {}
+    with faults.open("rb") as file:
+        for line in file:
+            reason = json.loads(line)["reason"]
+            kind = _NAMES.sub("...", reason)
+            counts.add(kind)
+            if kind in counts.counts:
+                first.setdefault(kind, reason)
+    for kind, count in counts.most(_LISTED_REASONS):
+        yield f"{count:>9,}  {first[kind]}"
+    others = len(counts.counts) - _LISTED_REASONS
+    if others > 0:
+        yield f"{'':>9}  and {others:,} more reasons"
 
 
 def _refuse_output(config: MakeManifestConfig, paths: list[Path], output: Path) -> None:

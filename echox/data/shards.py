@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import tarfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +14,9 @@ from echox.core.files import atomic_write
 
 _BLOCK = tarfile.BLOCKSIZE
 _COPY_BYTES = 1 << 20
+# Audio shrinks to a third at best, silence more. What unpacks to more than a hundred times its
+# size, and to more than a gigabyte, is no archive of clips but fills the disk.
+_UNPACKED_RATIO, _UNPACKED_BYTES = 100, 1 << 30
 
 
 class ShardWriter:
@@ -118,7 +121,8 @@ def unpack(archive: Path, target: Path) -> Path:
         the target.
 
     Raises:
-        ManifestError: the archive is damaged, or the disk is full.
+        ManifestError: the archive is damaged or unpacks to far more than its own size, or the disk
+            is full.
     """
     # An earlier start may have unpacked it.
     if target.exists():
@@ -129,12 +133,25 @@ def unpack(archive: Path, target: Path) -> Path:
             gzip.open(archive) as packed,
             unfinished.open("wb") as out,
         ):
-            shutil.copyfileobj(packed, out, _COPY_BYTES)
-    # A truncated archive is an EOFError, a damaged one a BadGzipFile.
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+            _copy(archive, packed, out)
+    # A truncated archive is an EOFError, a damaged one a BadGzipFile or an error of zlib.
+    except (EOFError, zlib.error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ManifestError(
             f"{archive} could not be unpacked to {target}: {reason}; "
             "copy it again, or free some space"
         ) from error
     return target
+
+
+def _copy(archive: Path, packed: gzip.GzipFile, out: BinaryIO) -> None:
+    """Copy what an archive unpacks to, unless it is far more than an archive of clips holds."""
+    limit = max(_UNPACKED_BYTES, _UNPACKED_RATIO * archive.stat().st_size)
+    written = 0
+    while block := packed.read(_COPY_BYTES):
+        written += out.write(block)
+        if written > limit:
+            raise ManifestError(
+                f"{archive} unpacks to more than {limit >> 20} MiB, far more than audio would; "
+                "unpack it yourself if it is meant to, and name the .tar"
+            )

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from echox.core.config import near
-from echox.core.errors import ConfigError
+from echox.core.errors import ConfigError, ManifestError
 from echox.core.packages import OptionalPackage
 from echox.data.rows import LONGEST_S, as_number
 
+# Bytes of a file of words or labels at most, for it is read whole.
+LABEL_BYTES = 16 << 20
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
+# Names of columns that an error lists.
+_LISTED_COLUMNS = 30
 # Names of columns in tables and JSON files; the first that is present is used.
 KNOWN_COLUMNS = {
     "audio": ("audio", "path", "wav", "file", "audio_filepath", "audio_path", "file_name"),
@@ -132,7 +136,7 @@ class Source(ABC):
         *,
         seconds: Any = None,
         units: Any = None,
-        **extra: Any,
+        extra: Mapping[str, Any] | None = None,
     ) -> SourceRow | SourceFault:
         """Make a row of a clip and its words.
 
@@ -162,7 +166,7 @@ class Source(ABC):
             if text:
                 turns.append({"from": "assistant", "value": "", "transcription": text})
         # Tables have empty fields where a row has no value.
-        stated = {key: value for key, value in extra.items() if value not in (None, "")}
+        stated = {key: value for key, value in (extra or {}).items() if value not in (None, "")}
         return SourceRow(name, {**stated, "conversations": turns})
 
     def speaker_of(self, relative: Path) -> str | None:
@@ -176,6 +180,36 @@ class Source(ABC):
         if level is None or level >= len(relative.parts):
             return None
         return relative.parts[level - 1]
+
+    def columns_of(self, present: list[str]) -> Columns:
+        """Return the columns of a table by what they hold.
+
+        Args:
+            present: names of all its columns.
+
+        Raises:
+            ManifestError: none of them is known to name audio, or one that the config names is
+                missing.
+        """
+        more = len(present) - _LISTED_COLUMNS
+        listed = ", ".join(present[:_LISTED_COLUMNS]) or "none"
+        listed += f" and {more:,} more" if more > 0 else ""
+        columns = Columns(present, self.config.columns)
+        if columns.names["audio"] is None:
+            raise ManifestError(
+                f"{self.path} has the columns {listed}, "
+                "none of which is known to name audio; set columns.audio=NAME"
+            )
+        missing = [
+            f"{name} (columns.{what})"
+            for what, name in self.config.columns.items()
+            if name not in present
+        ]
+        if missing:
+            raise ManifestError(
+                f"{self.path} has the columns {listed}, and not {', '.join(missing)}"
+            )
+        return columns
 
     @property
     def root(self) -> Path:

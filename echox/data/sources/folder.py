@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from echox.data.sources.base import AUDIO_ENDINGS, Source, SourceFault, SourceRow
+from echox.core.errors import ManifestError
+from echox.data.sources.base import AUDIO_ENDINGS, LABEL_BYTES, Source, SourceFault, SourceRow
 
 # Endings of a file of words beside a clip; the written-out form of LibriTTS precedes the original.
 WORDS_BESIDE = (".normalized.txt", ".normalized", ".txt", ".lab")
@@ -47,7 +48,11 @@ class FolderSource(Source):
         ]
         if not clips:
             return
-        words = _words_of_folder(folder, names)
+        try:
+            words = _words_of_folder(folder, names)
+        except (OSError, ManifestError) as error:
+            yield SourceFault(str(folder), f"the words of its clips cannot be read ({error})")
+            words = {}
         # Looked up in a set: asking the disk for each ending of each clip would be slow.
         present = set(names)
         for name in clips:
@@ -60,17 +65,31 @@ class FolderSource(Source):
         name = "/".join(part for part in (self.prefix, relative.as_posix()) if part)
         try:
             text = words.get(clip.stem) or _words_beside(clip, present)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, ManifestError) as error:
             return SourceFault(name, f"its words cannot be read ({error})")
-        return self.clip_row(name, str(clip), text, speaker=self.speaker_of(relative))
+        return self.clip_row(name, str(clip), text, extra={"speaker": self.speaker_of(relative)})
 
 
 def _words_beside(clip: Path, present: set[str]) -> str:
     for ending in WORDS_BESIDE:
         name = clip.stem + ending
         if name in present:
-            return " ".join(clip.with_name(name).read_text(encoding="utf-8-sig").split())
+            return " ".join(_label(clip.with_name(name)).decode("utf-8-sig").split())
     return ""
+
+
+def _label(path: Path) -> bytes:
+    """Bytes of a file of words.
+
+    Raises:
+        ManifestError: it is a pipe, a device or a folder, or too large to hold words of clips.
+    """
+    # Opening a pipe would wait for a process that writes to it, and a device may have no end.
+    if not path.is_file():
+        raise ManifestError(f"{path.name} is no regular file")
+    if path.stat().st_size > LABEL_BYTES:
+        raise ManifestError(f"{path.name} has more than {LABEL_BYTES >> 20} MiB")
+    return path.read_bytes()
 
 
 def _words_of_folder(folder: Path, names: list[str]) -> dict[str, str]:
@@ -79,7 +98,7 @@ def _words_of_folder(folder: Path, names: list[str]) -> dict[str, str]:
     for name in names:
         if name.endswith(WORDS_OF_FOLDER):
             # Bad bytes spoil their own line alone.
-            text = (folder / name).read_text(encoding="utf-8-sig", errors="replace")
+            text = _label(folder / name).decode("utf-8-sig", errors="replace")
             for line in text.split("\n"):
                 key, _, line_words = line.strip().partition(" ")
                 words[key] = line_words

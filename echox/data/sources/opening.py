@@ -53,6 +53,9 @@ def source_paths(named: Sequence[str]) -> list[Path]:
             raise ConfigError(
                 f"{path} is no known kind of source; give a folder, or files that end in {endings}"
             )
+        # Opening a pipe would wait for a process that writes to it, and a device may have no end.
+        if not (path.is_dir() or path.is_file()):
+            raise ConfigError(f"the source {path} is no regular file; copy what it holds to one")
     return paths
 
 

@@ -68,8 +68,7 @@ def entry_of(source: Source, name: str, record: Any, resolve: Resolve) -> Source
         text if isinstance(text, str) else "",
         seconds=columns.get(record, "seconds"),
         units=columns.get(record, "units"),
-        speaker=columns.get(record, "speaker"),
-        **columns.others(record),
+        extra={**columns.others(record), "speaker": columns.get(record, "speaker")},
     )
 
 

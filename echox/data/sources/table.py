@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
 from echox.core.errors import ManifestError
+from echox.data.row_reader import ROW_BYTES
 from echox.data.sources.base import Columns, Source, SourceFault, SourceRow
 
 # fairseq keeps the words of a TSV's lines in files of as many lines beside it: words, or letters
@@ -24,7 +26,7 @@ class TableSource(Source):
     def entries(self) -> Iterator[SourceRow | SourceFault]:
         # Bad bytes spoil their own row alone: they become characters that no row keeps.
         with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            first = file.readline()
+            first = file.readline(ROW_BYTES)
             file.seek(0)
             yield from self._fairseq(file) if self._is_fairseq(first) else self._with_header(file)
 
@@ -35,13 +37,13 @@ class TableSource(Source):
     def _with_header(self, file: TextIO) -> Iterator[SourceRow | SourceFault]:
         is_tsv = self.path.suffix == ".tsv"
         reader = csv.DictReader(
-            file,
+            self._lines(file),
             delimiter="\t" if is_tsv else ",",
             # In a TSV a quotation mark is text: it has no way to quote.
             quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
         )
-        columns = self._columns(list(reader.fieldnames or []))
-        for number, row in enumerate(self._lines_of(reader), start=1):
+        columns = self.columns_of(self._names_of(reader))
+        for number, row in enumerate(self._rows_of(reader), start=1):
             name = f"{self.prefix}-{number}"
             # DictReader files surplus fields under None, and gives missing ones the value None.
             if None in row or None in row.values():
@@ -53,32 +55,32 @@ class TableSource(Source):
             else:
                 yield self._row(name, row, columns)
 
-    def _columns(self, present: list[str]) -> Columns:
-        columns = Columns(present, self.config.columns)
-        if columns.names["audio"] is None:
-            raise ManifestError(
-                f"{self.path} has the columns {', '.join(present) or 'none'}, "
-                "none of which is known to name audio; set columns.audio=NAME"
-            )
-        missing = [
-            f"{name} (columns.{what})"
-            for what, name in self.config.columns.items()
-            if name not in present
-        ]
-        if missing:
-            raise ManifestError(
-                f"{self.path} has the columns {', '.join(present)}, and not {', '.join(missing)}"
-            )
-        return columns
+    def _names_of(self, reader: csv.DictReader) -> list[str]:
+        with self._named_faults(reader):
+            return list(reader.fieldnames or [])
 
-    def _lines_of(self, reader: csv.DictReader) -> Iterator[dict[str, str]]:
-        try:
+    def _rows_of(self, reader: csv.DictReader) -> Iterator[dict[str, str]]:
+        with self._named_faults(reader):
             yield from reader
+
+    @contextmanager
+    def _named_faults(self, reader: csv.DictReader) -> Iterator[None]:
+        try:
+            yield
         except csv.Error as error:
             raise ManifestError(
-                f"{self.path}, line {reader.line_num}: {error}; "
+                f"{self.path}, line {reader.reader.line_num}: {error}; "
                 "a quotation mark that nothing closes takes in all that follows"
             ) from error
+
+    def _lines(self, file: TextIO) -> Iterator[str]:
+        while line := file.readline(ROW_BYTES):
+            if len(line) == ROW_BYTES:
+                raise ManifestError(
+                    f"{self.path} has a line of more than {ROW_BYTES >> 20} MiB, which is no row "
+                    "of a table; copy it again"
+                )
+            yield line
 
     def _row(self, name: str, row: dict[str, str], columns: Columns) -> SourceRow | SourceFault:
         audio = columns.get(row, "audio")
@@ -96,17 +98,17 @@ class TableSource(Source):
             columns.get(row, "text") or "",
             seconds=seconds,
             units=columns.get(row, "units"),
-            speaker=columns.get(row, "speaker"),
+            extra={"speaker": columns.get(row, "speaker")},
         )
 
     def _fairseq(self, file: TextIO) -> Iterator[SourceRow | SourceFault]:
         # The first line is no clip, whichever folder it names.
-        folder = file.readline().strip()
+        folder = file.readline(ROW_BYTES).strip()
         root = self.root if self.config.audio_root else Path(folder)
         beside = [self._lines_beside(ending) for ending in (_WORDS, _LETTERS, _UNITS)]
         # One line too many of any of the files would shift all words after it, and is named where
         # it shows: at the end.
-        for number, (line, *labels) in enumerate(zip_longest(file, *beside), start=1):
+        for number, (line, *labels) in enumerate(zip_longest(self._lines(file), *beside), start=1):
             name = f"{self.prefix}-{number}"
             if line is None:
                 reason = (
@@ -133,4 +135,4 @@ class TableSource(Source):
         path = self.path.with_suffix(ending)
         if path.is_file():
             with path.open(encoding="utf-8-sig", errors="replace") as file:
-                yield from file
+                yield from self._lines(file)

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from echox.core.errors import ManifestError
 from echox.data.lines import list_items_in
 from echox.data.row_reader import parse_line
-from echox.data.sources.base import AUDIO_ENDINGS, Source, SourceFault, SourceRow
+from echox.data.sources.base import AUDIO_ENDINGS, LABEL_BYTES, Source, SourceFault, SourceRow
 from echox.data.sources.folder import WORDS_BESIDE
 from echox.data.sources.rows import entry_of
 
 # The list of conversations in the published archives.
 CONVERSATIONS = "data.json"
-# Bytes of a file of words or labels at most, for it is read whole.
-_LABEL_BYTES = 16 << 20
+# Bytes of a header at most: a name, or the records of a pax header. A damaged one may state any.
+_HEADER_BYTES = 1 << 20
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z")
+# A damaged header fails in whatever field tarfile reads next; names that nest, in its recursion.
+_READ_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
+# Endings of files that say something of the clip beside them.
+_LABELS = (*WORDS_BESIDE, ".json")
+_IS_THERE_TWICE = "is in the archive twice; the last one is read, as tar itself does"
 # Keys of a label file that name audio, for which the clip beside it stands in.
 _AUDIO_KEYS = ("audio", "audio_filepath", "audio_path")
+
+
+@dataclass(slots=True)
+class _Listing:
+    """What a tar holds: the references of its clips by name, and what cannot be read."""
+
+    conversations: tarfile.TarInfo | None = None
+    clips: dict[str, str] = field(default_factory=dict)
+    faults: list[SourceFault] = field(default_factory=list)
 
 
 class TarSource(Source):
@@ -30,20 +46,29 @@ class TarSource(Source):
 
     def entries(self) -> Iterator[SourceRow | SourceFault]:
         listing = self._listing()
-        yield from self._conversations(*listing) if listing is not None else self._samples()
+        if listing.conversations is None:
+            yield from self._samples()
+        else:
+            yield from listing.faults
+            yield from self._conversations(listing.conversations, listing.clips)
 
-    def _listing(self) -> tuple[tarfile.TarInfo, dict[str, str]] | None:
-        """The list of conversations, and the references of all clips by name.
-
-        None where the tar has no such list.
-        """
-        conversations, clips = None, {}
+    def _listing(self) -> _Listing:
+        listing = _Listing()
         for _, member in self._members():
-            if PurePosixPath(member.name).name == CONVERSATIONS:
-                conversations = member
-            elif member.name.lower().endswith(AUDIO_ENDINGS):
-                clips[member.name.removeprefix("./")] = self._reference(member)
-        return None if conversations is None else (conversations, clips)
+            name = member.name.removeprefix("./")
+            is_list = _is_list(name)
+            if reason := _refusal(member):
+                listing.faults.append(self._fault(member, reason))
+            elif name in listing.clips or (is_list and listing.conversations is not None):
+                listing.faults.append(self._fault(member, _IS_THERE_TWICE))
+            if not reason and is_list:
+                listing.conversations = member
+            elif not reason and name.lower().endswith(AUDIO_ENDINGS):
+                listing.clips[name] = self._reference(member)
+        return listing
+
+    def _fault(self, member: tarfile.TarInfo, reason: str) -> SourceFault:
+        return SourceFault(f"{self.prefix}/{member.name.removeprefix('./')}", reason)
 
     def _conversations(
         self, listing: tarfile.TarInfo, clips: dict[str, str]
@@ -55,7 +80,6 @@ class TarSource(Source):
             plain = path.removeprefix("./")
             return clips.get(plain if folder == "." else f"{folder}/{plain}") or clips.get(plain)
 
-        # Not by `extractfile`, for the archive is closed by now.
         with self.path.open("rb") as file:
             file.seek(listing.offset_data)
             content = _Head(file, listing.size)
@@ -68,15 +92,24 @@ class TarSource(Source):
         key: str | None = None
         clip: str | None = None
         labels: dict[str, bytes] = {}
-        for archive, member in self._members():
+        endings: set[str] = set()
+        for file, member in self._members():
+            if reason := _refusal(member):
+                yield self._fault(member, reason)
+                continue
             member_key, ending = _key_of(member.name)
             if member_key != key:
                 yield from self._sample(key, clip, labels)
-                key, clip, labels = member_key, None, {}
+                key, clip, labels, endings = member_key, None, {}, set()
+            if ending in endings:
+                yield self._fault(member, _IS_THERE_TWICE)
+            elif clip is not None and ending in AUDIO_ENDINGS:
+                yield self._fault(member, "is not the first clip of its name; the last one is read")
+            endings.add(ending)
             if ending in AUDIO_ENDINGS:
                 clip = self._reference(member)
-            elif ending in (*WORDS_BESIDE, ".json") and member.size <= _LABEL_BYTES:
-                labels[ending] = _content(archive, member)
+            elif ending in _LABELS:
+                labels[ending] = _content(file, member)
         yield from self._sample(key, clip, labels)
 
     def _sample(
@@ -105,20 +138,17 @@ class TarSource(Source):
         record |= {"audio": clip} | ({"text": text} if text is not None else {})
         return entry_of(self, name, record, lambda path: path)
 
-    def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-        try:
-            # "r:" without compression: a compressed archive would read, but offsets be useless.
-            with tarfile.open(self.path, "r:") as archive:
-                for member in archive:
-                    # The bytes of a sparse file are not contiguous in the archive.
-                    if member.isreg() and not member.issparse():
-                        yield archive, member
-                    # The archive would otherwise remember all of them.
-                    archive.members = []  # type: ignore[attr-defined]  # tarfile documents it not
-        except (tarfile.TarError, EOFError) as error:
-            raise ManifestError(
-                f"{self.path} is no whole tar archive ({error}); copy it again"
-            ) from error
+    def _members(self) -> Iterator[tuple[BinaryIO, tarfile.TarInfo]]:
+        """The open archive and each of its members but folders."""
+        with self.path.open("rb") as file:
+            try:
+                for member in _headers(file):
+                    if not member.isdir():
+                        yield file, member
+            except _READ_ERRORS as error:
+                raise ManifestError(
+                    f"{self.path} is no whole tar archive ({error}); copy it again"
+                ) from error
 
     def _reference(self, member: tarfile.TarInfo) -> str:
         return f"{self.path}:{member.offset_data}:{member.size}"
@@ -136,10 +166,66 @@ class _Head:
         return self.file.read(size)
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    # None only for what is no file, such as a folder.
-    return b"" if file is None else file.read()
+class _HeaderFile:
+    """An archive for tarfile, which reads as many bytes as a header states."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise tarfile.ReadError(
+                f"a header states {size} bytes; {_HEADER_BYTES >> 20} MiB is the most"
+            )
+        return self.file.read(size)
+
+
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an open archive, which is read again from where each header ends."""
+    # "r:" without compression: a compressed archive would read, but offsets be useless.
+    reader: Any = _HeaderFile(file)  # a file, as far as tarfile asks
+    with tarfile.open(fileobj=reader, mode="r:") as archive:
+        end = 0
+        while (member := archive.next()) is not None:
+            # Negative sizes would lead back to headers that were read.
+            if member.size < 0 or archive.offset <= end:
+                raise tarfile.ReadError(f"the header of {member.name} states no possible size")
+            end = archive.offset
+            yield member
+            # The archive would otherwise remember all of them.
+            archive.members = []  # type: ignore[attr-defined]  # tarfile documents it not
+        # tarfile ends silently at a damaged header; an archive ends with zeros, or with its file.
+        file.seek(archive.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"the header after {end} bytes is damaged")
+
+
+def _refusal(member: tarfile.TarInfo) -> str:
+    """Why a member cannot be read, "" where it can."""
+    if member.issym() or member.islnk():
+        return "is a link; only regular files are read"
+    # The bytes of a sparse file are not contiguous in the archive.
+    if member.issparse():
+        return "is a sparse file; pack it again without --sparse"
+    if not member.isreg():
+        return "is a pipe or a device; only regular files are read"
+    if member.name.lower().endswith(_ARCHIVES):
+        return "is an archive in the archive; unpack it, and name it as a source of its own"
+    is_label = _key_of(member.name)[1] in _LABELS and not _is_list(member.name)
+    if is_label and member.size > LABEL_BYTES:
+        return f"has {member.size:,} bytes; {LABEL_BYTES >> 20} MiB of words are the most"
+    return ""
+
+
+def _is_list(name: str) -> bool:
+    # It is read element by element, so it may have any size.
+    return PurePosixPath(name).name == CONVERSATIONS
+
+
+def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    # tarfile seeks to where the next header is, wherever the file stands.
+    file.seek(member.offset_data)
+    return file.read(member.size)
 
 
 def _key_of(name: str) -> tuple[str, str]:
