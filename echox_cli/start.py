@@ -61,6 +61,11 @@ def bench() -> int:
     return _start("echox-bench")
 
 
+def serve() -> int:
+    """Run `echox-serve` with the process's arguments and return its exit code."""
+    return _start("echox-serve")
+
+
 def _start(program: str) -> int:
     return guarded(program, lambda: _answer(program, sys.argv[1:]))
 

@@ -67,7 +67,12 @@ STOI = OptionalPackage("pystoi", "pystoi", "quality", "likeness of copies to rec
 PYARROW = OptionalPackage("pyarrow", "pyarrow", "data", "reading parquet and arrow files")
 TENSORBOARD = OptionalPackage("tensorboard", "tensorboard", "tensorboard", "train.tensorboard=true")
 SILERO_VAD = OptionalPackage("silero_vad", "silero-vad", "serve", "finding where speech ends")
+STARLETTE = OptionalPackage("starlette", "starlette", "serve", "the server")
+UVICORN = OptionalPackage("uvicorn", "uvicorn", "serve", "the server")
+WEBSOCKETS = OptionalPackage("websockets", "websockets", "serve", "the server")
+PROMETHEUS = OptionalPackage("prometheus_client", "prometheus-client", "serve", "its counters")
 ONNXRUNTIME_SERVE = OptionalPackage("onnxruntime", "onnxruntime", "serve", "the same")
+SERVE_PACKAGES = (STARLETTE, UVICORN, WEBSOCKETS, PROMETHEUS, SILERO_VAD, ONNXRUNTIME_SERVE)
 LIGER = OptionalPackage("liger_kernel", "liger-kernel", "bench", "a rival of the codec-head loss")
 CUT_CROSS_ENTROPY = OptionalPackage(
     "cut_cross_entropy", "cut-cross-entropy", "bench", "a rival of the codec-head loss"

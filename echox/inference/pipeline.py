@@ -313,14 +313,22 @@ class SpeechToSpeechPipeline(Pipeline):
         Raises:
             SignalError: the checkpoint is of S2T, which synthesizes nothing.
         """
+        return self.tts.synthesize(texts)
+
+    @cached_property
+    def tts(self) -> TTSPipeline:
+        """Echo's own unit decoder as text to speech.
+
+        Raises:
+            SignalError: the checkpoint has none that reads typed texts.
+        """
         if not isinstance(self.echo, EchoModel):
             raise SignalError(
                 "this checkpoint has no voice for typed texts; load one of stage echo or t2c"
             )
         # With the shared engine: building one copies the decoder's weights.
         voice, codec = self.echo.voice, self.require_codec()
-        tts = TTSPipeline(voice, self.backbone, codec, bf16=self.bf16, engine=self.unit_engine)
-        return tts.synthesize(texts)
+        return TTSPipeline(voice, self.backbone, codec, bf16=self.bf16, engine=self.unit_engine)
 
     def answer_typed(self, questions: Sequence[str], *, trained: bool = True) -> list[str]:
         """Answer typed questions by the language model alone, in one batch.

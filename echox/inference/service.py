@@ -26,6 +26,8 @@ class Asked:
 
     question: Question
     receive: Receive
+    speak: bool = True
+    max_tokens: int | None = None
     number: int | None = None  # in the streams, once it began
     cancelled: bool = False
 
@@ -43,12 +45,21 @@ class AnswerService:
     _thread: Thread | None = None
     _asked: dict[int, Asked] = field(default_factory=dict)
 
-    def ask(self, question: Question, receive: Receive) -> Asked:
+    def ask(
+        self,
+        question: Question,
+        receive: Receive,
+        *,
+        speak: bool = True,
+        max_tokens: int | None = None,
+    ) -> Asked:
         """Begin to answer a question.
 
         Args:
             question: the conversation.
             receive: takes each piece; the last one has an `answer` or an `error`.
+            speak: False generates text only.
+            max_tokens: text tokens at most, where fewer than the pipeline allows.
 
         Returns:
             what `cancel` takes.
@@ -56,7 +67,7 @@ class AnswerService:
         if self._thread is None:
             self._thread = Thread(target=self._run, name="echox answers", daemon=True)
             self._thread.start()
-        asked = Asked(question, receive)
+        asked = Asked(question, receive, speak, max_tokens)
         self._commands.put(asked)
         return asked
 
@@ -114,7 +125,9 @@ class AnswerService:
                 self._asked.pop(asked.number, None)
             return
         try:
-            asked.number = streams.add(asked.question)
+            asked.number = streams.add(
+                asked.question, speak=asked.speak, max_tokens=asked.max_tokens
+            )
         except EchoxError as error:
             asked.receive(Piece("", error=str(error)))
             return

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ def stream(
         streams.cancel(number)
 
 
+class Asked(NamedTuple):
+    """A conversation to answer, and how."""
+
+    question: Question
+    speak: bool
+    max_tokens: int
+
+
 class AnswerStreams:
     """Answers conversations piece by piece, any number of them at once."""
 
@@ -79,7 +88,7 @@ class AnswerStreams:
         """
         self.pipeline = pipeline
         self.segments = segments
-        self._waiting: deque[tuple[int, Question]] = deque()
+        self._waiting: deque[tuple[int, Asked]] = deque()
         self._answers: dict[int, _Answering] = {}
         self._numbers = count()
 
@@ -88,8 +97,13 @@ class AnswerStreams:
         """Whether every answer has ended or was cancelled."""
         return not self._waiting and not self._answers
 
-    def add(self, question: Question) -> int:
+    def add(self, question: Question, *, speak: bool = True, max_tokens: int | None = None) -> int:
         """Begin to answer a conversation.
+
+        Args:
+            question: the conversation.
+            speak: False generates text only.
+            max_tokens: text tokens at most, where fewer than the pipeline allows.
 
         Returns:
             its number, by which `step` names its pieces.
@@ -99,7 +113,8 @@ class AnswerStreams:
         """
         refuse_unanswerable(question)
         number = next(self._numbers)
-        self._waiting.append((number, question))
+        limit = min(max_tokens or self.pipeline.max_tokens, self.pipeline.max_tokens)
+        self._waiting.append((number, Asked(question, speak and self.pipeline.speaks, limit)))
         return number
 
     def cancel(self, number: int) -> None:
@@ -150,15 +165,15 @@ class AnswerStreams:
             return pieces
         return []
 
-    def _begin(self, waiting: Sequence[tuple[int, Question]]) -> None:
+    def _begin(self, waiting: Sequence[tuple[int, Asked]]) -> None:
         pipeline = self.pipeline
-        encoded = pipeline.encode_questions([question for _, question in waiting])
+        encoded = pipeline.encode_questions([asked.question for _, asked in waiting])
         prompted = encoded.prompted
         rows = zip(prompted.embeddings, prompted.mask, encoded.transcripts, strict=True)
-        for (number, _), (prompt, mask, transcript) in zip(waiting, rows):
+        for (number, asked), (prompt, mask, transcript) in zip(waiting, rows):
             answers = pipeline.answers(transcript)
-            cutting = pipeline.cutting(self.segments) if answers and pipeline.speaks else None
-            text = text_stream(pipeline, prompt, mask) if answers else NoText()
+            cutting = pipeline.cutting(self.segments) if answers and asked.speak else None
+            text = text_stream(pipeline, prompt, mask, asked.max_tokens) if answers else NoText()
             self._answers[number] = _Answering(text, cutting, transcript, self._first_chunk)
 
     @property

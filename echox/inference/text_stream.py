@@ -83,19 +83,22 @@ class LibraryText(TextStream):
 
     uses_engine = False
 
-    def __init__(self, pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor) -> None:
+    def __init__(
+        self, pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor, limit: int
+    ) -> None:
         """Begin the text.
 
         Args:
             pipeline: whose language model it is.
             prompt: [P, H], mask: bool [P], True at positions that may be attended to.
+            limit: text tokens at most, the end token included.
         """
         backbone = pipeline.backbone
         self._pipeline, self._end_id = pipeline, backbone.end_id
         # Some chat templates end a turn by another token than the tokenizer's own end.
         ends = [backbone.end_id, *backbone.other_end_ids]
         self._steps: Iterator[tuple[Tensor, Tensor]] = decode_steps(
-            backbone, prompt[None], mask[None], ends, pipeline.max_tokens
+            backbone, prompt[None], mask[None], ends, limit
         )
 
     def take(self) -> list[tuple[int, Tensor]]:
@@ -123,16 +126,20 @@ class NoText(TextStream):
         return []
 
 
-def text_stream(pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor) -> TextStream:
+def text_stream(
+    pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor, limit: int
+) -> TextStream:
     """Begin the text that follows a prompt, decoded as whole answers of the pipeline are.
 
     Args:
         pipeline: whose language model it is.
         prompt: [P, H], right-padded.
         mask: bool [P], True at positions that may be attended to.
+        limit: text tokens at most, the end token included.
     """
     engine = pipeline.text_engine
     length = int(mask.sum())
+    # By the pipeline's own limit, so that the way is that of whole answers.
     if engine is not None and length + pipeline.max_tokens <= engine.capacity:
-        return EngineText(engine, prompt[:length], pipeline.max_tokens)
-    return LibraryText(pipeline, prompt, mask)
+        return EngineText(engine, prompt[:length], limit)
+    return LibraryText(pipeline, prompt, mask, limit)

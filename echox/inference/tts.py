@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from echox.core.device import multiplies_bf16_fast
 from echox.core.signals import Units, padded
 from echox.decoding import DecodeEngine
 from echox.inference.answers import Answer, Clock, cut_of
+from echox.inference.cutting import PauseCutting, PauseRule, segments_of
 from echox.models.denoising import T2CModel
 from echox.models.unit_generation import UnitTokens, unit_decode_engine
 
@@ -127,6 +128,33 @@ class TTSPipeline:
                 texts, ids, unit_tokens, units, samples
             )
         ]
+
+    @torch.no_grad()
+    def stream(self, text: str) -> Iterator[Tensor]:
+        """Synthesize a text chunk by chunk, in segments that end where a voice pauses.
+
+        Args:
+            text: of any length.
+
+        Yields:
+            samples [T] at the codec's rate, float32 on the CPU.
+
+        Raises:
+            SignalError: the unit decoder's scores are NaN or infinite.
+        """
+        ids, codec, state = self.backbone.tokenize(text), self.codec, None
+        states = torch.zeros(len(ids), 1)
+        segments = segments_of(PauseCutting(PauseRule()), ids, states, self.backbone.detokenize)
+        clock = Clock(self.device)
+        for number, segment in enumerate(segments):
+            row = tuple(ids[segment.start : segment.end])
+            units = codec.units_of(self._generate_unit_tokens([row], clock)[0])
+            chunk = Units.of_rows([units], codec.codebooks, self.device)
+            last = number == len(segments) - 1
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                wave, state = codec.decode_chunk(chunk, state, last=last)
+            if length := int(wave.lengths[0]):
+                yield wave.samples[0, :length].float().cpu()
 
     def _generate_unit_tokens(self, ids: list[tuple[int, ...]], clock: Clock) -> list[UnitTokens]:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
