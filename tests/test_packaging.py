@@ -247,17 +247,24 @@ def imported():
 def test_every_import_is_in_the_core_or_asked_for():
     known = {*sys.stdlib_module_names, "echox", "echox_cli", "echox_plugins", "echox_recipes"}
     known.add("_typeshed")  # of type checkers, which alone import it
-    names, core = importlib.metadata.packages_distributions(), needed()
+    names = importlib.metadata.packages_distributions()
     for module, paths in imported().items():
         if module not in known:
-            assert {canonicalize_name(name) for name in names[module]} & set(core), (
+            allowed = {*needed(), *(needed("serve") if are_of_the_server(paths) else ())}
+            assert {canonicalize_name(name) for name in names[module]} & allowed, (
                 f"{module} of {paths[0]} is in no dependency; ask for it by echox.core.packages"
             )
 
 
+def are_of_the_server(paths):
+    """Whether all files are of the server, which is imported after its extra was asked for."""
+    return all(path.is_relative_to(ROOT / "echox" / "serving") for path in paths)
+
+
 @pytest.mark.parametrize("package", OPTIONAL, ids=lambda package: package.name)
 def test_an_extra_brings_what_is_asked_for(package):
-    assert package.name not in needed() and package.module not in imported()
+    assert package.name not in needed()
+    assert package.extra == "serve" or package.module not in imported()
     assert package.extra is None or package.name in needed(package.extra)
 
 

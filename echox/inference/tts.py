@@ -144,7 +144,9 @@ class TTSPipeline:
         """
         ids, codec, state = self.backbone.tokenize(text), self.codec, None
         states = torch.zeros(len(ids), 1)
-        segments = segments_of(PauseCutting(PauseRule()), ids, states, self.backbone.detokenize)
+        segments = segments_of(
+            PauseCutting(PauseRule()), ids, states, lambda ids: self.backbone.detokenize(list(ids))
+        )
         clock = Clock(self.device)
         for number, segment in enumerate(segments):
             row = tuple(ids[segment.start : segment.end])

@@ -40,10 +40,10 @@ class Metrics:
             for name, text in DELAYS.items()
         }
 
-    def _gauge(self, name: str, text: str):  # type: ignore[no-untyped-def]  # optional library
+    def _gauge(self, name: str, text: str):  # its type is the library's
         return self._library.Gauge(name, text, registry=self.registry)
 
-    def _counter(self, name: str, text: str):  # type: ignore[no-untyped-def]  # optional library
+    def _counter(self, name: str, text: str):  # its type is the library's
         return self._library.Counter(name, text, registry=self.registry)
 
     def observe(self, name: str, seconds: float) -> None:

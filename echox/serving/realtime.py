@@ -407,6 +407,7 @@ class RealtimeSession:
 
 def described(item: Item) -> Event:
     """Return an item of the conversation as events hold it, without its audio."""
+    content: list[Event]
     if item.role == ASSISTANT:
         content = [{"type": "output_text", "text": item.text}]
     elif item.clip is None:

@@ -136,6 +136,9 @@ class Response:
             self._session.tell("response.output_audio.delta", delta=delta, **self._place())
 
     def _finish(self, answer: Answer) -> None:
+        if not self._heard:
+            # Nothing was heard, which the client is told too.
+            self._session.heard(answer.heard)
         if self._resampler is not None:
             self._send_audio(self._resampler.finish())
         if answer.cut:
