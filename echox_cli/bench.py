@@ -1,4 +1,4 @@
-"""`echox-bench SUBJECT ...`: speed of a kernel, a large manifest, unit encoding, a busy machine."""
+"""`echox-bench SUBJECT ...`: speed of kernels, spoken answers, manifests, unit encoding."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if __name__ == "__main__":  # python -m; first, because what follows takes secon
     sys.exit(start.bench())
 
 from echox.bench.decode import DecodeBenchConfig, bench_decode
+from echox.bench.latency import LatencyBenchConfig, bench_latency
 from echox.bench.load import LoadBenchConfig, bench_load
 from echox.bench.loss import LossBenchConfig, bench_loss
 from echox.bench.manifest import ManifestBenchConfig, bench_manifest
@@ -30,6 +31,7 @@ PROGRAM = "echox-bench"
 SUBJECTS: dict[str, tuple[type, Callable[[Any], object], str | None]] = {
     "loss": (LossBenchConfig, bench_loss, "shapes"),
     "decode": (DecodeBenchConfig, bench_decode, "shapes"),
+    "latency": (LatencyBenchConfig, bench_latency, "questions"),
     "load": (LoadBenchConfig, bench_load, None),
     "manifest": (ManifestBenchConfig, bench_manifest, "rows"),
     "units": (UnitsBenchConfig, bench_units, None),
@@ -60,7 +62,7 @@ def _without_subject(words: list[str]) -> None:
             f"subjects are {', '.join(SUBJECTS)}"
         )
     print(
-        "Measure kernels, manifests, the making of units, and a busy machine.\n\n"
+        "Measure kernels, spoken answers, manifests, the making of units, and a busy machine.\n\n"
         f"usage: {PROGRAM} SUBJECT [field=value ...]\n\n"
         f"subjects ({PROGRAM} SUBJECT --help explains one):"
     )
