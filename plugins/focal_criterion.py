@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError
 from echox.core.signals import Batch, Loss
 from echox.criteria.alignment import ctc_losses, has_known_targets
@@ -20,7 +21,11 @@ from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, SpeechText
 
 @dataclass(kw_only=True, slots=True)
 class FocalConfig(CriterionConfig):
-    """L = sum (1 - p)^gamma * -log p + ctc_weight * L_ctc."""
+    """L = sum (1 - p)^gamma * -log p + ctc_weight * L_ctc.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     gamma: float = 2.0
     """Exponent of a token's weight (1 - p)^gamma; 0 is cross-entropy."""
@@ -28,8 +33,9 @@ class FocalConfig(CriterionConfig):
     """Weight of the CTC part, as in criterion s2t."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 0, "ctc_weight")
         # Between 0 and 1 the gradient of the weight is infinite at p = 1.
-        if self.gamma != 0 and self.gamma < 1:
+        if self.gamma != 0 and not self.gamma >= 1:
             raise ConfigError(f"gamma must be 0, or 1 or more, and is {self.gamma}")
 
 

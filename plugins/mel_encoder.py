@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torchaudio.transforms import MelSpectrogram
 
+from echox.core.config import refuse_below
 from echox.core.errors import SignalError
 from echox.core.signals import Features, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
@@ -12,10 +13,17 @@ from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
 
 @dataclass(kw_only=True, slots=True)
 class MelConfig(EncoderConfig):
-    """Log-mel spectrogram at 16 kHz."""
+    """Log-mel spectrogram at 16 kHz.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     bins: int = 80
     """Mel bins, the feature channels."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "bins")
 
 
 @ENCODERS.register("mel", MelConfig)

@@ -199,8 +199,8 @@ class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
         pairs = [
             Pair(row.id, self._conversation(row, None), self._conversation(row, rejected))
             for row in self.data.rows(split)
-            if row.answer is not None
-            and row.answer.text
+            if row.answers_a_question
+            and row.answer is not None
             and isinstance(rejected := row.answer.extra.get(REJECTED), str)
             and rejected not in ("", row.answer.text)
         ]
@@ -358,7 +358,7 @@ class DpoConfig(CriterionConfig):
     """Strength of the penalty on leaving the reference; 0.1 in the paper."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
+        if not self.beta > 0:
             raise ConfigError(f"beta must be more than 0, and is {self.beta}")
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.signals import Batch, Features, Loss, Outputs, valid_mask
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig
@@ -41,7 +42,7 @@ class TurnTakingConfig(TaskConfig):
     """Seconds before the end of a clip in which the turn counts as finished."""
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.end_s <= 0:
+        if self.width < 1 or not self.end_s > 0:
             raise ConfigError(
                 f"width and end_s must be more than 0, and are {self.width} and {self.end_s}"
             )
@@ -232,10 +233,17 @@ class TurnTakingTask(Task[TurnClassifier, TurnBatch]):
 
 @dataclass(kw_only=True, slots=True)
 class TurnTakingCriterionConfig(CriterionConfig):
-    """Binary cross-entropy of every frame."""
+    """Binary cross-entropy of every frame.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     finished_weight: float = 5.0
     """Weight of a frame in which the turn is finished; such frames are few."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "finished_weight")
 
 
 @CRITERIA.register("turn_taking", TurnTakingCriterionConfig)

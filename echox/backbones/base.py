@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
@@ -41,6 +42,8 @@ class LoraConfig:
     them nothing is trained, so their states of a text can be kept (`s2t.task.train_look_back`)."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 0, "rank", "alpha")
+        refuse_no_share(self, "dropout")
         if self.top_layers is not None and self.top_layers < 1:
             raise ConfigError(
                 f"lora.top_layers is {self.top_layers}; use 1 or more, or null for all layers"

@@ -30,6 +30,7 @@ from echox.backbones.base import (
 from echox.backbones.byte_tokenizer import byte_tokenizer
 from echox.backbones.chat import other_ends, render_prompt, special_ids, turn_end
 from echox.backbones.layer_subset import count_frozen_layers, only_layers
+from echox.core.config import refuse_below
 from echox.core.packages import OptionalPackage
 from echox.core.transformers_compat import cache_kwargs
 
@@ -41,7 +42,11 @@ PREFIX_COST_TOKENS = 128
 
 @dataclass(kw_only=True, slots=True)
 class HubBackboneConfig(BackboneConfig):
-    """A Hugging Face causal LM, frozen, with optional LoRA."""
+    """A Hugging Face causal LM, frozen, with optional LoRA.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     weights: str = "smollm2_135m"
     """Catalogue name, hub id or local folder; "random" builds a tiny byte-level Llama for tests,
@@ -55,6 +60,9 @@ class HubBackboneConfig(BackboneConfig):
     conversations 1.7 times faster."""
     random_width: int = 64
     """Channels of the random model."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "random_width")
 
 
 @BACKBONES.register("hub", HubBackboneConfig)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState, state_of
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError, SignalError
 from echox.core.signals import Units, Waveform
 from echox.vocoders import layout
@@ -33,6 +34,9 @@ class UnitHifiGanConfig(CodecConfig):
     """A unit HiFi-GAN in a folder with vocoder_config.json and its weights.
 
     The weights are g_00500000 as published, or g_ and the number of steps as trained here.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     folder: str = ""
@@ -40,6 +44,9 @@ class UnitHifiGanConfig(CodecConfig):
     untrained one for tests."""
     speaker: int = 1
     """Index of the speaker in a vocoder of several; 1 in the EchoX release."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "speaker")
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,6 +242,38 @@ def _enum_member(kind: type[enum.Enum], name: str) -> enum.Enum:
     return kind[name]
 
 
+def refuse_below(config: object, least: float, *names: str, above: bool = False) -> None:
+    """Check that numbers of a config are not too small, for its `__post_init__`.
+
+    Args:
+        config: a dataclass.
+        least: the smallest value that is taken.
+        names: fields; None in one is no number, and passes.
+        above: take only what is larger than `least`.
+
+    Raises:
+        ConfigError: a number is too small, or NaN.
+    """
+    for name in names:
+        value = getattr(config, name)
+        # Comparisons with NaN are false.
+        if value is None or (value > least if above else value >= least):
+            continue
+        bound = f"a number above {least:g}" if above else f"{least:g} or more"
+        raise ConfigError(f"{name} is {value}; use {bound}")
+
+
+def refuse_no_share(config: object, *names: str) -> None:
+    """Check that numbers of a config are shares in [0, 1), for its `__post_init__`.
+
+    Raises:
+        ConfigError: a number is not.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; use 0 or more, below 1")
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'whisper'?` for a misspelt word, or "" if no word is close to it.
 

@@ -162,7 +162,7 @@ class DemoCorpusConfig:
                 raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}")
         for name in NOT_NEGATIVE:
             # Null stands for all, in `answered_questions`.
-            if (getattr(self, name) or 0) < 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise ConfigError(f"{name} must not be negative, and is {getattr(self, name)}")
         self._refuse_kinds()
         if self.workers is not None and self.workers < 1:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echox.core.config import refuse_below
 from echox.core.signals import Batch, Loss
 from echox.criteria.base import (
     CRITERIA,
@@ -20,10 +21,17 @@ from echox.criteria.base import (
 
 @dataclass(kw_only=True, slots=True)
 class AlignmentConfig(CriterionConfig):
-    """The CTC losses of the speech adapter."""
+    """The CTC losses of the speech adapter.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     spelling_weight: float = 0.8
     """Weight of the spelling beside the tokens; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "spelling_weight")
 
 
 @CRITERIA.register("alignment", AlignmentConfig)

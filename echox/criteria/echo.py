@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.core.signals import Batch, Loss
 from echox.criteria.base import (
@@ -26,7 +27,11 @@ from echox.kernels.codec_head_loss import HeadLoss, Impl, Reduction
 
 @dataclass(kw_only=True, slots=True)
 class EchoTermsConfig(CriterionConfig):
-    """Settings shared by both forms of the Echo loss."""
+    """Settings shared by both forms of the Echo loss.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     text_weight: float = 1.0
     """Weight of the text cross-entropy on the reference answer; 1 in the paper."""
@@ -40,15 +45,25 @@ class EchoTermsConfig(CriterionConfig):
     chunked or fused (Triton, on a GPU)."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 0, "text_weight")
+        refuse_no_share(self, "label_smoothing")
         check_first_codebook(self.first_codebook)
 
 
 @dataclass(kw_only=True, slots=True)
 class EchoConfig(EchoTermsConfig):
-    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t (paper)."""
+    """L = L_echo + denoising_weight * L_denoising + text_weight * L_s2t (paper).
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     denoising_weight: float = 0.5
     """Weight lambda of the cosine term; the paper's value is not known, this one is ours."""
+
+    def __post_init__(self) -> None:
+        EchoTermsConfig.__post_init__(self)
+        refuse_below(self, 0, "denoising_weight")
 
 
 @dataclass(kw_only=True, slots=True)

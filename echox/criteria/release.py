@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from echox.core.config import refuse_below
 from echox.core.signals import Batch, Loss
 from echox.criteria.alignment import ctc_losses
 from echox.criteria.base import CRITERIA, JointOutputs
@@ -21,10 +22,17 @@ class ReleaseEchoConfig(EchoTermsConfig):
     """L = L_units + weight * L_denoising + text_weight * L_text.
 
     In the release's finetune_kd, `text_weight` is 0.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     denoising_weight: float | None = None
     """The paper's lambda; null caps the term at a fifth of the unit loss, as the release does."""
+
+    def __post_init__(self) -> None:
+        EchoTermsConfig.__post_init__(self)
+        refuse_below(self, 0, "denoising_weight")
 
 
 @CRITERIA.register("published_echo", ReleaseEchoConfig)
@@ -45,10 +53,18 @@ class ReleaseEchoCriterion(EchoSum):
 
 @dataclass(kw_only=True, slots=True)
 class ReleaseJointConfig(EchoTermsConfig):
-    """L = (text_weight * L_text + ctc_weight * L_ctc) + (L_units + capped L_denoising)."""
+    """L = (text_weight * L_text + ctc_weight * L_ctc) + (L_units + capped L_denoising).
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     ctc_weight: float = 0.3
     """Weight of the CTC part; 0.3 in the release."""
+
+    def __post_init__(self) -> None:
+        EchoTermsConfig.__post_init__(self)
+        refuse_below(self, 0, "ctc_weight")
 
 
 @CRITERIA.register("published_joint", ReleaseJointConfig)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from echox.core.config import refuse_below, refuse_no_share
 from echox.core.signals import Batch, Loss
 from echox.criteria.alignment import ctc_losses, has_known_targets
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, SpeechTextOutputs
@@ -13,12 +14,20 @@ from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, SpeechText
 
 @dataclass(kw_only=True, slots=True)
 class SpeechTextConfig(CriterionConfig):
-    """L = L_text + ctc_weight * L_ctc."""
+    """L = L_text + ctc_weight * L_ctc.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     ctc_weight: float = 0.3
     """Weight of the CTC part; 0.3 in Soundwave's and EchoX's code."""
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the vocabulary in the text part."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "ctc_weight")
+        refuse_no_share(self, "label_smoothing")
 
 
 @CRITERIA.register("s2t", SpeechTextConfig)

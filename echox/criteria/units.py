@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from echox.core.config import refuse_no_share
 from echox.core.signals import Batch, Loss
 from echox.criteria.base import (
     CRITERIA,
@@ -18,7 +19,11 @@ from echox.kernels.codec_head_loss import Impl, Reduction
 
 @dataclass(kw_only=True, slots=True)
 class UnitsConfig(CriterionConfig):
-    """Cross-entropy of the unit decoder."""
+    """Cross-entropy of the unit decoder.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     label_smoothing: float = 0.0
     """Probability mass in [0, 1) spread over the unit vocabulary."""
@@ -30,6 +35,7 @@ class UnitsConfig(CriterionConfig):
     fused (Triton, on a GPU)."""
 
     def __post_init__(self) -> None:
+        refuse_no_share(self, "label_smoothing")
         check_first_codebook(self.first_codebook)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError
 from echox.core.signals import Batch, Loss
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, VocoderOutputs
@@ -22,7 +23,11 @@ from echox.vocoders.mel import MelRecipe, MelSpectrogram
 
 @dataclass(kw_only=True, slots=True)
 class VocoderCriterionConfig(CriterionConfig):
-    """HiFi-GAN's losses and the error of predicted durations."""
+    """HiFi-GAN's losses and the error of predicted durations.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     mel_weight: float = 45.0
     """Weight of the mel spectrogram's absolute error."""
@@ -36,6 +41,10 @@ class VocoderCriterionConfig(CriterionConfig):
     """Samples between the mel's windows."""
     mel_bins: int = 80
     """Bins of the mel, from 0 Hz to half the sample rate."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "mel_weight", "feature_weight", "duration_weight")
+        refuse_below(self, 1, "n_fft", "hop_samples", "mel_bins")
 
 
 @CRITERIA.register("vocoder", VocoderCriterionConfig)

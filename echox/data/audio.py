@@ -355,7 +355,13 @@ def _refuse_truncated(ref: AudioRef, header: AudioHeader, stated: int, actual: i
 
 
 def pad_waveforms(clips: Sequence[Tensor], rate_hz: int) -> Waveform:
-    """Right-pad clips [T_i] at `rate_hz` with silence to one batch [B, max T_i]."""
+    """Right-pad clips [T_i] at `rate_hz` with silence to one batch [B, max T_i].
+
+    Raises:
+        SignalError: there is no clip.
+    """
+    if not clips:
+        raise SignalError("a batch of audio needs a clip; leave out rows without audio")
     lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
     samples = torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)  # [B, T]
     return Waveform(samples=samples, lengths=lengths, rate_hz=rate_hz)

@@ -87,7 +87,7 @@ class AugmentationConfig:
             elif name in _POSITIVE_RANGES and pair[0] <= 0:
                 yield f"{name}={list(pair)} must be above 0"
         for name in ("time_masks", "channel_masks", "time_mask_s"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 yield f"{name}={getattr(self, name)} is below 0"
 
     @property

@@ -87,6 +87,15 @@ class Row:
         """The assistant's last turn."""
         return self._last(Role.ASSISTANT)
 
+    @property
+    def answers_a_question(self) -> bool:
+        """Whether the assistant's last turn has text, and one of the user's stands before it."""
+        roles = [item.role for item in self.turns]
+        if self.answer is None or not self.answer.text:
+            return False
+        last = len(roles) - 1 - roles[::-1].index(Role.ASSISTANT)
+        return Role.USER in roles[:last]
+
     def require_question(self) -> Item:
         """Return the user's last turn.
 

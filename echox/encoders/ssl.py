@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.assets.shapes import UNTRAINED, missing_weights, shape_of, untrained
+from echox.core.config import refuse_below
 from echox.core.errors import AssetError, ConfigError, SignalError
 from echox.core.signals import Features, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
@@ -35,7 +36,11 @@ NORM_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 
 @dataclass(kw_only=True, slots=True)
 class SslConfig(EncoderConfig):
-    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen unless `train`, by hub id or folder."""
+    """A HuBERT, wav2vec 2.0 or WavLM encoder, frozen unless `train`, by hub id or folder.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     weights: str = "facebook/hubert-base-ls960"
     """Hub id or local folder of the weights; "random" builds a small untrained HuBERT for tests,
@@ -53,11 +58,12 @@ class SslConfig(EncoderConfig):
     """Channels of the random encoder."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "random_dim")
         if self.layer is not None and self.layer < 1:
             raise ConfigError(
                 f"encoder.layer is {self.layer}; use 1 or more, or null for the model's own output"
             )
-        if self.window_s < 1:
+        if not self.window_s >= 1:
             raise ConfigError(f"encoder.window_s is {self.window_s}; use 1 second or more")
 
 
@@ -95,6 +101,7 @@ class SslEncoder(Encoder):
         self.kernels, self.strides = tuple(shape.conv_kernel), tuple(shape.conv_stride)
         self.frame_rate_hz = RATE_HZ / math.prod(self.strides)
         self.dim = shape.hidden_size
+        self.window_s = config.window_s
 
     @classmethod
     def outline(cls, config: SslConfig) -> SslEncoder:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echox.assets.shapes import missing_weights, untrained
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError, SignalError
 from echox.core.signals import Features, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
@@ -25,7 +26,11 @@ WINDOW_FRAMES = 3_000  # mel frames in the 30 s Whisper was trained on
 
 @dataclass(kw_only=True, slots=True)
 class WhisperConfig(EncoderConfig):
-    """Whisper's encoder, frozen unless `train`, by catalogue name, hub id or local folder."""
+    """Whisper's encoder, frozen unless `train`, by catalogue name, hub id or local folder.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     weights: str = "whisper_base"
     """Catalogue name, hub id or local folder of the weights, Soundwave's too, which holds one;
@@ -49,7 +54,8 @@ class WhisperConfig(EncoderConfig):
     """Channels of the random encoder."""
 
     def __post_init__(self) -> None:
-        if self.tail_s < 0:
+        refuse_below(self, 1, "random_dim")
+        if not self.tail_s >= 0:
             raise ConfigError(f"encoder.tail_s is {self.tail_s}; use 0 or more seconds")
         if self.layers is not None and self.layers < 1:
             raise ConfigError(

@@ -130,7 +130,7 @@ class TrainConfig:
             if value is not None and not value > 0:
                 yield f"{name} must be above 0, not {value}"
         for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, and is {getattr(self, name)}"
 
     def _schedule_faults(self) -> Iterator[str]:

@@ -81,6 +81,8 @@ class EvaluatedRun:
         self.device = device_named(config.device)
         # Names of the scorers that were used so far, as reports give them.
         self.scorers: dict[str, str | None] = {"asr": None, "mos": None}
+        # Row id -> why it was not answered.
+        self.failures: dict[str, str] = {}
         self._synthesized: dict[str, dict[str, Any]] = {}
         self._is_decodable = False  # until that was checked
 
@@ -191,6 +193,7 @@ class EvaluatedRun:
             for row, outcome in answer_rows(self.pipeline, batch, speak=speak):
                 # One row that fails must not end a report of hours.
                 if isinstance(outcome, str):
+                    self.failures[row.id] = outcome
                     print_message(
                         f"{label}: row {row.id!r} was not answered and counts as wrong: {outcome}"
                     )

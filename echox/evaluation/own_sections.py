@@ -37,16 +37,34 @@ def make_own(run: EvaluatedRun, rows: list[Row], _: Records, *, name: str) -> li
         run: whose models answer.
         rows: of the manifest.
         name: of the section.
+
+    Raises:
+        ManifestError: not one row could be answered.
     """
     # Text alone can only be compared with what the row says.
     if not run.pipeline.speaks:
         rows = [row for row in rows if _says_something(labels_of(row), row)]
     config = run.config
     records = asked(run, rows, name, spoken=config.spoken_rows, typed=config.typed_rows)
-    return [
-        {**record, "reference": _reference(row), "error": None}
+    records = [
+        {**record, "reference": _reference(row), "error": run.failures.get(row.id)}
         for record, row in zip(records, rows, strict=True)
     ]
+    _refuse_unanswered(records, name)
+    return records
+
+
+def _refuse_unanswered(records: Sequence[Record], name: str) -> None:
+    """Refuse records without one answer, of which every score would be zero.
+
+    Raises:
+        ManifestError: no row was answered.
+    """
+    if records and all(record["error"] is not None for record in records):
+        raise ManifestError(
+            f"{name}: not one of {len(records)} rows was answered, the first for: "
+            f"{records[0]['error']}; mend the rows, or name others"
+        )
 
 
 def _says_something(labels: Record, row: Row) -> bool:
@@ -69,7 +87,8 @@ def make_answered(
         path: of answers.jsonl, whose folder its wavs lie in.
 
     Raises:
-        ManifestError: the file cannot be read, a line of it is no answer, or no answer is of a row.
+        ManifestError: the file cannot be read, a line of it is no answer, no answer is of a row, or
+            all of them are errors.
     """
     answers = read_answers(path)
     if rows and not any(row.id in answers for row in rows):
@@ -101,6 +120,7 @@ def make_answered(
                 "unheard": answer.get("unheard"),
             }
         )
+    _refuse_unanswered(records, name)
     return records
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
+from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.decoding import DecodeEngine
 from echox.models.spelling import TextRows
@@ -38,7 +39,10 @@ class DenoisingConfig:
     """Normalise hidden states before the first layer; the release does not."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        refuse_below(self, 1, "feed_forward")
+        refuse_below(self, 0, "candidates")
+        refuse_no_share(self, "dropout")
+        if not self.temperature > 0:
             raise ConfigError(f"denoiser.temperature is {self.temperature}; use a number above 0")
 
 

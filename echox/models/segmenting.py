@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Backbone
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError
 from echox.core.signals import Spans
 
 
 @dataclass(kw_only=True, slots=True)
 class SegmentRule:
-    """When a score cuts; by default the paper's rule: a peak above the threshold."""
+    """When a score cuts; by default the paper's rule: a peak above the threshold.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     window: int = 5
     """Tokens on either side over which a score must be the largest; a cut is therefore known this
@@ -33,6 +38,9 @@ class SegmentRule:
     patience: int | None = None
     """Tokens before the peak's own from which any peak cuts; None never cuts below the
     threshold."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "window", "least", "patience")
 
 
 # Source: github.com/FreedomIntelligence/EchoX, inference/echox_stream.py.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.core.signals import Features, valid_mask
 from echox.models.look_back import look_back
@@ -55,6 +56,9 @@ class SpeechAdapterConfig:
     """Keep one frame of every run of CTC blanks too, as the EchoX release does."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "heads", "feed_forward")
+        refuse_below(self, 0, "layers", "spelling_channels")
+        refuse_no_share(self, "dropout")
         if self.stack < 1 or self.time_mask_frames < 1:
             raise ConfigError(
                 f"adapter.stack is {self.stack} and adapter.time_mask_frames "

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError
 from echox.core.signals import valid_mask
 from echox.kernels.codec_head_loss import CodecHead
@@ -55,6 +56,7 @@ class UnitDecoderConfig:
     conditioned on it; 0 emits all codes of a frame at once."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "layers", "heads", "feed_forward", "max_words_per_token", "positions")
         if self.width % self.heads:
             raise ConfigError(
                 f"the unit decoder's width {self.width} is no multiple of its heads {self.heads}; "

@@ -224,11 +224,8 @@ class _Bench:
     def _held_out_rows(self) -> list[Row]:
         """Draw held-out questions, and sort them by duration for batches of little padding."""
         paths = self.config.manifests or _held_out_manifests(self.recipe.plan(self.stage).task)
-        # More than one turn: a question before its answer.
         rows = [
-            row
-            for row in read_manifests(paths, on_broken=OnBroken.skip)
-            if row.answer is not None and row.answer.text and len(row.turns) > 1
+            row for row in read_manifests(paths, on_broken=OnBroken.skip) if row.answers_a_question
         ]
         if not rows:
             raise ManifestError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Backbone, Turn
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
 from echox.core.signals import Features, Waveform, padded
@@ -49,7 +49,11 @@ COST_PER_S = 100
 
 @dataclass(kw_only=True, slots=True)
 class RowsConfig:
-    """Manifests of spoken conversations."""
+    """Manifests of spoken conversations.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     train: list[str] = field(default_factory=list)
     """Manifests to train on."""
@@ -68,13 +72,29 @@ class RowsConfig:
     """Change training clips in every epoch: speed, room acoustics, noise, masked features; null
     leaves them as they are."""
 
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "max_audio_s", above=True)
+        for name, count in self.sample.items():
+            if count < 1:
+                raise ConfigError(
+                    f"sample.{name} is {count}; use 1 or more, or leave the manifest out of train"
+                )
+
 
 @dataclass(kw_only=True, slots=True)
 class SpokenDataConfig(RowsConfig):
-    """Manifests of spoken conversations whose features are cached."""
+    """Manifests of spoken conversations whose features are cached.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     batch_s: float = neutral(120.0)
     """Audio encoded at once when features are cached, seconds with padding."""
+
+    def __post_init__(self) -> None:
+        RowsConfig.__post_init__(self)
+        refuse_below(self, 0, "batch_s", above=True)
 
 
 class SpokenRows:

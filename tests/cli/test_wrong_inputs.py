@@ -43,6 +43,9 @@ def bench(workspace, run):
     Path("outside.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows[0]["conversations"][0]["audio"] = "nan.wav"
     Path("nan.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    silent = {**rows[1], "no_speech": True}
+    del silent["conversations"][1]["transcription"]
+    Path("silent.jsonl").write_text(json.dumps(silent) + "\n")
     return workspace
 
 
@@ -149,6 +152,11 @@ WRONG = [
         train,
         training("align", data="nan.jsonl"),
         "audio nan.wav holds NaN or infinite samples; export it again",
+    ),
+    (
+        train,
+        training("align", data="silent.jsonl"),
+        "no row of silent.jsonl has both audio and its words",
     ),
     (train, training("align", data="empty.jsonl"), "the manifest empty.jsonl is empty"),
     (train, training("align", data=""), "no manifest was named"),

@@ -22,6 +22,11 @@ def tone(rate_hz: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate_hz * seconds)) / rate_hz)
 
 
+def test_a_batch_without_a_clip_is_one_sentence():
+    with pytest.raises(SignalError, match="a batch of audio needs a clip; leave out rows"):
+        pad_waveforms([], 16_000)
+
+
 @pytest.mark.parametrize("rate_hz", [8_000, 11_127, 22_050, 44_100, 48_000])
 def test_any_rate_is_resampled_to_the_requested_one(tmp_path, rate_hz):
     soundfile.write(tmp_path / "x.wav", tone(rate_hz), rate_hz)

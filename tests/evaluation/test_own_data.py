@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import soundfile
+import torch
 from tiny_run import noise, write_questions, write_run
 
 from echox.core.errors import ConfigError, ManifestError
@@ -87,6 +89,14 @@ def test_rows_without_any_label_are_an_error_where_nothing_is_spoken(settings, r
     assert not (tmp_path / "report" / "report.md").exists()
 
 
+def test_a_manifest_of_which_every_row_is_refused_is_an_error(settings, tmp_path):
+    manifest = write_questions(tmp_path / "mine", "survey", 2)
+    for clip in (tmp_path / "mine" / "clips").iterdir():
+        soundfile.write(clip, torch.full((99,), float("nan")).numpy(), 16_000, subtype="FLOAT")
+    with pytest.raises(ManifestError, match="own-survey: not one of 2 rows was answered.*NaN"):
+        evaluate(EvaluateConfig(manifests=[str(manifest)], **settings))
+
+
 def test_a_corpus_without_labels_is_an_error_and_no_page_of_headings(settings, tmp_path):
     write_questions(tmp_path / "corpus", "questions.test", 1, answer="")
     with pytest.raises(ManifestError, match='nothing was scored .*a label "answer"'):
@@ -137,6 +147,9 @@ def test_answers_without_a_manifest_are_scored_by_their_speech(settings, tmp_pat
     assert section["scores"]["all"]["speech WER"]["value"] == 0.0
     assert any(sentence.startswith("question WER is missing") for sentence in section["missing"])
     write_answers(tmp_path / "theirs", lost)
+    with pytest.raises(ManifestError, match="not one of 1 rows was answered, .*: too long; mend"):
+        evaluate(EvaluateConfig(answers=answers, **settings))
+    write_answers(tmp_path / "theirs", {"id": "a", "text": "Paris"})
     with pytest.raises(ManifestError, match="no manifest says what was asked; name it by manif"):
         evaluate(EvaluateConfig(answers=answers, **settings))
 

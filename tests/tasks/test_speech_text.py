@@ -10,6 +10,7 @@ import torch
 from echox.backbones.hub import HubBackboneConfig, LoraConfig
 from echox.codecs.kmeans.codec import KMeansCodecConfig
 from echox.core import checkpoint
+from echox.core.errors import ManifestError
 from echox.core.signals import Batch, Features, padded
 from echox.criteria.base import CRITERIA
 from echox.criteria.speech_text import SpeechTextConfig
@@ -72,6 +73,29 @@ def test_an_adapter_that_reads_spelling_comes_back_from_its_checkpoint(tmp_path)
     assert {"adapter.head_spelling.groups.weight", "adapter.head_spelling.out.weight"} <= set(
         trained
     )
+
+
+def test_rows_without_a_question_are_left_out(model, tmp_path):
+    answer = Item(Role.ASSISTANT, "Yes.")
+    rows = [
+        Row("alone", (answer,)),
+        Row("asked", (Item(Role.USER, "Is it?"), answer)),
+        Row("only asked", (answer, Item(Role.USER, "Is it?"))),
+    ]
+    write_manifest(tmp_path / "mixed.jsonl", rows)
+    write_manifest(tmp_path / "answers.jsonl", [rows[0], rows[2]])
+
+    def read(name):
+        data = SpokenDataConfig(train=[str(tmp_path / name)])
+        task = SpeechTextTask(
+            SpeechTextTaskConfig(data=data), StageContext(Parts(None, None, None), 1, tmp_path)
+        )
+        task.read(model)
+        return [row.row_id for row in task.splits["train"]]
+
+    assert read("mixed.jsonl") == ["asked"]
+    with pytest.raises(ManifestError, match="has an answer to learn, after a question"):
+        read("answers.jsonl")
 
 
 def batch_of(model, prompts, targets, features, clip_rows):

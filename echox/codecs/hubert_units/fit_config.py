@@ -54,7 +54,7 @@ class UnitFitConfig:
         if self.encoder.train:
             raise ConfigError("a codec's encoder is not trained; leave fit.encoder.train false")
         positive = ("units", "frames", "hours", "batch_s")
-        if wrong := [name for name in positive if getattr(self, name) <= 0]:
+        if wrong := [name for name in positive if not getattr(self, name) > 0]:
             raise ConfigError(f"fitting units needs {', '.join(wrong)} above 0")
         if not 0 < self.held_out < 1:
             raise ConfigError(

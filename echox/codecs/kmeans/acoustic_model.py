@@ -11,13 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.kmeans.mel import MelNet
 from echox.codecs.kmeans.prosody import DurationNet, PitchNet
+from echox.core.config import refuse_below
 from echox.core.signals import Units, valid_mask
 from echox.vocoders.mel import MelRecipe
 
 
 @dataclass(kw_only=True, slots=True)
 class AcousticModelSizes:
-    """Sizes of the networks of the acoustic model."""
+    """Sizes of the networks of the acoustic model.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     prosody_channels: int = 160
     """Width of the duration and pitch networks."""
@@ -29,6 +34,10 @@ class AcousticModelSizes:
     """Its blocks at the encoder's frame rate."""
     fine_depth: int = 5
     """Its blocks at the vocoder's frame rate."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "prosody_channels", "mel_channels")
+        refuse_below(self, 0, "prosody_depth", "coarse_depth", "fine_depth")
 
 
 class AcousticModel(nn.Module):

@@ -24,6 +24,7 @@ from echox.codecs.kmeans.vocoder import REACH_FRAMES, Vocoder, build_vocoder, fr
 from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
 from echox.codecs.quantization.folder import FORMAT
 from echox.codecs.quantization.language import UnitLanguage
+from echox.core.config import refuse_below
 from echox.core.errors import CheckpointError, SignalError
 from echox.core.files import json_hash
 from echox.core.indexable import Indexable
@@ -35,7 +36,11 @@ LENGTH_STEP_FRAMES = 64  # a CPU vocodes mels whose lengths are multiples of thi
 
 @dataclass(kw_only=True, slots=True)
 class KMeansCodecConfig(CodecConfig):
-    """Units from k-means over encoder features, fitted beforehand and kept in a folder."""
+    """Units from k-means over encoder features, fitted beforehand and kept in a folder.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     folder: str = "codec"
     """Folder that `echox-prepare codec` wrote; "random" builds a small codec that was never
@@ -44,6 +49,9 @@ class KMeansCodecConfig(CodecConfig):
     """Number of units of the random codec."""
     fit: CodecFitConfig = field(default_factory=CodecFitConfig)
     """How it is fitted where the folder is not there yet; `folder` above decides where."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "random_units")
 
 
 @CODECS.register("kmeans", KMeansCodecConfig)

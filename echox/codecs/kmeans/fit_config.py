@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from echox.codecs.kmeans.acoustic_model import AcousticModelSizes
 from echox.codecs.quantization.language import LanguageConfig
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError
 from echox.encoders.base import EncoderConfig
 from echox.encoders.whisper import WhisperConfig
@@ -67,6 +67,9 @@ class CodecFitConfig:
         # Units must stay what they are, so that a codec's encoder is never trained.
         if self.encoder.train:
             raise ConfigError("a codec's encoder is not trained; leave fit.encoder.train false")
+        refuse_below(self, 0, "batch_s", "mel_limit_s", above=True)
+        refuse_below(self, 0, "judge_from", "judge_weight")
+        refuse_below(self, 1, "judge_channels")
         counts = ("units", "batch", "crop_frames", "prosody_steps", "mel_steps")
         if wrong := [name for name in counts if getattr(self, name) < 1]:
             raise ConfigError(f"codec fitting needs {', '.join(wrong)} of 1 or more")

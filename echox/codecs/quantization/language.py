@@ -18,6 +18,7 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError, SignalError
 
 FIRST_CHARACTER = 0xE000  # Unicode's private use area, U+E000 to U+F8FF
@@ -27,7 +28,11 @@ SEEDS_PER_WORD = 10  # candidates that the unigram model prunes its words from
 
 @dataclass(kw_only=True, slots=True)
 class LanguageConfig:
-    """How units are grouped into words."""
+    """How units are grouped into words.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     words: int = 2_000
     """Words of the unit language, single units included; 0 leaves each unit a word."""
@@ -35,6 +40,10 @@ class LanguageConfig:
     """"unigram" finds the most probable segmentation; "bpe" merges the commonest neighbours."""
     longest: int = 8
     """Units in a word at most."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "words")
+        refuse_below(self, 1, "longest")
 
 
 class UnitLanguage:

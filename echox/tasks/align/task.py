@@ -221,7 +221,8 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
             for row in self.data.rows(split)
             for clip, transcript in spoken_pairs(row, answers=self.config.answers)
         ]
-        if split == "train" and not pairs:
+        # Clips that are known to be silent have no words.
+        if split == "train" and not any(transcript for _, _, transcript in pairs):
             raise ManifestError(
                 f"no row of {', '.join(self.config.data.train)} has both audio and its words; "
                 "set 'transcription' on the assistant's turns"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError
 from echox.models.denoising import DenoisingConfig
 from echox.models.segmenting import SegmentsConfig
@@ -59,6 +59,8 @@ class EchoTaskConfig(TaskConfig):
     """Validation rows whose units are generated and compared with their pseudo-labels."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "rows", "label_batch")
+        refuse_below(self, 0, "speech_llm_lr_scale", "voice_lr_scale", "scored_rows")
         if self.online is not None and self.labels is not None:
             raise ConfigError(
                 f"online labels are made at every step, and labels={self.labels} names cached "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Turn
+from echox.core.config import refuse_below
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.indexable import Indexable
 from echox.core.signals import Batch, Waveform
@@ -49,6 +50,8 @@ class ConversationsConfig(RowsConfig):
     release cuts them."""
 
     def __post_init__(self) -> None:
+        RowsConfig.__post_init__(self)
+        refuse_below(self, 1, "max_tokens")
         if self.augmentation is not None and self.augmentation.hides_features:
             raise ConfigError(
                 "in the published form the encoder runs inside the model, where no features are "

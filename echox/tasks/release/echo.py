@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from echox.core import checkpoint
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.indexable import Indexable
 from echox.core.signals import padded
 from echox.criteria.base import EchoOutputs
@@ -48,6 +48,9 @@ class ReleaseEchoTaskConfig(FullModelConfig):
     """Echo training of a published model on spoken conversations, without recorded answers.
 
     The last answer of each is synthesized.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     rule: SegmentRule = field(default_factory=lambda: SegmentRule(**asdict(RELEASE_RULE)))
@@ -59,6 +62,10 @@ class ReleaseEchoTaskConfig(FullModelConfig):
     scored_rows: int = neutral(16)
     """Validation conversations whose units are generated and compared with their
     pseudo-labels."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "max_words", "label_batch")
+        refuse_below(self, 0, "scored_rows")
 
 
 @TASKS.register("published_echo", ReleaseEchoTaskConfig)

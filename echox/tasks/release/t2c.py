@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.errors import ManifestError
 from echox.core.indexable import Indexable
 from echox.core.signals import Batch
@@ -54,7 +54,11 @@ POSITIONS = 2048  # of the release's unit translator
 
 @dataclass(kw_only=True, slots=True)
 class ReleaseUnitsConfig(ReleaseTaskConfig):
-    """Training of text to unit tokens."""
+    """Training of text to unit tokens.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     data: RowsConfig = field(default_factory=RowsConfig)
     """Manifests whose assistant turns have text and units, as words ("12_4 5") or one by one."""
@@ -67,6 +71,10 @@ class ReleaseUnitsConfig(ReleaseTaskConfig):
     """Validation rows whose units are generated and compared with the recorded ones."""
     max_words: int = POSITIONS
     """Unit words generated for a validation row at most."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 1, "max_tokens", "max_words")
+        refuse_below(self, 0, "scored_rows")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import Codec
 from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
-from echox.core.config import neutral, to_plain
+from echox.core.config import neutral, refuse_below, to_plain
 from echox.core.errors import CheckpointError, ManifestError
 from echox.criteria.base import SpeechTextOutputs
 from echox.data.manifest import NO_SPEECH, Row
@@ -71,7 +71,11 @@ from echox.tasks.views import text_targets
 
 @dataclass(kw_only=True, slots=True)
 class SpeechTextTaskConfig(TaskConfig):
-    """Instruction tuning on spoken conversations."""
+    """Instruction tuning on spoken conversations.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     data: SpokenDataConfig = field(default_factory=SpokenDataConfig)
     """Spoken conversations with written answers."""
@@ -93,6 +97,10 @@ class SpeechTextTaskConfig(TaskConfig):
     metrics: dict[str, MetricConfig] = neutral(default_factory=dict)
     """Further scores of the answers generated in validation, by the names that they get,
     `s2t.task.metrics.wer=wer`."""
+
+    def __post_init__(self) -> None:
+        refuse_below(self, 0, "adapter_lr_scale")
+        refuse_below(self, 1, "max_answer_tokens")
 
 
 def build_speech_llm(parts: Parts, adapter: SpeechAdapterConfig, token_ids: Tensor) -> SpeechLLM:
@@ -226,14 +234,13 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
 
     def _conversations(self, split: str) -> list[Conversation]:
         conversations = [
-            self._conversation(row)
-            for row in self.data.rows(split)
-            if row.answer is not None and row.answer.text
+            self._conversation(row) for row in self.data.rows(split) if row.answers_a_question
         ]
         if split == "train" and not conversations:
             raise ManifestError(
-                f"no row of {', '.join(self.config.data.train)} has an answer to learn; "
-                "give the assistant's turns a 'value'"
+                f"no row of {', '.join(self.config.data.train)} has an answer to learn, after a "
+                "question; give the assistant's turns a 'value', and the user's before them one or "
+                "'audio'"
             )
         return conversations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from echox.backbones.base import BACKBONES, Backbone
 from echox.codecs.base import CODECS, Codec
 from echox.core.checkpoint import Checkpoint
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.signals import Batch, padded
 from echox.criteria.base import UnitOutputs
@@ -78,6 +78,8 @@ class TextUnitsTaskConfig(TaskConfig):
     """Validation rows whose units are generated and compared with the recorded ones."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "rows", "max_units")
+        refuse_below(self, 0, "spelling_channels", "aligner_steps", "scored_rows")
         for kind, times in self.repeat.items():
             if times < 1:
                 raise ConfigError(

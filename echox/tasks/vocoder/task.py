@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from echox.codecs.base import CODECS, Codec
-from echox.core.config import neutral
+from echox.core.config import neutral, refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.core.signals import Batch
 from echox.criteria.base import VocoderOutputs
@@ -48,6 +48,9 @@ GENERATOR_PATH = Path("vocoder.task.generator")
 class GeneratorSizes:
     """Sizes of the generator; the defaults are HiFi-GAN's V1, as in the published unit vocoders.
 
+    Raises:
+        ConfigError: a number is out of range.
+
     Source: Kong et al. 2020, arXiv:2010.05646; Polyak et al. 2021, arXiv:2104.00355.
     """
 
@@ -72,6 +75,17 @@ class GeneratorSizes:
     """Channels of the duration predictor; null trains none, for units that keep their repeats."""
     duration_dropout: float = 0.5
     """Share of the duration predictor's activations that training leaves out."""
+
+    def __post_init__(self) -> None:
+        refuse_below(
+            self,
+            1,
+            "rate_hz",
+            "upsample_initial_channel",
+            "embedding_dim",
+            "duration_channels",
+        )
+        refuse_no_share(self, "duration_dropout")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,6 +118,8 @@ class VocoderTaskConfig(TaskConfig):
     stage's folder `copies`."""
 
     def __post_init__(self) -> None:
+        refuse_below(self, 1, "units")
+        refuse_below(self, 0, "copied_rows")
         if self.segment_frames < 1:
             raise ConfigError(
                 f"vocoder.task.segment_frames is {self.segment_frames}; use at least 1"
