@@ -26,8 +26,8 @@ from echox.inference.text_stream import NoText, TextStream, text_stream
 from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
 from echox.models.segmenting import Segment, SegmentsConfig, spans_of
 
-# Seconds of a chunk that the codec decodes: few at first, so that speech begins early; each is
-# twice as long as the one before, because a chunk's context is decoded with it every time.
+# Seconds of a chunk that the codec decodes: few at first, so that speech begins early; once there
+# is speech each is twice as long as the one before, because its context is decoded every time.
 FIRST_S = 0.3
 DOUBLINGS = 3
 # Steps of the unit decoder for one of the language model, which is many times as large.
@@ -195,10 +195,12 @@ class AnswerStreams:
         """Take what the engines have of one answer and pass it on."""
         yield from self._take_text(answering)
         self._take_units(answering)
-        while (chunk := answering.next_chunk()) is not None:
-            if len(samples := self._decode(answering, *chunk)):
-                first = answering.samples - len(samples)
-                yield Piece(answering.written, samples, first, answering.transcript.text)
+        # One chunk a step, so that it is played while the next one is made.
+        chunk = answering.next_chunk()
+        if chunk is not None and len(samples := self._decode(answering, *chunk)):
+            answering.chunks += 1
+            first = answering.samples - len(samples)
+            yield Piece(answering.written, samples, first, answering.transcript.text)
 
     def _take_text(self, answering: _Answering) -> Iterator[Piece]:
         for token, state in answering.text.take():
@@ -316,7 +318,7 @@ class _Answering:
     codec_state: DecodeState | None = None
     is_speech_cut: bool = False  # whether the limit cut a segment
     samples: int = 0  # that were given
-    chunks: int = 0  # that were decoded before the last
+    chunks: int = 0  # that gave samples
     is_complete: bool = False
 
     def next_chunk(self) -> tuple[list[int], bool] | None:
@@ -324,16 +326,16 @@ class _Answering:
         if self.borders:
             seen = len(self.units) - len(self.pending)
             return self._taken(self.borders.popleft() - seen), True
+        size = self.first_chunk * 2 ** min(self.chunks, DOUBLINGS)
         has_ended = self.text.ended and self.cutting is None and not self.segments
-        if has_ended:
-            # Also with nothing pending: the codec may hold samples back.
-            last = not self.is_complete and bool(self.pending or self.codec_state is not None)
-            self.is_complete = True
-            return (self._taken(len(self.pending)), True) if last else None
-        if len(self.pending) < self.first_chunk * 2 ** min(self.chunks, DOUBLINGS):
-            return None
-        self.chunks += 1
-        return self._taken(len(self.pending)), False
+        if not has_ended:
+            return (self._taken(size), False) if len(self.pending) >= size else None
+        if len(self.pending) > size:
+            return self._taken(size), False
+        self.is_complete = True
+        # Also with nothing pending: the codec may hold samples back.
+        is_open = bool(self.pending) or self.codec_state is not None
+        return (self._taken(size), True) if is_open else None
 
     def _taken(self, size: int) -> list[int]:
         taken, self.pending = self.pending[:size], self.pending[size:]

@@ -15,6 +15,9 @@ from echox.inference.audio_input import StreamResampler, encoded
 from echox.inference.service import AnswerService, Asked
 from echox.serving.settings import AUDIO, TEXT, VOICE, SessionSettings
 
+AUDIBLE = 0.01  # -40 dBFS
+LEAD_S = 0.03  # of quieter samples before the first audible one
+
 
 class Owner(Protocol):
     """What a response needs of its session."""
@@ -126,8 +129,18 @@ class Response:
             self._rate_hz = self._session.service.pipeline.require_codec().rate_hz
             self._resampler = StreamResampler(self._rate_hz, self.settings.output.rate_hz)
             self._session.observe("first_audio_s", time.perf_counter() - self._begun_s)
+        samples = self._without_silence(samples)
         self._samples += len(samples)
         self._send_audio(self._resampler.push(samples))
+
+    def _without_silence(self, samples: Tensor) -> Tensor:
+        """Leave out the silence before the first sound, which a user would wait through."""
+        if self._samples:
+            return samples
+        loud = (samples.abs() > AUDIBLE).nonzero()
+        if not len(loud):
+            return samples[:0]
+        return samples[max(0, int(loud[0]) - round(LEAD_S * self._rate_hz)) :]
 
     def _send_audio(self, samples: Tensor) -> None:
         if len(samples):

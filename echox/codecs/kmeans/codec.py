@@ -32,6 +32,7 @@ from echox.core.signals import Units, Waveform, valid_mask
 from echox.encoders.base import ENCODERS, Encoder
 
 LENGTH_STEP_FRAMES = 64  # a CPU vocodes mels whose lengths are multiples of this
+WINDOW_STEP_FRAMES = 32  # and those of a stream, which are short, of this
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,7 +170,7 @@ class KMeansCodec(QuantizedCodec):
         before = state_of(state, StreamState)
         streams = [RowStream(ids[:0], frames=ids[:0]) for ids in rows]
         hop = self.vocoder.recipe.hop_length
-        decoder = StreamDecoder(self.speaker, self._vocode_before_silence, REACH_FRAMES, hop)
+        decoder = StreamDecoder(self.speaker, self._vocode_window, REACH_FRAMES, hop)
         samples, after = decoder.decode(streams if before is None else before.rows, rows, last=last)
         wave = pad_sequence(samples, batch_first=True)
         lengths = torch.tensor([len(row) for row in samples], device=wave.device)
@@ -193,17 +194,20 @@ class KMeansCodec(QuantizedCodec):
         ]
         return pad_sequence(rows, batch_first=True)
 
-    def _vocode_row(self, mel: Tensor) -> Tensor:
+    def _vocode_row(self, mel: Tensor, step: int = LENGTH_STEP_FRAMES) -> Tensor:
         """Mel [F, M] -> samples [F * hop]."""
         frames = len(mel)
         # Setting up the convolutions for a new length costs a CPU more than running them, so
         # only few lengths are used.
-        mel = F.pad(mel, (0, 0, 0, -frames % LENGTH_STEP_FRAMES), value=self._silence)
+        mel = F.pad(mel, (0, 0, 0, -frames % step), value=self._silence)
         return self.vocoder(mel[None])[0, : frames * self.vocoder.recipe.hop_length].float()
 
-    def _vocode_before_silence(self, mel: Tensor) -> Tensor:
-        """Mel [F, M] -> samples [(F + REACH_FRAMES) * hop], as `decode` pads the end of a row."""
-        return self._vocode_row(F.pad(mel, (0, 0, 0, REACH_FRAMES), value=self._silence))
+    def _vocode_window(self, mel: Tensor, is_end: bool) -> Tensor:
+        """Mel [F, M] of a stream's window -> samples, F * hop of them or more."""
+        # As `decode` pads the end of a row; elsewhere what is behind the window does not matter.
+        frames = len(mel) + (REACH_FRAMES if is_end else 0)
+        mel = F.pad(mel, (0, 0, 0, frames - len(mel)), value=self._silence)
+        return self._vocode_row(mel, WINDOW_STEP_FRAMES)
 
     @property
     def _silence(self) -> float:

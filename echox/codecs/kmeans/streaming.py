@@ -47,13 +47,14 @@ class StreamDecoder:
 
     Args:
         model: the acoustic model.
-        vocode: log mel [N, M] of a row, with silence behind it -> samples, N * hop of them or more.
+        vocode: log mel [N, M] of a row, and whether silence follows -> samples, N * hop of them or
+            more.
         reach_frames: mel frames on either side that a sample depends on.
         hop_samples: samples of a mel frame.
     """
 
     model: AcousticModel
-    vocode: Callable[[Tensor], Tensor]
+    vocode: Callable[[Tensor, bool], Tensor]
     reach_frames: int
     hop_samples: int
 
@@ -119,7 +120,8 @@ class StreamDecoder:
         final = _final(len(row.mel), row.sounded, self.reach_frames, last)
         if final == row.sounded:
             return row.mel.new_zeros(0), row
-        samples = self.vocode(row.mel)[row.sounded * self.hop_samples : final * self.hop_samples]
+        new = slice(row.sounded * self.hop_samples, final * self.hop_samples)
+        samples = self.vocode(row.mel, last)[new]
         cut = max(0, final - self.reach_frames)
         return samples, dataclasses.replace(row, mel=row.mel[cut:], sounded=final - cut)
 
