@@ -277,7 +277,7 @@ def test_the_first_commands_install_the_constraints():
             )
         ),
     )
-    assert len(installs) == 2 and all(
+    assert len(installs) == 3 and all(
         line.startswith("pip install -c constraints.txt ") for line in installs
     )
     assert '".[demo]" && .venv/bin/echox-train recipe=echo_mini' in installs[0]
