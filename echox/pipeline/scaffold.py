@@ -15,14 +15,14 @@ from echox.pipeline.plugins import REGISTRIES
 
 TEMPLATES = Path(echox_plugins.__file__).parent / "templates"
 USES = {
-    "encoder": "echox-train encoder={name}",
-    "backbone": "echox-train backbone={name}",
-    "codec": "echox-train codec={name}",
+    "encoder": "echox-train recipe=echo_tiny encoder={name}",
+    "backbone": "echox-train recipe=echo_tiny backbone={name}",
+    "codec": "echox-train recipe=echo_tiny codec={name}",
     "task": "echox-train recipe={name} {name}.task.data.train=[train.jsonl]",
-    "criterion": "echox-train s2t.criterion={name}",
-    "metric": "echox-train s2t.task.metrics.{name}={name}",
+    "criterion": "echox-train recipe=echo_tiny s2t.criterion={name}",
+    "metric": "echox-train recipe=echo_tiny s2t.task.metrics.{name}={name}",
 }
-"""Kind -> the command that uses a new part."""
+"""Kind -> the command that uses a new part, in the recipe that takes less than a minute."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -118,7 +118,9 @@ def test_bars_of_a_step_show_its_number_and_its_cost_is_recorded(capsys, clock, 
 
 SCRIPT = """
 import time
+from echox.core import progress
 from echox.core.progress import Bar, print_message
+progress.LINE_EVERY_S = 0.3
 with Bar("speaking", 5, unit="clip") as bar:
     for _ in range(5):
         time.sleep(0.12)
@@ -127,7 +129,9 @@ with Bar("speaking", 5, unit="clip") as bar:
 """
 
 
-@pytest.mark.parametrize(("columns", "lines", "draws"), [(100, 40, True), (0, 0, False)])
+@pytest.mark.parametrize(
+    ("columns", "lines", "draws"), [(100, 40, True), (0, 0, False), (0, 40, False)]
+)
 def test_a_terminal_gets_a_bar_where_it_has_room(columns, lines, draws):
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -141,6 +145,8 @@ def test_a_terminal_gets_a_bar_where_it_has_room(columns, lines, draws):
         pass
     assert process.wait() == 0
     assert ("/5 clips" in text.decode()) == draws and "a sentence" in text.decode()
+    # One of the two there is, whatever the terminal says of itself.
+    assert (" of 5 clips" in text.decode()) != draws
 
 
 @pytest.mark.parametrize(
