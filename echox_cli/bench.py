@@ -22,7 +22,7 @@ from echox.core.errors import ConfigError
 from echox_cli.arguments import OPTIONS, split
 from echox_cli.command import answered_at_once, run_command
 from echox_cli.completion import Offers
-from echox_cli.fields import summary
+from echox_cli.fields import entry_lines, summary
 from echox_cli.guard import guarded
 from echox_cli.offers import config_offers
 
@@ -67,7 +67,7 @@ def _without_subject(words: list[str]) -> None:
         f"subjects ({PROGRAM} SUBJECT --help explains one):"
     )
     for name, (config_type, _, _) in SUBJECTS.items():
-        print(f"  {name:<10} {summary(config_type.__doc__)}")
+        print("\n".join(entry_lines(f"  {name}", summary(config_type.__doc__), 12)))
 
 
 def offers(before: Sequence[str]) -> Offers:

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from omegaconf import OmegaConf
 
 from echox.core.config import to_plain
 from echox.core.errors import ConfigError
 from echox.pipeline.compose import Assignment, compose, finish, parse_overrides
 from echox.pipeline.plugins import Discovery, discover
-from echox.pipeline.recipe import DEFAULT_RECIPE, Recipe, load_recipe, to_dict
+from echox.pipeline.recipe import (
+    DEFAULT_RECIPE,
+    Recipe,
+    compose_recipe,
+    load_recipe,
+    to_dict,
+)
 from echox.pipeline.recipe_files import (
     list_recipes,
     plugin_dirs_of,
@@ -24,7 +31,8 @@ from echox.pipeline.recipe_files import (
 )
 from echox_cli import texts
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split
-from echox_cli.fields import WIDTH, field_lines, summary
+from echox_cli.explanation import explanation
+from echox_cli.fields import WIDTH, doc_lines, field_lines, summary
 from echox_cli.guard import guarded
 
 C = TypeVar("C")
@@ -55,8 +63,11 @@ def _recipe_command(
     if answered_at_once(program, arguments):
         return 0
     # Before plugins are loaded: the help lists the fields of the dataclass alone.
-    if "--help" in arguments.options:
+    if "--help" in arguments.options and not arguments.words:
         print("\n".join(_recipe_help(program, doc, _recipe_dirs(arguments))))
+        return 0
+    if "--help" in arguments.options:
+        print("\n".join(recipe_explanation(arguments)))
         return 0
     if arguments.words:
         raise ConfigError(
@@ -71,6 +82,25 @@ def _recipe_command(
         _print_yaml(to_dict(recipe))
         return 0
     return function(recipe)
+
+
+def recipe_explanation(arguments: Arguments) -> Iterator[str]:
+    """Yield lines that explain the fields that words of a command line name, in its recipe.
+
+    Args:
+        arguments: its words are dotted keys; recipe and overrides decide parts and values.
+
+    Raises:
+        ConfigError: the recipe or an override is wrong, or there is no such field.
+    """
+    name, overrides = chosen_recipe(arguments)
+    folders = _recipe_dirs(arguments)
+    discover(plugin_dirs_of(name, overrides, folders))
+    tree = compose_recipe(name, overrides, folders)
+    for number, key in enumerate(arguments.words):
+        yield from ([""] if number else [])
+        yield from explanation(tree, key)
+    yield from ("", f"Values are those of recipe {name}; recipe=NAME names another.")
 
 
 def chosen_recipe(arguments: Arguments) -> tuple[str, list[str]]:
@@ -138,7 +168,7 @@ def _config_command(
         return 0
     # Before plugins are loaded: the help lists the fields of the dataclass alone.
     if "--help" in arguments.options:
-        print("\n".join(_config_help(program, config_type, positional)))
+        print("\n".join(_config_help(program, config_type, positional, arguments.words)))
         return 0
     assignments = [
         *_positional(config_type, positional, arguments.words),
@@ -213,6 +243,8 @@ def _recipe_help(program: str, doc: str, recipe_dirs: Sequence[str | Path]) -> I
         "`echox-info` lists the parts, `echox-info",
         "encoder mel` explains one. A stage is set in the same way: "
         "s2t.task=NAME, s2t.train.steps=400.",
+        f"`{program} --help s2t.train` explains the fields of a part or a stage, as the recipe has "
+        "them.",
     )
     yield from _option_lines({**OPTIONS, **RECIPE_OPTIONS})
 
@@ -228,10 +260,21 @@ def _recipe_lines(recipe_dirs: Sequence[str | Path]) -> Iterator[str]:
         )
 
 
-def _config_help(program: str, config_type: type, positional: str | None) -> Iterator[str]:
+def _config_help(
+    program: str, config_type: type, positional: str | None, asked: Sequence[str]
+) -> Iterator[str]:
+    """Yield the help of a command, or of the fields that are asked for.
+
+    Other words are those of the command itself, to which somebody added `--help`.
+    """
+    tree = OmegaConf.structured(config_type)
+    if keys := [key for key in asked if key.partition(".")[0] in tree]:
+        for key in keys:
+            yield from explanation(tree, key)
+        return
     words = f" [{positional.upper()}]" if positional else ""
     yield from (
-        summary(config_type.__doc__),
+        *doc_lines(summary(config_type.__doc__), ""),
         "",
         f"usage: {program}{words} [field=value ...]",
         "",

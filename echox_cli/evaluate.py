@@ -21,7 +21,7 @@ from echox.pipeline.ablation import AblationConfig, ablate
 from echox.pipeline.subjects import Subject, installed_subjects
 from echox_cli.command import run_command
 from echox_cli.completion import Offers
-from echox_cli.fields import summary
+from echox_cli.fields import entry_lines, summary
 from echox_cli.offers import config_offers
 
 PROGRAM = "echox-evaluate"
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         program, config_type = f"{PROGRAM} {words[0]}", subject.config_type
         return run_command(program, config_type, subject.function, words[1:], subject.positional)
     status = run_command(PROGRAM, EvaluateConfig, evaluate, words)
-    if status == 0 and {"--help", "-h"} & set(words):
+    # The help of a field, `--help run`, is not that of the command.
+    if status == 0 and {"--help", "-h"} & set(words) and not any(map(str.isidentifier, words)):
         _print_subjects()
     return status
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_subjects() -> None:
     print(f"\nsubjects ({PROGRAM} SUBJECT --help explains one):")
     for name, subject in _all_subjects().items():
-        print(f"  {name:<14} {summary(subject.config_type.__doc__)}")
+        print("\n".join(entry_lines(f"  {name}", summary(subject.config_type.__doc__), 16)))
 
 
 def offers(before: Sequence[str]) -> Offers:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from echox_cli import start
@@ -20,12 +21,13 @@ import yaml
 from echox.assets import CATALOGUE
 from echox.assets.sources import VARIABLE as ASSET_SOURCE
 from echox.core.config import near, to_plain
+from echox.core.environment import OTHER_VARIABLES, OWN_VARIABLES
 from echox.core.errors import ConfigError
 from echox.core.number_format import VARIABLE, measured, name_of, number_format
 from echox.pipeline.compose import finish, parse_overrides, part
 from echox.pipeline.config_tree import options
 from echox.pipeline.plugins import REGISTRIES, Discovery, discover
-from echox.pipeline.recipe import load_recipe, to_dict
+from echox.pipeline.recipe import DEFAULT_RECIPE, StagePlan, compose_recipe, load_recipe, to_dict
 from echox.pipeline.recipe_files import (
     find_recipe,
     list_recipes,
@@ -36,7 +38,8 @@ from echox.pipeline.recipe_files import (
 from echox_cli.arguments import split
 from echox_cli.command import answered_at_once
 from echox_cli.completion import Offers
-from echox_cli.fields import WIDTH, field_lines, summary
+from echox_cli.explanation import explanation
+from echox_cli.fields import doc_lines, entry_lines, field_lines, summary
 from echox_cli.guard import guarded
 from echox_cli.texts import INFO, TOPICS, info_help
 
@@ -128,18 +131,17 @@ def _names(topic: str) -> list[str]:
 
 
 def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
+    if words and words[0] not in TOPICS:
+        yield from _field(words, plugin_dirs)
+        return
     if len(words) > 2:
         raise ConfigError(f"cannot explain {' '.join(words)!r}; write {INFO} [KIND [NAME]]")
-    if words and words[0] not in TOPICS:
-        raise ConfigError(
-            f"no topic {words[0]!r}{near(words[0], TOPICS)}; topics are {', '.join(TOPICS)}"
-        )
     # Before any topic, because plugins add parts, and their failures explain missing ones.
     discovery = discover(plugin_dirs)
     if not words:
         yield from _overview(discovery)
-    elif words[0] == "device":
-        yield from _device_answer(words)
+    elif words[0] in ("device", "variables"):
+        yield from _whole_topic(words)
     elif words[0] == "recipe":
         yield from _recipe(words[1]) if len(words) == 2 else _recipes()
     elif words[0] == "asset":
@@ -148,13 +150,57 @@ def _answer(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
         yield from _entry(words[0], words[1]) if len(words) == 2 else _registry(words[0])
 
 
-def _device_answer(words: list[str]) -> Iterator[str]:
+def _field(words: list[str], plugin_dirs: list[str]) -> Iterator[str]:
+    """Explain the field of a recipe that the first word names."""
+    # `recipe=NAME` was separated into two words.
+    match words:
+        case [key]:
+            name = DEFAULT_RECIPE
+        case [key, "recipe", name]:
+            pass
+        case _:
+            raise ConfigError(
+                f"cannot explain {' '.join(words)!r}; write {INFO} FIELD [recipe=NAME]"
+            )
+    discover([*plugin_dirs, *plugin_dirs_of(name)])
+    tree = compose_recipe(name)
+    first = key.partition(".")[0]
+    fields = {*tree, *tree.stages, *StagePlan.__dataclass_fields__}
+    if first not in fields:
+        raise ConfigError(
+            f"no topic or field {first!r}{near(first, (*TOPICS, *fields))}; topics are "
+            f"{', '.join(TOPICS)}, and the fields of a recipe"
+        )
+    yield from explanation(tree, key)
+    yield from ("", f"Values are those of recipe {name}; recipe=NAME names another.")
+
+
+def _whole_topic(words: list[str]) -> Iterator[str]:
     if len(words) > 1:
         raise ConfigError(
-            f"devices are explained together, and {words[1]!r} is one too many; write {INFO} device"
+            f"{words[0]} is explained as a whole, and {words[1]!r} is one word too many; "
+            f"write {INFO} {words[0]}"
         )
+    if words[0] == "variables":
+        yield from _variables()
+        return
     yield from _devices()
     yield from _number_format()
+
+
+def _variables() -> Iterator[str]:
+    yield "of echox:"
+    yield from _variable_lines(OWN_VARIABLES)
+    yield from ("", "of other programs, as far as they matter here:")
+    yield from _variable_lines(OTHER_VARIABLES)
+
+
+def _variable_lines(docs: Mapping[str, str]) -> Iterator[str]:
+    for name, doc in docs.items():
+        # A key must not stand in what people paste into a report of a fault.
+        value = " is set" if name.endswith("_KEY") else f"={os.environ.get(name)}"
+        yield f"  {name}{value}" if name in os.environ else f"  {name} is unset"
+        yield from doc_lines(doc, "      ")
 
 
 def _overview(discovery: Discovery) -> Iterator[str]:
@@ -170,6 +216,7 @@ def _overview(discovery: Discovery) -> Iterator[str]:
     )
     yield from _section("recipes", _recipes())
     yield from _section("assets", _assets())
+    yield from _section("environment variables", _variables())
 
 
 def _section(title: str, lines: Iterator[str] | list[str]) -> Iterator[str]:
@@ -212,7 +259,7 @@ def _registry(kind: str) -> Iterator[str]:
         entry = registry[name]
         # A class without a docstring is described by that of its config.
         doc = summary(entry.implementation.__doc__ or entry.config_type.__doc__)
-        yield f"{name:<18} {doc}  [{entry.origin}]"
+        yield from entry_lines(name, f"{doc}  [{entry.origin}]")
         if second := registry.contested(name):
             yield f"{'':<18} registered a second time by {second}: rename one"
     presets = [option for option in options(kind, recipe_folders()) if option not in registry]
@@ -248,10 +295,7 @@ def _preset(kind: str, name: str, folders: Sequence[Path], config: object) -> It
 
 def _recipes() -> Iterator[str]:
     for name, path in sorted(list_recipes().items()):
-        # Further lines are aligned with the description, after 18 characters and a space.
-        yield from textwrap.wrap(
-            f"{name:<18} {recipe_doc(path)}  [{path.parent}]", WIDTH, subsequent_indent=" " * 19
-        )
+        yield from entry_lines(name, f"{recipe_doc(path)}  [{path.parent}]")
 
 
 def _recipe(name: str) -> Iterator[str]:
@@ -265,7 +309,7 @@ def _recipe(name: str) -> Iterator[str]:
 
 def _assets() -> Iterator[str]:
     for asset in CATALOGUE.values():
-        yield f"{asset.name:<22} {asset.doc}"
+        yield from entry_lines(asset.name, asset.doc, 22)
     yield SOURCES_LINE
 
 

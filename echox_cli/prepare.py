@@ -44,7 +44,7 @@ from echox.pipeline.subjects import Subject, installed_subjects
 from echox_cli.arguments import OPTIONS, split
 from echox_cli.command import answered_at_once, run_command, run_recipe_command
 from echox_cli.completion import Offers
-from echox_cli.fields import summary
+from echox_cli.fields import entry_lines, summary
 from echox_cli.guard import guarded
 from echox_cli.offers import config_offers, recipe_offers
 
@@ -142,7 +142,7 @@ def _without_command(words: list[str], commands: Mapping[str, Subject | RecipeCo
     for name, command in commands.items():
         # A recipe has one docstring for all commands, so theirs is the function's.
         about = command.function if isinstance(command, RecipeCommand) else command.config_type
-        print(f"  {name:<11} {summary(about.__doc__)}")
+        print("\n".join(entry_lines(f"  {name}", summary(about.__doc__), 13)))
 
 
 def offers(before: Sequence[str]) -> Offers:

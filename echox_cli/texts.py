@@ -10,8 +10,8 @@ from echox.core.registry import KINDS
 from echox_cli.arguments import OPTIONS
 
 INFO = "echox-info"
-TOPICS = (*KINDS, "recipe", "asset", "device")
-"""What `echox-info` explains."""
+TOPICS = (*KINDS, "recipe", "asset", "device", "variables")
+"""What `echox-info` explains, beside fields of a recipe."""
 SHELLS = ("bash", "zsh")
 
 # Bash splits words at "=", so there only what follows the last "=" may be offered; zsh takes
@@ -66,6 +66,7 @@ def info_help() -> str:
 Show versions, devices, and everything that is registered.
 
 usage: {INFO} [KIND [NAME]]
+       {INFO} FIELD [recipe=NAME]
 
 kinds: {", ".join(TOPICS)}
 
@@ -73,6 +74,8 @@ kinds: {", ".join(TOPICS)}
   {INFO} encoder whisper   explains one
   {INFO} recipe echo_mini  shows a recipe in full
   {INFO} device            measures how fast this processor multiplies in each number format
+  {INFO} variables         explains environment variables, and shows those that are set
+  {INFO} s2t.train         explains fields of a stage or a part, as the default recipe has them
 
   {"--version":<14} {OPTIONS["--version"]}
   {"--completion":<14} {OPTIONS["--completion"]}"""

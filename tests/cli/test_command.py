@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from echox.core.errors import SignalError
 from echox.encoders.base import EncoderConfig
 from echox_cli.command import run_command
+from echox_cli.fields import summary
 from echox_cli.guard import guarded
 
 
@@ -101,6 +102,26 @@ def test_help_is_the_docs_of_the_config(answer, capsys):
     text = capsys.readouterr().out
     assert text.startswith("Answer a question.")
     assert "input=<required>" in text and "Rows at once." in text
+
+
+def test_help_of_a_field_and_of_a_command_with_its_words(answer, capsys):
+    assert answer("--help", "batch_size") == (0,)
+    assert capsys.readouterr().out == "batch_size=4   (an integer)\n  Rows at once.\n"
+    assert answer("question.wav", "--help", positional="input") == (0,)
+    assert capsys.readouterr().out.startswith("Answer a question.\n\nusage: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, ""),
+        ("One line.", "One line."),
+        ("A sentence that goes\n    on. Another one.\n\n    More.", "A sentence that goes on."),
+        ("Of version 1.5 and e.g. mimi.\n\nArgs:", "Of version 1.5 and e.g. mimi."),
+    ],
+)
+def test_a_summary_is_the_first_sentence(text, sentence):
+    assert summary(text) == sentence
 
 
 def test_the_function_may_choose_the_exit_code(toy_workspace):

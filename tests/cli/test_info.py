@@ -114,13 +114,18 @@ def test_every_registered_name_can_be_explained(ask):
         (["encoder=wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
         (
             ["encodr"],
-            "no topic 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, codec, "
-            "task, criterion, metric, recipe, asset, device",
+            "no topic or field 'encodr'; did you mean 'encoder'?; topics are encoder, backbone, "
+            "codec, task, criterion, metric, recipe, asset, device, variables, and the fields",
         ),
         (["recipe", "tyo"], "no recipe named 'tyo'; did you mean 'toy'?"),
         (["asset", "whisper_bas"], "no asset named 'whisper_bas'; did you mean 'whisper_base'?"),
         (["encoder", "whisper", "large"], "cannot explain 'encoder whisper large'"),
         (["seed=3"], "cannot explain 'seed=3'"),
+        (["s2t.trian"], "s2t has no 'trian'; did you mean 'train'?; its fields are task, "),
+        (["codec.fit.unit"], "codec.fit has no 'unit'; did you mean 'units'?"),
+        (["train.steps.more"], "no field 'train.steps.more': align.train.steps has no 'more'"),
+        (["train", "recipe=echo_min"], "no recipe named 'echo_min'; did you mean 'echo_mini'?"),
+        (["variables", "all"], "variables is explained as a whole, and 'all' is one word too"),
         (
             ["plugin_dirs=[nowhere]"],
             "plugin_dirs names the plugin folder 'nowhere', which does not exist",
@@ -132,6 +137,48 @@ def test_a_wrong_word_is_one_line(ask, words, sentence):
     code, text = ask(*words)
     assert code == 2
     assert text.startswith("echox-info: ") and text.count("\n") == 1 and sentence in text
+
+
+def test_fields_of_stages_and_parts_are_explained(ask):
+    code, text = ask("train")
+    assert code == 0 and text.startswith("align.train={...}   (TrainConfig)\n")
+    assert "fields of TrainConfig: Settings of the training of one stage.\n" in text
+    # The default, and the recipe's value where it is another.
+    assert re.search(r"^  steps=1000, here \d+   \(an integer\)\n      Optimizer steps", text, re.M)
+    code, text = ask("s2t.task.adapter", "recipe=echo_tiny")
+    assert code == 0 and "fields of SpeechAdapterConfig: " in text
+    assert "Encoder frames joined into one adapter frame" in text and "recipe echo_tiny;" in text
+    # Of the first stage that has one.
+    assert ask("task.decoder")[1].startswith("t2c.task.decoder={...}   (UnitDecoderConfig)")
+    assert "fields of CodecFitConfig: " in ask("codec.fit")[1]
+    code, text = ask("s2t.train.lr_schedule")
+    assert text.startswith("s2t.train.lr_schedule=cosine   (constant or linear or cosine")
+    assert ask("s2t.after")[1].startswith("s2t.after={}   (a mapping, each value a text)\n")
+    assert "  task=<required>, here s2t   (the name of a task)\n" in ask("s2t")[1]
+
+
+def test_variables_are_explained_and_those_that_are_set_shown(ask, monkeypatch):
+    monkeypatch.setenv("ECHOX_CACHE", "/elsewhere")
+    monkeypatch.delenv("ECHOX_ASSETS", raising=False)
+    monkeypatch.setenv("ECHOX_API_KEY", "secret")
+    code, text = ask("variables")
+    assert "  ECHOX_API_KEY is set\n" in text and "secret" not in text
+    assert code == 0 and "  ECHOX_CACHE=/elsewhere\n      Folder of what can be downloaded" in text
+    assert "  ECHOX_ASSETS is unset\n" in text and "  ECHOX_CACHE=/elsewhere\n" in ask()[1]
+
+
+def test_every_entry_of_a_list_is_a_whole_sentence(ask):
+    from echox.pipeline.plugins import REGISTRIES
+
+    for kind, registry in REGISTRIES.items():
+        text = " ".join(ask(kind)[1].split())
+        for name in registry:
+            entry = registry[name]
+            (first,) = re.findall(
+                rf"(?:^|\] ){name} (.*?) ?\[{re.escape(entry.origin)}\]", f"] {text}"
+            )
+            # Those of the test itself have no docstrings.
+            assert first.endswith(".") or entry.origin == "plugins/toy.py", f"{name}: {first}"
 
 
 def test_help_and_version(ask):

@@ -8,10 +8,13 @@ import pytest
 import soundfile
 
 from echox.core.registry import KINDS
+from echox.evaluation.report import EvaluateConfig
 from echox.pipeline.plugins import REGISTRIES, discover
 from echox.pipeline.recipe import load_recipe
 from echox.pipeline.scaffold import USES, template_kinds
-from echox_cli import prepare
+from echox.pipeline.subjects import Subject
+from echox_cli import bench, evaluate, prepare
+from echox_cli.fields import summary
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,7 +24,10 @@ def test_plugin_skeletons_of_every_kind_keep_their_contracts(workspace, capsys):
     for kind in KINDS:
         assert prepare.main(["plugin", f"sharp_{kind}", f"kind={kind}"]) == 0
         test = f"plugins/test_sharp_{kind}_{kind}.py"
-        assert f"python -m pytest {test}" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"python -m pytest {test}" in printed
+        # Not the default recipe, which takes a quarter of an hour.
+        assert f"recipe={'sharp_task' if kind == 'task' else 'echo_tiny'} " in printed
     # One process for all, since each would take seconds to import PyTorch.
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "plugins"],
@@ -101,6 +107,19 @@ def test_help_lists_the_commands(capsys):
     assert prepare.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command in text for command in prepare.COMMANDS)
+
+
+def test_what_commands_and_subjects_do_is_a_whole_sentence(workspace, capsys):
+    commands = [command for command in prepare.COMMANDS.values() if isinstance(command, Subject)]
+    configs = [command.config_type for command in (*commands, *evaluate.SUBJECTS.values())]
+    configs += [config for config, _, _ in bench.SUBJECTS.values()]
+    for config in (*configs, EvaluateConfig):
+        assert summary(config.__doc__).endswith("."), config
+    for main in (prepare.main, evaluate.main, bench.main):
+        assert main(["--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for config in (*configs, EvaluateConfig):
+        assert f" {summary(config.__doc__)} " in f" {printed} "
 
 
 @pytest.mark.parametrize("command", prepare.COMMANDS)

@@ -79,6 +79,16 @@ def test_help_shows_the_recipes_and_the_fields(trained, capsys):
     assert trained == []
 
 
+def test_help_explains_the_fields_of_a_recipe_that_it_is_asked_for(trained, capsys):
+    assert train.main(["--help", "s2t.train", "codec.fit", "s2t.train.steps=5"]) == 0
+    text = capsys.readouterr().out
+    assert "  steps=1000, here 5   (an integer)\n      Optimizer steps" in text
+    assert "\n\ncodec.fit={...}   (" in text and "recipes (" not in text
+    assert train.main(["--help", "s2t.trian"]) == 2
+    assert "s2t has no 'trian'; did you mean 'train'?" in capsys.readouterr().err
+    assert trained == []
+
+
 def test_cfg_shows_the_resolved_config(trained, capsys):
     assert train.main(["recipe=toy", "--cfg", "job", "encoder.width=5"]) == 0
     text = capsys.readouterr().out
