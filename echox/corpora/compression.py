@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from echox.assets import asset_folder
 from echox.assets.loading import loading
 from echox.codecs.base import CODECS, Codec, CodecConfig
+from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError
 from echox.data.audio import duration_s
 from echox.data.manifest import Item, OnBroken, Row, read_manifests
@@ -55,7 +56,7 @@ class Compression:
             for name, count in counts.items()
         ]
         return [
-            f"{self.answers} answers, {self.audio_s / 3600:.2f} h, {self.tokens} text tokens; "
+            f"{self.answers} answers, {duration_text(self.audio_s)}, {self.tokens} text tokens; "
             f"{self.units / max(1, self.words):.2f} units a word",
             f"{'':<22}{'a second':>10}{'a text token':>14}",
             *rows,

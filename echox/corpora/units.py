@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from echox.codecs.base import Codec
+from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError, SignalError
 from echox.core.number_format import name_of
 from echox.core.progress import Bar
@@ -249,7 +250,8 @@ class UnitsBar:
         encoded_s = _audio_s(done) - self._before_s + audio_s
         pace = encoded_s / max(time.monotonic() - self._began_s, 1e-3)
         broken = sum(summary.broken for summary in done.values())
-        note = f"{pace:,.0f} h of audio per h, {(self._before_s + encoded_s) / 3600:,.2f} h done"
+        done_s = self._before_s + encoded_s
+        note = f"{pace:,.0f} h of audio per h, {duration_text(done_s)} done"
         # Another process may have finished the very shard whose rows are added here.
         now = self._bar.within_total(self._rows(done) + rows)
         self._bar.update(now - self._bar.n, note + (f", {broken} rows broken" if broken else ""))

@@ -1,14 +1,19 @@
-"""Histograms and counts of names in memory that does not grow with what is counted."""
+"""Histograms and counts of names in memory that has a bound, whatever is counted."""
 
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+# Values that a histogram keeps, 8 bytes each; of more its quantiles are estimates.
+EXACT_VALUES = 2_000_000
 # Names told apart in a tally; those beyond them are counted together.
 TALLY_NAMES = 100_000
 
@@ -17,7 +22,8 @@ TALLY_NAMES = 100_000
 class Histogram:
     """Counts [N] of values by bins with edges [N + 1]: edges[i] <= value < edges[i + 1].
 
-    The first and the last bin also count what lies beyond them.
+    The first and the last bin also count what lies beyond them. Up to `EXACT_VALUES` the values
+    themselves are kept too, so that quantiles are exact.
     """
 
     edges: list[float]
@@ -26,6 +32,7 @@ class Histogram:
     total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
+    values: array[float] | None = field(default_factory=lambda: array("d"))  # None where too many
 
     def __post_init__(self) -> None:
         self.counts = self.counts or [0] * (len(self.edges) - 1)
@@ -38,6 +45,10 @@ class Histogram:
         self.count += 1
         self.total += value
         self.low, self.high = min(self.low, value), max(self.high, value)
+        if self.values is not None:
+            self.values.append(value)
+            if len(self.values) > EXACT_VALUES:
+                self.values = None
 
     @property
     def mean(self) -> float:
@@ -45,10 +56,12 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the value below which a share, 0 to 1, of the values lies, to within a bin.
+        """Return the value below which a share, 0 to 1, of the values lies; NaN without any.
 
-        Within its bin it is interpolated linearly; NaN without any value.
+        Of more than `EXACT_VALUES` it is known to within a bin, and interpolated linearly there.
         """
+        if self.values:
+            return float(np.quantile(np.frombuffer(self.values), share))
         remaining = share * self.count
         for number, count in enumerate(self.counts):
             if count and remaining <= count:
@@ -77,6 +90,11 @@ class Histogram:
             "edges": self.edges,
             "counts": self.counts,
         }
+
+
+def number_text(value: float) -> str:
+    """Return a number to three digits, or all of them before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def uniform_histogram(low: float, high: float, bins: int) -> Histogram:

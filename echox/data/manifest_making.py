@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.packages import require
 from echox.data.histogram import Tally
@@ -47,7 +48,7 @@ def make_manifest(config: MakeManifestConfig) -> Path:
         ) from error
     faults = path_beside(output, FAULTS)
     print(
-        f"{output}: {progress.rows} rows, {progress.seconds / 3600:.2f} h; "
+        f"{output}: {progress.rows} rows, {duration_text(progress.seconds)}; "
         f"{progress.faults} entries left out"
         + (f", named in {faults}; by reason:" if progress.faults else "")
     )

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echox.data.histogram import Histogram, Tally, geometric_histogram, uniform_histogram
+from echox.core.durations import duration_text
+from echox.data.histogram import (
+    Histogram,
+    Tally,
+    geometric_histogram,
+    number_text,
+    uniform_histogram,
+)
 from echox.data.row_measures import RowMeasure
 from echox.data.rows import Problem, Role
 
@@ -83,8 +90,8 @@ class ManifestReport:
         return [
             f"{self.path}: {self.rows} good rows, {self.broken} broken, "
             f"{suspect} with something against them",
-            f"audio: {self.question_s / 3600:.2f} h of questions, "
-            f"{self.answer_s / 3600:.2f} h of answers; {self._clips()}",
+            f"audio: {duration_text(self.question_s)} of questions, "
+            f"{duration_text(self.answer_s)} of answers; {self._clips()}",
             *(
                 f"{name}: {_spread(histogram)}"
                 for name, histogram in self.histograms.items()
@@ -187,8 +194,8 @@ def _plain_problem(problem: Problem) -> dict[str, Any]:
 
 def _spread(histogram: Histogram) -> str:
     return (
-        f"{histogram.count:,} from {histogram.low:.3g} to {histogram.high:.3g}, "
-        f"median {histogram.quantile(0.5):.3g}, mean {histogram.mean:.3g}"
+        f"{histogram.count:,} from {number_text(histogram.low)} to {number_text(histogram.high)}, "
+        f"median {number_text(histogram.quantile(0.5))}, mean {number_text(histogram.mean)}"
     )
 
 

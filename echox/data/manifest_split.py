@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.files import atomic_write
 from echox.core.progress import Bar
@@ -97,7 +98,7 @@ class Split:
     def lines(self) -> list[str]:
         """Return the counts as lines of text for a terminal."""
         parts = [
-            f"{self.paths[part]}: {self.rows[part]:,} rows, {self.seconds[part] / 3600:.2f} h, "
+            f"{self.paths[part]}: {self.rows[part]:,} rows, {duration_text(self.seconds[part])}, "
             f"{self.speakers[part]:,} speakers, {self.texts[part]:,} texts"
             for part in PARTS
         ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.files import atomic_write
 from echox.core.progress import Bar
@@ -78,8 +79,8 @@ def print_stats(config: StatsConfig) -> None:
         print("\n".join(stats.lines()))
     if len(all_stats) > 1:
         rows = sum(stats.report.rows for stats in all_stats)
-        hours = sum(sum(stats.report.seconds.values()) for stats in all_stats) / 3600
-        print(f"together: {rows:,} rows, {hours:.2f} h")
+        seconds = sum(sum(stats.report.seconds.values()) for stats in all_stats)
+        print(f"together: {rows:,} rows, {duration_text(seconds)}")
     if config.output:
         _write_json(config.output, [stats.plain() for stats in all_stats])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from echox.data.histogram import Histogram
+from echox.core.durations import duration_text
+from echox.data.histogram import Histogram, number_text
 from echox.data.manifest_report import ManifestReport
 
 # Of a drawing, in pixels; the margin holds the labels of the axes.
@@ -61,8 +62,8 @@ def _page(report: ManifestReport, command: str) -> Iterator[str]:
 
 def _contents(report: ManifestReport) -> Iterator[str]:
     totals = [
-        ("questions, hours", f"{report.question_s / 3600:,.2f}"),
-        ("answers, hours", f"{report.answer_s / 3600:,.2f}"),
+        ("questions", duration_text(report.question_s)),
+        ("answers", duration_text(report.answer_s)),
         ("speakers", report.speakers.names),
         ("units", f"{report.units:,}"),
         ("highest unit", str(report.highest_unit)),
@@ -169,4 +170,4 @@ def _quantiles(histogram: Histogram) -> str:
         "p95": histogram.quantile(0.95),
         "max": histogram.high,
     }
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+    return ", ".join(f"{name} {number_text(value)}" for name, value in values.items())

@@ -11,6 +11,7 @@ from typing import Any
 
 from echox.backbones.base import Turn
 from echox.core import checkpoint
+from echox.core.durations import duration_text
 from echox.core.errors import CapacityError, ConfigError, SignalError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.progress import Bar, waiting
@@ -333,7 +334,7 @@ def _summarise(records: Sequence[dict[str, Any]], config: GenerateConfig) -> int
     silent = [] if config.answer_silence else [row for row in records if row["unheard"]]
     answered = len(records) - len(failures) - len(silent)
     print(
-        f"{answered} of {len(records)} rows answered, {spoken} aloud ({seconds:.0f} s)"
+        f"{answered} of {len(records)} rows answered, {spoken} aloud ({duration_text(seconds)})"
         f"{_remarks(records, len(silent))}: {Path(config.out_dir) / ANSWERS}"
     )
     for record in failures:

@@ -170,7 +170,7 @@ def test_the_commands_of_the_readme_turn_a_folder_into_split_manifests(workspace
         assert command == "echox-prepare" and prepare.main(words) == 0
         printed.append(capsys.readouterr().out)
     assert [words[1] for words in lines] == ["manifest", "validate", "stats", "split", "index"]
-    assert "clips/manifest.jsonl: 16 rows, 0.00 h; 0 entries left out" in printed[0]
+    assert "clips/manifest.jsonl: 16 rows, 16.0 s; 0 entries left out" in printed[0]
     assert "16 good rows, 0 broken" in printed[1]
     assert (workspace / "clips/manifest.report.html").is_file()
     assert "80 words" in printed[2] and "in two parts: 0 speakers, 0 texts" in printed[3]

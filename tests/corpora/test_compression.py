@@ -9,6 +9,7 @@ import soundfile
 from echox.backbones.hub import byte_tokenizer
 from echox.codecs.base import CODECS
 from echox.codecs.hubert_units import HubertUnitsConfig
+from echox.core.durations import duration_text
 from echox.core.errors import ManifestError
 from echox.corpora.compression import measure_compression
 from echox.data.manifest import read_manifest
@@ -66,8 +67,8 @@ def test_from_recordings_to_the_report_by_commands(speech, capsys):
     for count in (seconds * 50, units, words):
         assert f"{count / seconds:>10.2f}{count / tokens:>14.2f}\n" in printed
     assert (
-        f"6 answers, {seconds / 3600:.2f} h, {tokens} text tokens; {units / words:.2f} units a word"
-        in printed
+        f"6 answers, {duration_text(seconds)}, {tokens} text tokens; "
+        f"{units / words:.2f} units a word" in printed
     )
 
 

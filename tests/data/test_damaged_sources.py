@@ -119,7 +119,7 @@ def test_members_that_are_no_files_are_counted_by_reason(tmp_path, capsys):
     }
     assert faults(tmp_path / "s.left_out.jsonl") == REASONS | others
     printed = capsys.readouterr().out
-    assert "1 rows, 0.00 h; 10 entries left out" in printed
+    assert "1 rows, 0.1 s; 10 entries left out" in printed
     assert "        3  is a pipe or a device" in printed and "        2  is a link;" in printed
 
 

@@ -11,7 +11,7 @@ import torch
 
 from echox.core.errors import ConfigError, ManifestError
 from echox.data import histogram
-from echox.data.histogram import Tally, geometric_histogram, uniform_histogram
+from echox.data.histogram import Tally, geometric_histogram, number_text, uniform_histogram
 from echox.data.manifest_check import ManifestCheckConfig, check_rows
 from echox.data.row_measures import clip_levels
 from echox.data.text import error_rates
@@ -225,7 +225,27 @@ def test_empty_manifests_and_invalid_settings_are_refused(folder):
         check(path, min_s=3, max_s=2)
 
 
+def test_quantiles_of_up_to_a_million_values_are_exact(monkeypatch):
+    words = geometric_histogram(1, 1000, 40)
+    for count in (1, 2, 2, 3, 5, 5):
+        words.add(count)
+    assert words.quantile(0.5) == 2.5 and words.quantile(0) == 1 and words.quantile(1) == 5
+    assert words.plain()["p50"] == 2.5
+    assert [number_text(value) for value in (2.5, 0.1234, 99.96, 12345.6)] == [
+        "2.5",
+        "0.123",
+        "100",
+        "12,346",
+    ]
+    assert histogram.EXACT_VALUES >= 1_000_000
+    monkeypatch.setattr(histogram, "EXACT_VALUES", 6)
+    words.add(5)
+    # Too many are not kept.
+    assert words.values is None and words.count == 7 and 1 < words.quantile(0.5) < 5
+
+
 def test_histograms_count_all_values_and_estimate_quantiles(caplog, monkeypatch):
+    monkeypatch.setattr(histogram, "EXACT_VALUES", 100)
     values = np.random.default_rng(0).lognormal(0, 1, 5000)
     lognormal = geometric_histogram(0.001, 1000, 400)
     for value in [*values, 1e9, 0.0]:

@@ -40,7 +40,9 @@ def test_rows_clips_and_texts_are_counted(manifest, capsys):
     print_stats(
         StatsConfig(manifests=[str(manifest)] * 2, output=str(manifest.with_name("stats.json")))
     )
-    assert "together: 18 rows" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "together: 18 rows, 9.0 s" in printed and "audio: 4.5 s of questions, 0.0 s" in printed
+    assert "words of an answer: 9 from 2 to 2, median 2, mean 2" in printed
     assert json.loads(manifest.with_name("stats.json").read_text())[0]["hours"][
         "user"
     ] == pytest.approx(4.5 / 3600)
