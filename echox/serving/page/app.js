@@ -1,0 +1,700 @@
+// The page: what the user does, what the server tells, and what is shown of both.
+
+import { AudioError, Devices, RATE_HZ, fromBase64, toBase64 } from "./audio.js";
+import { Connection } from "./connection.js";
+import { Conversation } from "./conversation.js";
+import { Latency } from "./latency.js";
+import { Waves } from "./waves.js";
+
+const HOLD_MS = 350; // a shorter press begins a recording that the next press ends
+const SHORTEST_SAMPLES = 0.2 * RATE_HZ;
+const LONGEST_SAMPLES = 58 * RATE_HZ; // the server takes a minute
+const RESTORED_TURNS = 20;
+const LATEST_DETECTION_MS = 10_000;
+const SETTINGS = "echox-settings"; // in localStorage
+
+const $ = (id) => document.getElementById(id);
+
+/** An answer from its creation until it was played or interrupted. */
+class Answer {
+  constructor(id, turn, latency) {
+    this.id = id;
+    this.turn = turn;
+    this.latency = latency;
+    this.item = null;
+    this.samples = 0; // received
+    this.isDone = false; // the server has sent all of it
+  }
+}
+
+class Page {
+  constructor() {
+    this.mode = "press";
+    this.speaks = true;
+    this.isPressed = false;
+    this.pressedAt = 0;
+    this.recording = null; // {samples, turn}, while a question is spoken by hand
+    this.isListening = false; // hands free
+    this.answer = null;
+    this.truncated = null; // answer, until the server has told what it kept of it
+    this.interrupting = Promise.resolve();
+    this.latest = null; // turn of the question that was sent last
+    this.unnamed = null; // turn of a question whose item is not known yet
+    this.questions = new Map(); // item -> turn
+    this.question = null; // {end, detected, isTyped}, of the next answer
+    this.restored = []; // items for the next session
+    this.clock = []; // {samples, time} of the audio that was sent hands free
+    this.clockSamples = 0;
+    this.quiet = new Set(); // ids of events whose refusal means nothing to the user
+    this.conversation = new Conversation(
+      $("conversation"),
+      document.querySelector("main"),
+      $("announcer"),
+    );
+    this.waves = new Waves($("waves"));
+    this.devices = new Devices({
+      onChunk: (chunk) => this.takeChunk(chunk),
+      onPlayer: (message) => this.takePlayer(message),
+      onLost: () => this.loseMicrophone(),
+    });
+    this.connection = new Connection({
+      onEvent: (event) => this.takeEvent(event),
+      onState: (name, details) => this.showConnection(name, details),
+      onReady: () => this.beginSession(),
+    });
+  }
+
+  start() {
+    this.restoreSettings();
+    this.bindTalking();
+    this.bindControls();
+    this.bindDialogs();
+    this.listDevices();
+    this.show();
+    this.connection.connect();
+  }
+
+  // The session
+
+  beginSession() {
+    this.updateSession();
+    for (const item of this.restored) {
+      this.sendQuietly({ type: "conversation.item.create", item });
+    }
+    this.restored = [];
+  }
+
+  updateSession() {
+    const format = { type: "audio/pcm", rate: RATE_HZ };
+    const isFree = this.mode === "free";
+    this.clock = [];
+    this.clockSamples = 0;
+    this.connection.send({
+      type: "session.update",
+      session: {
+        type: "realtime",
+        output_modalities: [this.speaks ? "audio" : "text"],
+        audio: {
+          input: {
+            format,
+            transcription: { model: "echox" },
+            turn_detection: isFree ? { type: "server_vad" } : null,
+          },
+          output: { format },
+        },
+      },
+    });
+  }
+
+  /** Sends an event that the server may refuse because it came too late. */
+  sendQuietly(event) {
+    const id = `quiet_${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
+    this.quiet.add(id);
+    this.connection.send({ ...event, event_id: id });
+  }
+
+  takeEvent(event) {
+    const handlers = {
+      "input_audio_buffer.speech_started": () => this.beginSpeech(event),
+      "input_audio_buffer.speech_stopped": () => this.endSpeech(event),
+      "input_audio_buffer.committed": () => this.nameQuestion(event.item_id),
+      "conversation.item.input_audio_transcription.completed": () => this.hear(event),
+      "conversation.item.input_audio_transcription.failed": () => this.mishear(event),
+      "conversation.item.retrieved": () => this.keep(event.item),
+      "response.created": () => this.beginAnswer(event.response),
+      "response.output_item.added": () => this.nameAnswer(event.item.id),
+      "response.output_audio_transcript.delta": () => this.writeAnswer(event),
+      "response.output_text.delta": () => this.writeAnswer(event),
+      "response.output_audio.delta": () => this.playAnswer(event),
+      "response.done": () => this.endAnswer(event.response),
+      error: () => this.showError(event.error),
+    };
+    handlers[event.type]?.();
+  }
+
+  showError({ message, event_id: id }) {
+    if (this.quiet.delete(id)) return;
+    const sentence = message.charAt(0).toUpperCase() + message.slice(1);
+    this.notify(/[.!?]$/.test(sentence) ? sentence : `${sentence}.`);
+  }
+
+  // The question
+
+  /** @param {object} how `isClick`: it was begun without holding anything. */
+  async press({ isClick = false } = {}) {
+    this.isPressed = !isClick;
+    this.pressedAt = performance.now();
+    if (this.mode === "free") return this.toggleListening();
+    if (this.recording) return this.finishRecording();
+    this.notify("");
+    const wasOpen = this.devices.isMicrophoneOpen;
+    if (!(await this.openMicrophone())) return;
+    if (!wasOpen && !isClick && !this.isPressed) {
+      this.notify("The microphone is ready; hold the button and speak.");
+      return;
+    }
+    this.interrupt();
+    this.recording = { samples: 0, turn: this.conversation.add("user"), isEnding: false };
+    this.show();
+  }
+
+  release() {
+    if (!this.isPressed) return;
+    this.isPressed = false;
+    const isHeld = performance.now() - this.pressedAt > HOLD_MS;
+    if (this.recording && isHeld) this.finishRecording();
+    else this.show();
+  }
+
+  async openMicrophone() {
+    try {
+      await this.devices.openMicrophone();
+      await this.listDevices();
+      return true;
+    } catch (error) {
+      this.notify(sentenceOf(error));
+      this.show();
+      return false;
+    }
+  }
+
+  loseMicrophone() {
+    this.isListening = false;
+    this.dropRecording();
+    this.notify("The microphone was disconnected; connect it again, or choose another one.");
+    this.show();
+  }
+
+  async toggleListening() {
+    this.notify("");
+    if (this.isListening) {
+      this.isListening = false;
+      this.forgetSpeech();
+      this.connection.send({ type: "input_audio_buffer.clear" });
+      this.devices.closeMicrophone();
+    } else if (await this.openMicrophone()) {
+      this.isListening = true;
+    }
+    this.show();
+  }
+
+  takeChunk({ samples, peak, last }) {
+    this.showLevel(peak);
+    if (this.recording || (this.isListening && this.connection.isOpen)) {
+      this.waves.push("user", peak);
+      if (samples.length > 0) this.append(samples);
+    }
+    if (last && this.recording?.isEnding) this.sendRecording();
+  }
+
+  append(samples) {
+    this.connection.send({ type: "input_audio_buffer.append", audio: toBase64(samples) });
+    if (this.isListening) {
+      this.clockSamples += samples.length;
+      this.clock.push({ samples: this.clockSamples, time: performance.now() });
+      if (this.clock.length > 1000) this.clock.splice(0, 500);
+      return;
+    }
+    this.recording.samples += samples.length;
+    if (this.recording.samples > LONGEST_SAMPLES && !this.recording.isEnding) {
+      this.notify("A question has at most a minute, so this one was sent.");
+      this.finishRecording();
+    }
+  }
+
+  finishRecording() {
+    if (this.recording.isEnding) return;
+    this.recording.isEnding = true;
+    this.recording.end = performance.now();
+    this.devices.flushMicrophone();
+    this.show();
+  }
+
+  async sendRecording() {
+    const { samples, turn, end } = this.recording;
+    if (samples < SHORTEST_SAMPLES) {
+      this.dropRecording();
+      this.notify("That was too short; hold the button while you speak.");
+      return;
+    }
+    this.recording = null;
+    this.question = { end };
+    this.unnamed = this.latest = turn;
+    this.show();
+    await this.interrupting; // so that the conversation holds what was heard alone
+    this.connection.send({ type: "input_audio_buffer.commit" });
+    this.connection.send({ type: "response.create" });
+  }
+
+  dropRecording() {
+    if (!this.recording) return;
+    this.conversation.remove(this.recording.turn);
+    this.recording = null;
+    this.connection.send({ type: "input_audio_buffer.clear" });
+    this.show();
+  }
+
+  async ask(text) {
+    this.notify("");
+    this.dropRecording();
+    if (this.speaks) await this.devices.openOutput().catch((error) => this.notify(sentenceOf(error)));
+    this.interrupt();
+    await this.interrupting;
+    this.latest = this.conversation.add("user", text);
+    this.question = { end: performance.now(), isTyped: true };
+    const content = [{ type: "input_text", text }];
+    const item = { type: "message", role: "user", content };
+    this.connection.send({ type: "conversation.item.create", item });
+    this.connection.send({ type: "response.create" });
+    this.show();
+  }
+
+  beginSpeech({ item_id: item }) {
+    if (!this.isListening) return;
+    this.interrupt({ isCancelled: true });
+    this.unnamed = this.conversation.add("user");
+    this.nameQuestion(item);
+    this.show();
+  }
+
+  endSpeech({ audio_end_ms: end_ms }) {
+    const detected = performance.now();
+    const sent = this.clock.find(({ samples }) => samples >= (end_ms * RATE_HZ) / 1000);
+    const isKnown = sent && detected - sent.time < LATEST_DETECTION_MS;
+    this.question = { end: isKnown ? sent.time : detected, detected };
+  }
+
+  /** Removes the question that was begun and is not going to be sent. */
+  forgetSpeech() {
+    for (const [item, turn] of this.questions) {
+      if (turn.text || turn.isSent) continue;
+      this.conversation.remove(turn);
+      this.questions.delete(item);
+    }
+  }
+
+  nameQuestion(item) {
+    if (this.questions.has(item)) {
+      this.questions.get(item).isSent = true;
+      return;
+    }
+    if (!this.unnamed) return;
+    this.unnamed.isSent = this.mode === "press";
+    this.questions.set(item, this.unnamed);
+    this.unnamed = null;
+  }
+
+  hear({ item_id: item, transcript }) {
+    this.answer?.latency.mark("heard");
+    this.questions.get(item)?.write(transcript.trim());
+    this.conversation.announce(`You: ${transcript}`);
+    this.measure(this.answer);
+  }
+
+  mishear({ item_id: item }) {
+    this.questions.get(item)?.mark("speech without captions");
+  }
+
+  // The answer
+
+  beginAnswer({ id }) {
+    if (this.answer) this.interrupt({ isCancelled: true });
+    const latency = new Latency(this.question ?? { end: performance.now() });
+    this.question = null;
+    this.answer = new Answer(id, this.conversation.add("assistant"), latency);
+    this.show();
+  }
+
+  nameAnswer(item) {
+    if (this.answer) this.answer.item = item;
+  }
+
+  /** The answer that an event belongs to, unless it was interrupted. */
+  current({ response_id: id }) {
+    return this.answer?.id === id ? this.answer : null;
+  }
+
+  writeAnswer(event) {
+    const answer = this.current(event);
+    if (!answer) return;
+    answer.latency.mark("text");
+    answer.turn.write(answer.turn.text + event.delta);
+    this.measure(answer);
+  }
+
+  playAnswer(event) {
+    const answer = this.current(event);
+    if (!answer || !this.devices.player) return;
+    answer.item = event.item_id;
+    const samples = fromBase64(event.delta);
+    answer.samples += samples.length;
+    answer.latency.addSpeech(samples.length / RATE_HZ);
+    this.devices.play(answer.item, samples);
+    this.show();
+  }
+
+  endAnswer(response) {
+    const answer = this.current({ response_id: response.id });
+    if (!answer) return;
+    answer.isDone = true;
+    if (response.status === "failed") {
+      const message = response.status_details?.error?.message ?? "the answer failed; ask again";
+      this.showError({ message });
+    }
+    const notes = { failed: "failed", cancelled: "stopped", incomplete: "cut at its limit" };
+    const note = notes[response.status] ?? (answer.turn.text ? "" : "no answer");
+    if (note) answer.turn.mark(note);
+    this.conversation.settle("nothing was understood");
+    if (answer.samples > 0) this.devices.endPlayback(answer.item);
+    else this.finishAnswer(answer);
+    this.measure(answer);
+    this.show();
+  }
+
+  finishAnswer(answer) {
+    if (this.answer === answer) this.answer = null;
+    // Not sooner, so that a screen reader does not speak at the same time.
+    this.conversation.announce(`EchoX: ${answer.turn.text}`);
+    this.measure(answer);
+    this.show();
+  }
+
+  /**
+   * Stops the answer, and tells the server how much of it was played.
+   *
+   * @param {object} how `isCancelled`: the server has stopped it itself.
+   */
+  interrupt({ isCancelled = false } = {}) {
+    const answer = this.answer;
+    if (!answer) return;
+    this.answer = null;
+    if (!answer.isDone && !isCancelled) {
+      this.sendQuietly({ type: "response.cancel", response_id: answer.id });
+    }
+    answer.turn.mark("stopped");
+    if (answer.samples > 0) this.interrupting = this.truncate(answer);
+    this.show();
+  }
+
+  async truncate(answer) {
+    const played = Math.min(await this.devices.flushPlayback(answer.item), answer.samples);
+    const end_ms = Math.floor((1000 * played) / RATE_HZ);
+    answer.turn.mark(`interrupted after ${(end_ms / 1000).toFixed(1)} s`);
+    const item_id = answer.item;
+    this.sendQuietly({
+      type: "conversation.item.truncate",
+      item_id,
+      content_index: 0,
+      audio_end_ms: end_ms,
+    });
+    this.truncated = answer;
+    this.sendQuietly({ type: "conversation.item.retrieve", item_id });
+  }
+
+  keep({ id, content }) {
+    if (this.truncated?.item !== id) return;
+    this.truncated.turn.keep(content[0]?.text ?? content[0]?.transcript ?? "");
+    this.truncated = null;
+  }
+
+  takePlayer(message) {
+    const answer = this.answer?.item === message.item ? this.answer : null;
+    if (message.type === "progress") this.waves.push("assistant", message.peak);
+    if (message.type === "audible" && answer) {
+      answer.latency.mark("audio", this.devices.timeHeard(message.time));
+      this.measure(answer);
+      this.show();
+    }
+    if (message.type === "drained" && answer) {
+      if (message.gaps > 0) answer.turn.mark(`${message.gaps} gaps: the audio came too late`);
+      this.finishAnswer(answer);
+    }
+  }
+
+  measure(answer) {
+    answer?.turn.measure(answer.latency.rows());
+  }
+
+  // What is shown
+
+  show() {
+    const isEnding = this.recording?.isEnding;
+    const isRecording = Boolean(this.recording) && !isEnding;
+    const isFree = this.mode === "free";
+    const isOn = isFree ? this.isListening : isRecording;
+    const talk = $("talk");
+    talk.textContent = this.talkLabel(isFree, isRecording);
+    document.body.dataset.on = isOn ? "yes" : "no";
+    $("stop").hidden = !this.answer && !isRecording;
+    $("stop").textContent = isRecording ? "Drop" : "Stop";
+    $("welcome").hidden = this.conversation.turns.length > 0;
+    $("how").textContent = isFree
+      ? "Start listening and speak; an answer begins when you pause."
+      : "Hold the button or the space bar while you speak. Or type.";
+    if (!this.devices.isMicrophoneOpen) this.showLevel(0);
+  }
+
+  talkLabel(isFree, isRecording) {
+    if (isFree) return this.isListening ? "Listening · press to end" : "Start listening";
+    if (isRecording) return this.isPressed ? "Release to send" : "Press to send";
+    return this.answer ? "Hold to interrupt" : "Hold to talk";
+  }
+
+  showLevel(peak) {
+    const decibels = peak > 0 ? Math.max(-60, Math.round(20 * Math.log10(peak))) : -60;
+    const level = $("level");
+    level.setAttribute("aria-valuenow", String(decibels));
+    level.style.setProperty("--level", String(1 + decibels / 60));
+  }
+
+  notify(sentence) {
+    const notice = $("notice");
+    notice.querySelector("span").textContent = sentence;
+    notice.hidden = sentence === "";
+  }
+
+  showConnection(name, { seconds, reason, wrong, wasOpen, unsent }) {
+    const words = {
+      connecting: "Connecting",
+      open: "Connected",
+      waiting: `Connecting again in ${seconds} s`,
+      asleep: "Paused",
+      key: "API key needed",
+    };
+    $("state").textContent = words[name];
+    $("state").dataset.state = name;
+    if (name === "open") this.endNotice();
+    if (name === "waiting" || name === "asleep" || name === "key") this.endSession();
+    if (unsent && this.latest) this.loseQuestion(this.latest);
+    if (name === "waiting") this.explainLoss(reason, wasOpen);
+    if (name === "key") this.askForKey(wrong);
+    if (name === "asleep" && this.isListening) this.connection.connect();
+    $("forget-key").hidden = !Connection.hasKey;
+  }
+
+  explainLoss(reason, wasOpen) {
+    const what = wasOpen ? "The connection was lost" : "The server does not answer";
+    this.notify(`${what}${reason ? ` (${reason})` : ""}; the page connects again by itself.`);
+    this.isLossShown = true;
+  }
+
+  endNotice() {
+    if (this.isLossShown) this.notify("");
+    this.isLossShown = false;
+  }
+
+  loseQuestion(turn) {
+    turn.isSent = false;
+    turn.mark("not sent");
+  }
+
+  /** Keeps what the next session has to know, and stops what belonged to this one. */
+  endSession() {
+    this.recording &&= (this.conversation.remove(this.recording.turn), null);
+    this.forgetSpeech();
+    if (this.answer && !this.answer.isDone) {
+      this.answer.turn.mark("cut off: the connection was lost");
+      this.devices.endPlayback(this.answer.item);
+      this.answer = null;
+    }
+    this.conversation.settle("the connection was lost");
+    this.restored = this.conversation.items(RESTORED_TURNS);
+    this.show();
+  }
+
+  // Controls
+
+  bindTalking() {
+    const talk = $("talk");
+    let isHandled = false; // by a pointer or a key, so that the click that follows is none
+    talk.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      isHandled = true;
+      talk.setPointerCapture(event.pointerId);
+      this.press();
+    });
+    for (const type of ["pointerup", "pointercancel"]) {
+      talk.addEventListener(type, () => this.release());
+    }
+    talk.addEventListener("contextmenu", (event) => event.preventDefault());
+    talk.addEventListener("click", () => {
+      // Screen readers and the Enter key click without pressing.
+      if (!isHandled) this.press({ isClick: true });
+      isHandled = false;
+    });
+    document.addEventListener("keydown", (event) => this.takeKey(event, true));
+    document.addEventListener("keyup", (event) => this.takeKey(event, false));
+    window.addEventListener("blur", () => this.release());
+  }
+
+  takeKey(event, isDown) {
+    if (document.querySelector("dialog[open]")) return;
+    if (event.key === "Escape" && isDown) {
+      this.stop();
+    } else if (event.code === "Space" && isForTalking(event.target)) {
+      event.preventDefault();
+      if (isDown && !event.repeat) this.press();
+      if (!isDown) this.release();
+    }
+  }
+
+  stop() {
+    if (this.recording) this.dropRecording();
+    else this.interrupt();
+  }
+
+  bindControls() {
+    $("stop").addEventListener("click", () => {
+      this.stop();
+      $("talk").focus();
+    });
+    $("notice").querySelector("button").addEventListener("click", () => this.notify(""));
+    for (const radio of document.querySelectorAll("input[name=mode]")) {
+      radio.addEventListener("change", () => this.useMode(radio.value));
+    }
+    $("text-only").querySelector("input").addEventListener("change", ({ target }) => {
+      this.speaks = !target.checked;
+      this.saveSettings();
+      this.updateSession();
+    });
+    $("typed").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const text = $("question").value.trim();
+      if (!text) return;
+      $("question").value = "";
+      this.ask(text);
+    });
+  }
+
+  useMode(mode) {
+    if (this.isListening) this.toggleListening();
+    this.dropRecording();
+    this.mode = mode;
+    this.saveSettings();
+    this.updateSession();
+    this.show();
+  }
+
+  bindDialogs() {
+    $("open-settings").addEventListener("click", () => {
+      this.listDevices();
+      $("settings").showModal();
+    });
+    $("microphone").addEventListener("change", ({ target }) =>
+      this.useDevice(() => this.devices.useMicrophone(target.value)),
+    );
+    $("speaker").addEventListener("change", ({ target }) =>
+      this.useDevice(() => this.devices.useSpeaker(target.value)),
+    );
+    navigator.mediaDevices?.addEventListener("devicechange", () => this.listDevices());
+    $("clear").addEventListener("click", () => this.clear());
+    $("forget-key").addEventListener("click", () => {
+      $("settings").close();
+      this.connection.useKey("");
+    });
+    $("key-dialog").addEventListener("close", () => {
+      const key = $("key").value.trim();
+      $("key").value = "";
+      if (key) this.connection.useKey(key);
+    });
+    $("state").addEventListener("click", () => {
+      if ($("state").dataset.state === "key") this.askForKey(false);
+    });
+  }
+
+  async useDevice(use) {
+    try {
+      await use();
+      this.saveSettings();
+    } catch (error) {
+      $("settings").close();
+      this.notify(sentenceOf(error));
+    }
+  }
+
+  async listDevices() {
+    const { microphones, speakers } = await this.devices.list();
+    fill($("microphone"), microphones, this.devices.microphoneId);
+    fill($("speaker"), speakers, this.devices.speakerId);
+    $("speaker").disabled = !Devices.canChooseSpeaker;
+    const notes = [];
+    if (microphones.length === 0) notes.push("Devices are listed once the microphone is allowed.");
+    if (!Devices.canChooseSpeaker) notes.push("This browser plays on the system's speaker alone.");
+    $("devices-note").textContent = notes.join(" ");
+  }
+
+  askForKey(wrong) {
+    $("key-sentence").textContent = wrong
+      ? "The server did not take this key."
+      : "The server asks for an API key.";
+    if (!$("key-dialog").open) $("key-dialog").showModal();
+  }
+
+  /** Begins anew: the server forgets a conversation with its session. */
+  clear() {
+    $("settings").close();
+    this.dropRecording();
+    this.interrupt();
+    this.conversation.clear();
+    this.questions.clear();
+    this.connection.renew();
+    this.show();
+  }
+
+  saveSettings() {
+    const { mode, speaks } = this;
+    const { microphoneId, speakerId } = this.devices;
+    localStorage.setItem(SETTINGS, JSON.stringify({ mode, speaks, microphoneId, speakerId }));
+  }
+
+  restoreSettings() {
+    const saved = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}");
+    this.mode = saved.mode === "free" ? "free" : "press";
+    this.speaks = saved.speaks ?? true;
+    this.devices.microphoneId = saved.microphoneId ?? "";
+    this.devices.speakerId = saved.speakerId ?? "";
+    document.querySelector(`input[name=mode][value=${this.mode}]`).checked = true;
+    $("text-only").querySelector("input").checked = !this.speaks;
+  }
+}
+
+/** Whether the space bar means to talk: not where it types, or presses something else. */
+function isForTalking(target) {
+  return target.id === "talk" || !target.closest("input, textarea, select, button, summary");
+}
+
+function fill(select, devices, chosen) {
+  const options = devices
+    .filter(({ deviceId }) => deviceId !== "default" && deviceId !== "communications")
+    .map(({ deviceId, label }, index) => new Option(label || `Device ${index + 1}`, deviceId));
+  select.replaceChildren(new Option("The system's choice", ""), ...options);
+  const isThere = options.some(({ value }) => value === chosen);
+  select.value = isThere ? chosen : "";
+}
+
+function sentenceOf(error) {
+  if (error instanceof AudioError) return error.message;
+  return `The audio could not be opened: ${error.message || error.name}.`;
+}
+
+new Page().start();
