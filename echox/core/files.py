@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from echox.core.errors import TrainingError
+from echox.core.partial_files import is_owned, partial_path, remove_abandoned
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk itself, or the user's quota on it
 BLOCK_BYTES = 1 << 20  # read at once, so that memory does not grow with the file
+# Folders in which this process has deleted what killed ones left; a folder of a million clips is
+# not listed for each of them.
+_tidied: set[Path] = set()
 
 
 def cache_folder() -> Path:
@@ -57,8 +61,9 @@ def translate_disk_full(path: Path) -> Iterator[None]:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which becomes `path` when the block succeeds.
 
-    The temporary path has the ending of `path`, because some libraries choose a format by it. If
-    the block fails, the temporary file is removed and `path` stays as it was. The folder is made.
+    The temporary path has the ending of `path`, because some libraries choose a format by it, and
+    names this process. If the block fails, the temporary file is removed and `path` stays as it
+    was. The folder is made, and the first write to it deletes what killed processes left there.
 
     Raises:
         NotADirectoryError: a file stands where the folder of `path` should be.
@@ -70,8 +75,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(
             errno.ENOTDIR, "a file stands where a folder is needed", str(path.parent)
         ) from error
-    # The process id keeps apart processes that write the same file at once; the last one wins.
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    if path.parent not in _tidied:
+        _tidied.add(path.parent)
+        remove_abandoned(path.parent)
+    # Of processes that write the same file at once, the last one wins.
+    unfinished = partial_path(path)
     try:
         yield unfinished
         unfinished.replace(path)
@@ -83,18 +91,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty hidden folder, which becomes `folder` when the block succeeds.
 
-    Hidden folders of this kind that a crash left beside `folder` are removed first.
+    Hidden folders of this kind that killed processes left beside `folder` are removed first.
 
     Raises:
         TrainingError: the disk is full; what stood at `folder` before stays.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_path(folder, ".partial")
     with translate_disk_full(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             # All of them: a resumed run may save at other steps and never use that name again.
+            remove_abandoned(folder.parent)
+            # Those of earlier versions, which named no process.
             for leftover in folder.parent.glob(".*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                if not is_owned(leftover):
+                    shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             yield partial
             _replace_folder(partial, folder)

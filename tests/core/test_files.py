@@ -1,8 +1,13 @@
 """Lines of a file end at a line feed alone, and what a killed process left is left out."""
 
 import json
+import os
+import subprocess
 
-from echox.core.files import complete_lines
+import pytest
+
+from echox.core import partial_files
+from echox.core.files import atomic_folder, atomic_write, complete_lines
 from echox.corpora.own_answers import OwnAnswer, OwnAnswers
 from echox.inference.records import Records
 
@@ -36,3 +41,57 @@ def test_own_answers_keep_every_character_and_lose_half_a_line(tmp_path):
     again = OwnAnswers(path, lambda questions, seed: [OwnAnswer("", True)])
     assert again.to([LINE_ENDS]) == {LINE_ENDS: answer}
     assert path.read_text().count("\n") == 1 and path.read_text().endswith("\n")
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def left_by(path, monkeypatch, *, pid=None, started=None, machine=None):
+    """A partial file of `path` as another process names it."""
+    with monkeypatch.context() as patched:
+        if pid is not None:
+            patched.setattr(os, "getpid", lambda: pid)
+            patched.setattr(partial_files, "_start_time", lambda pid: started or 1)
+        if machine is not None:
+            patched.setattr(partial_files, "_machine", lambda: machine)
+        partial = partial_files.partial_path(path)
+    partial.write_text("half")
+    return partial
+
+
+def test_only_the_partial_files_of_dead_processes_are_deleted(tmp_path, monkeypatch):
+    path = tmp_path / "00000.bin"
+    dead = left_by(path, monkeypatch, pid=dead_pid())
+    # Its id is that of a process which was started at another time.
+    reused = left_by(path, monkeypatch, pid=os.getppid(), started=1)
+    alive = left_by(path, monkeypatch)
+    elsewhere = left_by(path, monkeypatch, pid=dead_pid(), machine="abcdef")
+    hidden = tmp_path / ".of.the.user-1-2-3.bin"
+    hidden.write_text("")
+    with atomic_write(path) as unfinished:
+        unfinished.write_text("whole")
+    assert not dead.exists() and not reused.exists()
+    assert {*tmp_path.iterdir()} == {path, alive, elsewhere, hidden}
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path, monkeypatch):
+    dead, alive = (tmp_path / f"{name}" for name in ("dead", "alive"))
+    partial = left_by(dead, monkeypatch, pid=dead_pid())
+    partial.unlink()
+    partial.mkdir()
+    with atomic_folder(alive) as first:
+        (first / "file").write_text("")
+        with atomic_folder(tmp_path / "second"):
+            assert not partial.exists() and (first / "file").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "second"]
+
+
+@pytest.mark.parametrize("name", ["e" * 250, "é" * 120 + ".wav"])
+def test_long_names_are_written(tmp_path, name):
+    with atomic_write(tmp_path / name) as unfinished:
+        unfinished.write_text("")
+        assert unfinished.name.endswith((tmp_path / name).suffix)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -162,8 +162,8 @@ def _fault(work: Path, outcomes: dict[str, Outcome], weights: dict[str, str]) ->
     return f"left behind: {', '.join(left)}" if left else ""
 
 
-# Names under which files are written before they are renamed: .NAME.PID.ENDING, .NAME.partial.
-_PARTIAL = re.compile(r"\.\d+\.[^.]+$|\.partial$")
+# Names under which files are written before they are renamed, see `echox.core.partial_files`.
+_PARTIAL = re.compile(r"\.[0-9a-f]{6}(-\d+){3}(\.[^.]*)?$|\.partial$")
 
 
 def _weights(run: Path) -> dict[str, str]:
