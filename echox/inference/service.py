@@ -12,12 +12,11 @@ from echox.core.errors import EchoxError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.inference.answers import Piece, Question
 from echox.inference.pipeline import SpeechToSpeechPipeline
-from echox.inference.streaming import AnswerStreams
+from echox.inference.streaming import UNEXPECTED, AnswerStreams
 
 log = logging.getLogger(__name__)
 
 Receive = Callable[[Piece], None]
-UNEXPECTED = "the answer could not be generated; the server's log says why"
 
 
 @dataclass(slots=True, eq=False)

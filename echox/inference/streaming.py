@@ -7,6 +7,7 @@ step of a model serves all of them.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from echox.codecs.base import DecodeState
-from echox.core.errors import SignalError
+from echox.core.errors import EchoxError, SignalError
+from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.signals import Units
 from echox.inference.answers import Answer, Piece, Question, Transcript, cut_of, refuse_unanswerable
 from echox.inference.cutting import Cutting
@@ -26,6 +28,9 @@ from echox.inference.text_stream import NoText, TextStream, text_stream
 from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
 from echox.models.segmenting import Segment, SegmentsConfig, spans_of
 
+log = logging.getLogger(__name__)
+
+UNEXPECTED = "the answer could not be generated; the log says why"
 # Seconds of a chunk that the codec decodes: few at first, so that speech begins early; once there
 # is speech each is twice as long as the one before, because its context is decoded every time.
 FIRST_S = 0.3
@@ -154,10 +159,10 @@ class AnswerStreams:
             return []
         try:
             self._begin(waiting)
-        except SignalError as error:
-            # One that is too long must not keep the others from their answers.
+        except Exception as error:
+            # One that cannot be answered must not keep the others from their answers.
             if len(waiting) == 1:
-                return [(waiting[0][0], Piece("", error=str(error)))]
+                return [(waiting[0][0], Piece("", error=_reason(error)))]
             pieces = []
             for each in waiting:
                 self._waiting.append(each)
@@ -287,6 +292,16 @@ class AnswerStreams:
             unheard=answering.transcript.unheard,
         )
         return Piece(answering.written, heard=answering.transcript.text, answer=answer)
+
+
+def _reason(error: Exception) -> str:
+    """Return one sentence for an error; one that is a bug is logged with its traceback."""
+    if isinstance(error, EchoxError):
+        return str(error)
+    if is_out_of_memory(error):
+        return out_of_memory_text(error, "ask again when fewer sessions speak")
+    log.error("a question could not be read", exc_info=error)
+    return UNEXPECTED
 
 
 @dataclass(slots=True)

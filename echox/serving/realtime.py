@@ -37,7 +37,7 @@ from echox.inference.service import AnswerService
 from echox.inference.voice_activity import RATE_HZ as ACTIVITY_HZ
 from echox.inference.voice_activity import Activity
 from echox.serving.response import Response, Spoken
-from echox.serving.settings import EventError, SessionSettings
+from echox.serving.settings import EventError, SessionSettings, text_in
 
 Event = dict[str, Any]
 ITEM_CHARACTERS = 20_000
@@ -452,8 +452,8 @@ def _text_or_none(fields: Mapping[str, Any], name: str) -> str | None:
 
 def _text_of(part: Mapping[str, Any], place: str) -> str:
     for name in ("text", "transcript"):
-        if isinstance(part.get(name), str):
-            return str(part[name])
+        if part.get(name) is not None:
+            return text_in(part[name], f"{place}.{name}", ITEM_CHARACTERS)
     raise EventError(f"{place} must have a text, or be audio of the user", place)
 
 

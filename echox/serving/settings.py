@@ -109,7 +109,10 @@ class SessionSettings:
         if (modalities := changes.get("output_modalities")) is not None:
             settings = replace(settings, speaks=_speaks(modalities, f"{place}.output_modalities"))
         if (text := changes.get("instructions")) is not None:
-            settings = replace(settings, instructions=_instructions(text, f"{place}.instructions"))
+            settings = replace(
+                settings,
+                instructions=text_in(text, f"{place}.instructions", INSTRUCTIONS_CHARACTERS),
+            )
         if (limit := changes.get("max_output_tokens")) is not None:
             settings = replace(settings, max_tokens=_limit(limit, f"{place}.max_output_tokens"))
         audio = _mapping(changes.get("audio"), f"{place}.audio")
@@ -147,11 +150,19 @@ def _speaks(value: Any, place: str) -> bool:
     return value == [AUDIO]
 
 
-def _instructions(value: Any, place: str) -> str:
-    if not isinstance(value, str) or len(value) > INSTRUCTIONS_CHARACTERS:
-        raise EventError(
-            f"{place} must be a text of at most {INSTRUCTIONS_CHARACTERS} characters", place
-        )
+def text_in(value: Any, place: str, limit: int) -> str:
+    """Return a client's text, which tokenizers can read.
+
+    Raises:
+        EventError: it is no text, longer than `limit` characters, or holds halves of characters,
+            which JSON can write and UTF-8 cannot.
+    """
+    if not isinstance(value, str) or len(value) > limit:
+        raise EventError(f"{place} must be a text of at most {limit} characters", place)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise EventError(f"{place} holds half a character (a lone surrogate)", place) from error
     return value
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from echox.data.audio import encoded_audio
 from echox.inference.audio_input import Encoding, StreamResampler, encoded
 from echox.inference.tts import TTSPipeline
-from echox.serving.settings import EventError
+from echox.serving.settings import EventError, text_in
 
 TYPES = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac"}
 PCM_HZ = 24_000  # of the API's raw samples
@@ -37,9 +37,10 @@ class SpeechRequest:
         """
         if not isinstance(body, Mapping):
             raise EventError("the request must be a JSON object")
-        text, format = body.get("input"), body.get("response_format") or "wav"
-        if not isinstance(text, str) or not text.strip() or len(text) > TEXT_CHARACTERS:
-            raise EventError(f"input must be a text of 1 to {TEXT_CHARACTERS} characters", "input")
+        text = text_in(body.get("input"), "input", TEXT_CHARACTERS)
+        format = body.get("response_format") or "wav"
+        if not text.strip():
+            raise EventError("input is empty; send the text that is to be read", "input")
         if format not in TYPES:
             raise EventError(
                 f"response_format must be one of {', '.join(TYPES)}, and is {str(format)[:40]!r}",

@@ -17,8 +17,9 @@ from echox.inference.conversation import (
 )
 from echox.inference.load import load_pipeline
 from echox.inference.question_buffer import LONGEST_S, QuestionBuffer
-from echox.inference.service import UNEXPECTED, AnswerService
+from echox.inference.service import AnswerService
 from echox.inference.session import EventKind, Session
+from echox.inference.streaming import UNEXPECTED, AnswerStreams
 from echox.inference.voice_activity import Activity, VoiceActivityConfig
 from echox.models.segmenting import SegmentRule, SegmentsConfig
 
@@ -174,12 +175,22 @@ def test_many_sessions_share_the_model(pipeline, service):
 def test_a_failing_model_is_told_to_all_and_the_service_lives(pipeline, service, monkeypatch):
     session = Session(service)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "encode_questions", lambda questions: 1 / 0)
+        patch.setattr(AnswerStreams, "_advance_engines", lambda self: 1 / 0)
         ask(session)
         last = list(session.events())[-1]
         assert (last.kind, last.text) == (EventKind.failed, UNEXPECTED)
     ask(session, seed=2)
     assert list(session.events())[-1].kind is EventKind.done
+
+
+def test_a_question_that_breaks_the_tokenizer_harms_no_other(pipeline, service):
+    broken, whole = Session(service), Session(service)
+    broken.ask("\ud83d")
+    broken.respond()
+    ask(whole)
+    assert list(whole.events())[-1].answer.text == pipeline.answer([noise(1, 0.6)])[0].text
+    (event,) = broken.events()
+    assert (event.kind, event.text) == (EventKind.failed, UNEXPECTED)
 
 
 def test_a_question_that_cannot_be_answered_is_one_sentence(service):

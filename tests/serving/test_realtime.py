@@ -373,6 +373,17 @@ WRONG = [
         {"type": "conversation.item.create", "item": {"role": "user", "content": [{}]}},
         "must have a text",
     ),
+    (
+        {
+            "type": "conversation.item.create",
+            "item": {"role": "user", "content": [{"type": "input_text", "text": "\ud83d"}]},
+        },
+        "holds half a character",
+    ),
+    (
+        {"type": "session.update", "session": {"instructions": "\ud83d"}},
+        "session.instructions holds half a character",
+    ),
     ({"type": "conversation.item.delete", "item_id": 7}, "item_id must be a text"),
     ({"type": "conversation.item.truncate", "audio_end_ms": -1}, "audio_end_ms must be"),
 ]
