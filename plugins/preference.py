@@ -227,7 +227,8 @@ class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
         s2t = parents["s2t"]
         s2t.module("", SpeechLLM).adapter.freeze(alignment=True, look_back=True)
         # Both answers of a pair are in memory at once.
-        return dataclasses.replace(s2t, longest_cost=2 * s2t.longest_cost)
+        longest = None if s2t.longest_cost is None else 2 * s2t.longest_cost
+        return dataclasses.replace(s2t, longest_cost=longest)
 
     def trained_state_dict(self, model: SpeechLLM) -> dict[str, Tensor]:
         return speech_llm_state_dict(model)

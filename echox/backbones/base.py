@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 import transformers
 from torch import Tensor, nn
 
 from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
+from echox.core.meta_device import built_on_meta
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
 
@@ -100,8 +100,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             AssetError: the shape of the configured model is not known on this machine.
         """
-        with torch.device("meta"):
-            return cls(config)
+        return built_on_meta(lambda: cls(config))
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:

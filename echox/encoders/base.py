@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from echox.core.config import left_out
 from echox.core.errors import ConfigError
+from echox.core.meta_device import built_on_meta
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
 from echox.core.signals import Features, Waveform
@@ -65,8 +65,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             AssetError: the shape of the configured model is not known on this machine.
         """
-        with torch.device("meta"):
-            return cls(config)
+        return built_on_meta(lambda: cls(config))
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:

@@ -51,7 +51,7 @@ class StageSize:
     stage: str
     parts: Sequence[PartSize]
     step: str  # what it reads in a step, as a phrase
-    cost: int  # of a micro-batch at most, in the stage's cost unit
+    cost: int | None  # of a micro-batch at most, in the stage's cost unit; None: not known
     activation_bytes: Mapping[str, int]  # estimate, by part
     outline: Outline
 
@@ -83,7 +83,7 @@ def dry_run(recipe: Recipe) -> None:
     Raises:
         PackageError: packages are missing.
         AssetError: files are missing; all of them are printed before.
-        EchoxError: nothing is missing, but parts do not fit each other, or a task has no outline.
+        EchoxError: nothing is missing, but parts do not fit each other.
     """
     print(
         f"{recipe.name}, dry run: true shapes on the meta device, no weights read; "
@@ -124,7 +124,7 @@ def stage_sizes(recipe: Recipe) -> Iterator[StageSize]:
     """Yield the sizes of the stages that the recipe runs, in order.
 
     Raises:
-        ConfigError: a task has no outline, or the recipe has no plan of a parent.
+        ConfigError: the recipe has no plan of a parent.
         EchoxError: parts do not fit each other.
     """
     outlines: dict[str, Outline] = {}
@@ -143,24 +143,31 @@ def _outline(recipe: Recipe, stage: str, before: Mapping[str, Outline]) -> Outli
             f"stage {stage!r} builds on {', '.join(absent)}, of which the recipe has no plan; "
             "add '- _stages' to its defaults list"
         )
-    outlines = {role: before[name] for role, name in parents.items()}
-    return outlined_task(recipe, stage).outline(outlines)
+    task = outlined_task(recipe, stage)
+    for name in parents.values():
+        if before[name].is_estimate:
+            return task.outline_of_parts(f"only an estimate is known of stage {name!r} before it")
+    return task.outline({role: before[name] for role, name in parents.items()})
 
 
 def _size(stage: str, outline: Outline, train: TrainConfig) -> StageSize:
     # A micro-batch may be limited by cost, by number of examples, or by both.
-    limits = [train.batch_cost, train.batch_size and train.batch_size * outline.longest_cost]
-    cost = min(limit for limit in limits if limit is not None)
+    limits = [train.batch_cost] if train.batch_cost is not None else []
+    if train.batch_size is not None and outline.longest_cost is not None:
+        limits.append(train.batch_size * outline.longest_cost)
+    cost = min(limits, default=None)
     parts = part_sizes(outline)
-    activations = {name: round(cost * size) for name, size in outline.activations.items()}
-    if train.precision is not Precision.fp32:
+    activations = {name: round((cost or 0) * size) for name, size in outline.activations.items()}
+    if train.precision is not Precision.fp32 and not outline.is_estimate:
         # Autocast keeps a rounded copy of trained weights until the step ends.
         activations["weights in bfloat16"] = ROUNDED_BYTES * sum(part.trained for part in parts)
     return StageSize(stage, parts, _step(outline, train, cost), cost, activations, outline)
 
 
-def _step(outline: Outline, train: TrainConfig, cost: int) -> str:
+def _step(outline: Outline, train: TrainConfig, cost: int | None) -> str:
     limits = [f"{train.batch_size} examples"] if train.batch_size is not None else []
+    if cost is None:
+        return f"{train.steps:,} steps; a micro-batch: {limits[0]} at most"
     limits += [f"{cost:,} {outline.cost_unit}"]
     per_step = ", ".join(
         f"{cost * train.accumulation * gpus:,} on {gpus} GPU{'s' if gpus > 1 else ''}"
@@ -240,8 +247,9 @@ def _stage_lines(size: StageSize) -> Iterator[str]:
         amounts = ", ".join(f"{name} {_gb(amount)}" for name, amount in memory.items() if amount)
         total_gb = _gb(sum(memory.values()))
         yield f"  per GPU, {gpus} GPU{'s' if gpus > 1 else ''}: {total_gb} = {amounts}"
-    activations = [f"{name} {_gb(amount)}" for name, amount in size.activation_bytes.items()]
-    yield f"  activations (estimate): {', '.join(activations)}"
+    if size.activation_bytes:
+        activations = [f"{name} {_gb(amount)}" for name, amount in size.activation_bytes.items()]
+        yield f"  activations (estimate): {', '.join(activations)}"
     yield from (f"  {note}" for note in size.outline.notes)
 
 

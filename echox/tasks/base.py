@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from echox.backbones.base import Backbone, BackboneConfig
+from echox.backbones.base import BACKBONES, Backbone, BackboneConfig
 from echox.codecs.base import Codec, CodecConfig
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError, ConfigError
 from echox.core.indexable import Indexable
 from echox.core.registry import Registry
 from echox.core.signals import Batch, Outputs
-from echox.encoders.base import EncoderConfig
+from echox.encoders.base import EncoderConfig, build_encoder
 
 E = TypeVar("E")
 Model = TypeVar("Model", bound=nn.Module)
@@ -75,10 +75,12 @@ class Outline:
     # Name of a part for people -> prefixes of its weights' names in `model`; together all weights.
     parts: Mapping[str, Sequence[str]]
     cost_unit: str  # what `Examples.cost` counts
-    longest_cost: int  # of an example as long as the config allows
+    longest_cost: int | None  # of an example as long as the config allows; None: not known
     # Name -> estimated bytes kept from forward to backward, per unit of cost.
     activations: Mapping[str, float]
     notes: Sequence[str] = ()  # what a person must know to read these numbers, each a sentence
+    # The pretrained parts alone: no stage can build on these shapes.
+    is_estimate: bool = False
 
     def module(self, path: str, kind: type[Part]) -> Part:
         """Return a module of the model, for a stage whose model is built on this one's.
@@ -263,13 +265,34 @@ class Task(ABC, Generic[Model, TaskBatch]):
 
         Returns:
             the model with its true shapes on the meta device, and its estimated memory in bytes.
+            This default knows the pretrained parts alone.
 
         Raises:
-            ConfigError: this task has no outline.
+            ConfigError: parts do not fit each other.
         """
-        raise ConfigError(
-            f"{type(self).__name__} has no outline, so a dry run cannot tell its sizes; "
-            "leave its stage out of `stages`"
+        return self.outline_of_parts(f"{type(self).__name__} has no outline")
+
+    def outline_of_parts(self, reason: str) -> Outline:
+        """Return the sizes of the encoder and the language model that the task builds.
+
+        Args:
+            reason: why no more is known, as the beginning of a sentence.
+        """
+        kinds, parts = (*self.needs, *self.takes), self.context.parts
+        modules: dict[str, nn.Module] = {}
+        if "encoder" in kinds and parts.encoder is not None:
+            modules["encoder"] = build_encoder(parts.encoder, meta=True)
+        if "backbone" in kinds and parts.backbone is not None:
+            implementation = BACKBONES.entry_of(parts.backbone).implementation
+            modules["backbone"] = implementation.outline(parts.backbone)
+        return Outline(
+            model=nn.ModuleDict(modules),
+            parts={name: [name] for name in modules},
+            cost_unit="units of the task's own",
+            longest_cost=None,
+            activations={},
+            notes=[f"{reason}: an estimate by its pretrained parts, without activations and heads"],
+            is_estimate=True,
         )
 
     @classmethod

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import BACKBONES, Backbone, BackboneConfig, Turn
-from echox.testing.rules import differing, has_a_stable_fingerprint, survives_a_checkpoint
+from echox.testing.rules import (
+    differing,
+    has_a_stable_fingerprint,
+    outline_has_the_shapes,
+    survives_a_checkpoint,
+)
 
 # Masks and caches change the order of float32 sums, no more.
 ABSOLUTE_TOLERANCE = 1e-4
@@ -269,6 +274,15 @@ def two_builds_are_one_model(config: BackboneConfig) -> None:
     assert not names, f"two builds after the same seed differ in {', '.join(names[:3])}"
 
 
+def the_outline_has_its_shapes(config: BackboneConfig) -> None:
+    """Check that the backbone can be built on the meta device, as dry runs do, with its shapes.
+
+    Raises:
+        AssertionError: it cannot, has values there, or has other shapes.
+    """
+    outline_has_the_shapes(BACKBONES, config, ("hidden_size", "vocab_size", "max_positions"))
+
+
 def config_survives_a_checkpoint(config: BackboneConfig) -> None:
     """Check that the config comes back from the data that a checkpoint records of it.
 
@@ -299,6 +313,7 @@ CHECKS = (
     gradients_pass_through,
     what_was_trained_can_be_left_out,
     two_builds_are_one_model,
+    the_outline_has_its_shapes,
     config_survives_a_checkpoint,
     fingerprint_is_stable,
 )

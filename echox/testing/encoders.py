@@ -7,7 +7,11 @@ from torch import Tensor
 
 from echox.core.signals import Features, Waveform
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
-from echox.testing.rules import has_a_stable_fingerprint, survives_a_checkpoint
+from echox.testing.rules import (
+    has_a_stable_fingerprint,
+    outline_has_the_shapes,
+    survives_a_checkpoint,
+)
 from echox.testing.speech import EDGE_FRAMES, noise, only_row, refuses_other_rates
 
 # Batching and padding change the order of float32 sums, no more.
@@ -148,6 +152,15 @@ def gradients_reach_or_it_is_frozen(config: EncoderConfig) -> None:
         assert not missed, f"no gradient reaches {', '.join(missed)}"
 
 
+def the_outline_has_its_shapes(config: EncoderConfig) -> None:
+    """Check that the encoder can be built on the meta device, as dry runs do, with its shapes.
+
+    Raises:
+        AssertionError: it cannot, has values there, or has other shapes.
+    """
+    outline_has_the_shapes(ENCODERS, config, ("rate_hz", "frame_rate_hz", "dim", "window_s"))
+
+
 def config_survives_a_checkpoint(config: EncoderConfig) -> None:
     """Check that the config comes back from the data that a checkpoint records of it.
 
@@ -174,6 +187,7 @@ CHECKS = (
     silence_and_nothing_are_taken,
     other_rates_are_refused,
     gradients_reach_or_it_is_frozen,
+    the_outline_has_its_shapes,
     config_survives_a_checkpoint,
     fingerprint_is_stable,
 )

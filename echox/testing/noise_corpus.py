@@ -26,7 +26,8 @@ from echox.data.audio import pad_waveforms, save_audio
 from echox.data.manifest import Item, Role, Row, with_units, write_manifest
 from echox.pipeline.recipe import Recipe, StagePlan, load_recipe
 from echox.pipeline.run import run_recipe
-from echox.tasks.base import TASKS, Examples, Parts, StageContext, Task, TaskConfig
+from echox.pipeline.tasks import outlined_task
+from echox.tasks.base import TASKS, Examples, Outline, Parts, StageContext, Task, TaskConfig
 
 RECIPE = "echo_tiny"
 SEED = 1
@@ -211,6 +212,14 @@ def built_task(config: TaskConfig) -> tuple[Task, nn.Module]:
     # After the parents, whose training draws random numbers.
     torch.manual_seed(SEED)
     return task, task.build()
+
+
+def outline_of(config: TaskConfig) -> Outline:
+    """Return a task's outline, after those of its parents in the smoke recipe."""
+    recipe, roles = smoke_recipe(), TASKS.entry_of(config).implementation.parents
+    parents = {role: outline_of(recipe.plan(role).task) for role in roles}
+    stages = {**recipe.stages, "outlined": StagePlan(task=config)}
+    return outlined_task(dataclasses.replace(recipe, stages=stages), "outlined").outline(parents)
 
 
 def prepared_stage(config: TaskConfig) -> PreparedStage:

@@ -15,11 +15,13 @@ from echox.core.errors import EchoxError
 from echox.core.signals import Batch, Outputs
 from echox.engine.audit import audit
 from echox.engine.config import Precision
+from echox.pipeline.dry_run import part_sizes
 from echox.tasks.base import TASKS, Task, TaskConfig
 from echox.testing.noise_corpus import (
     ROWS,
     built_task,
     noise_corpus,
+    outline_of,
     prepared_stage,
     smoke_recipe,
     with_manifests,
@@ -349,6 +351,31 @@ def a_missing_manifest_is_said(config: TaskConfig) -> None:
     raise AssertionError("a manifest that does not exist must raise ManifestError")
 
 
+def an_outline_has_the_trained_weights(config: TaskConfig) -> None:
+    """Check that an outline trains what the built model trains, and names a part for all of it.
+
+    Raises:
+        AssertionError: it has values, trains other weights, or leaves some in no part.
+    """
+    outline = outline_of(config)
+    # By the default alone, no more is known than the pretrained parts.
+    if outline.is_estimate:
+        return
+    named = dict(outline.model.named_parameters())
+    have_values = [name for name, parameter in named.items() if not parameter.is_meta]
+    assert not have_values, f"the outline has values in {', '.join(have_values[:3])}"
+    # Names alone: sizes of what the data decides, such as the tokens that CTC finds, may differ.
+    wrong = {name for name, _ in _trained(built_task(config)[1])} ^ {
+        name for name, _ in _trained(outline.model)
+    }
+    assert not wrong, (
+        "the outline must train what the task trains, and differs in "
+        f"{', '.join(sorted(wrong)[:3])}"
+    )
+    homeless = [size for size in part_sizes(outline) if size.name not in outline.parts]
+    assert not homeless, "every weight must be in one of the outline's parts"
+
+
 def config_survives_a_checkpoint(config: TaskConfig) -> None:
     """Check that the config comes back from the data that a checkpoint records of it.
 
@@ -373,6 +400,7 @@ CHECKS = (
     scores_are_numbers,
     its_data_has_fingerprints,
     a_missing_manifest_is_said,
+    an_outline_has_the_trained_weights,
     config_survives_a_checkpoint,
 )
 

@@ -25,13 +25,17 @@ class LeakyEncoderConfig(WhisperConfig):
 
 
 class LeakyEncoder(WhisperEncoder):
-    """Encodes its padding too."""
+    """Encodes its padding too, and has weights in its outline."""
 
     def forward(self, wave: Waveform) -> Features:
         full_lengths = torch.full_like(wave.lengths, wave.samples.shape[1])
         padded = Waveform(wave.samples.nan_to_num(0.5), full_lengths, wave.rate_hz)
         features = super().forward(padded)
         return Features(features.values, super().forward(wave).lengths, features.rate_hz)
+
+    @classmethod
+    def outline(cls, config):
+        return cls(config)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +103,12 @@ class IncompleteTask(TextUnitsTask):
 @pytest.mark.parametrize(
     ("registry", "config_type", "implementation", "rules"),
     [
-        (ENCODERS, LeakyEncoderConfig, LeakyEncoder, ["padding_and_neighbours_do_not_matter"]),
+        (
+            ENCODERS,
+            LeakyEncoderConfig,
+            LeakyEncoder,
+            ["padding_and_neighbours_do_not_matter", "the_outline_has_its_shapes"],
+        ),
         (
             BACKBONES,
             NonCausalConfig,

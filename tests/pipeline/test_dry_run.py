@@ -11,6 +11,7 @@ from echox.pipeline import dry_run
 from echox.pipeline import run as pipeline_run
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import load_recipe
+from echox.tasks.align.task import AlignmentTask
 from echox_cli import train
 
 STAGES = ("align", "s2t", "t2c", "echo")
@@ -289,6 +290,32 @@ def test_missing_files_are_named_for_an_unknown_model_too(away, capsys):
         "org/unheard-of (weights)" in printed.out and "data/mls/mls.json (manifest)" in printed.out
     )
     assert printed.err.count("\n") == 1
+
+
+def test_an_encoder_that_computes_with_values_is_outlined(away):
+    # torchaudio looks at the filters of a mel spectrogram, which have no values on that device.
+    random_state = torch.get_rng_state()
+    for recipe, stages in (("turn_taking", ["turn_taking"]), ("echo_tiny", [*STAGES])):
+        sizes = sizes_of(recipe, "encoder=mel")
+        assert list(sizes) == stages
+        first = sizes[stages[0]]
+        assert first.part("encoder").table_bytes == 4 * (201 * 80 + 400)  # filters and window
+        assert all(tensor.is_meta for tensor in first.outline.model.state_dict().values())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_stage_without_an_outline_is_estimated_by_its_parts(away, monkeypatch, capsys):
+    backbone = sizes_of("echo_tiny")["s2t"].part("language model")
+    monkeypatch.delattr(AlignmentTask, "outline")
+    assert train.main(["recipe=echo_tiny", "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "AlignmentTask has no outline: an estimate by its pretrained parts" in printed
+    assert "only an estimate is known of stage 'align' before it" in printed
+    sizes = sizes_of("echo_tiny")
+    assert list(sizes) == [*STAGES]
+    assert [part.name for part in sizes["align"].parts] == ["encoder", "backbone"]
+    assert sizes["align"].part("backbone").frozen == backbone.frozen > 0
+    assert sizes["align"].memory(1)["activations (estimate)"] == 0
 
 
 def test_a_dry_run_trains_nothing(away, monkeypatch):

@@ -271,7 +271,7 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
         # At least one row in the table of units, where their number is not known.
         settings = self._settings(max(1, self._expected_unit_count()))
         with torch.device("meta"):
-            generator = layout.build_generator(settings, GENERATOR_PATH)
+            generator = layout.normed(layout.build_generator(settings, GENERATOR_PATH))
             model = TrainedVocoder(
                 generator, None if discriminators is None else Discriminators(discriminators)
             )
