@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from echox.core.files import atomic_write, complete_lines
+from echox.core.files import atomic_write
 from echox.core.progress import Bar
+from echox.data.lines import read_records
 
 
 class OwnAnswer(NamedTuple):
@@ -76,15 +77,28 @@ class OwnAnswers:
                 out.write(json.dumps(record) + "\n")
 
     def _read(self) -> dict[tuple[str, int | None], OwnAnswer]:
-        lines = complete_lines(self.path)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # Killed while writing: the next record must begin a line of its own.
+        if not self.path.exists():
+            return {}
+        records = [record for _, record in read_records(self.path) if _is_answer(record)]
+        content = "".join(json.dumps(record) + "\n" for record in records).encode()
+        if self.path.read_bytes() != content:
+            # Killed while writing, or damaged: the next record must begin a line of its own.
             with atomic_write(self.path) as unfinished:
-                unfinished.write_text("".join(line + "\n" for line in lines), "utf-8")
-        records = map(json.loads, lines)
+                unfinished.write_bytes(content)
         # Earlier versions did not store whether an answer is whole; those are generated again.
         return {
             (record["question"], record["seed"]): OwnAnswer(record["answer"], record["whole"])
             for record in records
             if "whole" in record
         }
+
+
+def _is_answer(record: Any) -> bool:
+    """Whether a line of the file is a record; one of before `whole` was stored is one, too."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("question"), str)
+        and isinstance(record.get("answer"), str)
+        and isinstance(record.get("seed", ""), int | None)
+        and isinstance(record.get("whole", True), bool)
+    )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from echox.core.errors import ConfigError
-from echox.core.files import atomic_write, complete_lines
+from echox.core.files import atomic_write
+from echox.data.lines import read_records
+
+log = logging.getLogger(__name__)
 
 ANSWERS, ORIGIN = "answers.jsonl", "generation.json"
 
@@ -47,8 +51,9 @@ class Records:
         try:
             before = json.loads((self.folder / ORIGIN).read_text("utf-8"))
         # Answers without a readable origin may be of anything, so they count as another's.
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             before = {}
+        before = before if isinstance(before, dict) else {}
         changed = [name for name in origin if before.get(name) != origin[name]]
         if changed:
             raise ConfigError(
@@ -57,7 +62,14 @@ class Records:
             )
 
     def _read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in complete_lines(self.path)]
+        """The records that are whole; of others, such as half a line, the rows are tried again."""
+        if not self.path.exists():
+            return []
+        lines = [record for _, record in read_records(self.path)]
+        records = [record for record in lines if _is_record(record)]
+        if damaged := len(lines) - len(records):
+            log.warning("damaged lines left out of %s: %d", self.path, damaged)
+        return records
 
     def _is_complete(self, record: Record) -> bool:
         # A lost file is synthesized again.
@@ -85,6 +97,14 @@ class Records:
         """Replace all records, atomically."""
         with atomic_write(self.path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
             out.writelines(_line(record) for record in records)
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line of the file has what every record has."""
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        return False
+    optional = (record.get(name, ...) for name in ("audio", "error"))
+    return all(value is None or isinstance(value, str) for value in optional)
 
 
 def _line(record: Record) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from echox.core import partial_files
+from echox.core.errors import ConfigError
 from echox.core.files import atomic_folder, atomic_write, complete_lines
 from echox.corpora.own_answers import OwnAnswer, OwnAnswers
 from echox.inference.records import Records
@@ -95,3 +96,41 @@ def test_long_names_are_written(tmp_path, name):
         unfinished.write_text("")
         assert unfinished.name.endswith((tmp_path / name).suffix)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+# Lines of a file that somebody, or a damaged disk, changed.
+DAMAGED = (
+    b"{",
+    b"[1]",
+    b"\xff",
+    b"{}",
+    b'{"id": 1, "audio": null, "error": null}',
+    b'{"id": "a", "audio": 2, "error": null, "question": "q", "answer": 1, "seed": null}',
+    b'{"id": "a", "question": "q", "answer": "a", "whole": true}',
+    b"[" * 1000,
+    b'{"id": "\\ud83d", "audio": null, "error": null}',
+)
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_damaged_lines_are_left_out_and_made_again(tmp_path, caplog, line):
+    record = {"id": "good", "error": None, "audio": None}
+    Records(tmp_path, {"of": 1}, overwrite=False).add([record])
+    path, answers = tmp_path / "answers.jsonl", tmp_path / "own.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert list(Records(tmp_path, {"of": 1}, overwrite=False).kept) == ["good"]
+    assert "answers.jsonl: 1" in caplog.text
+    assert len(path.read_bytes().splitlines()) == 1
+    answer = OwnAnswer("yes", True)
+    OwnAnswers(answers, lambda questions, seed: [answer]).to(["q"], 3)
+    answers.write_bytes(line + b"\n" + answers.read_bytes())
+    assert OwnAnswers(answers, lambda questions, seed: []).to(["q"], 3) == {"q": answer}
+    assert len(answers.read_bytes().splitlines()) == 1
+
+
+@pytest.mark.parametrize("origin", [b"{", b"[1]", b"\xff", b"[" * 1000])
+def test_answers_without_a_readable_origin_count_as_anothers(tmp_path, origin):
+    Records(tmp_path, {"of": 1}, overwrite=False).add([])
+    (tmp_path / "generation.json").write_bytes(origin)
+    with pytest.raises(ConfigError, match="was made with another of; choose another out_dir"):
+        Records(tmp_path, {"of": 1}, overwrite=False)
