@@ -122,8 +122,10 @@ def backbone():
 
 
 def noise(seed: int, seconds: float) -> torch.Tensor:
-    """A clip [T] of white noise."""
-    return 0.2 * torch.randn(int(seconds * RATE_HZ), generator=torch.Generator().manual_seed(seed))
+    """A clip [T] of noise that swells and fades as syllables do: steady noise is not speech."""
+    samples = torch.randn(int(seconds * RATE_HZ), generator=torch.Generator().manual_seed(seed))
+    times_s = torch.arange(len(samples)) / RATE_HZ
+    return 0.2 * samples * (0.1 + torch.sin(2 * torch.pi * 3 * times_s).square())
 
 
 def write_questions(folder: Path, name: str, count: int, **extra) -> Path:

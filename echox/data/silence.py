@@ -1,4 +1,4 @@
-"""Levels of clips, and which of their parts are silent."""
+"""Levels of clips: which of their parts are silent, and which clips cannot be speech."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from torch import Tensor
 
 FRAME_S = 0.02
 SILENT_DBFS = -60.0  # the level of a quiet recording's noise
+# Of sound; a short "no" takes a fifth of a second, and nothing is asked in less.
+SHORTEST_S = 0.2
+# Syllables swell and fade by tens of decibels, in loud noise by some; noise and tones alone do not.
+STEADY_DB = 3.0
 # Level of digital silence, whose logarithm would be minus infinity.
 LOWEST_DBFS = -100.0
 
@@ -28,6 +32,20 @@ def frame_levels(samples: Tensor, rate_hz: int) -> Tensor:
 def is_silent(samples: Tensor, rate_hz: int) -> bool:
     """Return whether no frame of a clip [T] is louder than a quiet recording's noise."""
     return float(frame_levels(samples, rate_hz).max()) <= SILENT_DBFS
+
+
+def why_not_speech(samples: Tensor, rate_hz: int) -> str | None:
+    """Return why a clip [T] cannot hold a question, by its levels alone, or None."""
+    levels = frame_levels(samples, rate_hz)
+    sounding = levels[levels > SILENT_DBFS]
+    if not len(sounding):
+        return "the clip is silent"
+    # A clip shorter than a frame has one frame of its own length.
+    sound_s = min(len(sounding) * FRAME_S, len(samples) / rate_hz)
+    if sound_s < SHORTEST_S:
+        return f"{1000 * sound_s:.0f} ms of the clip sound, which is less than a word"
+    low, high = torch.quantile(sounding, sounding.new_tensor([0.05, 0.95])).tolist()
+    return "the clip is a steady sound without syllables" if high - low < STEADY_DB else None
 
 
 def without_silent_windows(samples: Tensor, rate_hz: int, window_s: float) -> Tensor:

@@ -260,7 +260,8 @@ def make_silent(run: EvaluatedRun, rows: list[Row], _: Records) -> list[Record]:
         {
             "id": row.id,
             "answer": label_of(row, "answer"),
-            "heard": answers[row.id].heard,
+            # What the adapter recognises, and not what is left of it for the record.
+            "heard": run.pipeline.backbone.detokenize(list(answers[row.id].heard_ids)),
             "text": answers[row.id].text,
         }
         for row in rows

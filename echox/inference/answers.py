@@ -144,7 +144,7 @@ def spoken_questions(
 class Transcript:
     """What was heard in a conversation's last clip."""
 
-    ids: tuple[int, ...] = ()  # as the language model's tokens
+    ids: tuple[int, ...] = ()  # as the language model's tokens, whatever was heard
     text: str = ""
     unheard: str | None = None  # why nothing was heard in the turn to be answered, or None
 
@@ -153,8 +153,7 @@ def transcript_of(
     question: Question,
     windows: Sequence[tuple[int, ...]],
     text_of: Callable[[Sequence[int]], str],
-    *,
-    silent: bool,
+    no_speech: str | None,
 ) -> Transcript:
     """Assemble the transcript of a conversation's last clip.
 
@@ -162,18 +161,14 @@ def transcript_of(
         question: the conversation.
         windows: token ids of each window of the clip.
         text_of: turns token ids into text.
-        silent: the clip is silent by its energy, so what was recognised was not said.
+        no_speech: why the clip cannot be speech, so that what is recognised was not said; or None.
     """
-    if silent:
-        return Transcript(unheard=_unless_written(question, "the clip is silent"))
-    text = _joined_text([text_of(window) for window in windows])
-    is_empty = not any(character.isalnum() for character in text)
-    reason = "no word was recognised in the clip"
-    return Transcript(
-        tuple(token for window in windows for token in window),
-        text,
-        _unless_written(question, reason) if is_empty else None,
-    )
+    ids = tuple(token for window in windows for token in window)
+    text = "" if no_speech else _joined_text([text_of(window) for window in windows])
+    if any(character.isalnum() for character in text):
+        return Transcript(ids, text)
+    reason = no_speech or "no word was recognised in the clip"
+    return Transcript(ids, "", _unless_written(question, reason))
 
 
 def _joined_text(windows: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import SignalError
 from echox.core.signals import Spans, padded
-from echox.data.silence import is_silent, without_silent_windows
+from echox.data.silence import why_not_speech, without_silent_windows
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText, answer_typed, greedy_text
 from echox.decoding.text import BackboneSteps, text_decode_engine
@@ -304,8 +304,8 @@ class SpeechToSpeechPipeline(Pipeline):
         ]
 
     def _transcript(self, question: Question, windows: list[tuple[int, ...]]) -> Transcript:
-        silent = is_silent(question.clips[-1], self.rate_hz)
-        return transcript_of(question, windows, self._text_of, silent=silent)
+        no_speech = why_not_speech(question.clips[-1], self.rate_hz)
+        return transcript_of(question, windows, self._text_of, no_speech)
 
     def synthesize(self, texts: Sequence[str]) -> list[Answer]:
         """Synthesize typed texts with Echo's own unit decoder, without the language model.

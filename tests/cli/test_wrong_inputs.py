@@ -29,8 +29,8 @@ def bench(workspace, run):
     """A working folder with a run, a good manifest, and much that is broken."""
     (workspace / "run").symlink_to(run)
     tiny_run.write_questions(workspace, "questions", 2)
-    noise = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
-    soundfile.write("stereo8k.wav", noise, 8000)
+    noise = tiny_run.noise(0, 0.5).numpy()  # 8000 samples, here of a second
+    soundfile.write("stereo8k.wav", np.stack([noise, noise[::-1]], axis=1), 8000)
     soundfile.write("empty.wav", np.zeros(0), 16_000)
     soundfile.write("nan.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
     Path("notaudio.wav").write_text("hello")
@@ -120,7 +120,7 @@ WRONG = [
     (evaluate, ["run=run"], "the recipe of run names no corpus; set corpus=FOLDER"),
     (evaluate, ["run=run", "corpus=run"], "run holds none of the test manifests"),
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
-    (info, ["enkoder"], "no topic 'enkoder'; did you mean 'encoder'?"),
+    (info, ["enkoder"], "no topic or field 'enkoder'; did you mean 'encoder'?"),
     (info, ["recipe", "echo_tyni"], "no recipe named 'echo_tyni'; did you mean 'echo_tiny'?"),
     (prepare, ["validate", "run"], "the manifest run is a folder; name the .jsonl file in it"),
     (prepare, ["manifest", "run"], "can be used: no clips are in it"),

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from echox.data.silence import frame_levels, is_silent, without_silent_windows
+from echox.data.silence import (
+    frame_levels,
+    is_silent,
+    why_not_speech,
+    without_silent_windows,
+)
 
 RATE_HZ = 100  # two samples a frame
 
@@ -20,6 +25,26 @@ def test_a_clip_is_silent_where_no_frame_sounds():
     assert is_silent(torch.zeros(1), RATE_HZ) and is_silent(quiet, RATE_HZ)
     quiet[100:102] = 2e-3
     assert not is_silent(quiet, RATE_HZ)
+
+
+def test_speech_is_told_from_what_cannot_be_speech():
+    rate_hz = 16_000
+    white = 0.1 * torch.randn(rate_hz, generator=torch.Generator().manual_seed(0))
+    times_s = torch.arange(rate_hz) / rate_hz
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * times_s)
+    # Ten decibels of swell, four times a second.
+    speech = white * 10 ** (0.25 * torch.sin(2 * torch.pi * 4 * times_s))
+    padding = torch.zeros(rate_hz)
+    assert why_not_speech(speech, rate_hz) is None
+    assert why_not_speech(torch.cat([padding, speech, padding]), rate_hz) is None
+    steady = "the clip is a steady sound without syllables"
+    for sound in (white, tone, 0.01 * white, torch.cat([padding, white])):
+        assert why_not_speech(sound, rate_hz) == steady
+    assert why_not_speech(padding, rate_hz) == "the clip is silent"
+    for clip in (speech[:1600], torch.cat([padding, speech[:1600], padding])):
+        reason = "100 ms of the clip sound, which is less than a word"
+        assert why_not_speech(clip, rate_hz) == reason
+    assert "10 ms of the clip" in str(why_not_speech(speech[:160], rate_hz))
 
 
 def test_silent_windows_are_left_out_and_the_others_keep_their_samples():

@@ -105,7 +105,7 @@ def test_silence_is_not_answered_unless_it_is_asked_for(pipeline, monkeypatch):
 
 
 def test_what_no_word_is_recognised_in_is_not_answered(deaf):
-    answer = deaf.answer([noise(7, 0.01)])[0]
+    answer = deaf.answer([noise(7, 0.5)])[0]
     assert answer.unheard == "nothing was heard, for no word was recognised in the clip"
     assert answer.text == "" and answer.samples is None
     # Words that are written need not be heard.
@@ -114,6 +114,16 @@ def test_what_no_word_is_recognised_in_is_not_answered(deaf):
     assert described.text and described.unheard is None
     later = (Turn(USER, "", True), Turn(USER, "What did I say?"))
     assert deaf.reply([Question(later, (noise(7, 0.3),))])[0].text
+
+
+def test_a_clip_that_cannot_be_speech_is_not_answered_whatever_is_recognised(pipeline):
+    white = 0.1 * torch.randn(RATE_HZ, generator=torch.Generator().manual_seed(0))
+    steady, short = pipeline.answer([white, noise(7, 0.1)])
+    assert steady.unheard == "nothing was heard, for the clip is a steady sound without syllables"
+    assert "for 100 ms of the clip sound, which is less than a word" in short.unheard
+    for answer in (steady, short):
+        # What the adapter made of it stays for an evaluation.
+        assert answer.heard == answer.text == "" and answer.samples is None and answer.heard_ids
 
 
 def test_silent_windows_beside_a_question_are_left_out(pipeline):
@@ -133,7 +143,7 @@ def test_windows_of_a_transcript_are_joined_with_a_space(pipeline, monkeypatch):
         return [[(64, 65), (), (66,)], [(64, 65)]]
 
     monkeypatch.setattr(pipeline.speech_llm.adapter, "transcripts", transcripts)
-    long, short = pipeline.answer([noise(5, 0.2), noise(6, 0.1)])
+    long, short = pipeline.answer([noise(5, 0.4), noise(6, 0.3)])
     assert (long.heard, long.heard_ids, short.heard) == ("ab c", (64, 65, 66), "ab")
     assert asked == [1500]  # frames of 30 s
 
