@@ -4,7 +4,7 @@
     state.pt            what resuming needs besides: optimiser, random states, position in the
                         data (absent from a final checkpoint)
     meta.json           stage, step, recipe, lineage, metrics, and of each file beside it the
-                        size in bytes and the SHA-256
+                        size in bytes and the SHA-256; `checksum` is the SHA-256 of all the rest
 
 A folder is written under a hidden name, flushed to the disk and then renamed, so a crash at
 any moment leaves the earlier checkpoints as they were. `fingerprint` identifies a checkpoint
@@ -16,8 +16,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError
-from echox.core.files import atomic_folder, copy_synced, sha256_of, write_synced
+from echox.core.files import atomic_folder, copy_synced, json_hash, sha256_of, write_synced
 from echox.core.memory import is_out_of_memory
 
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 FORMAT = 1  # of meta.json; a checkpoint of another number is refused
+CHECKSUM = "checksum"  # key in meta.json; checkpoints of earlier versions have none
+META_BYTES = 64 << 20  # of meta.json at most; a recipe takes some kilobytes
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +123,13 @@ def keep(folder: Path, paths: Iterable[Path], meta: Mapping[str, Any]) -> Path:
 def _write_meta(partial: Path, meta: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     # `files` comes last: a `meta` read from another checkpoint must not bring its hashes along.
     content = {"format": FORMAT, **meta, "files": files}
+    # Of the data as it is read back, in which every key is a string.
+    content[CHECKSUM] = _checksum(json.loads(json.dumps(content)))
     write_synced(partial / META, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+    return json_hash({key: value for key, value in meta.items() if key != CHECKSUM}, digits=64)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,8 +162,23 @@ def load(folder: Path) -> Checkpoint:
         # The files may be sound.
         if is_out_of_memory(error):
             raise
-        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {folder} is damaged: {reason}") from error
+    for file, values in ((MODEL, tensors), (STATE, state)):
+        if (name := _name_of_nan(values)) is not None:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} in {file} holds NaN")
     return Checkpoint(folder, meta, tensors, state)
+
+
+def _name_of_nan(value: Any, name: str = "") -> str | None:
+    """Return the dotted name of the first tensor that holds NaN in a nesting of dicts and lists."""
+    if isinstance(value, Tensor):
+        return name if value.is_floating_point() and bool(value.isnan().any()) else None
+    if not isinstance(value, (dict, list, tuple)):
+        return None
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    names = (_name_of_nan(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next((found for found in names if found is not None), None)
 
 
 def _load_state(folder: Path) -> dict[str, Any]:
@@ -183,20 +207,61 @@ def described(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no meta.json, it cannot be read, or its format is another one.
     """
+    path = folder / META
+    # Not opened where it is no regular file: reading a pipe would wait for ever.
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {META}")
     try:
-        meta = json.loads((folder / META).read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {META}") from error
-    except (ValueError, OSError) as error:
+        if path.stat().st_size > META_BYTES:
+            raise ValueError(f"it is larger than {META_BYTES >> 20} MiB")
+        meta = json.loads(path.read_text("utf-8"))
+        fault = _fault_of(meta)
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: its {META} cannot be read ({error})"
         ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not meta.get("files"):
+    if not _is_description(meta):
         raise CheckpointError(
-            f"{folder / META} is not a checkpoint description of format {FORMAT}; "
+            f"{path} is not a checkpoint description of format {FORMAT}; "
             "it may come from another version of echox"
         )
+    if fault is not None:
+        raise CheckpointError(f"checkpoint {folder} is damaged: its {META} {fault}")
     return meta
+
+
+def _is_description(meta: Any) -> bool:
+    return isinstance(meta, dict) and meta.get("format") == FORMAT and bool(meta.get("files"))
+
+
+def _fault_of(meta: Any) -> str | None:
+    """Return what is wrong with the content of a meta.json of this format, or None."""
+    if not _is_description(meta):
+        return None
+    if CHECKSUM in meta and meta[CHECKSUM] != _checksum(meta):
+        return f"has been changed since it was written, for its {CHECKSUM} does not fit"
+    if not isinstance(meta["files"], dict) or not all(map(_describes_file, meta["files"].items())):
+        return "does not state the size and the sha256 of each file"
+    for key, kind in {"stage": str, "step": int, "recipe": dict, "lineage": dict}.items():
+        # A checkpoint that no stage of a recipe wrote has some of them only.
+        if meta.get(key) is not None and not isinstance(meta[key], kind):
+            return f"has a value of {key!r} that is none"
+    for key in ("parents", "data", "assets"):
+        if not isinstance((meta.get("lineage") or {}).get(key, {}), dict):
+            return f"has a value of 'lineage.{key}' that is none"
+    return None
+
+
+def _describes_file(entry: tuple[str, Any]) -> bool:
+    name, facts = entry
+    # A plain name: a path could lead out of the checkpoint's folder.
+    is_plain = name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+    return (
+        is_plain
+        and isinstance(facts, dict)
+        and isinstance(facts.get("bytes"), int)
+        and isinstance(facts.get("sha256"), str)
+    )
 
 
 def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
@@ -216,17 +281,37 @@ def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def latest(parent: Path) -> Checkpoint | None:
-    """Load the newest valid checkpoint in a folder of checkpoints, or return None.
+def newest_first(parent: Path) -> Iterator[Checkpoint]:
+    """Yield the sound checkpoints in a folder of checkpoints, the newest first.
 
-    Damaged checkpoints are skipped with a warning.
+    Damaged ones are named in a warning and left out.
     """
     for folder in reversed(step_folders(parent)):
         try:
-            return load(folder)
+            yield _load_step(folder)
         except CheckpointError as error:
-            log.warning("%s; trying the one before it", error)
-    return None
+            warn_skipped(error)
+
+
+def warn_skipped(error: CheckpointError) -> None:
+    """Say why a checkpoint is not resumed from."""
+    log.warning("%s; trying the one before it", error)
+
+
+def _load_step(folder: Path) -> Checkpoint:
+    loaded = load(folder)
+    steps = loaded.meta.get("step"), loaded.require_state().get("step")
+    # Checksums hold in a folder that was renamed to another step, too.
+    if any(step != _step_of(folder) for step in steps):
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: its {META} is of step {steps[0]}, and its {STATE} "
+            f"of step {steps[1]}"
+        )
+    return loaded
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def step_folder(parent: Path, step: int) -> Path:
@@ -237,7 +322,8 @@ def step_folder(parent: Path, step: int) -> Path:
 
 def step_folders(parent: Path) -> list[Path]:
     """Return the checkpoint folders in `parent`, oldest first, damaged ones included."""
-    return sorted(folder for folder in parent.glob("step_*") if folder.is_dir())
+    folders = (folder for folder in parent.glob("step_*") if folder.is_dir())
+    return sorted(folder for folder in folders if re.fullmatch("step_[0-9]{9,18}", folder.name))
 
 
 def prune(parent: Path, *, step: int, keep: int) -> None:

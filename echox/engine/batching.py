@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, overload
@@ -32,6 +32,23 @@ class Position:
 
     epoch: int = 0
     index: int = 0
+
+    @classmethod
+    def recorded(cls, fields: Mapping[str, Any], examples: int) -> Position:
+        """Return the position that a checkpoint records.
+
+        Args:
+            fields: epoch and index.
+            examples: their number, which no epoch has more batches than.
+
+        Raises:
+            ValueError: it is none.
+        """
+        position = cls(**fields)
+        # A damaged number would be counted up to, epoch by epoch.
+        if not (0 <= position.epoch and 0 <= position.index <= examples):
+            raise ValueError(f"{position} is no position in {examples} examples")
+        return position
 
 
 class Batches(Sequence[list[int]]):

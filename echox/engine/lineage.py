@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -97,6 +97,27 @@ class Change:
     name: str  # dotted path
     before: Any
     after: Any
+
+
+def with_new_settings(
+    checkpoint: Checkpoint, changed: Sequence[Change], lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Record in a run's lineage the settings that its steps up to a checkpoint were trained with.
+
+    Args:
+        checkpoint: the checkpoint to resume from, whose own record of this is carried on.
+        changed: the settings that differ now; none where it goes on as before.
+        lineage: the lineage of the run now, as `trace` returns it.
+
+    Returns:
+        the lineage with `settings`, a list of {"after_step", "changes": {name: {"before",
+        "after"}}}, where settings have changed ever since the first step.
+    """
+    history = list(checkpoint.meta.get("lineage", {}).get("settings", ()))
+    if changed:
+        values = {item.name: {"before": item.before, "after": item.after} for item in changed}
+        history.append({"after_step": checkpoint.meta["step"], "changes": values})
+    return {**lineage, **({"settings": history} if history else {})}
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[Change]:

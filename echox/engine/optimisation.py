@@ -149,18 +149,33 @@ def load_state_by_name(
         states: parameter name -> state.
 
     Raises:
-        CheckpointError: a state belongs to a parameter that is not trained here.
+        CheckpointError: a state belongs to a parameter that is not trained here, or does not fit
+            it.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    trained = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    order = list(trained)
     if unknown := sorted(states.keys() - set(order)):
         raise CheckpointError(
             f"the checkpoint trained {unknown[0]!r}, which this recipe does not train; resume with "
             "the recipe it began with"
         )
+    for name, state in states.items():
+        _check_state(name, state, trained[name])
     # torch numbers parameters in the order of the groups.
     numbered = {number: states[name] for number, name in enumerate(order) if name in states}
     # With the settings of the new optimizer, since the config may have changed.
     optimizer.load_state_dict(
         {"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _check_state(name: str, state: dict[str, Any], parameter: Tensor) -> None:
+    # torch takes any state, and fails at the first step.
+    shapes = {"step": torch.Size(), **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)}
+    for key, shape in shapes.items():
+        value = state.get(key)
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise CheckpointError(
+                f"the optimizer's {key} of {name!r} is no tensor of shape {list(shape)}"
+            )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 
 from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
+from echox.core.errors import CheckpointError
+from echox.core.memory import is_out_of_memory
 from echox.core.progress import Bar, print_message
 from echox.criteria.base import Criterion
 from echox.engine import lineage as ancestry
@@ -28,6 +32,9 @@ from echox.engine.setup import Setup
 from echox.engine.step import StepReport, Window
 from echox.tasks.base import Task
 
+SettingsCompared = Callable[[Mapping[str, Any]], Sequence[ancestry.Change]]
+"""From the recipe in a checkpoint to the settings that differ now and decide the weights."""
+
 
 def train(
     task: Task,
@@ -40,6 +47,8 @@ def train(
     device: torch.device,
     lineage: Mapping[str, Any] | None = None,
     recipe_dict: Mapping[str, Any] | None = None,
+    compare: SettingsCompared | None = None,
+    takes_new_settings: bool = False,
 ) -> Path:
     """Train one stage; a stage that is finished already is left as it is.
 
@@ -55,6 +64,9 @@ def train(
         device: where to train; plain `cuda` is each rank's own.
         lineage: JSON-ready entries to record beside parents, data and versions.
         recipe_dict: the resolved recipe as plain data, stored in the checkpoint.
+        compare: tells which settings of a checkpoint's recipe differ; None compares all of
+            `recipe_dict`.
+        takes_new_settings: resume where settings differ, and record them in the lineage.
 
     Returns:
         the folder of the final checkpoint.
@@ -62,7 +74,8 @@ def train(
     Raises:
         TrainingError: there is nothing to train on, the loss or the gradient is not finite, or
             the disk is full.
-        CheckpointError: the checkpoint in `run_dir` is damaged, or of another data or recipe.
+        CheckpointError: the final checkpoint in `run_dir` or all that it could resume from are
+            damaged, or were made of other data or with other settings.
         Interrupted: SIGTERM or Ctrl-C came; the run is saved.
     """
     world = join()
@@ -77,7 +90,9 @@ def train(
     setup = Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
     # After the setup, which prepares the data that is fingerprinted here.
     origin["lineage"] = ancestry.trace(task, lineage)
-    run = _Run(setup, run_dir=run_dir, origin=origin)
+    compare = compare or partial(ancestry.changes, after=origin["recipe"])
+    resuming = _Resuming(compare, takes_new_settings)
+    run = _Run(setup, run_dir=run_dir, origin=origin, resuming=resuming)
     try:
         run.audit(run_dir)
         with listening() as request:
@@ -102,12 +117,22 @@ def audit_first(
     return setup.audited(Position(), stage)
 
 
+@dataclass(frozen=True, slots=True)
+class _Resuming:
+    """How a run goes on from checkpoints of other settings."""
+
+    compare: SettingsCompared
+    takes_new_settings: bool
+
+
 class _Run:
     """A training run from the position its folder records: the loop, and the files it writes."""
 
-    def __init__(self, setup: Setup, *, run_dir: Path, origin: Mapping[str, Any]) -> None:
+    def __init__(
+        self, setup: Setup, *, run_dir: Path, origin: Mapping[str, Any], resuming: _Resuming
+    ) -> None:
         self.setup, self.config, self.world = setup, setup.config, setup.world
-        self.origin = origin
+        self.origin, self.resuming = origin, resuming
         self.folder = run_dir / "checkpoints"
         self.step, self.position = 0, Position()
         self.elapsed_s = 0.0
@@ -132,22 +157,84 @@ class _Run:
         return Bar(label, self.config.steps, unit="step", initial=self.step, shows=shows)
 
     def _resume(self) -> Checkpoint | None:
-        """Load the latest checkpoint, if there is one."""
-        latest = checkpoint.latest(self.folder)
-        if latest is None:
-            return None
-        # First, because weights of another parent may not fit.
-        ancestry.check_same_origin(latest, self.origin["lineage"])
-        model, state = self.setup.model, latest.require_state()
-        checkpoint.fill(model, latest, set(self.setup.task.trained_state_dict(model)))
-        load_state_by_name(self.setup.optimizer, model, state["optimizer"])
-        self.step, self.position = state["step"], Position(**state["position"])
-        self.elapsed_s = state["elapsed_s"]
-        self.scores, self.scored_step = state["scores"], state["scored_step"]
-        # A rank that was not there before keeps its own seed.
-        if self.world.rank < len(state["random"]):
-            randomness.restore(state["random"][self.world.rank], self.setup.device)
-        return latest
+        """Load the latest sound checkpoint; None where there is none at all.
+
+        Raises:
+            CheckpointError: all are damaged, or the latest is of other data or settings.
+        """
+        for saved in checkpoint.newest_first(self.folder):
+            # First, because weights of another parent may not fit.
+            ancestry.check_same_origin(saved, self.origin["lineage"])
+            lineage = self._lineage_after(saved)
+            try:
+                self._restore(saved)
+            except CheckpointError as error:
+                checkpoint.warn_skipped(error)
+                continue
+            self.origin = {**self.origin, "lineage": lineage}
+            return saved
+        # Days of work may be in them, so nothing is trained over them.
+        if folders := checkpoint.step_folders(self.folder):
+            raise CheckpointError(
+                f"none of the {len(folders)} checkpoints in {self.folder} can be resumed from, as "
+                "said above; delete that folder to train anew, or choose another run folder"
+            )
+        return None
+
+    def _lineage_after(self, saved: Checkpoint) -> dict[str, Any]:
+        """Return the lineage of what is trained from a checkpoint on.
+
+        Raises:
+            CheckpointError: its settings differ, which was not asked for, or no step is left.
+        """
+        changed = self.resuming.compare(saved.meta.get("recipe") or {})
+        names, done = ", ".join(item.name for item in changed), saved.meta["step"]
+        if changed and not self.resuming.takes_new_settings:
+            raise CheckpointError(
+                f"{saved.folder} was trained with other settings ({names}); delete "
+                f"{self.folder} to train anew, or set resume=with_new_settings to go on from it"
+            )
+        # The final checkpoint would name settings that no step was trained with.
+        if changed and done >= self.config.steps:
+            raise CheckpointError(
+                f"{saved.folder} has done all {self.config.steps} steps, so none would be trained "
+                f"with the new settings ({names}); set more steps, or delete {self.folder} to "
+                "train anew"
+            )
+        return ancestry.with_new_settings(saved, changed, self.origin["lineage"])
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take weights, optimizer, position and random states from a checkpoint.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        model, state = self.setup.model, saved.require_state()
+        checkpoint.fill(model, saved, set(self.setup.task.trained_state_dict(model)))
+        try:
+            load_state_by_name(self.setup.optimizer, model, state["optimizer"])
+            self.position = Position.recorded(state["position"], len(self.setup.examples))
+            self.step = state["step"]
+            self.elapsed_s = float(state["elapsed_s"])
+            self.scores, self.scored_step = dict(state["scores"]), int(state["scored_step"])
+            # A rank that was not there before keeps its own seed.
+            if self.world.rank < len(state["random"]):
+                randomness.restore(state["random"][self.world.rank], self.setup.device)
+        # What a damaged file holds may be of any type.
+        except (CheckpointError, LookupError, AttributeError, TypeError, ValueError) as error:
+            raise self._damaged(saved, error) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise self._damaged(saved, error) from error
+
+    @staticmethod
+    def _damaged(saved: Checkpoint, error: Exception) -> CheckpointError:
+        reason = " ".join(str(error).split())
+        return CheckpointError(
+            f"checkpoint {saved.folder} is damaged: its {checkpoint.STATE} cannot be resumed from "
+            f"({type(error).__name__}: {reason})"
+        )
 
     def _say_resumed(self, resumed: Checkpoint) -> None:
         changed = ancestry.differences(resumed.meta["recipe"], self.origin["recipe"])

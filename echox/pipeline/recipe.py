@@ -24,6 +24,7 @@ differs from the dataclasses' defaults:
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,13 @@ class StagePlan:
             raise ConfigError(f"cpu_processes must be at least 1, and is {self.cpu_processes}")
 
 
+class Resume(enum.Enum):
+    """Which checkpoints an unfinished stage goes on from."""
+
+    same_settings = "same_settings"
+    with_new_settings = "with_new_settings"
+
+
 @dataclass(kw_only=True, slots=True)
 class Recipe:
     """Config of one run: its parts, its stages, its data and its folders.
@@ -114,6 +122,10 @@ class Recipe:
     """Train stages of `run_dir` that were trained with other settings or data again, with all that
     builds on them, instead of refusing to; the earlier files are moved to `replaced` in
     `run_dir`."""
+    resume: Resume = Resume.same_settings
+    """Which checkpoints an unfinished stage goes on from: same_settings refuses those of other
+    settings, with_new_settings takes them, and the stage's lineage records both settings and from
+    which step."""
     own_processes: bool = False
     """Make the corpus, the codec, what each stage reads, each stage and the report in a process of
     its own each, so that none inherits the scattered memory of those before; a process takes some
@@ -155,6 +167,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, and is {self.seed}")
+        if self.overwrite and self.resume is Resume.with_new_settings:
+            raise ConfigError(
+                "overwrite=true trains stages of other settings anew, and resume=with_new_settings "
+                "goes on from them; give one of the two"
+            )
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ConfigError(f"cpu_threads must be at least 1 or null, and is {self.cpu_threads}")
         self._check_stage_names()

@@ -2,7 +2,8 @@
 
 Such a stage is stale, and is refused, or moved aside and trained again where `overwrite` asks for
 it. A stage is stale if settings that decide its weights differ from those in its checkpoint
-(`echox.core.config.neutral` marks the fields that do not), if a stage that it builds on was trained
+(`echox.core.config.neutral` marks the fields that do not; `resume=with_new_settings` lets an
+unfinished stage go on with others), if a stage that it builds on was trained
 again, or if a manifest that it was trained on has changed; a fitted codec, if it was fitted with
 other settings or to other speech. Nothing is built for these checks: only small files are read.
 """
@@ -22,7 +23,7 @@ from echox.core.files import atomic_write
 from echox.core.progress import print_message
 from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
-from echox.pipeline.recipe import Recipe, to_dict
+from echox.pipeline.recipe import Recipe, Resume, to_dict
 from echox.pipeline.tasks import outlined_task
 from echox.tasks.recorded import chosen_in, plans_of
 
@@ -40,6 +41,7 @@ class Stale:
     name: str
     folder: Path
     reasons: Sequence[str]  # what differs, each in a few words
+    is_resumable: bool = False  # only settings differ, and there are checkpoints to go on from
 
 
 def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
@@ -97,16 +99,30 @@ def note_fit(recipe: Recipe) -> None:
 def _refusal(recipe: Recipe, stale: Sequence[Stale]) -> str:
     reasons = list(dict.fromkeys(reason for item in stale for reason in item.reasons))
     more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-    built_on = [item.name for item in _built_on(recipe, stale)]
-    also = f" and what builds on it ({', '.join(built_on)})" if built_on else ""
-    # "align, s2t and echo"
-    names = " and ".join(", ".join(item.name for item in stale).rsplit(", ", 1))
+    built_on = _built_on(recipe, stale)
+    also = f" and what builds on it ({', '.join(item.name for item in built_on)})"
+    also = also if built_on else ""
+    folders = [str(item.folder) for item in (*stale, *built_on)]
+    names = _listed([item.name for item in stale])
     were, them = ("was", "it") if len(stale) == 1 else ("were", "them")
+    goes_on = f"{_way_to_go_on(stale)}, " if all(item.is_resumable for item in stale) else ""
     return (
         f"{names} in {recipe.run_dir} {were} made otherwise: {', '.join(reasons[:SHOWN])}{more}; "
-        f"name another folder with run_dir=, make {them}{also} again with overwrite=true, "
-        "or go back to the old settings"
+        f"name another folder with run_dir=, make {them}{also} again with overwrite=true, which "
+        f"moves {_listed(folders)} aside, {goes_on}or go back to the old settings"
     )
+
+
+def _way_to_go_on(stale: Sequence[Stale]) -> str:
+    """Return how to train stages further with the new settings."""
+    finals = [str(item.folder / "final") for item in stale if (item.folder / "final").exists()]
+    delete = f"delete {_listed(finals)} and " if finals else ""
+    return f"{delete}go on from the last checkpoint with resume=with_new_settings"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return `align, s2t and echo`."""
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def _check_replaceable(recipe: Recipe, item: Stale) -> None:
@@ -137,8 +153,14 @@ def _stale(recipe: Recipe, stages: Iterable[str]) -> Iterator[Stale]:
     for stage in stages:
         folder = Path(recipe.run_dir) / stage
         meta = _meta_of(folder)
-        if meta is not None and (reasons := list(_reasons(recipe, stage, meta))):
-            yield Stale(stage, folder, reasons)
+        if meta is None:
+            continue
+        settings = [_sentence(item) for item in changed_settings(recipe, stage, meta["recipe"])]
+        others = list(_other_reasons(recipe, stage, meta))
+        is_resumable = bool(checkpoint.step_folders(folder / "checkpoints")) and not others
+        takes_new = recipe.resume is Resume.with_new_settings and not (folder / "final").exists()
+        if reasons := others if takes_new else [*settings, *others]:
+            yield Stale(stage, folder, reasons, is_resumable)
 
 
 def _meta_of(folder: Path) -> dict[str, Any] | None:
@@ -146,18 +168,20 @@ def _meta_of(folder: Path) -> dict[str, Any] | None:
     candidates = [folder / "final", *reversed(checkpoint.step_folders(folder / "checkpoints"))]
     for candidate in candidates:
         try:
-            return checkpoint.described(candidate)
+            meta = checkpoint.described(candidate)
+            return {
+                **meta,
+                "recipe": meta.get("recipe") or {},
+                "lineage": meta.get("lineage") or {},
+            }
         except CheckpointError:
             continue  # a damaged one is reported where it is loaded
     return None
 
 
-def _reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why a stage is stale: its settings, its parents, its manifests."""
-    lineage, recorded_recipe = meta.get("lineage", {}), meta.get("recipe") or {}
-    # A checkpoint that was not written by a recipe records no settings to compare.
-    if stage in plans_of(recorded_recipe):
-        yield from map(_sentence, _changes(recipe, stage, recorded_recipe))
+def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a stage is stale beside its settings: its parents, its manifests."""
+    lineage = meta["lineage"]
     yield from _changed_parents(recipe, stage, lineage.get("parents", {}))
     fingerprints = lineage.get("data", {})
     for path in _training_manifests(recipe, stage):
@@ -176,8 +200,8 @@ def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> 
         final = Path(recipe.run_dir) / recipe.parents(stage).get(parent, parent) / "final"
         if not final.exists():
             continue
-        weights = checkpoint.described(final)["files"][checkpoint.MODEL]
-        if weights["sha256"] != fingerprint:
+        weights = checkpoint.described(final)["files"].get(checkpoint.MODEL, {})
+        if weights.get("sha256") != fingerprint:
             yield f"{parent} was trained again since"
 
 
@@ -186,8 +210,17 @@ def _has_changed(path: str, fingerprint: str) -> bool:
     return Path(path).is_file() and manifest_fingerprint(path) != fingerprint
 
 
-def _changes(recipe: Recipe, stage: str, before: Mapping[str, Any]) -> list[Change]:
-    """List the settings that decide a stage's weights and differ from those of `before`."""
+def changed_settings(recipe: Recipe, stage: str, before: Mapping[str, Any]) -> list[Change]:
+    """List the settings that decide a stage's weights and differ from those of another recipe.
+
+    Args:
+        recipe: the recipe of the run now.
+        stage: name of the stage.
+        before: the recipe that a checkpoint of the stage records.
+    """
+    # A checkpoint that was not written by a recipe records no settings to compare.
+    if stage not in plans_of(before):
+        return []
     return changes(_settings(recipe, stage, before), _settings(recipe, stage, to_dict(recipe)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ from echox.models.frozen import halve_frozen
 from echox.pipeline.dry_run import dry_run, needed_packages
 from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import Recipe, from_dict, to_dict
+from echox.pipeline.recipe import Recipe, Resume, from_dict, to_dict
 from echox.pipeline.refit import refitted
-from echox.pipeline.rerun import note_fit, prepare_rerun, refuse_stale
+from echox.pipeline.rerun import changed_settings, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.steps import (
     Step,
     StepKind,
@@ -324,6 +324,8 @@ def train_stage(
         device=device,
         lineage=lineage,
         recipe_dict=to_dict(recipe),
+        compare=partial(changed_settings, recipe, stage),
+        takes_new_settings=recipe.resume is Resume.with_new_settings,
     )
 
 

@@ -1,6 +1,7 @@
 """A run that is stopped in any way and resumed ends where an uninterrupted one does."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -51,7 +52,7 @@ def test_sigterm_saves_and_exits_with_its_number(tmp_path, run_toy):
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped and saved after step 3" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 3
+    assert next(checkpoint.newest_first(tmp_path / "checkpoints")).meta["step"] == 3
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, uninterrupted, caplog):
@@ -62,6 +63,85 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, uninterrupted,
     final = train_toy(tmp_path)
     assert "is damaged: state.pt has 3 bytes" in caplog.text
     assert checkpoint.fingerprint(final) == checkpoint.fingerprint(uninterrupted)
+
+
+def altered(folder, change):
+    """Write a step checkpoint again, whose sizes and hashes fit what `change` made of it."""
+    saved = checkpoint.load(folder)
+    meta = {key: value for key, value in saved.meta.items() if key not in ("format", "files")}
+    change(saved.tensors, saved.state)
+    checkpoint.save(folder, saved.tensors, meta, saved.state)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run that was stopped after step 12, with checkpoints of steps 10 and 12."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.raises(Interrupted):
+        train_toy(folder, toy_task(signal_at={24: signal.SIGTERM}), steps=14)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, state: tensors.update({"output.bias": torch.zeros(3)}),
+        lambda tensors, state: tensors.pop("output.bias"),
+        lambda tensors, state: state.pop("optimizer"),
+        lambda tensors, state: state.update(optimizer=3),
+        lambda tensors, state: state["optimizer"]["output.bias"].update(exp_avg=torch.zeros(3)),
+        lambda tensors, state: state["optimizer"]["output.bias"].pop("exp_avg_sq"),
+        lambda tensors, state: state.update(position={"epoch": 0, "index": 1 << 50}),
+        lambda tensors, state: state.update(position={"epoch": -1, "index": 0}),
+        lambda tensors, state: state.update(position=[]),
+        lambda tensors, state: state.update(elapsed_s="long"),
+        lambda tensors, state: state.update(scores=3),
+        lambda tensors, state: state.update(random=[3]),
+        lambda tensors, state: state["random"][0].update(torch=torch.zeros(3)),
+        lambda tensors, state: state["random"][0]["numpy"].update(keys=torch.zeros(2)),
+    ],
+)
+def test_what_does_not_fit_is_named_and_the_checkpoint_before_is_used(
+    tmp_path, half, caplog, capsys, change
+):
+    shutil.copytree(half / "checkpoints", tmp_path / "checkpoints")
+    newest = checkpoint.step_folder(tmp_path / "checkpoints", 12)
+    altered(newest, change)
+    train_toy(tmp_path, steps=14, validate_every=None)
+    assert str(newest) in caplog.text and "trying the one before it" in caplog.text
+    assert "resuming after step 10" in capsys.readouterr().err
+
+
+def test_nothing_is_trained_over_checkpoints_that_are_all_damaged(tmp_path, half):
+    shutil.copytree(half / "checkpoints", tmp_path / "checkpoints")
+    for folder in checkpoint.step_folders(tmp_path / "checkpoints"):
+        (folder / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .*delete that folder"):
+        train_toy(tmp_path, steps=14)
+
+
+def test_a_resume_under_other_settings_is_refused_or_recorded(tmp_path, half):
+    shutil.copytree(half / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"other settings \(steps\); delete .*checkpoints to"):
+        train_toy(tmp_path, steps=16)
+    with pytest.raises(CheckpointError, match="has done all 12 steps, so none would be trained"):
+        train_toy(tmp_path, steps=12, takes_new_settings=True)
+    final = train_toy(tmp_path, steps=13, takes_new_settings=True)
+    first = {"after_step": 12, "changes": {"steps": {"before": 14, "after": 13}}}
+    assert checkpoint.verify(final)["lineage"]["settings"] == [first]
+
+
+def test_a_record_of_other_settings_is_carried_on(tmp_path, half):
+    shutil.copytree(half / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(Interrupted):
+        task = toy_task(signal_at={1: signal.SIGTERM})
+        train_toy(tmp_path, task, steps=16, takes_new_settings=True)
+    final = train_toy(tmp_path, steps=17, takes_new_settings=True)
+    settings = checkpoint.verify(final)["lineage"]["settings"]
+    assert [(item["after_step"], item["changes"]["steps"]["after"]) for item in settings] == [
+        (12, 16),
+        (13, 17),
+    ]
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path, uninterrupted, capsys):

@@ -154,7 +154,9 @@ def toy_config(**settings) -> TrainConfig:
     return TrainConfig(**defaults | settings)
 
 
-def train_toy(run_dir: Path, task: ToyTask | None = None, **settings) -> Path:
+def train_toy(
+    run_dir: Path, task: ToyTask | None = None, *, takes_new_settings: bool = False, **settings
+) -> Path:
     config = toy_config(**settings)
     return train(
         task or toy_task(),
@@ -165,6 +167,7 @@ def train_toy(run_dir: Path, task: ToyTask | None = None, **settings) -> Path:
         seed=7,
         device=torch.device("cpu"),
         recipe_dict={"steps": config.steps},
+        takes_new_settings=takes_new_settings,
     )
 
 

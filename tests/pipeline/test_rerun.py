@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError
+from echox.core.errors import CheckpointError, ConfigError
 from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
 from echox.pipeline import run as pipeline_run
 from echox.pipeline.plugins import discover
@@ -69,7 +69,8 @@ def write_stage(recipe, stage, value, place="final"):
     [
         (["s2t.train.steps=6"], r"^s2t in .* was made otherwise: s2t.train.steps 12 -> 6; "
          r"name another folder with run_dir=, make it and what builds on it "
-         r"\(echo\) again with overwrite=true, or go back to the old settings$"),
+         r"\(echo\) again with overwrite=true, which moves \S+/run/s2t and \S+/run/echo aside, "
+         "or go back to the old settings$"),
         (["stage=echo", "s2t.train.steps=6"], "^s2t in .* s2t.train.steps 12 -> 6"),
         (["encoder=mel"],
          "^align, s2t and echo in .* were made otherwise: encoder whisper -> mel;"),
@@ -126,6 +127,37 @@ def test_an_unfinished_stage_is_compared_too(finished, tmp_path):
     prepare_rerun(finished())
 
 
+def test_new_settings_are_taken_by_an_unfinished_stage_where_they_are_asked_for(finished, tmp_path):
+    final = tmp_path / "run/echo/final"
+    write_stage(finished(), "echo", 9, place="checkpoints/step_000000006")
+    changed = ["echo.train.lr=0.5", "resume=with_new_settings"]
+    go_on = "go on from the last checkpoint with resume=with_new_settings, or go back"
+    with pytest.raises(CheckpointError, match=f"aside, delete {final} and {go_on}"):
+        prepare_rerun(finished(*changed))
+    final.rename(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=f"aside, {go_on}"):
+        prepare_rerun(finished(changed[0]))
+    prepare_rerun(finished(*changed))
+    # Other data or parents are no settings.
+    write_stage(finished(), "t2c", 77)
+    with pytest.raises(CheckpointError, match="t2c was trained again since; (?!.*resume=)"):
+        prepare_rerun(finished(*changed))
+    with pytest.raises(ConfigError, match="give one of the two"):
+        finished("overwrite=true", "resume=with_new_settings")
+
+
+def test_a_stage_is_resumed_under_the_rule_of_its_recipe(finished, monkeypatch):
+    calls = {}
+    monkeypatch.setattr(pipeline_run, "refuse_stale", lambda *_: None)
+    monkeypatch.setattr(pipeline_run, "stage_task", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline_run, "train", lambda *_, **named: calls.update(named))
+    recipe = finished("t2c.train.lr=0.5", "resume=with_new_settings")
+    pipeline_run.train_stage(recipe, "t2c", torch.device("cpu"))
+    assert calls["takes_new_settings"]
+    (change,) = calls["compare"](to_dict(finished("name=other")))
+    assert (change.name, change.before, change.after) == ("t2c.train.lr", 0.001, 0.5)
+
+
 def test_a_field_that_an_old_checkpoint_lacks_has_its_default(finished, tmp_path):
     meta = tmp_path / "run/s2t/final/meta.json"
     described = json.loads(meta.read_text())
@@ -134,6 +166,7 @@ def test_a_field_that_an_old_checkpoint_lacks_has_its_default(finished, tmp_path
         described["recipe"]["seed"],
     )
     described["recipe"]["stages"]["s2t"]["task"]["a_field_of_old"] = 3
+    del described["checksum"]
     meta.write_text(json.dumps(described))
     prepare_rerun(finished())
     with pytest.raises(CheckpointError, match="s2t.task.adapter_lr_scale 0.3 -> 0.7"):
