@@ -157,7 +157,9 @@ class Session:
             return await self.refuse(event, "there is nothing to truncate")
         text = self.items[item]["content"][0]["text"]
         kept = text[: round(len(text) * end_ms / 1000 / self.script.speech_s)]
-        self.items[item]["content"][0]["text"] = kept.rpartition(" ")[0]
+        self.items[item]["content"][0]["text"] = kept = kept.rpartition(" ")[0]
+        if not kept:
+            del self.items[item]
         await self.tell(
             "conversation.item.truncated", item_id=item, content_index=0, audio_end_ms=end_ms
         )

@@ -53,7 +53,7 @@ def microphone(tmp_path_factory):
     time_s = np.arange(rate_hz) / rate_hz
     voice = sum(np.sin(2 * np.pi * 140 * k * time_s) / k for k in range(1, 12))
     voice = voice * np.sin(4 * np.pi * time_s) ** 2
-    pauses = np.zeros(rate_hz // 2), np.zeros(3 * rate_hz)
+    pauses = np.zeros(rate_hz // 2), np.zeros(rate_hz)
     samples = np.concatenate([pauses[0], voice / np.abs(voice).max(), pauses[1]])
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate_hz, 0, "NONE", ""))
@@ -160,6 +160,34 @@ def test_pressing_interrupts_and_tells_exactly_how_much_was_played(page, script)
     assert "interrupted after" in page.inner_text(".assistant .note")
 
 
+def test_of_an_answer_of_which_no_word_was_heard_nothing_is_kept(page, script):
+    script.speech_s = 30.0
+    script.real_time_factor = 0.005
+    page.fill("#question", "What is the capital of France?")
+    page.keyboard.press("Enter")
+    wait_until(page, lambda: page.evaluate("played.highest") > 0, "speech")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".assistant .unheard:not(:empty)")
+    assert page.text_content(".assistant .kept") == ""
+    assert page.locator("#notice").is_hidden()
+    (truncation,) = script.sent("conversation.item.truncate")
+    assert 0 < truncation["audio_end_ms"] < 1000
+
+
+def test_a_short_press_begins_a_question_and_the_next_ends_it_or_escape_drops_it(page, script):
+    page.locator("#talk").focus()
+    page.keyboard.press("Enter")  # as a screen reader does: a click alone
+    page.wait_for_selector("#talk:has-text('Press to send')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#talk:has-text('Hold to talk')")
+    wait_until(page, lambda: script.sent("input_audio_buffer.clear"), "clearing")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(400)
+    page.keyboard.press("Space")
+    wait_until(page, lambda: script.sent("response.create"), "question")
+    assert len(script.sent("input_audio_buffer.commit")) == 1
+
+
 def test_hands_free_finds_questions_and_is_interrupted_by_speech(page, script):
     page.check("input[value=free]")
     page.click("#talk")
@@ -167,9 +195,14 @@ def test_hands_free_finds_questions_and_is_interrupted_by_speech(page, script):
     assert script.sent("session.update")[-1]["session"]["audio"]["input"]["turn_detection"]
     assert not script.sent("input_audio_buffer.commit") and not script.sent("response.cancel")
     assert "End detected" in page.inner_text(".assistant .figures >> nth=0")
+    script.close_all(1012)
+    page.wait_for_selector("#state[data-state=waiting]")
+    page.wait_for_selector("#state[data-state=open]")
+    script.events.clear()
+    wait_until(page, lambda: script.sent("input_audio_buffer.append"), "audio of the new session")
     page.click("#talk")
     page.wait_for_selector("body[data-on=no]")
-    assert script.events[-1]["type"] == "input_audio_buffer.clear"
+    wait_until(page, lambda: script.sent("input_audio_buffer.clear"), "clearing")
 
 
 def test_typed_questions_and_text_alone_need_no_microphone(page, script):
@@ -253,15 +286,12 @@ def noise_db(samples, rate_hz, frequency_hz):
     return 20 * np.log10(np.std(samples - basis @ weights) / np.std(basis @ weights))
 
 
-@pytest.mark.parametrize("rate", [24_000, 44_100, 48_000])
-def test_resampling_keeps_a_tone_both_ways(page, rate):
-    found = page.evaluate(WORKLET, {"rate": rate, "frequency": 1000})
-    captured, heard = np.array(found["captured"]) / 32767, np.array(found["heard"])
-    assert found["played"] == 24_000
-    assert noise_db(captured[500:-500], 24_000, 1000) < -60
-    assert noise_db(heard[500 : rate - 500], rate, 1000) < -60
-
-
-def test_what_24_khz_cannot_hold_is_filtered_out(page):
+def test_resampling_keeps_tones_and_drops_what_the_rate_cannot_hold(page):
+    for rate in (24_000, 44_100, 48_000):
+        found = page.evaluate(WORKLET, {"rate": rate, "frequency": 1000})
+        captured, heard = np.array(found["captured"]) / 32767, np.array(found["heard"])
+        assert found["played"] == 24_000
+        assert noise_db(captured[500:-500], 24_000, 1000) < -60
+        assert noise_db(heard[500 : rate - 500], rate, 1000) < -60
     found = page.evaluate(WORKLET, {"rate": 48_000, "frequency": 15_000})
     assert np.abs(found["captured"][500:-500]).max() < 33  # -60 dB

@@ -10,6 +10,7 @@ const HOLD_MS = 350; // a shorter press begins a recording that the next press e
 const SHORTEST_SAMPLES = 0.2 * RATE_HZ;
 const LONGEST_SAMPLES = 58 * RATE_HZ; // the server takes a minute
 const RESTORED_TURNS = 20;
+const QUIET_EVENTS = 100;
 const LATEST_DETECTION_MS = 10_000;
 const SETTINGS = "echox-settings"; // in localStorage
 
@@ -42,10 +43,11 @@ class Page {
     this.unnamed = null; // turn of a question whose item is not known yet
     this.questions = new Map(); // item -> turn
     this.question = null; // {end, detected, isTyped}, of the next answer
+    this.sentQuietly = 0;
     this.restored = []; // items for the next session
     this.clock = []; // {samples, time} of the audio that was sent hands free
     this.clockSamples = 0;
-    this.quiet = new Set(); // ids of events whose refusal means nothing to the user
+    this.quiet = new Map(); // id of an event -> what to do if the server refuses it
     this.conversation = new Conversation(
       $("conversation"),
       document.querySelector("main"),
@@ -106,10 +108,11 @@ class Page {
     });
   }
 
-  /** Sends an event that the server may refuse because it came too late. */
-  sendQuietly(event) {
-    const id = `quiet_${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
-    this.quiet.add(id);
+  /** Sends an event that the server may refuse, which is no fault that a user should see. */
+  sendQuietly(event, onRefused = () => {}) {
+    const id = `quiet_${(this.sentQuietly += 1)}`;
+    this.quiet.set(id, onRefused);
+    if (this.quiet.size > QUIET_EVENTS) this.quiet.delete(this.quiet.keys().next().value);
     this.connection.send({ ...event, event_id: id });
   }
 
@@ -133,7 +136,11 @@ class Page {
   }
 
   showError({ message, event_id: id }) {
-    if (this.quiet.delete(id)) return;
+    if (this.quiet.has(id)) {
+      this.quiet.get(id)();
+      this.quiet.delete(id);
+      return;
+    }
     const sentence = message.charAt(0).toUpperCase() + message.slice(1);
     this.notify(/[.!?]$/.test(sentence) ? sentence : `${sentence}.`);
   }
@@ -305,8 +312,10 @@ class Page {
   }
 
   hear({ item_id: item, transcript }) {
+    const turn = this.questions.get(item);
+    if (!turn || turn.text) return;
     this.answer?.latency.mark("heard");
-    this.questions.get(item)?.write(transcript.trim());
+    turn.write(transcript.trim());
     this.conversation.announce(`You: ${transcript}`);
     this.measure(this.answer);
   }
@@ -357,6 +366,7 @@ class Page {
     const answer = this.current({ response_id: response.id });
     if (!answer) return;
     answer.isDone = true;
+    answer.latency.isComplete = true;
     if (response.status === "failed") {
       const message = response.status_details?.error?.message ?? "the answer failed; ask again";
       this.showError({ message });
@@ -408,7 +418,9 @@ class Page {
       audio_end_ms: end_ms,
     });
     this.truncated = answer;
-    this.sendQuietly({ type: "conversation.item.retrieve", item_id });
+    // Of an answer of which no word was heard nothing is kept.
+    const lose = () => answer.turn.keep("");
+    this.sendQuietly({ type: "conversation.item.retrieve", item_id }, lose);
   }
 
   keep({ id, content }) {
@@ -426,7 +438,7 @@ class Page {
       this.show();
     }
     if (message.type === "drained" && answer) {
-      if (message.gaps > 0) answer.turn.mark(`${message.gaps} gaps: the audio came too late`);
+      if (message.gaps > 0) answer.turn.mark("with gaps: the audio came too late");
       this.finishAnswer(answer);
     }
   }

@@ -14,6 +14,7 @@ export class Latency {
     this.times = { detected };
     this.lastAudio = null;
     this.speechSeconds = 0;
+    this.isComplete = false; // whether that is all of the answer's speech
     this.created = performance.now();
   }
 
@@ -40,9 +41,9 @@ export class Latency {
     const rows = parts.map(([name, time]) => [name, seconds(Math.max(0, time - this.end))]);
     const [name, value] = rows[rows.length - 1];
     const summary = [name, `${value} ${after}`];
-    if (this.speechSeconds > 0) {
+    if (this.speechSeconds > 0) rows.push(["Speech", seconds(1000 * this.speechSeconds)]);
+    if (this.speechSeconds > 0 && this.isComplete) {
       const factor = (this.lastAudio - this.created) / 1000 / this.speechSeconds;
-      rows.push(["Speech", seconds(1000 * this.speechSeconds)]);
       rows.push(["Real-time factor", factor.toFixed(2)]);
     }
     return [summary, ...rows];
