@@ -64,9 +64,8 @@ class Server:
             Route("/v1/models", self.models),
             Route("/health", self.health),
             Route("/metrics", self.metrics_page),
+            Mount("/", StaticFiles(directory=PAGE, html=True)),
         ]
-        if PAGE.is_dir():
-            routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
         return Starlette(routes=routes, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager

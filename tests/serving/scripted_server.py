@@ -47,6 +47,7 @@ class Script:
     key: str = ""
     speech_s: float = SPEECH_S
     real_time_factor: float = 0.25
+    delay_s: float = 0.0  # before the answer begins
     events: list = field(default_factory=list)
     sockets: list = field(default_factory=list)
     loop: asyncio.AbstractEventLoop | None = None
@@ -193,6 +194,7 @@ class Session:
     async def answer(self, item):
         place = {"response_id": self.response, "item_id": item, "output_index": 0}
         place["content_index"] = 0
+        await asyncio.sleep(self.script.delay_s)
         await self.tell("response.created", response={"id": self.response})
         await self.tell(
             "response.output_item.added",

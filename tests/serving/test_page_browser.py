@@ -160,6 +160,19 @@ def test_pressing_interrupts_and_tells_exactly_how_much_was_played(page, script)
     assert "interrupted after" in page.inner_text(".assistant .note")
 
 
+def test_a_question_during_the_wait_for_an_answer_takes_its_place(page, script):
+    script.delay_s = 0.4
+    ask(page, seconds=0.5)
+    wait_until(page, lambda: script.sent("response.create"), "question")
+    ask(page, seconds=0.7)
+    page.wait_for_selector(".user >> nth=1 >> .caption:has-text('?')")
+    types = [event["type"] for event in script.events]
+    assert types.count("response.cancel") == 1 and types.count("response.create") == 2
+    turns = [turn.get_attribute("class").split()[1] for turn in page.locator(".turn").all()]
+    assert turns == ["user", "user", "assistant"]
+    assert page.locator("#notice").is_hidden()
+
+
 def test_of_an_answer_of_which_no_word_was_heard_nothing_is_kept(page, script):
     script.speech_s = 30.0
     script.real_time_factor = 0.005

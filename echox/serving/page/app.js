@@ -79,6 +79,8 @@ class Page {
   // The session
 
   beginSession() {
+    this.clock = [];
+    this.clockSamples = 0;
     this.updateSession();
     for (const item of this.restored) {
       this.sendQuietly({ type: "conversation.item.create", item });
@@ -87,10 +89,9 @@ class Page {
   }
 
   updateSession() {
+    if (!this.connection.isOpen) return; // a session that begins sends it
     const format = { type: "audio/pcm", rate: RATE_HZ };
     const isFree = this.mode === "free";
-    this.clock = [];
-    this.clockSamples = 0;
     this.connection.send({
       type: "session.update",
       session: {
@@ -143,6 +144,7 @@ class Page {
     }
     const sentence = message.charAt(0).toUpperCase() + message.slice(1);
     this.notify(/[.!?]$/.test(sentence) ? sentence : `${sentence}.`);
+    if (this.mode === "press" && !this.recording) this.conversation.settle("failed");
   }
 
   // The question
@@ -155,7 +157,7 @@ class Page {
     if (this.recording) return this.finishRecording();
     this.notify("");
     const wasOpen = this.devices.isMicrophoneOpen;
-    if (!(await this.openMicrophone())) return;
+    if (!(await this.openMicrophone()) || this.recording) return;
     if (!wasOpen && !isClick && !this.isPressed) {
       this.notify("The microphone is ready; hold the button and speak.");
       return;
@@ -182,6 +184,14 @@ class Page {
       this.notify(sentenceOf(error));
       this.show();
       return false;
+    }
+  }
+
+  async openOutput() {
+    try {
+      await this.devices.openOutput();
+    } catch (error) {
+      this.notify(sentenceOf(error));
     }
   }
 
@@ -248,6 +258,7 @@ class Page {
     this.question = { end };
     this.unnamed = this.latest = turn;
     this.show();
+    this.interrupt(); // an answer that came while the question was spoken
     await this.interrupting; // so that the conversation holds what was heard alone
     this.connection.send({ type: "input_audio_buffer.commit" });
     this.connection.send({ type: "response.create" });
@@ -264,8 +275,8 @@ class Page {
   async ask(text) {
     this.notify("");
     this.dropRecording();
-    if (this.speaks) await this.devices.openOutput().catch((error) => this.notify(sentenceOf(error)));
     this.interrupt();
+    if (this.speaks) await this.openOutput();
     await this.interrupting;
     this.latest = this.conversation.add("user", text);
     this.question = { end: performance.now(), isTyped: true };
@@ -315,6 +326,7 @@ class Page {
     const turn = this.questions.get(item);
     if (!turn || turn.text) return;
     this.answer?.latency.mark("heard");
+    turn.mark("");
     turn.write(transcript.trim());
     this.conversation.announce(`You: ${transcript}`);
     this.measure(this.answer);
@@ -330,7 +342,13 @@ class Page {
     if (this.answer) this.interrupt({ isCancelled: true });
     const latency = new Latency(this.question ?? { end: performance.now() });
     this.question = null;
-    this.answer = new Answer(id, this.conversation.add("assistant"), latency);
+    const turn = this.conversation.add("assistant");
+    this.answer = new Answer(id, turn, latency);
+    if (this.recording) {
+      // The user has gone on to the next question.
+      this.interrupt();
+      this.conversation.remove(turn);
+    }
     this.show();
   }
 
@@ -401,6 +419,7 @@ class Page {
     if (!answer.isDone && !isCancelled) {
       this.sendQuietly({ type: "response.cancel", response_id: answer.id });
     }
+    this.conversation.settle("stopped", this.recording?.turn ?? this.unnamed);
     answer.turn.mark("stopped");
     if (answer.samples > 0) this.interrupting = this.truncate(answer);
     this.show();
@@ -538,10 +557,8 @@ class Page {
 
   bindTalking() {
     const talk = $("talk");
-    let isHandled = false; // by a pointer or a key, so that the click that follows is none
     talk.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
-      isHandled = true;
       talk.setPointerCapture(event.pointerId);
       this.press();
     });
@@ -549,10 +566,9 @@ class Page {
       talk.addEventListener(type, () => this.release());
     }
     talk.addEventListener("contextmenu", (event) => event.preventDefault());
-    talk.addEventListener("click", () => {
+    talk.addEventListener("click", ({ detail }) => {
       // Screen readers and the Enter key click without pressing.
-      if (!isHandled) this.press({ isClick: true });
-      isHandled = false;
+      if (detail === 0) this.press({ isClick: true });
     });
     document.addEventListener("keydown", (event) => this.takeKey(event, true));
     document.addEventListener("keyup", (event) => this.takeKey(event, false));
@@ -602,6 +618,9 @@ class Page {
     if (this.isListening) this.toggleListening();
     this.dropRecording();
     this.mode = mode;
+    // The server counts the audio anew with another way to find questions.
+    this.clock = [];
+    this.clockSamples = 0;
     this.saveSettings();
     this.updateSession();
     this.show();
@@ -622,15 +641,13 @@ class Page {
     $("clear").addEventListener("click", () => this.clear());
     $("forget-key").addEventListener("click", () => {
       $("settings").close();
+      this.endSession();
       this.connection.useKey("");
     });
     $("key-dialog").addEventListener("close", () => {
       const key = $("key").value.trim();
       $("key").value = "";
       if (key) this.connection.useKey(key);
-    });
-    $("state").addEventListener("click", () => {
-      if ($("state").dataset.state === "key") this.askForKey(false);
     });
   }
 
@@ -669,6 +686,7 @@ class Page {
     this.interrupt();
     this.conversation.clear();
     this.questions.clear();
+    this.restored = [];
     this.connection.renew();
     this.show();
   }

@@ -23,7 +23,8 @@ export class Devices {
     this.player = null;
     this.stream = null;
     this.capture = null;
-    this.opening = null;
+    this.opening = null; // promise, while the loudspeaker is opened and after
+    this.asking = null; // promise, while the microphone is opened
     this.progress = null; // {item, played} of the player
   }
 
@@ -70,6 +71,13 @@ export class Devices {
   /** Opens the microphone; the browser may ask the user for it. */
   async openMicrophone() {
     if (this.isMicrophoneOpen) return;
+    this.asking ??= this.makeCapture().finally(() => {
+      this.asking = null;
+    });
+    await this.asking;
+  }
+
+  async makeCapture() {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new AudioError("This browser opens the microphone only on https or localhost pages.");
     }

@@ -50,6 +50,7 @@ export class Connection {
 
   connect() {
     clearTimeout(this.timer);
+    if (this.isPaused) this.onState("key", { wrong: false });
     if (this.isPaused || (this.socket && this.socket.readyState <= WebSocket.OPEN)) return;
     const url = new URL("/v1/realtime?model=echox", location.href);
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";

@@ -117,9 +117,11 @@ export class Conversation {
     for (const turn of [...this.turns]) this.remove(turn);
   }
 
-  /** Ends the waiting of turns that have got no text. */
-  settle(note) {
-    for (const turn of this.turns.filter(({ isWaiting }) => isWaiting)) turn.mark(note);
+  /** Ends the waiting of turns that have got no text, but for one that goes on. */
+  settle(note, except = null) {
+    for (const turn of this.turns) {
+      if (turn.isWaiting && turn !== except) turn.mark(note);
+    }
   }
 
   follow() {
