@@ -151,6 +151,6 @@ def summary_of(report: Mapping[str, Any], folder: Path) -> str:
             ]
         lines += [f"  {sentence}" for sentence in section["missing"]]
     lines += [f"not scored: {name}, for {reason}" for name, reason in report["skipped"].items()]
-    return "\n".join(
-        [*lines, f"report: {folder / 'report.md'}; answers to listen to: {folder / 'wavs'}"]
-    )
+    # Wavs of answers that were there before lie where they were.
+    wavs = f"; answers to listen to: {folder / 'wavs'}" if (folder / "wavs").is_dir() else ""
+    return "\n".join([*lines, f"report: {folder / 'report.md'}{wavs}"])

@@ -109,7 +109,9 @@ def test_a_silent_row_needs_no_label(settings, tmp_path):
     assert set(report["sections"]["silent"]["scores"]["all"]) == {"nothing heard"}
 
 
-def test_answers_of_any_origin_are_scored_against_their_manifest(settings, tmp_path, monkeypatch):
+def test_answers_of_any_origin_are_scored_against_their_manifest(
+    settings, tmp_path, monkeypatch, capsys
+):
     settings |= {"run": "nowhere", "out_dir": None}
     questions = write_questions(tmp_path / "mine", "survey", 3)
     save_audio(tmp_path / "theirs" / "wavs" / "0.wav", noise(1, 0.2), 16_000)
@@ -130,6 +132,8 @@ def test_answers_of_any_origin_are_scored_against_their_manifest(settings, tmp_p
     assert "1 of 3 rows have no answer, which counts as a wrong one" in section["missing"]
     assert "1 of 3 answers were cut at a limit of length" in section["missing"]
     assert json.loads((tmp_path / "theirs" / "report" / "report.json").read_text()) == report
+    assert "answers to listen to" not in capsys.readouterr().out
+    assert "(../wavs/0.wav)" in (tmp_path / "theirs" / "report" / "report.md").read_text()
     # By folder, as `echox-generate` names it, the stored records are found again.
     monkeypatch.setattr(evaluated_run, "Transcriber", None)
     by_folder = settings | {"answers": str(tmp_path / "theirs"), "manifests": [str(questions)]}
