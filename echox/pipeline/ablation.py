@@ -41,7 +41,7 @@ from echox.pipeline.compose import amended
 from echox.pipeline.recipe import Recipe, from_dict, in_full
 from echox.pipeline.recipe_files import recipe_folders
 from echox.pipeline.run import train_stage
-from echox.pipeline.tasks import finished_parents, stage_task
+from echox.pipeline.tasks import finished_parents, parent_folder, stage_task
 from echox.tasks.base import TaskConfig, Use
 
 REVISION = 1  # raised when the content of a stored row changes
@@ -193,7 +193,7 @@ class _Bench:
         self.stage = stage
         finals = finished_parents(recipe, self.stage, self.run)
         self.parents = {role: _weights_of(final) for role, final in finals.items()}
-        self.t2c = self.run / self._t2c_of(recipe) / "final"
+        self.t2c = parent_folder(self.run, self._t2c_of(recipe))
         train = f"stages.{self.stage}.train"
         # Without validation: the table scores every way once, after its training.
         changes = [f"stage={self.stage}", f"{train}.validate_every=null", *config.settings]

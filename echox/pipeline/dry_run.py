@@ -14,18 +14,20 @@ from torch import Tensor
 
 from echox.backbones.base import BACKBONES
 from echox.codecs.base import CODECS
+from echox.core import checkpoint
 from echox.core.errors import AssetError, ConfigError, EchoxError
 from echox.core.packages import TENSORBOARD, OptionalPackage, require
 from echox.corpora.demo import corpus_fingerprint, corpus_packages, is_built
 from echox.corpora.units import units_path
 from echox.encoders.base import ENCODERS
 from echox.engine.config import Precision, TrainConfig
-from echox.pipeline.recipe import Recipe
+from echox.pipeline.recipe import Recipe, from_dict, is_folder
 from echox.pipeline.steps import read_units, uses_codec
-from echox.pipeline.tasks import outlined_task
+from echox.pipeline.tasks import outlined_task, parent_folder, refuse_missing_parents
 from echox.tasks.base import Outline
 
 GPUS = (1, 8)
+SHOWN = 6  # missing files that an error lists
 GB = 1e9
 STATE_BYTES = 8  # per trained weight: AdamW's two moments, float32
 ROUNDED_BYTES = 2  # per trained weight: its bfloat16 copy
@@ -138,16 +140,33 @@ def stage_sizes(recipe: Recipe) -> Iterator[StageSize]:
 
 def _outline(recipe: Recipe, stage: str, before: Mapping[str, Outline]) -> Outline:
     parents = recipe.parents(stage)
-    if absent := [parent for parent in parents.values() if parent not in before]:
+    stages = [parent for parent in parents.values() if not is_folder(parent)]
+    if absent := [parent for parent in stages if parent not in before]:
         raise ConfigError(
             f"stage {stage!r} builds on {', '.join(absent)}, of which the recipe has no plan; "
             "add '- _stages' to its defaults list"
         )
+    run = Path(recipe.run_dir)
+    outlines = {
+        role: _recorded_outline(parent_folder(run, name)) if is_folder(name) else before[name]
+        for role, name in parents.items()
+    }
     task = outlined_task(recipe, stage)
-    for name in parents.values():
-        if before[name].is_estimate:
+    for role, outline in outlines.items():
+        if outline.is_estimate:
+            name = parents[role]
             return task.outline_of_parts(f"only an estimate is known of stage {name!r} before it")
-    return task.outline({role: before[name] for role, name in parents.items()})
+    return task.outline(outlines)
+
+
+def _recorded_outline(folder: Path) -> Outline:
+    """Return the outline of a finished stage of another run, by the recipe that it records."""
+    meta = checkpoint.described(folder)
+    recipe, stage = from_dict(meta.get("recipe") or {}), meta["stage"]
+    outlines: dict[str, Outline] = {}
+    for each in recipe.with_ancestors([stage]):
+        outlines[each] = _outline(recipe, each, outlines)
+    return outlines[stage]
 
 
 def _size(stage: str, outline: Outline, train: TrainConfig) -> StageSize:
@@ -285,18 +304,69 @@ def needed_packages(recipe: Recipe) -> Iterator[OptionalPackage]:
         yield from recipe.report.packages()
 
 
-def missing_files(recipe: Recipe) -> list[str]:
-    """List the files that the run needs and can neither find, make nor download."""
-    missing = [path for stage in recipe.planned for path in outlined_task(recipe, stage).missing()]
+def check_needs(recipe: Recipe) -> None:
+    """Refuse a run that lacks a package, a checkpoint or a file, before its first step.
+
+    What only finished stages needed may be gone.
+
+    Raises:
+        PackageError: a package that the recipe needs is not installed.
+        CheckpointError: a stage that comes before is not finished.
+        ConfigError: parts do not fit each other.
+        AssetError: files are missing, as a dry run lists them.
+    """
+    require(needed_packages(recipe))
+    # A refit reads one stage's data, and its parents are in another run.
+    if recipe.refit is not None:
+        return
+    run = Path(recipe.run_dir)
+    is_left = {stage: not (run / stage / "final").exists() for stage in recipe.planned}
+    # Finished stages may turn out to be stale, and are then trained again.
+    stages = [stage for stage in recipe.planned if is_left[stage] or recipe.overwrite]
+    if not stages:
+        return
+    refuse_missing_parents(recipe, stages)
+    _check_shapes(recipe)
+    if missing := missing_files(recipe, stages):
+        shown = ", ".join(missing[:SHOWN])
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise AssetError(
+            f"{recipe.name} cannot begin, because of missing files: {shown}{more}; "
+            "put them there, or set the fields that name them"
+        )
+
+
+def _check_shapes(recipe: Recipe) -> None:
+    """Refuse parts and stages whose shapes do not fit each other.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    try:
+        for _ in stage_sizes(recipe):
+            pass
+    except AssetError:
+        return  # the shapes of weights that are still to be fetched
+
+
+def missing_files(recipe: Recipe, stages: Sequence[str] | None = None) -> list[str]:
+    """List the files that the run needs and can neither find, make nor download.
+
+    Args:
+        recipe: the recipe of the run.
+        stages: of `recipe.planned`, those that are not finished; None counts all.
+    """
+    stages = recipe.planned if stages is None else stages
+    missing = [path for stage in stages for path in outlined_task(recipe, stage).missing()]
     missing += _missing_of_parts(recipe)
     missing += [
         f"{path} (manifest)"
-        for path in _read_manifests(recipe)
+        for path in _read_manifests(recipe, stages)
         if not _is_made(recipe, path) and not Path(path).is_file()
     ]
     missing += [
         f"{path} (checkpoint of an earlier stage)"
-        for path in _parent_folders(recipe)
+        for path in _parent_folders(recipe, stages)
         if not path.exists()
     ]
     # Two stages may miss one file.
@@ -329,9 +399,9 @@ def _codec_place(recipe: Recipe) -> str:
     return getattr(recipe.codec, "folder", "") or type(recipe.codec).__name__
 
 
-def _read_manifests(recipe: Recipe) -> list[str]:
+def _read_manifests(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     """List the manifests of the stages, of units, of codec fitting, and of the example."""
-    paths = [path for stage in recipe.planned for path in outlined_task(recipe, stage).manifests()]
+    paths = [path for stage in stages for path in outlined_task(recipe, stage).manifests()]
     paths += read_units(recipe)
     if uses_codec(recipe) and not _is_codec_ready(recipe):
         paths += recipe.codec_speech
@@ -346,16 +416,14 @@ def _is_made(recipe: Recipe, path: str) -> bool:
     return in_corpus or Path(path) in [units_path(manifest) for manifest in recipe.units]
 
 
-def _parent_folders(recipe: Recipe) -> list[Path]:
-    """List the checkpoints of parents that this run does not train before it needs them."""
-    folders = []
-    for number, stage in enumerate(recipe.planned):
-        folders += [
-            Path(recipe.run_dir) / parent / "final"
-            for parent in recipe.parents(stage).values()
-            if parent not in recipe.planned[:number]
-        ]
-    return folders
+def _parent_folders(recipe: Recipe, stages: Sequence[str]) -> list[Path]:
+    """List the checkpoints of parents that this run does not train."""
+    return [
+        parent_folder(Path(recipe.run_dir), parent)
+        for stage in stages
+        for parent in recipe.parents(stage).values()
+        if parent not in recipe.planned
+    ]
 
 
 def made_by_the_run(recipe: Recipe) -> list[str]:

@@ -25,6 +25,7 @@ differs from the dataclasses' defaults:
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +39,12 @@ from echox.codecs.base import CodecConfig
 from echox.core.config import from_plain, near, neutral, to_plain
 from echox.core.errors import ConfigError
 from echox.corpora.demo_config import DemoCorpusConfig
-from echox.criteria.base import CriterionConfig
+from echox.criteria.base import CRITERIA, CriterionConfig
 from echox.encoders.base import EncoderConfig, cannot_train_reason
 from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
+from echox.pipeline.criterion_fit import criterion_misfit_reason
 from echox.pipeline.plugins import REGISTRIES
 from echox.pipeline.recipe_files import find_recipe, recipe_folders
 from echox.pipeline.yaml_files import read_yaml
@@ -68,7 +70,8 @@ class StagePlan:
     """How the stage is trained."""
     after: dict[str, str] = field(default_factory=dict)
     """Stages that it builds on, by the roles that its task names for them, `{s2t: my_s2t}`; a role
-    that is not named here is filled by the stage of the same name."""
+    that is not named here is filled by the stage of the same name. A finished stage of another run
+    is named by its folder, `{s2t: runs/other/s2t}`."""
     cpu_processes: int = neutral(1)
     """Processes that train it together on a CPU: ranks that share each micro-batch and the threads;
     more than one needs `own_processes`. It pays where few weights of a large model are trained, as
@@ -85,6 +88,11 @@ class Resume(enum.Enum):
 
     same_settings = "same_settings"
     with_new_settings = "with_new_settings"
+
+
+def is_folder(parent: str) -> bool:
+    """Whether what fills a role names a folder, which is of another run, and no stage."""
+    return "/" in parent or os.sep in parent
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,8 +282,9 @@ class Recipe:
         """Return the stages whose checkpoints a stage builds on.
 
         Returns:
-            role -> name of the stage. A role that the task only continues from is absent where the
-            recipe does not consist of such a stage.
+            role -> name of the stage, or folder of a stage of another run (`is_folder`). A role
+            that the task only continues from is absent where the recipe does not consist of such a
+            stage.
         """
         # A role that `after` does not name is filled by the stage of the same name.
         task, after = self.task_type(stage), self.plan(stage).after
@@ -283,7 +292,7 @@ class Recipe:
         return {
             role: name
             for role, name in names.items()
-            if role in task.parents or name in self._chosen_stages
+            if role in task.parents or name in self._chosen_stages or is_folder(name)
         }
 
     def with_ancestors(self, stages: Iterable[str]) -> list[str]:
@@ -306,7 +315,7 @@ class Recipe:
         if stage in path:
             circle = " -> ".join([*path[path.index(stage) :], stage])
             raise ConfigError(f"stages build on each other in a circle: {circle}; mend `after`")
-        if stage in order or self.stages.get(stage) is None:
+        if stage in order or is_folder(stage) or self.stages.get(stage) is None:
             return
         for parent in self.parents(stage).values():
             self._append_with_ancestors(parent, order, [*path, stage])
@@ -328,8 +337,9 @@ class Recipe:
 
         Raises:
             ConfigError: a stage needs a part that the recipe does not name, `after` names a role
-                that its task does not have, the encoder is to be trained and cannot be, or a
-                checkpoint is given that no stage takes.
+                that its task does not have, a criterion cannot read what its task returns, the
+                encoder is to be trained and cannot be, or a checkpoint is given that no stage
+                takes.
         """
         for stage in self.planned:
             for kind in self.task_type(stage).needs:
@@ -339,6 +349,7 @@ class Recipe:
                         f"one of {', '.join(REGISTRIES[kind])}"
                     )
             self._check_roles(stage)
+            self._check_criterion(stage)
             self._check_encoder_training(stage)
         tasks = (to_plain(self.plan(stage).task) for stage in self.planned)
         # Otherwise the field would be ignored, and training would start from other weights.
@@ -358,6 +369,12 @@ class Recipe:
                     f"{stage}.after names the role {role!r}, which its task does not have"
                     f"{near(role, roles)}; it has {', '.join(roles) or 'none'}"
                 )
+
+    def _check_criterion(self, stage: str) -> None:
+        """Check that the criterion can read what the task returns."""
+        implementation = CRITERIA.entry_of(self.plan(stage).criterion).implementation
+        if reason := criterion_misfit_reason(self.task_type(stage), implementation):
+            raise ConfigError(f"{stage}.criterion does not fit {stage}.task: {reason}")
 
     def _check_encoder_training(self, stage: str) -> None:
         """Check that a stage has a use for the encoder, where that is to be trained."""

@@ -24,7 +24,7 @@ from echox.core.progress import print_message
 from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
 from echox.pipeline.recipe import Recipe, Resume, to_dict
-from echox.pipeline.tasks import outlined_task
+from echox.pipeline.tasks import outlined_task, parent_folder
 from echox.tasks.recorded import chosen_in, plans_of
 
 CODEC = "codec"
@@ -197,12 +197,13 @@ def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> 
     if recipe.refit:
         return
     for parent, fingerprint in parents.items():
-        final = Path(recipe.run_dir) / recipe.parents(stage).get(parent, parent) / "final"
+        name = recipe.parents(stage).get(parent, parent)
+        final = parent_folder(Path(recipe.run_dir), name)
         if not final.exists():
             continue
         weights = checkpoint.described(final)["files"].get(checkpoint.MODEL, {})
         if weights.get("sha256") != fingerprint:
-            yield f"{parent} was trained again since"
+            yield f"{name} was trained again since"
 
 
 def _has_changed(path: str, fingerprint: str) -> bool:

@@ -20,7 +20,6 @@ from echox.core.device import device_named
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.indexable import Indexable
 from echox.core.number_format import kept_in
-from echox.core.packages import require
 from echox.core.progress import print_message, skip, step_of
 from echox.core.step_costs import StepClock, clock_of
 from echox.core.threads import on_threads
@@ -41,7 +40,7 @@ from echox.engine.precision import uses_bf16
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.models.frozen import halve_frozen
-from echox.pipeline.dry_run import dry_run, needed_packages
+from echox.pipeline.dry_run import check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import Recipe, Resume, from_dict, to_dict
@@ -56,7 +55,7 @@ from echox.pipeline.steps import (
     read_units,
     steps_of,
 )
-from echox.pipeline.tasks import stage_task
+from echox.pipeline.tasks import recorded_recipe, stage_task
 from echox.tasks.base import Use
 
 ANSWER_TOKENS = 48  # text tokens of an answer at most, as many as the report generates
@@ -68,17 +67,19 @@ def run_recipe(recipe: Recipe) -> None:
     The run may be stopped in any way; called again, it goes on where it was.
 
     Raises:
-        ConfigError: the recipe lacks a part that a stage needs.
+        ConfigError: the recipe lacks a part that a stage needs, or parts do not fit each other.
         PackageError: a package that the recipe needs is not installed.
-        CheckpointError: the folder holds stages that were trained with other settings or data.
+        AssetError: a file is missing that the run neither makes nor fetches.
+        CheckpointError: the folder holds stages that were trained with other settings or data, or
+            a stage that comes before is not finished.
         EchoxError: data or a part cannot be used, or a stage fails.
     """
     recipe.check()
     with taking_from(recipe.assets.allowed):
         if recipe.dry_run:
             return dry_run(recipe)
-        # Before the first step, since a package that is missed by the last would waste the run.
-        require(needed_packages(recipe))
+        # Before the first step, since what is missed by the last would waste the run.
+        check_needs(recipe)
         device = device_named(recipe.device)
         with on_threads(recipe.cpu_threads), kept_in(recipe.run_dir, device):
             if recipe.refit is not None:
@@ -323,7 +324,7 @@ def train_stage(
         seed=recipe.seed,
         device=device,
         lineage=lineage,
-        recipe_dict=to_dict(recipe),
+        recipe_dict=recorded_recipe(recipe),
         compare=partial(changed_settings, recipe, stage),
         takes_new_settings=recipe.resume is Resume.with_new_settings,
     )

@@ -428,7 +428,9 @@ def test_a_failed_plugin_is_named_where_its_part_is_missing(write):
 
 def test_every_installed_recipe_composes():
     for path in Path(echox_recipes.__file__).parent.glob("[!_]*.yaml"):
-        assert load_recipe(str(path)).doc, f"{path.name} does not say what it is for"
+        recipe = load_recipe(str(path))
+        assert recipe.doc, f"{path.name} does not say what it is for"
+        recipe.check()
 
 
 def test_find_recipe_gives_the_file(toy_workspace):

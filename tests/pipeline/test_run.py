@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import echox
 from echox.assets.sources import Source, allowed_sources
 from echox.core import checkpoint, number_format
 from echox.core.errors import CheckpointError, ManifestError
@@ -278,6 +279,30 @@ def test_a_recipe_sets_the_number_of_threads(tmp_path, monkeypatch):
 def test_a_stage_without_its_parents_names_them(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="train the stage 'align' first"):
         run_recipe(load_recipe("echo_tiny", [*tiny[1], f"run_dir={tmp_path}", "stage=s2t"]))
+
+
+def test_a_stage_trained_on_those_of_another_run_answers_without_it(brief, tmp_path):
+    run, other = tmp_path / "run", brief[0] / "brief"
+    overrides = [
+        *brief[1],
+        f"run_dir={run}",
+        "only=[echo]",
+        f"echo.after={{s2t: {other / 's2t'}, t2c: {other / 't2c' / 'final'}}}",
+        "echo.train.steps=1",
+    ]
+    run_recipe(load_recipe("echo_tiny", overrides))
+    other.rename(brief[0] / "away")
+    try:
+        heard = echox.load(run, device="cpu", answer_silence=True)(
+            torch.zeros(RATE_HZ), rate_hz=RATE_HZ
+        )
+    finally:
+        (brief[0] / "away").rename(other)
+    assert isinstance(heard.text, str)
+    # Called again, it is compared with the settings that it recorded, and left alone.
+    before = checkpoint.fingerprint(run / "echo" / "final")
+    run_recipe(load_recipe("echo_tiny", overrides))
+    assert checkpoint.fingerprint(run / "echo" / "final") == before
 
 
 @pytest.mark.parametrize("stage", STAGES)
