@@ -1,7 +1,8 @@
 // The page: what the user does, what the server tells, and what is shown of both.
 
-import { AudioError, Devices, RATE_HZ, fromBase64, toBase64 } from "./audio.js";
+import { Devices, RATE_HZ, fromBase64, sentenceOf, toBase64 } from "./audio.js";
 import { Connection } from "./connection.js";
+import { Controls } from "./controls.js";
 import { Conversation } from "./conversation.js";
 import { Latency } from "./latency.js";
 import { Waves } from "./waves.js";
@@ -12,7 +13,6 @@ const LONGEST_SAMPLES = 58 * RATE_HZ; // the server takes a minute
 const RESTORED_TURNS = 20;
 const QUIET_EVENTS = 100;
 const LATEST_DETECTION_MS = 10_000;
-const SETTINGS = "echox-settings"; // in localStorage
 
 const $ = (id) => document.getElementById(id);
 
@@ -48,6 +48,7 @@ class Page {
     this.clock = []; // {samples, time} of the audio that was sent hands free
     this.clockSamples = 0;
     this.quiet = new Map(); // id of an event -> what to do if the server refuses it
+    this.controls = new Controls(this);
     this.conversation = new Conversation(
       $("conversation"),
       document.querySelector("main"),
@@ -67,11 +68,7 @@ class Page {
   }
 
   start() {
-    this.restoreSettings();
-    this.bindTalking();
-    this.bindControls();
-    this.bindDialogs();
-    this.listDevices();
+    this.controls.start();
     this.show();
     this.connection.connect();
   }
@@ -178,7 +175,7 @@ class Page {
   async openMicrophone() {
     try {
       await this.devices.openMicrophone();
-      await this.listDevices();
+      await this.controls.listDevices();
       return true;
     } catch (error) {
       this.notify(sentenceOf(error));
@@ -518,7 +515,7 @@ class Page {
     if (name === "waiting" || name === "asleep" || name === "key") this.endSession();
     if (unsent && this.latest) this.loseQuestion(this.latest);
     if (name === "waiting") this.explainLoss(reason, wasOpen);
-    if (name === "key") this.askForKey(wrong);
+    if (name === "key") this.controls.askForKey(wrong);
     if (name === "asleep" && this.isListening) this.connection.connect();
     $("forget-key").hidden = !Connection.hasKey;
   }
@@ -553,65 +550,9 @@ class Page {
     this.show();
   }
 
-  // Controls
-
-  bindTalking() {
-    const talk = $("talk");
-    talk.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      talk.setPointerCapture(event.pointerId);
-      this.press();
-    });
-    for (const type of ["pointerup", "pointercancel"]) {
-      talk.addEventListener(type, () => this.release());
-    }
-    talk.addEventListener("contextmenu", (event) => event.preventDefault());
-    talk.addEventListener("click", ({ detail }) => {
-      // Screen readers and the Enter key click without pressing.
-      if (detail === 0) this.press({ isClick: true });
-    });
-    document.addEventListener("keydown", (event) => this.takeKey(event, true));
-    document.addEventListener("keyup", (event) => this.takeKey(event, false));
-    window.addEventListener("blur", () => this.release());
-  }
-
-  takeKey(event, isDown) {
-    if (document.querySelector("dialog[open]")) return;
-    if (event.key === "Escape" && isDown) {
-      this.stop();
-    } else if (event.code === "Space" && isForTalking(event.target)) {
-      event.preventDefault();
-      if (isDown && !event.repeat) this.press();
-      if (!isDown) this.release();
-    }
-  }
-
   stop() {
     if (this.recording) this.dropRecording();
     else this.interrupt();
-  }
-
-  bindControls() {
-    $("stop").addEventListener("click", () => {
-      this.stop();
-      $("talk").focus();
-    });
-    $("notice").querySelector("button").addEventListener("click", () => this.notify(""));
-    for (const radio of document.querySelectorAll("input[name=mode]")) {
-      radio.addEventListener("change", () => this.useMode(radio.value));
-    }
-    $("text-only").querySelector("input").addEventListener("change", ({ target }) => {
-      this.speaks = !target.checked;
-      this.saveSettings();
-      this.updateSession();
-    });
-    $("typed").addEventListener("submit", (event) => {
-      event.preventDefault();
-      const text = $("question").value.trim();
-      if (!text) return;
-      $("question").value = "";
-      this.ask(text);
-    });
   }
 
   useMode(mode) {
@@ -621,62 +562,9 @@ class Page {
     // The server counts the audio anew with another way to find questions.
     this.clock = [];
     this.clockSamples = 0;
-    this.saveSettings();
+    this.controls.saveSettings();
     this.updateSession();
     this.show();
-  }
-
-  bindDialogs() {
-    $("open-settings").addEventListener("click", () => {
-      this.listDevices();
-      $("settings").showModal();
-    });
-    $("microphone").addEventListener("change", ({ target }) =>
-      this.useDevice(() => this.devices.useMicrophone(target.value)),
-    );
-    $("speaker").addEventListener("change", ({ target }) =>
-      this.useDevice(() => this.devices.useSpeaker(target.value)),
-    );
-    navigator.mediaDevices?.addEventListener("devicechange", () => this.listDevices());
-    $("clear").addEventListener("click", () => this.clear());
-    $("forget-key").addEventListener("click", () => {
-      $("settings").close();
-      this.endSession();
-      this.connection.useKey("");
-    });
-    $("key-dialog").addEventListener("close", () => {
-      const key = $("key").value.trim();
-      $("key").value = "";
-      if (key) this.connection.useKey(key);
-    });
-  }
-
-  async useDevice(use) {
-    try {
-      await use();
-      this.saveSettings();
-    } catch (error) {
-      $("settings").close();
-      this.notify(sentenceOf(error));
-    }
-  }
-
-  async listDevices() {
-    const { microphones, speakers } = await this.devices.list();
-    fill($("microphone"), microphones, this.devices.microphoneId);
-    fill($("speaker"), speakers, this.devices.speakerId);
-    $("speaker").disabled = !Devices.canChooseSpeaker;
-    const notes = [];
-    if (microphones.length === 0) notes.push("Devices are listed once the microphone is allowed.");
-    if (!Devices.canChooseSpeaker) notes.push("This browser plays on the system's speaker alone.");
-    $("devices-note").textContent = notes.join(" ");
-  }
-
-  askForKey(wrong) {
-    $("key-sentence").textContent = wrong
-      ? "The server did not take this key."
-      : "The server asks for an API key.";
-    if (!$("key-dialog").open) $("key-dialog").showModal();
   }
 
   /** Begins anew: the server forgets a conversation with its session. */
@@ -690,41 +578,6 @@ class Page {
     this.connection.renew();
     this.show();
   }
-
-  saveSettings() {
-    const { mode, speaks } = this;
-    const { microphoneId, speakerId } = this.devices;
-    localStorage.setItem(SETTINGS, JSON.stringify({ mode, speaks, microphoneId, speakerId }));
-  }
-
-  restoreSettings() {
-    const saved = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}");
-    this.mode = saved.mode === "free" ? "free" : "press";
-    this.speaks = saved.speaks ?? true;
-    this.devices.microphoneId = saved.microphoneId ?? "";
-    this.devices.speakerId = saved.speakerId ?? "";
-    document.querySelector(`input[name=mode][value=${this.mode}]`).checked = true;
-    $("text-only").querySelector("input").checked = !this.speaks;
-  }
-}
-
-/** Whether the space bar means to talk: not where it types, or presses something else. */
-function isForTalking(target) {
-  return target.id === "talk" || !target.closest("input, textarea, select, button, summary");
-}
-
-function fill(select, devices, chosen) {
-  const options = devices
-    .filter(({ deviceId }) => deviceId !== "default" && deviceId !== "communications")
-    .map(({ deviceId, label }, index) => new Option(label || `Device ${index + 1}`, deviceId));
-  select.replaceChildren(new Option("The system's choice", ""), ...options);
-  const isThere = options.some(({ value }) => value === chosen);
-  select.value = isThere ? chosen : "";
-}
-
-function sentenceOf(error) {
-  if (error instanceof AudioError) return error.message;
-  return `The audio could not be opened: ${error.message || error.name}.`;
 }
 
 new Page().start();

@@ -51,7 +51,8 @@ export class Devices {
     this.player = new AudioWorkletNode(this.context, "player", { numberOfInputs: 0 });
     this.player.port.onmessage = ({ data }) => this.takePlayer(data);
     this.player.connect(this.context.destination);
-    await this.useSpeaker(this.speakerId);
+    // The speaker that was chosen in an earlier visit may be gone.
+    await this.useSpeaker(this.speakerId).catch(() => this.useSpeaker(""));
   }
 
   async useSpeaker(deviceId) {
@@ -82,7 +83,7 @@ export class Devices {
       throw new AudioError("This browser opens the microphone only on https or localhost pages.");
     }
     const wanted = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
-    if (this.microphoneId) wanted.deviceId = { exact: this.microphoneId };
+    if (this.microphoneId) wanted.deviceId = { ideal: this.microphoneId };
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: wanted });
@@ -171,11 +172,17 @@ export class Devices {
   }
 }
 
+/** A sentence for the user about a fault of the audio devices. */
+export function sentenceOf(error) {
+  if (error instanceof AudioError) return error.message;
+  return `The audio could not be opened: ${error.message || error.name}.`;
+}
+
 function microphoneSentence(error) {
   if (error.name === "NotAllowedError") {
     return "The microphone is not allowed for this page; allow it in the browser, or type.";
   }
-  if (error.name === "NotFoundError" || error.name === "OverconstrainedError") {
+  if (error.name === "NotFoundError") {
     return "There is no microphone; connect one, choose another in the settings, or type.";
   }
   return "The microphone is in use by another program; close that program, or type.";
