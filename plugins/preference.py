@@ -29,6 +29,7 @@ from echox.core.checkpoint import Checkpoint
 from echox.core.config import neutral
 from echox.core.errors import ConfigError, ManifestError
 from echox.core.signals import Batch, Loss, Outputs
+from echox.core.sources import code_of
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig
 from echox.data.cache import ArrayCache
 from echox.data.manifest import Row
@@ -246,6 +247,7 @@ class PreferenceTask(Task[SpeechLLM, PreferenceBatch]):
         parent = checkpoints.fingerprint(self.context.parents["s2t"])
         # All that decides a log-probability, so that another S2T never reads these.
         parts = f"{parent}|{features_fingerprint(model.encoder)}|{model.backbone.fingerprint()}"
+        parts += f"|{code_of(model.backbone).digest}"
         maker = hashlib.sha256(f"{parts}|{self.context.bf16}".encode()).hexdigest()[:24]
         self.reference = ArrayCache(self.context.cache_dir / "reference_log_probs", maker)
         self._score_by_reference(model)

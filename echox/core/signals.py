@@ -85,6 +85,13 @@ class Waveform(_Movable):
     rate_hz: int
 
 
+EDGE_FRAMES = 2
+"""Frames by which a clip may have more or fewer than its duration times the frame rate.
+
+Those of a partly filled window at an edge may be counted or not.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Features(_Movable):
     """Frame features of audio [B, F, D], as an encoder returns them."""

@@ -24,9 +24,11 @@ from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError, SignalError
 from echox.core.number_format import name_of
 from echox.core.progress import Bar
+from echox.core.sources import code_of
 from echox.corpora.unit_shards import EncodedShard, ShardSummary, UnitShards
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.cache import cost_batches
+from echox.data.code_caches import adopt
 from echox.data.line_shards import LineShards
 from echox.data.manifest import OnBroken, Problem, Row, manifest_fingerprint, with_units
 
@@ -120,16 +122,17 @@ def units_path(manifest: str | Path) -> Path:
     return Path(str(manifest).removesuffix(".jsonl") + SUFFIX)
 
 
-def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str, bf16: bool) -> UnitShards:
+def unit_shards(path: Path, config: UnitsConfig, codec: Codec, bf16: bool) -> UnitShards:
     """Return the shards of one manifest.
 
     Finished shards are found again by everything that their content depends on: the manifest's
-    content, which audio is accepted, the codec, its number format, and the lines of a shard.
+    content, which audio is accepted, the codec and its code, its number format, and the lines of a
+    shard.
 
     Args:
         path: of the manifest.
         config: of the encoding.
-        codec_fingerprint: of the codec.
+        codec: to encode with.
         bf16: encode under bfloat16 autocast.
 
     Raises:
@@ -137,11 +140,17 @@ def unit_shards(path: Path, config: UnitsConfig, codec_fingerprint: str, bf16: b
     """
     source = LineShards(path, config.rows_per_shard, allow_outside=config.allow_outside)
     name = (
-        f"{codec_fingerprint}-{name_of(bf16)}-{manifest_fingerprint(path)}-{config.rows_per_shard}"
+        f"{codec.fingerprint()}-{name_of(bf16)}-{manifest_fingerprint(path)}"
+        f"-{config.rows_per_shard}"
     )
     # A shard in which rows were refused for their paths must not serve a run that accepts them.
-    name += "-outside" if config.allow_outside else ""
-    return UnitShards(source, Path(config.cache_dir) / "units" / name, units_path(path))
+    earlier = name + ("-outside" if config.allow_outside else "")
+    code, folder = code_of(codec), Path(config.cache_dir) / "units"
+    name = f"{earlier}-{code.digest}"
+    # Earlier versions did not name the code.
+    if code.is_own:
+        adopt(folder, earlier, name)
+    return UnitShards(source, folder / name, units_path(path))
 
 
 def shard_numbers(shards: UnitShards, part: str, first: float = 0.0) -> list[int]:
@@ -178,7 +187,7 @@ def _write(
     first: float,
     shows: bool,
 ) -> Path | None:
-    shards = unit_shards(path, config, codec.fingerprint(), bf16)
+    shards = unit_shards(path, config, codec, bf16)
     with UnitsBar(shards, path.name, shows) as bar:
         encoder = _ShardEncoder(shards.source, config, codec, device, bf16, bar)
         shards.encode(shard_numbers(shards, config.part, first), encoder)

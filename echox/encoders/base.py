@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from echox.core.config import left_out
-from echox.core.errors import ConfigError
+from echox.core.errors import ConfigError, SignalError
 from echox.core.meta_device import built_on_meta
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
-from echox.core.signals import Features, Waveform
+from echox.core.signals import EDGE_FRAMES, Features, Waveform, valid_mask
+from echox.core.sources import code_of
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 
@@ -94,7 +96,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash everything that decides the features (weights, settings); feature caches use it."""
+        """Hash the weights and settings that decide the features, without spaces and slashes.
+
+        The code need not be in it: feature caches are named by the hash and by the encoder's code.
+        """
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", EncoderConfig)
@@ -149,8 +154,8 @@ def trains(encoder: Encoder) -> bool:
     return any(weight.requires_grad for weight in trained_tensors(encoder).values())
 
 
-def features_fingerprint(encoder: Encoder) -> str:
-    """Hash everything that decides the features, with the weights that echox trained."""
+def weights_fingerprint(encoder: Encoder) -> str:
+    """Hash everything that decides the features but the code, with the weights echox trained."""
     if not encoder.trained:
         return encoder.fingerprint()
     digest = hashlib.sha256(encoder.fingerprint().encode())
@@ -159,3 +164,73 @@ def features_fingerprint(encoder: Encoder) -> str:
         # Whole tensors: an encoder's own fingerprint may look at a part of them, or at none.
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def features_fingerprint(encoder: Encoder) -> str:
+    """Name everything that decides the features: weights, settings and the encoder's code."""
+    return f"{weights_fingerprint(encoder)}-{code_of(encoder).digest}"
+
+
+def check_features(encoder: Encoder, wave: Waveform, features: Features) -> None:
+    """Check what an encoder returned before anything learns from it or stores it.
+
+    Args:
+        encoder: which returned it.
+        wave: the samples [B, T] that it was given.
+        features: what it returned.
+
+    Raises:
+        SignalError: the shape, a length or a rate is not what the encoder states, or a value is
+            not finite; the text names the encoder.
+    """
+    fault = _shape_fault(encoder, wave, features) or _length_fault(encoder, wave, features)
+    if not fault:
+        real = valid_mask(features.lengths, features.values.shape[1])
+        # Padding may hold anything, even NaN.
+        if not bool(features.values[real.to(features.values.device)].isfinite().all()):
+            fault = "values that are not finite (NaN or infinite)"
+    if fault:
+        raise SignalError(
+            f"{_described(encoder)} returned {fault}; mend it, and check it by "
+            "echox.testing.encoders"
+        )
+
+
+def _shape_fault(encoder: Encoder, wave: Waveform, features: Features) -> str:
+    if not isinstance(features, Features):
+        return f"a {type(features).__name__} where Features are needed"
+    values, lengths, B = features.values, features.lengths, len(wave.lengths)
+    shape = list(values.shape)
+    if len(shape) != 3 or (shape[0], shape[2]) != (B, encoder.dim):
+        return f"values {shape} where its dim asks for [{B}, frames, {encoder.dim}]"
+    if not values.is_floating_point():
+        return f"values of {values.dtype}, which are no floats"
+    if lengths.shape != (B,) or lengths.is_floating_point():
+        return f"lengths {list(lengths.shape)} of {lengths.dtype} where [{B}] integers are needed"
+    if features.rate_hz != encoder.frame_rate_hz:
+        return (
+            f"features at {features.rate_hz} Hz where its frame_rate_hz is {encoder.frame_rate_hz}"
+        )
+    return ""
+
+
+def _length_fault(encoder: Encoder, wave: Waveform, features: Features) -> str:
+    most = features.values.shape[1]
+    for samples, frames in zip(wave.lengths.tolist(), features.lengths.tolist()):
+        duration_s = samples / wave.rate_hz
+        # Each window of a long clip has an edge of its own.
+        windows = max(1, math.ceil(duration_s / (encoder.window_s or math.inf)))
+        expected = duration_s * encoder.frame_rate_hz
+        if not 0 <= frames <= most or abs(frames - expected) > EDGE_FRAMES * windows:
+            return (
+                f"{frames} of {most} frames for {duration_s:.3f} s of audio, where "
+                f"{encoder.frame_rate_hz:g} frames per second make {expected:.1f}"
+            )
+    return ""
+
+
+def _described(encoder: Encoder) -> str:
+    for name, entry in ENCODERS.items():
+        if entry.implementation is type(encoder):
+            return f"encoder {name!r} ({entry.origin})"
+    return f"encoder {type(encoder).__name__}"

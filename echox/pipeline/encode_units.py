@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
-from echox.codecs.base import CODECS, CodecConfig
+from echox.codecs.base import CODECS, Codec, CodecConfig
 from echox.core.config import from_plain, to_plain
 from echox.core.device import device_named, multiplies_bf16_fast
 from echox.core.errors import ConfigError, EchoxError
@@ -78,7 +78,7 @@ def _encode(config: EncodeUnitsConfig, device: torch.device) -> None:
     workers = 1 if world.size > 1 else _workers(config, device)
     if workers > 1:
         with _spawned(config, workers) as processes:
-            _watch(processes, config, codec.fingerprint(), multiplies_bf16_fast(device))
+            _watch(processes, config, codec, multiplies_bf16_fast(device))
     # Alone, this process encodes everything; after others it encodes the shards that they left.
     device = world.device(device)
     paths = write_units(
@@ -179,11 +179,11 @@ def _work(
 
 
 def _watch(
-    processes: Sequence[BaseProcess], config: EncodeUnitsConfig, fingerprint: str, bf16: bool
+    processes: Sequence[BaseProcess], config: EncodeUnitsConfig, codec: Codec, bf16: bool
 ) -> None:
     """Draw the progress of the processes, until they have ended or a manifest is complete."""
     for name in config.manifests:
-        shards = unit_shards(Path(name), config, fingerprint, bf16)
+        shards = unit_shards(Path(name), config, codec, bf16)
         numbers = set(shard_numbers(shards, config.part))
         with UnitsBar(shards, Path(name).name, shows=True) as bar:
             while any(process.is_alive() for process in processes):

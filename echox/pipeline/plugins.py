@@ -38,6 +38,7 @@ from echox.core.registry import (
     add_failure,
     registering_from,
 )
+from echox.core.sources import remember_source
 from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
 from echox.metrics.base import METRICS
@@ -171,6 +172,7 @@ def _run_file(path: Path, source: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    remember_source(name)
     return module
 
 

@@ -22,10 +22,11 @@ from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
 from echox.core.signals import Features, Waveform, padded
+from echox.core.sources import code_of
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
 from echox.data.augmentation import Augmentation, AugmentationConfig, DrawnClip
-from echox.data.cache import ArrayCache
+from echox.data.code_caches import cache_of_code
 from echox.data.indexed_rows import ChosenRows, JoinedRows
 from echox.data.manifest import (
     UNFINISHED,
@@ -36,7 +37,7 @@ from echox.data.manifest import (
     read_manifests,
 )
 from echox.data.text import edit_distance
-from echox.encoders.base import Encoder, features_fingerprint, trains
+from echox.encoders.base import Encoder, check_features, trains, weights_fingerprint
 from echox.models.speech_llm import AUDIO, IGNORE, PAD
 
 log = logging.getLogger(__name__)
@@ -260,11 +261,18 @@ class SpokenData(SpokenRows):
             label: words beside the progress bar.
 
         Raises:
-            SignalError: no clip can be decoded; or one cannot, and broken ones are refused.
+            SignalError: no clip can be decoded; or one cannot, and broken ones are refused; or
+                the encoder's features are not what it states.
         """
         self.trains_encoder = trains(encoder)
         # Another precision gives other features, which get a cache of their own.
-        self.cache = ArrayCache(self.folder, f"{features_fingerprint(encoder)}-{name_of(bf16)}")
+        self.cache = cache_of_code(
+            self.folder,
+            weights_fingerprint(encoder),
+            code_of(encoder),
+            name_of(bf16),
+            contents="features",
+        )
         self._encode = partial(encode_clips, encoder, bf16)
         self.rate_hz, self.dim = encoder.frame_rate_hz, encoder.dim
         self.sample_rate_hz = encoder.rate_hz
@@ -417,6 +425,7 @@ def encode_clips(encoder: Encoder, bf16: bool, clips: Sequence[Tensor]) -> Featu
 
     Raises:
         ConfigError: the encoder is on a GPU and this process loads data for another.
+        SignalError: what the encoder returned is not what it states, or not finite.
     """
     # An encoder of signal processing alone has no parameters; one without buffers either computes
     # where the audio is.
@@ -429,8 +438,10 @@ def encode_clips(encoder: Encoder, bf16: bool, clips: Sequence[Tensor]) -> Featu
             "augmented clips are encoded on the GPU as they are read, "
             "which other processes cannot do; set num_workers=0 in the stage's train"
         )
+    wave = pad_waveforms(clips, encoder.rate_hz).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        features = encoder(pad_waveforms(clips, encoder.rate_hz).to(device))
+        features = encoder(wave)
+    check_features(encoder, wave, features)
     return Features(features.values.bfloat16(), features.lengths, features.rate_hz)
 
 

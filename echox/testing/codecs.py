@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
-from echox.core.signals import Units, Waveform
+from echox.core.signals import EDGE_FRAMES, Units, Waveform
 from echox.data.text import edit_distance
 from echox.testing.rules import has_a_stable_fingerprint, survives_a_checkpoint
-from echox.testing.speech import EDGE_FRAMES, noise, only_row, refuses_other_rates
+from echox.testing.speech import noise, only_row, refuses_other_rates
 
 # Batching changes the order of float32 sums, and a frame between two units may then get the other.
 DIFFERING_UNITS = 0.02

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echox.core.signals import Features, Waveform
+from echox.core.signals import EDGE_FRAMES, Features, Waveform
 from echox.encoders.base import ENCODERS, Encoder, EncoderConfig
 from echox.testing.rules import (
     has_a_stable_fingerprint,
     outline_has_the_shapes,
     survives_a_checkpoint,
 )
-from echox.testing.speech import EDGE_FRAMES, noise, only_row, refuses_other_rates
+from echox.testing.speech import noise, only_row, refuses_other_rates
 
 # Batching and padding change the order of float32 sums, no more.
 ABSOLUTE_TOLERANCE = 1e-4

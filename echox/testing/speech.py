@@ -10,9 +10,6 @@ from torch import Tensor
 from echox.core.errors import SignalError
 from echox.core.signals import Waveform
 
-# Frames at an edge may be counted with or without a partly filled window.
-EDGE_FRAMES = 2
-
 
 def noise(rate_hz: int, lengths: Sequence[int]) -> Waveform:
     """Return a batch of noise whose padding is NaN.

@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 
+from echox.codecs.base import CODECS
+from echox.codecs.kmeans.codec import KMeansCodecConfig
 from echox.core import number_format
 from echox.core.device import multiplies_bf16_fast
 from echox.core.errors import ConfigError
@@ -160,6 +162,7 @@ def test_units_of_two_formats_are_not_mixed(tmp_path):
     manifest = tmp_path / "speech.jsonl"
     turns = [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}]
     manifest.write_text(json.dumps({"id": "1", "conversations": turns}) + "\n")
+    codec = CODECS.build(KMeansCodecConfig(folder="random"))
     config = UnitsConfig(manifests=[str(manifest)], cache_dir=str(tmp_path / "cache"))
-    folders = {unit_shards(manifest, config, "codec", bf16).folder for bf16 in (True, False)}
+    folders = {unit_shards(manifest, config, codec, bf16).folder for bf16 in (True, False)}
     assert len(folders) == 2

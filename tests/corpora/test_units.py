@@ -67,6 +67,9 @@ class CountingCodec:
     def fingerprint(self) -> str:
         return self.codec.fingerprint()
 
+    def modules(self):
+        return self.codec.modules()
+
     def encode(self, wave):
         self.batches.append(tuple(wave.samples.shape))
         return self.codec.encode(wave)

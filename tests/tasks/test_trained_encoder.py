@@ -15,6 +15,7 @@ from echox.encoders.base import (
     build_encoder,
     features_fingerprint,
     trains,
+    weights_fingerprint,
 )
 from echox.encoders.ssl import SslConfig
 from echox.encoders.whisper import WhisperConfig
@@ -193,7 +194,7 @@ def test_the_frozen_encoder_is_frozen_whatever_its_author_left():
     discover()
     encoder = build_encoder(WhisperConfig(weights="random"))
     assert not trains(encoder) and encoder.trained == ()
-    assert features_fingerprint(encoder) == encoder.fingerprint()
+    assert weights_fingerprint(encoder) == encoder.fingerprint()
 
 
 def test_features_of_other_trained_weights_have_another_fingerprint():

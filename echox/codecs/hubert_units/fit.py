@@ -23,7 +23,7 @@ from echox.core.config import to_plain
 from echox.core.errors import ConfigError, SignalError
 from echox.core.indexable import Indexable
 from echox.data.cache import ArrayCache, Compute
-from echox.encoders.base import ENCODERS, Encoder
+from echox.encoders.base import ENCODERS, Encoder, features_fingerprint
 
 WORDS_FILE = "words.txt"  # as `echox-prepare begin words=` takes them
 DIGEST_CLIPS = 16  # recordings whose samples identify the corpus when an interrupted fit resumes
@@ -100,7 +100,7 @@ class _Fit:
         sample = [self.clips[index] for index in self.order[:DIGEST_CLIPS]]
         return {
             "fit": to_plain(self.config),
-            "encoder": self.encoder.fingerprint(),
+            "encoder": features_fingerprint(self.encoder),
             "recordings": len(self.clips),
             "clips": digest_of(sample),
         }

@@ -37,6 +37,7 @@ from echox.core.errors import SignalError
 from echox.core.indexable import Indexable
 from echox.core.progress import Bar, progress
 from echox.core.signals import Units
+from echox.core.sources import code_of
 from echox.encoders.base import ENCODERS, Encoder
 from echox.vocoders.mel import MelSpectrogram
 
@@ -85,10 +86,14 @@ class _Fit:
             )
         self.config, self.clips, self.device = config, clips, device
         self.lengths = [len(clip) for clip in clips]
-        key = {"config": to_plain(config), "clips": digest_of(clips)}
-        self.phases = Phases(Path(config.folder), key)
         self.vocoder: Vocoder = build_vocoder(config.vocoder)
         self.encoder: Encoder = ENCODERS.build(config.encoder).to(device)
+        key = {
+            "config": to_plain(config),
+            "clips": digest_of(clips),
+            "code": code_of(self.encoder).digest,
+        }
+        self.phases = Phases(Path(config.folder), key)
         self.ratio = frames_ratio(self.encoder, self.vocoder)
         count = max(1, round(config.held_out * len(clips))) if config.held_out else 0
         order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))

@@ -10,7 +10,7 @@ from echox.codecs.quantization.kmeans import nearest
 from echox.core.device import multiplies_bf16_fast
 from echox.core.indexable import Indexable
 from echox.core.signals import Units, Waveform
-from echox.encoders.base import Encoder
+from echox.encoders.base import Encoder, check_features
 
 
 @torch.no_grad()
@@ -65,12 +65,16 @@ def features_of(encoder: Encoder, clips: Indexable[Tensor], device: torch.device
 
     Returns:
         features [F, D] of each recording.
+
+    Raises:
+        SignalError: what the encoder returned is not what it states, or not finite.
     """
     lengths = torch.tensor([len(clip) for clip in clips])
     wave = Waveform(pad_sequence(list(clips), batch_first=True), lengths, encoder.rate_hz)
     wave = wave.to(device)
     with torch.no_grad(), autocast_on(device):
         features = encoder(wave)
+    check_features(encoder, wave, features)
     return [
         values[:length]
         for values, length in zip(features.values, features.lengths.tolist(), strict=True)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_write, json_hash
 from echox.core.signals import Spans, padded
+from echox.core.sources import Code
 from echox.data.audio_ref import audio_ref
 from echox.data.cache import ArrayCache
+from echox.data.code_caches import adopt
 from echox.models.echo import EchoModel
 from echox.models.segmenting import spans_of
 from echox.models.speech_llm import IGNORE
@@ -99,6 +101,8 @@ class CachedLabels(LabelSource[LabelledBatch]):
         batch_size: conversations labelled at once.
         filled_before: the folder was named by the user and must hold all labels; training does
             not write to it.
+        code: of the encoder, the language model and the codec; None where they are no parts that
+            a plugin could be.
     """
 
     def __init__(
@@ -109,14 +113,26 @@ class CachedLabels(LabelSource[LabelledBatch]):
         *,
         batch_size: int,
         filled_before: bool,
+        code: Code | None = None,
     ) -> None:
         self.folder = folder
         self.makers = dict(makers)
         self.labeller = labeller
         self.batch_size = batch_size
         self.filled_before = filled_before
+        if code is not None:
+            self._add_code(code)
         self.fingerprint = json_hash([REVISION, self.makers], 16)
         self.cache = ArrayCache(folder, self.fingerprint)
+
+    def _add_code(self, code: Code) -> None:
+        """Count the code among the makers; labels that do not name echox's own are taken over."""
+        earlier = json_hash([REVISION, self.makers], 16)
+        self.makers["code"] = code.digest
+        if code.is_own:
+            present = json_hash([REVISION, self.makers], 16)
+            for ending in ("", ".json"):
+                adopt(self.folder, earlier + ending, present + ending)
 
     def prepare(self, model: nn.Module, conversations: Iterable[Examples[Any]]) -> None:
         """Compute missing labels, or check that a folder the user named holds all of them.
@@ -197,7 +213,7 @@ class CachedLabels(LabelSource[LabelledBatch]):
                 f"there are no finished pseudo-labels in {self.folder}; {WAY_OUT}"
             )
         # The newest are the likeliest to be meant.
-        newest = json.loads(others[-1].read_text())
+        newest = _makers_in(others[-1])
         changed = [name for name, value in self.makers.items() if newest.get(name) != value]
         # With equal makers, only the revision of the layout can differ.
         changed = changed or ["version of echox"]
@@ -261,6 +277,15 @@ class LabelledConversations(Examples[LabelledConversation]):
 
     def costs(self) -> np.ndarray:
         return self.conversations.costs()
+
+
+def _makers_in(path: Path) -> dict[str, str]:
+    """Makers as a file names them; none where it was damaged."""
+    try:
+        makers = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return makers if isinstance(makers, dict) else {}
 
 
 def label_key(row: LabelledRow) -> str:

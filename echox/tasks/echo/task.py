@@ -21,6 +21,7 @@ from echox.core.config import to_plain
 from echox.core.errors import ConfigError
 from echox.core.number_format import name_of
 from echox.core.signals import valid_mask
+from echox.core.sources import code_of
 from echox.criteria.base import EchoOutputs
 from echox.models.denoising import Candidates, DenoisingAdapter, T2CModel
 from echox.models.echo import EchoModel, teacher_of
@@ -163,6 +164,7 @@ class EchoTask(Task[EchoModel, EchoBatch]):
             batch_size=self.config.label_batch,
             # A named folder may be shared between runs, so training only reads it.
             filled_before=folder is not None,
+            code=code_of(model.speech_llm.encoder, model.speech_llm.backbone, self.codec),
         )
 
     def _label_makers(self, model: EchoModel) -> dict[str, str]:

@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from echox.core.files import json_hash
 from echox.core.signals import Batch, padded, valid_mask
+from echox.core.sources import Code
 from echox.data.cache import ArrayCache
+from echox.data.code_caches import adopt
 from echox.models.speech_llm import IGNORE
 from echox.tasks.conversations import Clip, clip_key
 
@@ -68,10 +70,15 @@ class FrozenStates:
     Args:
         folder: of the cache.
         makers: what the states depend on besides the conversation, by name, JSON-ready.
+        code: of the encoder and the language model.
     """
 
-    def __init__(self, folder: Path, makers: Mapping[str, object]) -> None:
-        self.cache = ArrayCache(folder, json_hash(dict(makers), 24))
+    def __init__(self, folder: Path, makers: Mapping[str, object], code: Code) -> None:
+        earlier = json_hash(dict(makers), 24)
+        fingerprint = json_hash({**makers, "code": code.digest}, 24)
+        if code.is_own:
+            adopt(folder, earlier, fingerprint)
+        self.cache = ArrayCache(folder, fingerprint)
 
     def fill(
         self,

@@ -15,6 +15,7 @@ from echox.core import checkpoint
 from echox.core.checkpoint import Checkpoint
 from echox.core.config import neutral, refuse_below, to_plain
 from echox.core.errors import CheckpointError, ManifestError
+from echox.core.sources import code_of
 from echox.criteria.base import SpeechTextOutputs
 from echox.data.manifest import NO_SPEECH, Row
 from echox.data.text import contains_answer
@@ -313,7 +314,8 @@ class SpeechTextTask(Task[SpeechLLM, SpeechTextBatch | StatesBatch]):
             "adapter": to_plain(self.config.adapter),
             "bf16": self.context.bf16,
         }
-        self.states = FrozenStates(self.context.cache_dir / "frozen_states", makers)
+        code = code_of(model.encoder, model.backbone)
+        self.states = FrozenStates(self.context.cache_dir / "frozen_states", makers, code)
         self.keys = [conversation_key(row.prompt, row.target, row.clips) for row in conversations]
         # Batches of like cost, for padding runs through the frozen layers too.
         cost = Conversations(conversations, self.data).cost

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from echox.backbones.base import Backbone
 from echox.codecs.base import Codec
+from echox.core.files import json_hash
 from echox.core.progress import Bar
 from echox.core.signals import padded
+from echox.core.sources import code_of
 from echox.data.cache import ArrayCache
+from echox.data.code_caches import adopt
 from echox.models.unit_aligner import UnitAligner, alignment_loss, best_alignment, states_of
 from echox.tasks.base import StageContext
 
@@ -107,9 +110,14 @@ class UnitAlignment:
         """
         keys = [self._key(utterance) for utterance in utterances]
         # All that the aligner, and with it every alignment, depends on.
-        content = json.dumps([keys, self.steps, self.context.seed])
-        fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        cache = ArrayCache(self.context.cache_dir / "alignments", fingerprint)
+        content = [keys, self.steps, self.context.seed]
+        code, folder = code_of(self.backbone, self.codec), self.context.cache_dir / "alignments"
+        # The backbone's tokenizer gives the letters of a token.
+        fingerprint = json_hash([*content, self.backbone.fingerprint(), code.digest])
+        # Earlier versions named neither backbone nor code.
+        if code.is_own:
+            adopt(folder, json_hash(content), fingerprint)
+        cache = ArrayCache(folder, fingerprint)
         by_key = dict(zip(keys, utterances, strict=True))
         if not all(key in cache for key in by_key):
             aligner = self._trained_aligner(utterances[:trained_on])

@@ -15,9 +15,10 @@ from echox.codecs.base import Codec
 from echox.core.errors import ManifestError
 from echox.core.number_format import name_of
 from echox.core.signals import Batch, padded
+from echox.core.sources import code_of
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio
-from echox.data.cache import ArrayCache
+from echox.data.code_caches import cache_of_code
 from echox.data.manifest import Row
 from echox.tasks.base import Examples, StageContext
 from echox.tasks.conversations import COST_PER_S, RowsConfig, SpokenRows, clip_key
@@ -119,8 +120,12 @@ class FrameUnits:
     def __init__(self, codec: Codec, context: StageContext) -> None:
         # Another precision gives other units, which get a cache of their own.
         self.codec, self.device, self.bf16 = codec.to(context.device), context.device, context.bf16
-        self.cache = ArrayCache(
-            context.cache_dir / "frame_units", f"{codec.fingerprint()}-{name_of(self.bf16)}"
+        self.cache = cache_of_code(
+            context.cache_dir / "frame_units",
+            codec.fingerprint(),
+            code_of(codec),
+            name_of(self.bf16),
+            contents="units",
         )
 
     def encode(
