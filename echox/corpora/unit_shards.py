@@ -3,12 +3,17 @@
 A finished shard is a `.jsonl` with its rows as the manifest will have them, and a `.json` marker
 that is written after it. The process that works on a shard holds its lock, which the operating
 system releases when the process ends in any way.
+
+A marker holds a checksum of itself, and length and hash of the rows. Marker and length are compared
+when a shard is met, the hash once, before the rows are merged: millions of rows would otherwise be
+read by every process at its start. A shard that does not fit is encoded again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +25,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from echox.core.errors import AssetError, ManifestError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, json_hash, sha256_of
 from echox.data.line_shards import LineShards
 from echox.data.row_reader import row_record
 from echox.data.rows import Problem, Row
 
+log = logging.getLogger(__name__)
+
+# What reading a marker of any content can raise.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 # How long a process without other work waits before it tries the shards again that others hold.
 POLL_S = 0.5
 
@@ -45,7 +54,6 @@ class ShardSummary:
     rows: int
     broken: int
     audio_s: float
-    size_bytes: int  # of the file with its rows
 
 
 class UnitShards:
@@ -64,6 +72,7 @@ class UnitShards:
         self.target = target
         # Summaries that were read once: a finished shard does not change any more.
         self._done: dict[int, ShardSummary] = {}
+        self._damaged: set[int] = set()  # of which a line told already
 
     def __len__(self) -> int:
         return len(self.source)
@@ -80,14 +89,25 @@ class UnitShards:
             try:
                 marker = self._marker(number)
                 rows, broken = len(marker["lines"]), len(marker["problems"])
-                summary = ShardSummary(rows, broken, marker["audio_s"], marker["size_bytes"])
-                # The marker may have reached the disk before the rows, in a loss of power.
-                if self._rows_file(number).stat().st_size == summary.size_bytes:
-                    self._done[number] = summary
-            except (FileNotFoundError, ValueError, KeyError):
-                # Not finished, or cut off with the machine's power: it is encoded again.
-                return False
-        return number in self._done
+                summary, size = ShardSummary(rows, broken, marker["audio_s"]), marker["size_bytes"]
+            except FileNotFoundError:
+                return False  # not finished
+            except _UNREADABLE:
+                return self._report(number, "its marker is damaged")
+            path = self._rows_file(number)
+            # The marker may have reached the disk before the rows, in a loss of power.
+            if not path.is_file() or path.stat().st_size != size:
+                return self._report(number, f"it does not have the {size} bytes of its marker")
+            self._done[number] = summary
+        return True
+
+    def _report(self, number: int, reason: str) -> bool:
+        """Tell once that a shard is damaged; returns False, for it is not finished then."""
+        if number not in self._damaged:
+            self._damaged.add(number)
+            path = self._rows_file(number)
+            log.warning("the shard %s is damaged: %s; it is encoded again", path, reason)
+        return False
 
     def encode(self, numbers: Sequence[int], encode_shard: Callable[[int], EncodedShard]) -> None:
         """Work until all of `numbers` are finished, here or by another process.
@@ -118,7 +138,8 @@ class UnitShards:
         """Write the target from the shards, if all are finished and it is not up to date.
 
         Returns:
-            whether the target is complete.
+            whether the target is complete. Where it is not, shards may be to be encoded again,
+            because they do not have their hash.
 
         Raises:
             ManifestError: there is no row with units.
@@ -130,10 +151,23 @@ class UnitShards:
         # Processes that finish at the same time merge once.
         with self._writable(), FileLock(self.folder / "merge.lock"):
             files_exist = self.target.is_file() and stamp.is_file()
-            if not (files_exist and stamp.read_text() == _file_stamp(self.target)):
+            if not (files_exist and stamp.read_bytes() == _file_stamp(self.target).encode()):
+                if self._discard_damaged():
+                    return False
                 self._write_target()
                 stamp.write_text(_file_stamp(self.target))
         return True
+
+    def _discard_damaged(self) -> bool:
+        """Compare all rows with their hashes; returns whether some have to be encoded again."""
+        for number in range(len(self)):
+            # Earlier versions wrote none.
+            sha256 = self._marker(number).get("sha256")
+            if sha256 not in (None, sha256_of(self._rows_file(number))):
+                self._report(number, "it does not have its checksum")
+                self._marker_file(number).unlink(missing_ok=True)
+                del self._done[number]
+        return len(self._done) < len(self)
 
     @property
     def broken_path(self) -> Path:
@@ -165,18 +199,35 @@ class UnitShards:
         marker = {
             "audio_s": round(shard.audio_s, 3),
             "size_bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
             "lines": [line for line, _ in shard.rows],
             "ids": "".join(_id_hash(row.id) for _, row in shard.rows),
             "problems": [_problem_record(problem) for problem in shard.problems],
         }
-        with atomic_write(self.folder / f"{number:06d}.json") as unfinished:
-            unfinished.write_text(json.dumps(marker))
+        with atomic_write(self._marker_file(number)) as unfinished:
+            unfinished.write_text(json.dumps(marker | {"checksum": json_hash(marker)}))
 
     def _rows_file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
 
+    def _marker_file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
     def _marker(self, number: int) -> dict[str, Any]:
-        return json.loads((self.folder / f"{number:06d}.json").read_text("utf-8"))
+        """The marker of a finished shard.
+
+        Raises:
+            FileNotFoundError: it is not finished.
+            one of _UNREADABLE: it is damaged.
+        """
+        marker = json.loads(self._marker_file(number).read_text("utf-8"))
+        # Earlier versions wrote none.
+        checksum = marker.pop("checksum", None)
+        if checksum not in (None, json_hash(marker)):
+            raise ValueError("the marker does not have its checksum")
+        if len(marker["ids"]) != 16 * len(marker["lines"]):
+            raise ValueError("the marker does not have an id for each line")
+        return marker
 
     def _write_target(self) -> None:
         self.broken_path.unlink(missing_ok=True)

@@ -190,9 +190,15 @@ def _write(
     shards = unit_shards(path, config, codec, bf16)
     with UnitsBar(shards, path.name, shows) as bar:
         encoder = _ShardEncoder(shards.source, config, codec, device, bf16, bar)
-        shards.encode(shard_numbers(shards, config.part, first), encoder)
-    # Whichever process finishes the last shard merges; here it may be another's.
-    if not shards.merge():
+        numbers = shard_numbers(shards, config.part, first)
+        shards.encode(numbers, encoder)
+        # Whichever process finishes the last shard merges; here it may be another's.
+        merged = shards.merge()
+        # Merging may have met shards that were damaged since they were written.
+        if not merged and not shards.done().keys() >= set(numbers):
+            shards.encode(numbers, encoder)
+            merged = shards.merge()
+    if not merged:
         log.warning(
             "%s: %d of %d shards are finished; the others are other jobs' parts",
             shards.target,

@@ -165,6 +165,67 @@ def test_a_truncated_shard_is_encoded_again(tmp_path):
     assert sorted(shards_of(tmp_path).done()) == [0, 1, 2, 4, 6, 7]
 
 
+def altered(path, at=0):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "no rows": ("jsonl", Path.unlink),
+    "empty rows": ("jsonl", lambda path: path.write_bytes(b"")),
+    "first byte of the rows": ("jsonl", altered),
+    "last byte of the rows": ("jsonl", lambda path: altered(path, -1)),
+    "empty marker": ("json", lambda path: path.write_bytes(b"")),
+    "half a marker": ("json", lambda path: path.write_bytes(path.read_bytes()[:50])),
+    "marker of a list": ("json", lambda path: path.write_text("[1, 2]")),
+    "deep marker": ("json", lambda path: path.write_text("[" * 100_000)),
+    "a digit of the marker": (
+        "json",
+        lambda path: path.write_text(path.read_text().replace('"audio_s": 1.5', '"audio_s": 2.5')),
+    ),
+    "marker without numbers": (
+        "json",
+        lambda path: path.write_text('{"ids": "", "lines": [], "problems": []}'),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_encoded_again_with_one_line(tmp_path, caplog, damage):
+    written(tmp_path)
+    shards = shards_of(tmp_path)
+    shards.encode(range(len(shards)), Encoder(shards))
+    assert shards.merge()
+    content = shards.target.read_bytes()
+    shards.target.unlink()
+    ending, change = DAMAGES[damage]
+    change(shards.folder / f"000003.{ending}")
+    shards = shards_of(tmp_path)
+    shards.encode(range(len(shards)), encoder := Encoder(shards))
+    if not shards.merge():
+        assert sorted(shards.done()) == [0, 1, 2, 4, 5, 6, 7]
+        shards.encode(range(len(shards)), encoder)
+        assert shards.merge()
+    assert encoder.encoded() == sorted([*range(8), 3])
+    assert shards.target.read_bytes() == content
+    (line,) = caplog.messages
+    assert "000003.jsonl is damaged" in line
+
+
+def test_shards_of_an_earlier_version_are_merged(tmp_path):
+    written(tmp_path)
+    shards = shards_of(tmp_path)
+    shards.encode(range(len(shards)), Encoder(shards))
+    for path in shards.folder.glob("*.json"):
+        marker = json.loads(path.read_text())
+        del marker["checksum"], marker["sha256"]
+        path.write_text(json.dumps(marker))
+    shards = shards_of(tmp_path)
+    shards.encode(range(len(shards)), encoder := Encoder(shards))
+    assert encoder.encoded() == list(range(8)) and shards.merge()
+
+
 def test_a_shard_is_encoded_without_listing_the_others(tmp_path, monkeypatch):
     written(tmp_path)
     shards, listed = shards_of(tmp_path), []
