@@ -13,6 +13,8 @@ from echox.models.segmenting import Cutter, Segment, Segmenter
 # After these a voice pauses; those of scripts without spaces pause whatever follows.
 PAUSES = ".!?;:,)…—–"
 WIDE_PAUSES = "。！？；：，、"
+# From CJK radicals on, scripts whose characters are syllables or words.
+FIRST_WIDE, WIDE_LENGTH = 0x2E80, 4
 
 
 class Cutting(ABC):
@@ -52,16 +54,17 @@ class StateCutting(Cutting):
 
 @dataclass(frozen=True, slots=True)
 class PauseRule:
-    """How many tokens a segment has, for a checkpoint that was trained on whole answers.
+    """How long a segment is, for a checkpoint that was trained on whole answers.
 
     A cut stands where a voice pauses, before the word that follows, so that speech does not wait
-    for the end of a long sentence.
+    for the end of a long sentence. Lengths are in characters, since what a token is depends on the
+    tokenizer; a character of a script without spaces counts as `WIDE_LENGTH`.
     """
 
-    least: int = 8
-    """Tokens from which a segment ends at the next punctuation mark."""
-    most: int = 24
-    """Tokens from which it ends at the next border of two words."""
+    least: int = 32
+    """Characters from which a segment ends at the next punctuation mark."""
+    most: int = 100
+    """Characters from which it ends at the next border of two words."""
 
 
 class PauseCutting(Cutting):
@@ -69,16 +72,20 @@ class PauseCutting(Cutting):
 
     def __init__(self, rule: PauseRule) -> None:
         self._rule, self._text, self._count, self._start = rule, "", 0, 0
+        self._spoken = 0  # characters of the text that earlier segments have
 
     def push(self, state: Tensor, text: str) -> Segment | None:
         """Add a token; see `Cutting.push`."""
         before, self._text = self._text, text
         self._count += 1
         # This token is the first of the next segment, if the segment before it ends here.
-        return self._cut(self._count - 1) if self._is_border(before, text) else None
+        if not self._is_border(before, text):
+            return None
+        self._spoken = len(before)
+        return self._cut(self._count - 1)
 
     def _is_border(self, before: str, text: str) -> bool:
-        length = self._count - 1 - self._start
+        length = _length(before[self._spoken :])
         # A token within a character changes what stands before it, and is no border.
         if length < self._rule.least or not text.startswith(before):
             return False
@@ -95,6 +102,12 @@ class PauseCutting(Cutting):
         segment = Segment(self._start, end, self._count)
         self._start = end
         return segment
+
+
+def _length(text: str) -> int:
+    """Return the length of a text in characters that a voice reads about equally fast."""
+    wide = sum(ord(character) >= FIRST_WIDE for character in text)
+    return len(text) + (WIDE_LENGTH - 1) * wide
 
 
 def segments_of(

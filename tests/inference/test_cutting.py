@@ -6,7 +6,7 @@ import torch
 from echox.inference.cutting import PauseCutting, PauseRule, segments_of
 
 
-def segments(tokens, least=3, most=6):
+def segments(tokens, least=12, most=24):
     """The texts of the segments of an answer that is given token by token."""
     found = segments_of(
         PauseCutting(PauseRule(least=least, most=most)),
@@ -34,6 +34,8 @@ def segments(tokens, least=3, most=6):
             ["\u4f60\u597d\u5417\uff1f", "\u597d"],
         ),
         ([], []),
+        # By characters, whatever the tokens are.
+        ([*"Yes, it is Paris, a city"], ["Yes, it is Paris,", " a city"]),
         (["So", " it", " goes", "."], ["So it goes."]),
     ],
 )
