@@ -26,6 +26,7 @@ from echox.pipeline.recipe import (
 from echox.pipeline.recipe_files import (
     list_recipes,
     plugin_dirs_of,
+    plugin_folders,
     recipe_doc,
     recipe_folders,
 )
@@ -185,7 +186,7 @@ def _config_command(
 
 def _plugin_dirs(assignments: Sequence[Assignment]) -> list[str]:
     dirs = [assignment for assignment in assignments if assignment.key == "plugin_dirs"]
-    return [folder for assignment in dirs for folder in assignment.value]
+    return [folder for assignment in dirs for folder in plugin_folders(assignment.value)]
 
 
 def _positional(config_type: type, field: str | None, words: Sequence[str]) -> list[Assignment]:

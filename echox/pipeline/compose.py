@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,13 +193,37 @@ def finish(tree: DictConfig) -> Any:
     """
     with explained(tree, ""):
         try:
-            return OmegaConf.to_object(tree)
+            config = OmegaConf.to_object(tree)
+            _refuse_other_elements(config)
+            return config
         # First, because some of OmegaConf's errors are ValueErrors too, and name their field.
         except OmegaConfBaseException:
             raise
         except (EchoxError, ValueError, TypeError) as error:
             path = _path_of_fault(tree)
             raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _refuse_other_elements(config: Any) -> None:
+    """Check that lists of texts hold texts, which OmegaConf does not for a list inside a list.
+
+    Raises:
+        ConfigError: an element is something else.
+    """
+    for name, hint in _hints_of(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _refuse_other_elements(value)
+        elif hint == list[str] and (
+            others := [each for each in value if not isinstance(each, str)]
+        ):
+            raise ConfigError(f"{name} takes a list of texts, {name}=[a,b], and has {others[0]!r}")
+
+
+@functools.cache
+def _hints_of(config_type: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; none of what is no dataclass."""
+    return typing.get_type_hints(config_type) if is_dataclass(config_type) else {}
 
 
 def _path_of_fault(tree: DictConfig) -> str:

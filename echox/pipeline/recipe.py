@@ -408,16 +408,16 @@ def load_recipe(
     """
     recipe = finish(compose_recipe(name, overrides, recipe_dirs))
     # A name that two plugins register is refused here, before anything is built.
-    for kind, config in parts_of(recipe, recipe.planned):
+    for kind, config in _parts(recipe):
         REGISTRIES[kind].entry_of(config)
     return recipe
 
 
-def parts_of(recipe: Recipe, stages: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the kind and the config of every part that stages are built of."""
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Yield the kind and the config of every part that the run builds."""
     parts = (("encoder", recipe.encoder), ("backbone", recipe.backbone), ("codec", recipe.codec))
     yield from ((kind, config) for kind, config in parts if config is not None)
-    for stage in stages:
+    for stage in recipe.planned:
         plan = recipe.plan(stage)
         yield from (("task", plan.task), ("criterion", plan.criterion))
 

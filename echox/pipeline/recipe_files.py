@@ -152,11 +152,19 @@ def plugin_dirs_of(
     for assignment in parse_overrides(overrides):
         if assignment.key == "plugin_dirs":
             folders = assignment.value
-    if not isinstance(folders, list):
-        raise ConfigError(
-            f"plugin_dirs takes a list of folders, plugin_dirs=[a,b], not {folders!r}"
-        )
-    return [str(folder) for folder in folders]
+    return plugin_folders(folders)
+
+
+def plugin_folders(value: Any) -> list[str]:
+    """Return the value of `plugin_dirs`, a list of texts.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    # A folder may be named by a number, as YAML reads it.
+    if not isinstance(value, list) or not all(isinstance(each, str | int) for each in value):
+        raise ConfigError(f"plugin_dirs takes a list of folders, plugin_dirs=[a,b], not {value!r}")
+    return [str(folder) for folder in value]
 
 
 def _plugin_dirs_in(path: Path, folders: Sequence[Path]) -> Any:

@@ -42,8 +42,8 @@ from echox.engine.trainer import audit_first, train
 from echox.models.frozen import halve_frozen
 from echox.pipeline.dry_run import check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
-from echox.pipeline.plugins import discover, plugin_origins
-from echox.pipeline.recipe import Recipe, Resume, from_dict, parts_of, to_dict
+from echox.pipeline.plugins import discover
+from echox.pipeline.recipe import Recipe, Resume, from_dict, to_dict
 from echox.pipeline.refit import refitted
 from echox.pipeline.rerun import changed_settings, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.steps import (
@@ -315,8 +315,6 @@ def train_stage(
     settings = dataclasses.replace(plan.train, split_batches=True) if split_batches else plan.train
     task = stage_task(recipe, stage, device, parents=parents)
     criterion = CRITERIA.build(plan.criterion)
-    # With the stages before it, whose tasks tell the shapes of its model.
-    parts = parts_of(recipe, recipe.with_ancestors([stage]))
     return train(
         task,
         criterion,
@@ -325,7 +323,7 @@ def train_stage(
         stage=stage,
         seed=recipe.seed,
         device=device,
-        lineage={**(lineage or {}), "plugins": plugin_origins(parts)},
+        lineage=lineage,
         recipe_dict=recorded_recipe(recipe),
         compare=partial(changed_settings, recipe, stage),
         takes_new_settings=recipe.resume is Resume.with_new_settings,

@@ -36,10 +36,7 @@ class ServeConfig:
     codec_folder: str | None = None
     """Where the codec lies, if it was moved since training."""
     encoder_folder: str | None = None
-    """Where the encoder lies, if it was moved since training, or where Whisper lies, for a
-    published EchoX folder whose config.json does not say it."""
-    backbone_folder: str | None = None
-    """Where the language model lies, if it was moved since training."""
+    """Where Whisper lies, for a published EchoX folder; otherwise its config.json says it."""
     sessions: int = 64
     """Connections at most."""
     idle_s: float = 300.0

@@ -122,6 +122,9 @@ WRONG = [
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
     (info, ["enkoder"], "no topic or field 'enkoder'; did you mean 'encoder'?"),
     (info, ["recipe", "echo_tyni"], "no recipe named 'echo_tyni'; did you mean 'echo_tiny'?"),
+    (prepare, ["index", "manifests=[[a]]"], "manifests takes a list of texts, manifests=[a,b]"),
+    (generate, [*PLAIN, "plugin_dirs=7"], "plugin_dirs takes a list of folders, plugin_dirs=[a,b]"),
+    (generate, [*PLAIN, "plugin_dirs=[[a]]"], "plugin_dirs takes a list of folders"),
     (prepare, ["validate", "run"], "the manifest run is a folder; name the .jsonl file in it"),
     (prepare, ["manifest", "run"], "can be used: no clips are in it"),
     (

@@ -125,10 +125,13 @@ def _run_and_exit(body: Callable[[], int], work: Path, output: Path) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        # Without the end of the interpreter, whose cleaning up is the parent's.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        # Without the end of the interpreter, whose cleaning up is the parent's; and whatever
+        # happens, for otherwise there would be two of the parent.
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _mapped_bytes() -> int:

@@ -1,6 +1,7 @@
 """The judge of hostile cases: each way in which a command can go wrong is told from the others."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -32,14 +33,15 @@ def says(text, code):
         (lambda: os.kill(os.getpid(), signal.SIGKILL), Ending.died),
         (lambda: time.sleep(60), Ending.hung),
         (lambda: says(out_of_memory_text(MemoryError(), "use less"), 2), Ending.memory),
-        (lambda: len(b"1" * (hostile_process.RESIDENT_BYTES)), Ending.memory),
+        (lambda: len(b"1" * (1 << 29)), Ending.memory),
         (lambda: open("../outside/new", "w").close() or 0, Ending.trespassed),
         (lambda: os.remove("../outside/secret.wav") or 0, Ending.trespassed),
     ],
 )
 def test_every_ending_is_told_from_the_others(tmp_path, monkeypatch, body, ending):
-    monkeypatch.setattr(hostile_process, "SECONDS", 1.0)
-    monkeypatch.setattr(hostile_process, "RESIDENT_BYTES", 2 << 30)
+    monkeypatch.setattr(hostile_process, "SECONDS", 1.0 if ending is Ending.hung else 60.0)
+    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + (1 << 28)
+    monkeypatch.setattr(hostile_process, "RESIDENT_BYTES", limit)
     for name in ("work", "outside"):
         (tmp_path / name).mkdir()
     (tmp_path / "outside" / "secret.wav").write_bytes(b"RIFF")
