@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from echox.assets.fetch import origin_of
@@ -14,7 +15,7 @@ from echox.core.checkpoint import Checkpoint, described, fingerprint
 from echox.core.errors import CheckpointError
 from echox.core.number_format import number_format
 from echox.tasks.base import Task
-from echox.tasks.recorded import check_asset_origins, weights_of
+from echox.tasks.recorded import WORKING_FOLDER, check_asset_origins, weights_of
 
 
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
     Returns:
         JSON-ready: fingerprints of parent checkpoints and data, sources of pretrained weights,
-        versions of the libraries, and on a CPU the number format of its products.
+        the
+        working folder, versions of the libraries, and on a CPU the number format of its products.
 
     Raises:
         CheckpointError: a parent was trained with weights of another source.
@@ -43,6 +45,7 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "parents": {role: fingerprint(folder) for role, folder in parents.items()},
         "data": dict(task.data_fingerprints()),
         "assets": assets,
+        WORKING_FOLDER: str(Path.cwd()),
         # For people; resuming does not compare them.
         "versions": {
             "python": platform.python_version(),

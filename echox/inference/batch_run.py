@@ -67,6 +67,7 @@ def _load(config: GenerateConfig) -> SpeechToSpeechPipeline:
         device=config.device,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
+        backbone_folder=config.backbone_folder,
         max_tokens=config.limit,
         answer_silence=config.answer_silence,
     )

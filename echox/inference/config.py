@@ -49,7 +49,10 @@ class GenerateConfig:
     codec_folder: str | None = None
     """Where the codec lies, if it was moved since training."""
     encoder_folder: str | None = None
-    """Where Whisper lies, for a published EchoX folder; otherwise its config.json says it."""
+    """Where the encoder lies, if it was moved since training, or where Whisper lies, for a
+    published EchoX folder whose config.json does not say it."""
+    backbone_folder: str | None = None
+    """Where the language model lies, if it was moved since training."""
     allow_outside: bool = False
     """Allow audio outside the manifest's folder."""
     overwrite: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from echox.tasks.base import TASKS, Task, Use
 from echox.tasks.recorded import recorded_part, recorded_task
 from echox.tasks.restored import recorded_backbone
 
+log = logging.getLogger(__name__)
+
 ANSWERS = (Use.answer_aloud, Use.answer)  # the ways to answer, the fuller one first
 USES = {
     Use.answer_aloud: "answers aloud",
@@ -39,6 +42,7 @@ def load_answering(
     device: str = "auto",
     codec_folder: str | None = None,
     encoder_folder: str | None = None,
+    backbone_folder: str | None = None,
     max_tokens: int | None = None,
     answer_silence: bool = False,
 ) -> SpeechToSpeechPipeline:
@@ -49,7 +53,9 @@ def load_answering(
             text alone; a stage's folder or its `final`; or a published EchoX or Soundwave folder.
         device: auto, cpu, cuda or cuda:N.
         codec_folder: where the codec lies now, if not where it was in training.
-        encoder_folder: where Whisper lies, for a published folder that does not say it.
+        encoder_folder: where the encoder lies now, if not where it was in training, or where
+            Whisper lies, for a published folder that does not say it.
+        backbone_folder: where the language model lies now, if not where it was in training.
         max_tokens: text tokens of an answer at most; None takes 512 for a published folder and 64
             for others.
         answer_silence: answer where nothing was heard too.
@@ -60,6 +66,11 @@ def load_answering(
     """
     folder = Path(checkpoint)
     if is_release(folder):
+        if backbone_folder is not None:
+            raise ConfigError(
+                f"backbone_folder is {backbone_folder!r}, but {folder} is a published folder, "
+                "which holds its language model; leave it out"
+            )
         limit = RELEASE_TOKENS if max_tokens is None else max_tokens
         pipeline = load_release_pipeline(
             folder, device=device, encoder_folder=encoder_folder, max_tokens=limit
@@ -67,7 +78,14 @@ def load_answering(
     else:
         limit = MAX_TOKENS if max_tokens is None else max_tokens
         final = answering_checkpoint(folder)
-        pipeline = load_pipeline(final, device=device, codec_folder=codec_folder, max_tokens=limit)
+        pipeline = load_pipeline(
+            final,
+            device=device,
+            codec_folder=codec_folder,
+            encoder_folder=encoder_folder,
+            backbone_folder=backbone_folder,
+            max_tokens=limit,
+        )
     pipeline.answer_silence = answer_silence
     return pipeline
 
@@ -76,18 +94,45 @@ def answering_checkpoint(folder: Path) -> Path:
     """Find the finished checkpoint in a run's folder, a stage's folder, or the folder itself.
 
     Raises:
-        CheckpointError: a run has no finished stage that answers.
+        CheckpointError: there is no such folder, of which the error offers the newest run beside
+            it; or a run has no finished stage that answers.
     """
+    if not folder.exists():
+        raise CheckpointError(f"{folder} is not a checkpoint: it does not exist{_offer(folder)}")
     if (folder / META).is_file() or not folder.is_dir():
         return folder
     if (folder / "final").is_dir():
         return folder / "final"
+    _warn_of_left_out(folder)
     if final := finished_stage(folder, *ANSWERS):
         return final
     raise CheckpointError(
         f"{folder} holds no finished stage that answers spoken questions; "
         "train one, or name a checkpoint (runs/NAME/echo/final) or a published folder"
     )
+
+
+def _warn_of_left_out(run: Path) -> None:
+    """Name the finished stages of a run whose use cannot be told, and why."""
+    for final in finished_stages(run):
+        try:
+            _recorded_use(final)
+        except EchoxError as error:
+            log.warning("%s; this stage is left out", error)
+
+
+def _offer(folder: Path) -> str:
+    """Return the newest run beside a checkpoint that does not exist, as the end of an error."""
+    # The folder of runs is the first of its parents that exists: runs/NAME/echo/final.
+    runs = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    finals = {run: finished_stage(run, *ANSWERS) for run in (runs, *runs.iterdir())}
+    ages = {run: (final / META).stat().st_mtime_ns for run, final in finals.items() if final}
+    if not ages:
+        return "; train one with echox-train, or name a published folder"
+    newest = max(ages, key=lambda run: ages[run])
+    if newest.is_relative_to(Path.cwd()):
+        newest = newest.relative_to(Path.cwd())
+    return f"; the newest run that answers is there with checkpoint={newest}"
 
 
 def finished_stages(run: Path) -> list[Path]:
@@ -115,9 +160,13 @@ def finished_stage(run: Path, *uses: Use) -> Path | None:
 
 def _use_of(final: Path) -> Use | None:
     try:
-        task = recorded_task(Checkpoint(final, described(final), {}, None))
+        return _recorded_use(final)
     except EchoxError:  # damaged, or of a plugin that is not here: another stage may be neither
         return None
+
+
+def _recorded_use(final: Path) -> Use | None:
+    task = recorded_task(Checkpoint(final, described(final), {}, None))
     return TASKS.entry_of(task).implementation.use
 
 
@@ -126,6 +175,8 @@ def load_pipeline(
     *,
     device: str = "auto",
     codec_folder: str | None = None,
+    encoder_folder: str | None = None,
+    backbone_folder: str | None = None,
     max_tokens: int = MAX_TOKENS,
     bf16: bool | None = None,
 ) -> SpeechToSpeechPipeline:
@@ -135,6 +186,8 @@ def load_pipeline(
         folder: a finished checkpoint, `runs/NAME/echo/final`.
         device: auto, cpu, cuda or cuda:N.
         codec_folder: where the codec lies now, if not where it was in training.
+        encoder_folder: the same of the encoder.
+        backbone_folder: the same of the language model.
         max_tokens: text tokens of an answer at most.
         bf16: run the models under bfloat16 autocast; None does on a CPU as its training on one did,
             and elsewhere where it is faster.
@@ -146,6 +199,7 @@ def load_pipeline(
         PluginError, AssetError: a part it was trained with is not there.
     """
     checkpoint, task = load_checkpoint(folder, *ANSWERS)
+    checkpoint = moved(checkpoint, encoder=encoder_folder, backbone=backbone_folder)
     target = device_named(device)
     bf16 = _trained_in_bf16(checkpoint, target) if bf16 is None else bf16
     codec = codec_of(checkpoint, codec_folder) if task.use is Use.answer_aloud else None
@@ -154,6 +208,32 @@ def load_pipeline(
         raise _unusable(checkpoint, model, "EchoBase or SpeechLLM")
     codec = None if codec is None else codec.to(target)
     return SpeechToSpeechPipeline(model.to(target), codec, max_tokens=max_tokens, bf16=bf16)
+
+
+def moved(checkpoint: Checkpoint, **folders: str | None) -> Checkpoint:
+    """Return a checkpoint whose recipe names other folders of the weights of its parts.
+
+    Args:
+        checkpoint: with the metadata of its recipe.
+        folders: kind of part -> its folder; None leaves the one that the recipe names.
+
+    Raises:
+        ConfigError: a folder does not exist, or the part has no weights.
+    """
+    recipe = dict(checkpoint.meta.get("recipe") or {})
+    for kind, folder in folders.items():
+        if folder is None:
+            continue
+        part = recipe.get(kind)
+        if not isinstance(part, dict) or "weights" not in part:
+            raise ConfigError(
+                f"{kind}_folder is {folder!r}, but the {kind} of {checkpoint.folder} has no "
+                "weights of its own; leave it out"
+            )
+        if not Path(folder).is_dir():
+            raise ConfigError(f"{kind}_folder is {folder!r}, which is no folder")
+        recipe[kind] = {**part, "weights": str(Path(folder).absolute())}
+    return dataclasses.replace(checkpoint, meta={**checkpoint.meta, "recipe": recipe})
 
 
 def load_tts_pipeline(

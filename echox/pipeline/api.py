@@ -27,6 +27,7 @@ def load(
     device: str = "auto",
     codec_folder: str | None = None,
     encoder_folder: str | None = None,
+    backbone_folder: str | None = None,
     max_tokens: int | None = None,
     answer_silence: bool = False,
     plugin_dirs: Sequence[str | Path] = (),
@@ -43,7 +44,9 @@ def load(
             or its `final`; or a published EchoX or Soundwave folder.
         device: auto, cpu, cuda or cuda:N.
         codec_folder: where the codec lies now, if not where it was in training.
-        encoder_folder: where Whisper lies, for a published folder that does not say it.
+        encoder_folder: where the encoder lies now, if not where it was in training, or where
+            Whisper lies, for a published folder that does not say it.
+        backbone_folder: where the language model lies now, if not where it was in training.
         max_tokens: text tokens of an answer at most; None takes 512 for a published folder and 64
             for others.
         answer_silence: answer where nothing was heard too; otherwise such an answer is empty and
@@ -61,6 +64,7 @@ def load(
         device=device,
         codec_folder=codec_folder,
         encoder_folder=encoder_folder,
+        backbone_folder=backbone_folder,
         max_tokens=max_tokens,
         answer_silence=answer_silence,
     )

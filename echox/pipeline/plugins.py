@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -88,12 +89,39 @@ def discover(plugin_dirs: Iterable[str | Path] = ()) -> Discovery:
     for name in _built_in_modules():
         _load(name, name, functools.partial(importlib.import_module, name))
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        origin = f"entry point {point.name} = {point.value}"
+        origin = _point_origin(point)
         _load(origin, origin, functools.partial(_load_entry_point, point, origin))
     for folder in _folders(plugin_dirs):
         for path in _plugin_paths(folder):
             _load_path(path)
     return Discovery(tuple(_ran), tuple(FAILURES))
+
+
+def plugin_origins(parts: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Name the file or the package of each part that is a plugin, as checkpoints record it.
+
+    Args:
+        parts: kind and config.
+
+    Returns:
+        "encoder mel" -> where it came from; built-in parts are left out.
+    """
+    entries = [(kind, REGISTRIES[kind].entry_of(config)) for kind, config in parts]
+    return {
+        f"{kind} {entry.name}": _full_origin(entry.origin)
+        for kind, entry in entries
+        if not entry.origin.startswith("echox.")
+    }
+
+
+def _full_origin(origin: str) -> str:
+    """Return an absolute path, or an entry point with its package and version."""
+    if Path(origin).exists():
+        return str(Path(origin).absolute())
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if origin == _point_origin(point) and point.dist is not None:
+            return f"the package {point.dist.name}=={point.dist.version}"
+    return origin
 
 
 def _built_in_modules() -> Iterator[str]:
@@ -102,6 +130,10 @@ def _built_in_modules() -> Iterator[str]:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             if module.name != "base":
                 yield f"{package}.{module.name}"
+
+
+def _point_origin(point: importlib.metadata.EntryPoint) -> str:
+    return f"entry point {point.name} = {point.value}"
 
 
 def _load_entry_point(point: importlib.metadata.EntryPoint, origin: str) -> None:

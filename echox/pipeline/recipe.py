@@ -408,16 +408,16 @@ def load_recipe(
     """
     recipe = finish(compose_recipe(name, overrides, recipe_dirs))
     # A name that two plugins register is refused here, before anything is built.
-    for kind, config in _parts(recipe):
+    for kind, config in parts_of(recipe, recipe.planned):
         REGISTRIES[kind].entry_of(config)
     return recipe
 
 
-def _parts(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Yield the kind and the config of every part that the run builds."""
+def parts_of(recipe: Recipe, stages: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the kind and the config of every part that stages are built of."""
     parts = (("encoder", recipe.encoder), ("backbone", recipe.backbone), ("codec", recipe.codec))
     yield from ((kind, config) for kind, config in parts if config is not None)
-    for stage in recipe.planned:
+    for stage in stages:
         plan = recipe.plan(stage)
         yield from (("task", plan.task), ("criterion", plan.criterion))
 

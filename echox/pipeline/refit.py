@@ -8,11 +8,13 @@ from typing import Any
 
 from echox.backbones.base import BACKBONES, Backbone
 from echox.core import checkpoint
+from echox.core.checkpoint import Checkpoint
 from echox.core.config import to_plain
 from echox.core.errors import CheckpointError, ConfigError
 from echox.pipeline.recipe import Recipe, from_dict
 from echox.pipeline.tasks import finished_parents
 from echox.tasks.base import Use
+from echox.tasks.recorded import with_places
 
 
 def refitted(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
@@ -36,7 +38,8 @@ def refitted(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
             "refit trains a stage that answers aloud, such as echo; the recipe has none"
         )
     parent = next(iter(finished_parents(recipe, stage, recipe.require_refit()).values()))
-    before = from_dict(checkpoint.verify(parent)["recipe"])
+    finished = Checkpoint(parent, checkpoint.verify(parent), {}, None)
+    before = from_dict(with_places(finished, finished.meta["recipe"]))
     # Built with its weights, since the lineage records their fingerprint.
     model = BACKBONES.build(recipe.backbone)
     former = BACKBONES.entry_of(before.backbone).implementation.outline(before.backbone)

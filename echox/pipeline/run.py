@@ -40,10 +40,10 @@ from echox.engine.precision import uses_bf16
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.models.frozen import halve_frozen
-from echox.pipeline.dry_run import check_codec, check_needs, dry_run
+from echox.pipeline.dry_run import check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
-from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import Recipe, Resume, from_dict, to_dict
+from echox.pipeline.plugins import discover, plugin_origins
+from echox.pipeline.recipe import Recipe, Resume, from_dict, parts_of, to_dict
 from echox.pipeline.refit import refitted
 from echox.pipeline.rerun import changed_settings, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.steps import (
@@ -94,8 +94,6 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
     # Ranks must not look at the folder while the first one moves stages aside.
     with world.main_first():
         prepare_rerun(recipe, makes_room=world.is_main)
-    # Only now, because a codec of other settings may just have been moved aside.
-    check_codec(recipe)
     # Under torchrun every rank has a process already, which its collectives are bound to.
     apart = recipe.own_processes and world.size == 1
     steps = steps_of(recipe, apart)
@@ -317,6 +315,8 @@ def train_stage(
     settings = dataclasses.replace(plan.train, split_batches=True) if split_batches else plan.train
     task = stage_task(recipe, stage, device, parents=parents)
     criterion = CRITERIA.build(plan.criterion)
+    # With the stages before it, whose tasks tell the shapes of its model.
+    parts = parts_of(recipe, recipe.with_ancestors([stage]))
     return train(
         task,
         criterion,
@@ -325,7 +325,7 @@ def train_stage(
         stage=stage,
         seed=recipe.seed,
         device=device,
-        lineage=lineage,
+        lineage={**(lineage or {}), "plugins": plugin_origins(parts)},
         recipe_dict=recorded_recipe(recipe),
         compare=partial(changed_settings, recipe, stage),
         takes_new_settings=recipe.resume is Resume.with_new_settings,

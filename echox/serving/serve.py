@@ -31,6 +31,7 @@ def serve(config: ServeConfig) -> None:
         device=config.device,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
+        backbone_folder=config.backbone_folder,
         max_tokens=config.max_tokens,
     )
     with waiting("warming up"):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from echox.assets.fetch import origin_of
 from echox.assets.shapes import untrained
 from echox.assets.sources import VARIABLE, Source
-from echox.core.checkpoint import Checkpoint
-from echox.core.errors import CheckpointError
+from echox.core.checkpoint import META, Checkpoint
+from echox.core.errors import CheckpointError, PluginError
 from echox.core.registry import Registry
 from echox.tasks.base import TASKS, TaskConfig
 
 C = TypeVar("C", bound=TaskConfig)
+
+WORKING_FOLDER = "working_folder"
+"""Key of a lineage: the absolute folder that relative paths of its recipe begin at."""
 
 FORMER_STAGES = ("vocoder", "align", "s2t", "t2c", "echo")
 """Fields that held the plan of one stage each in recipes of earlier versions."""
@@ -60,7 +64,7 @@ def recorded_task(checkpoint: Checkpoint, *roles: str) -> TaskConfig:
         # A role that `after` does not name is filled by the stage of the same name.
         stage = after.get(role, role)
     plan = _mapping(checkpoint, plans.get(stage), stage)
-    return TASKS.parse(_mapping(checkpoint, plan.get("task"), f"{stage}.task"))
+    return _parsed(checkpoint, TASKS, _mapping(checkpoint, plan.get("task"), f"{stage}.task"))
 
 
 def recorded_config(checkpoint: Checkpoint, kind: type[C], *roles: str) -> C:
@@ -92,7 +96,79 @@ def recorded_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
         PluginError: the part's plugin is not installed.
     """
     recipe = _mapping(checkpoint, checkpoint.meta.get("recipe"), "recipe")
-    return registry.parse(_mapping(checkpoint, recipe.get(kind), kind))
+    return _parsed(checkpoint, registry, _mapping(checkpoint, recipe.get(kind), kind))
+
+
+def _parsed(checkpoint: Checkpoint, registry: Registry, plain: Mapping[str, Any]) -> Any:
+    """Return the config that a recipe describes, its files looked for where they are now."""
+    try:
+        return registry.parse(with_places(checkpoint, plain))
+    except PluginError as error:
+        part = f"{registry.kind} {plain.get('name')}"
+        origin = _of_lineage(checkpoint, "plugins").get(part)
+        if origin is None:
+            raise
+        raise PluginError(
+            f"{checkpoint.folder} was trained with the {part} of {origin}, which is not loaded "
+            f"here; name the folder of its file with plugin_dirs=, or install its package ({error})"
+        ) from error
+    # What a damaged description holds may be of any type.
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the recipe in {checkpoint.folder} does not describe a {registry.kind} ({error}); "
+            f"its {META} is damaged"
+        ) from error
+
+
+PLACES = ("folder", "weights", "checkpoint")
+"""Fields of parts and tasks that name a file or a folder, or weights that may be one."""
+
+
+def with_places(checkpoint: Checkpoint, plain: Any) -> Any:
+    """Return part of a checkpoint's recipe with the paths that its files and folders have now.
+
+    A path below the run's folder is looked for in the folder of the run that the checkpoint lies
+    in, and a relative one then in the working folder of the training. Where neither exists, it
+    stays as it is.
+
+    Args:
+        checkpoint: with the metadata of its recipe and lineage.
+        plain: a part of that recipe, or all of it, as plain data.
+    """
+    if isinstance(plain, list):
+        return [with_places(checkpoint, item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        key: _place(checkpoint, value)
+        if key in PLACES and isinstance(value, str)
+        else with_places(checkpoint, value)
+        for key, value in plain.items()
+    }
+
+
+def _place(checkpoint: Checkpoint, path: str) -> str:
+    # "random" is no folder, even where one is called so.
+    if not path or untrained(path) == path:
+        return path
+    run_dir = (checkpoint.meta.get("recipe") or {}).get("run_dir")
+    if isinstance(run_dir, str) and Path(path).is_relative_to(run_dir):
+        # run/STAGE/final, and the folder may have been moved or copied since.
+        moved = checkpoint.folder.absolute().parent.parent / Path(path).relative_to(run_dir)
+        if moved.exists():
+            return str(moved)
+    former = _of_lineage(checkpoint, "").get(WORKING_FOLDER)
+    # Weights by name are relative too: training took a folder of that name before anything else.
+    if isinstance(former, str) and (Path(former) / path).exists():
+        return str(Path(former) / path)
+    return path
+
+
+def _of_lineage(checkpoint: Checkpoint, key: str) -> Mapping[str, Any]:
+    """Return an entry of a checkpoint's lineage, all of it for ""; empty in earlier versions."""
+    lineage = checkpoint.meta.get("lineage") or {}
+    value = lineage.get(key) if key else lineage
+    return value if isinstance(value, Mapping) else {}
 
 
 def weights_of(*parts: Any) -> list[str]:
@@ -149,7 +225,7 @@ def check_asset_origins(checkpoint: Checkpoint, references: Iterable[str]) -> No
 
 def _recorded_origins(checkpoint: Checkpoint) -> Mapping[str, str]:
     """Return what weights are named -> their source; nothing in those of earlier versions."""
-    return checkpoint.meta.get("lineage", {}).get("assets", {})
+    return _of_lineage(checkpoint, "assets")
 
 
 def _source_of(origin: str) -> Source:

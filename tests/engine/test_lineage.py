@@ -39,6 +39,7 @@ def test_a_run_with_another_parent_is_refused(tmp_path):
     assert recorded["parents"] == {"s2t": checkpoint.fingerprint(first)} and recorded[
         "plugins"
     ] == ["mel"]
+    assert recorded["working_folder"] == str(Path.cwd())
     resumed = checkpoint.load(
         checkpoint.save(tmp_path / "run", {"w": torch.zeros(2)}, {"lineage": recorded})
     )

@@ -1,6 +1,7 @@
 """Pipelines of checkpoints: rows are independent, questions spoken or typed, errors sentences."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +9,19 @@ from tiny_run import RATE_HZ, noise, write_run
 
 from echox.backbones.base import Turn
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError, ConfigError, SignalError
+from echox.core.errors import AssetError, CheckpointError, ConfigError, SignalError
 from echox.inference import tts as tts_module
 from echox.inference.answers import USER, Question
-from echox.inference.load import load_pipeline, load_tts_pipeline
+from echox.inference.load import (
+    answering_checkpoint,
+    load_answering,
+    load_checkpoint,
+    load_pipeline,
+    load_tts_pipeline,
+    moved,
+)
 from echox.models import echo as echo_module
+from echox.tasks.base import Use
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +255,38 @@ def test_a_codec_that_cannot_decode_is_refused_before_anything_is_built(run, sta
     }
     with pytest.raises(ConfigError, match="cannot be heard.*no vocoder.*codec.vocoder.folder"):
         load(copied(run, stage, tmp_path, recipe=recipe), device="cpu")
+
+
+def test_parts_that_were_moved_are_read_from_where_they_are_now(run, tmp_path):
+    final, there = run / "s2t" / "final", str(tmp_path)
+    with pytest.raises(AssetError, match=f"^{there} does not hold a Whisper model"):
+        load_pipeline(final, device="cpu", encoder_folder=there)
+    with pytest.raises(AssetError, match=f"^{there} does not hold a causal language model"):
+        load_pipeline(final, device="cpu", backbone_folder=there)
+    with pytest.raises(ConfigError, match="backbone_folder is 'nowhere', which is no folder"):
+        load_pipeline(final, device="cpu", backbone_folder="nowhere")
+    with pytest.raises(ConfigError, match="the codec of .* has no weights of its own"):
+        moved(load_checkpoint(final, Use.answer)[0], codec=there)
+
+
+def test_a_run_is_answered_by_its_last_stage_and_the_newest_run_is_offered(
+    run, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/mine")
+    assert answering_checkpoint(Path("runs/mine")) == Path("runs/mine/echo/final")
+    offer = "it does not exist; the newest run that answers is there with checkpoint=runs/mine$"
+    for place in ("runs/echo_mini/echo/final", "runs/echo_mini", "runs/mine/other/final"):
+        with pytest.raises(CheckpointError, match=f"^{place} is not a checkpoint: {offer}"):
+            load_answering(place)
+    assert not caplog.text
+    # A stage that speaks and cannot be used is named before another one is taken.
+    Path("runs/mine/echo/final/meta.json").write_text("{")
+    assert answering_checkpoint(Path("runs/mine")) == Path("runs/mine/s2t/final")
+    assert "echo/final is damaged" in caplog.text and "left out" in caplog.text
+    shutil.rmtree("runs/mine")
+    with pytest.raises(CheckpointError, match="it does not exist; train one with echox-train"):
+        load_answering("runs/mine")
 
 
 def test_a_damaged_checkpoint_is_one_sentence(run, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from echox.core.errors import ConfigError, PluginError
 from echox.encoders.base import ENCODERS
 from echox.pipeline.compose import part
-from echox.pipeline.plugins import discover
+from echox.pipeline.plugins import discover, plugin_origins
 
 ENCODER = """
     from dataclasses import dataclass
@@ -28,6 +28,16 @@ def test_built_in_parts_and_installed_packages_are_registered(workspace):
     discover()
     assert ENCODERS["whisper"].origin == "echox.encoders.whisper"
     assert ENCODERS["mel"].origin == "entry point mel_encoder = echox_plugins.mel_encoder"
+
+
+def test_the_origin_of_a_plugin_is_its_package_or_its_absolute_file(workspace, write):
+    path = write("plugins/ear.py", ENCODER.format(name="ear"))
+    discover()
+    configs = [("encoder", ENCODERS[name].config_type()) for name in ("whisper", "mel", "ear")]
+    origins = plugin_origins(configs)
+    assert origins.keys() == {"encoder mel", "encoder ear"}
+    assert origins["encoder mel"].startswith("the package echox==")
+    assert origins["encoder ear"] == str(path.absolute())
 
 
 def test_a_file_in_plugins_is_run_once(workspace, write):

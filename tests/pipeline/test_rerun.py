@@ -153,7 +153,7 @@ def test_a_stage_is_resumed_under_the_rule_of_its_recipe(finished, monkeypatch):
     monkeypatch.setattr(pipeline_run, "train", lambda *_, **named: calls.update(named))
     recipe = finished("t2c.train.lr=0.5", "resume=with_new_settings")
     pipeline_run.train_stage(recipe, "t2c", torch.device("cpu"))
-    assert calls["takes_new_settings"]
+    assert calls["takes_new_settings"] and calls["lineage"] == {"plugins": {}}
     (change,) = calls["compare"](to_dict(finished("name=other")))
     assert (change.name, change.before, change.after) == ("t2c.train.lr", 0.001, 0.5)
 

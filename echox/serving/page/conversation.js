@@ -45,7 +45,7 @@ class Turn {
 
   /** Notes something beside the name; nothing more is expected of the turn. */
   mark(note) {
-    this.note.textContent = note;
+    this.note.textContent = note && ` · ${note}`;
     this.wait(false);
     this.follow();
   }
