@@ -17,7 +17,7 @@ from echox.core.errors import ConfigError, SignalError
 from echox.core.indexable import Indexable
 from echox.core.packages import OptionalPackage
 from echox.core.registry import Registry
-from echox.core.signals import Units, Waveform
+from echox.core.signals import Units, Waveform, valid_mask
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,8 +67,8 @@ class Codec(nn.Module, ABC):
 
     Optional: `codebooks`, `merges`, `encodes`, `decodes`, `streams`, `encode_frames`,
     `decode_chunk`, `unit_tokens_of`, `units_of`, `unit_vocab_size`, `expected_unit_vocab_size`,
-    `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`, `fit`,
-    `files`.
+    `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`,
+    `check_folder`, `fit`, `files`.
     """
 
     rate_hz: int  # sample rate of both waveforms, Hz
@@ -206,6 +206,16 @@ class Codec(nn.Module, ABC):
         return True
 
     @classmethod
+    def check_folder(cls, config: Any) -> None:
+        """Check that the folder a ready codec was fitted to agrees with the config.
+
+        A codec whose config says sizes that its folder says too overrides this.
+
+        Raises:
+            ConfigError: they differ.
+        """
+
+    @classmethod
     def fit(cls, config: Any, clips: Indexable[Tensor], device: torch.device) -> None:
         """Fit the codec to recordings; an interrupted fit resumes.
 
@@ -234,6 +244,60 @@ class Codec(nn.Module, ABC):
         Where the decoder is fitted to the units, the hash covers it too. Manifests and checkpoints
         record the hash.
         """
+
+
+def encode_checked(codec: Codec, wave: Waveform) -> Units:
+    """Encode samples [B, T] to units, as `Codec.encode`, and check them.
+
+    Raises:
+        SignalError: the sample rate is not the codec's.
+        ConfigError: a unit is beyond the vocabulary that the codec states, as where a fitted folder
+            is of another size than the config says.
+    """
+    units = codec.encode(wave)
+    check_units(type(codec).__name__, units, codec.vocab_size)
+    return units
+
+
+def check_units(codec: str, units: Units, vocab_size: int) -> None:
+    """Check that encoded units [B, U] or [B, K, U] are of a codec's vocabulary.
+
+    Args:
+        codec: name of its class.
+        units: as it encoded them.
+        vocab_size: number of units that it states.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    # What lies past a length is unspecified, so it is not checked.
+    mask = valid_mask(units.lengths, units.ids.shape[-1])  # [B, U]
+    real = units.ids.movedim(-1, 1)[mask]  # [N] or [N, K]
+    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < vocab_size:
+        raise ConfigError(
+            f"{codec} gave units from {int(real.min())} to {int(real.max())}, but states "
+            f"0..{vocab_size - 1}; its config and the folder it was fitted to differ, so set the "
+            "config to the folder's sizes, or fit it again"
+        )
+
+
+def check_unit_count(folder: str, asked: int, default: int, fitted: int) -> None:
+    """Check that `fit.units` of a codec's config agrees with the folder that it was fitted to.
+
+    Args:
+        folder: of the codec.
+        asked: what the config says.
+        default: its default, which asks for nothing.
+        fitted: units of the folder.
+
+    Raises:
+        ConfigError: another number is asked for.
+    """
+    if asked not in (default, fitted):
+        raise ConfigError(
+            f"the codec in {folder} was fitted with {fitted} units, and codec.fit.units is "
+            f"{asked}; set codec.fit.units={fitted}, or codec.folder to another folder"
+        )
 
 
 CODECS: Registry[Codec] = Registry("codec", CodecConfig)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echox.codecs.base import Codec
+from echox.codecs.base import Codec, encode_checked
 from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError, SignalError
 from echox.core.number_format import name_of
@@ -109,6 +109,7 @@ def write_units(
     Raises:
         ManifestError: a manifest is missing, has no usable row, or has a broken row while
             `on_broken` is refuse.
+        ConfigError: the codec gives units beyond the vocabulary that it states.
         AssetError: the disk is full.
     """
     paths = [
@@ -356,7 +357,7 @@ class _ShardEncoder:
         """Units of each clip [T]."""
         wave = pad_waveforms(clips, self.codec.rate_hz).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            units = self.codec.encode(wave)
+            units = encode_checked(self.codec, wave)
         return units.rows()
 
     def _refuse(self, problems: Sequence[Problem]) -> None:

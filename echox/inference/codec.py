@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, Codec, CodecConfig, config_of_folder
+from echox.codecs.base import CODECS, Codec, CodecConfig, config_of_folder, encode_checked
 from echox.core.device import device_named
 from echox.core.errors import ConfigError
 from echox.core.signals import Units
@@ -44,7 +44,7 @@ class CodecPipeline:
         """
         samples = samples_of(clip, rate_hz, self.codec.rate_hz)
         wave = pad_waveforms([samples], self.codec.rate_hz).to(self.device)
-        return list(self.codec.encode(wave).rows()[0])
+        return list(encode_checked(self.codec, wave).rows()[0])
 
     @torch.no_grad()
     def decode(self, units: Sequence[int]) -> Answer:

@@ -114,6 +114,7 @@ def dry_run(recipe: Recipe) -> None:
 def _print_sizes(recipe: Recipe) -> EchoxError | None:
     """Print the sizes of the stages, and return the error that ended this, or None."""
     try:
+        check_codec(recipe)
         for size in stage_sizes(recipe):
             print("\n".join(["", *_stage_lines(size)]))
     except EchoxError as error:
@@ -389,6 +390,17 @@ def _missing_of_parts(recipe: Recipe) -> list[str]:
                 "(the codec, and codec_speech names no recordings to fit it to)"
             )
     return missing
+
+
+def check_codec(recipe: Recipe) -> None:
+    """Check that a codec which is fitted already agrees with the recipe.
+
+    Raises:
+        ConfigError: the folder was fitted with other sizes than the recipe says.
+        CheckpointError: the folder is incomplete or changed.
+    """
+    if uses_codec(recipe) and _is_codec_ready(recipe):
+        CODECS.entry_of(recipe.codec).implementation.check_folder(recipe.codec)
 
 
 def _is_codec_ready(recipe: Recipe) -> bool:

@@ -40,7 +40,7 @@ from echox.engine.precision import uses_bf16
 from echox.engine.setup import build
 from echox.engine.trainer import audit_first, train
 from echox.models.frozen import halve_frozen
-from echox.pipeline.dry_run import check_needs, dry_run
+from echox.pipeline.dry_run import check_codec, check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover, plugin_origins
 from echox.pipeline.recipe import Recipe, Resume, from_dict, parts_of, to_dict
@@ -94,6 +94,8 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
     # Ranks must not look at the folder while the first one moves stages aside.
     with world.main_first():
         prepare_rerun(recipe, makes_room=world.is_main)
+    # Only now, because a codec of other settings may just have been moved aside.
+    check_codec(recipe)
     # Under torchrun every rank has a process already, which its collectives are bound to.
     apart = recipe.own_processes and world.size == 1
     steps = steps_of(recipe, apart)

@@ -315,3 +315,14 @@ def test_the_commands_in_the_readme_compose(workspace, capsys):
             capsys.readouterr().err
         )
     assert len(lines) == 4
+
+
+def test_a_config_that_asks_for_other_units_than_the_folder_has_is_refused(folder):
+    def check(**settings):
+        config = HubertUnitsConfig(folder=str(folder), fit=fit_config(**settings))
+        HubertUnits.check_folder(config)
+
+    check()
+    HubertUnits.check_folder(HubertUnitsConfig(folder=str(folder)))  # the default asks for nothing
+    with pytest.raises(ConfigError, match="fitted with 12 units, and codec.fit.units is 8; set"):
+        check(units=8)

@@ -348,3 +348,14 @@ def test_the_real_vocoder_reconstructs_a_tone():
         generated = vocoder(MelSpectrogram(vocoder.recipe)(samples)[None])
     assert generated.shape == (1, 16_000)
     assert (fundamental(generated[0], RATE_HZ, 160)[30:70] - 200).abs().median() < 4
+
+
+def test_a_config_that_asks_for_other_units_than_the_folder_has_is_refused(folder):
+    def check(**settings):
+        config = KMeansCodecConfig(folder=str(folder), fit=fit_config(folder, **settings))
+        KMeansCodec.check_folder(config)
+
+    check()
+    KMeansCodec.check_folder(KMeansCodecConfig(folder=str(folder)))  # the default asks for nothing
+    with pytest.raises(ConfigError, match="fitted with 12 units, and codec.fit.units is 8; set"):
+        check(units=8)

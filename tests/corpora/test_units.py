@@ -64,6 +64,8 @@ class CountingCodec:
             [],
         )
 
+        self.vocab_size = codec.vocab_size
+
     def fingerprint(self) -> str:
         return self.codec.fingerprint()
 
@@ -103,6 +105,14 @@ def encoded(corpus, codec, **settings) -> list[bytes]:
     )
     written = write_units(config, codec, device=torch.device("cpu"), bf16=False, shows=False)
     return [path.read_bytes() for path in written]
+
+
+def test_units_beyond_the_vocabulary_are_refused_and_not_written(corpus, codec):
+    smaller = CountingCodec(codec)
+    smaller.vocab_size = 4
+    with pytest.raises(ConfigError, match=r"CountingCodec gave units from 0 to \d+, but .* 0..3;"):
+        encoded(corpus, smaller)
+    assert not units_path(corpus).exists()
 
 
 def test_units_do_not_depend_on_shards_nor_on_batches(corpus, codec):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from echox.codecs.base import CODECS
 from echox.core import checkpoint
 from echox.core.errors import AssetError, CheckpointError, ConfigError
 from echox.criteria.base import CRITERIA, Criterion
@@ -179,3 +180,16 @@ def test_what_only_finished_stages_read_may_be_gone(idle, monkeypatch):
     monkeypatch.setattr(pipeline_run, "run_step", lambda recipe, step: steps.append(step.name))
     run_recipe(recipe)
     assert steps == ["turn_taking"]
+
+
+@pytest.mark.parametrize("dry", ["dry_run=false", "dry_run=true"])
+def test_a_codec_folder_of_other_sizes_is_refused_before_the_first_step(idle, monkeypatch, dry):
+    recipe = recipe_of("echo_tiny", "codec.folder=random", dry)
+
+    def refuse(config):
+        raise ConfigError(f"{config.folder} has other units")
+
+    implementation = CODECS.entry_of(recipe.codec).implementation
+    monkeypatch.setattr(implementation, "check_folder", refuse)
+    with pytest.raises(ConfigError, match="random has other units"):
+        run_recipe(recipe)

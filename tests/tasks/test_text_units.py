@@ -5,8 +5,8 @@ import torch
 from tiny_run import TinyRecipe
 
 from echox.codecs.base import CODECS
-from echox.core.errors import ConfigError
-from echox.data.manifest import Item, Role, Row, write_manifest
+from echox.core.errors import ConfigError, ManifestError
+from echox.data.manifest import Item, Role, Row, read_manifest, write_manifest
 from echox.models.unit_decoder import UnitDecoderConfig
 from echox.pipeline import plugins
 from echox.tasks.base import Parts, StageContext
@@ -60,6 +60,17 @@ def test_rows_of_a_kind_are_repeated_in_an_epoch(prepared):
     assert len(task.examples("valid")) == 12
     with pytest.raises(ConfigError, match="repeat.answer is 0"):
         prepared(1, repeat={"answer": 0})
+
+
+def test_units_that_the_codec_does_not_have_are_refused(prepared, tmp_path):
+    manifest = tmp_path / "m.jsonl"
+    (row, *_) = read_manifest(manifest).rows
+    codec = CODECS.build(TinyRecipe().codec)
+    beyond = Item(Role.ASSISTANT, "Yes.", units=(codec.vocab_size, 1, 2, 3, 4, 5, 6, 7))
+    write_manifest(manifest, [Row("other", (beyond,), row.extra)])
+    sentence = f"row 'other' has 8 units from 1 to {codec.vocab_size}, but the codec has units"
+    with pytest.raises(ManifestError, match=sentence):
+        prepared(1)
 
 
 def test_rows_are_drawn_by_the_seed_from_the_training_split_alone(prepared):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echox.codecs.base import CODECS, CodecConfig, DecodeState
+from echox.codecs.base import CODECS, CodecConfig, DecodeState, check_unit_count
 from echox.codecs.hubert_units.fit_config import NAME, UnitFitConfig
 from echox.codecs.quantization.codec import RANDOM, QuantizedCodec
 from echox.codecs.quantization.folder import (
@@ -155,6 +155,19 @@ class HubertUnits(QuantizedCodec):
             *centres,
             *(UnitHifiGan.missing(vocoder) if vocoder else []),
         ]
+
+    @classmethod
+    def check_folder(cls, config: HubertUnitsConfig) -> None:
+        """Check that `fit.units` is the folder's, where it is not at its default.
+
+        Raises:
+            ConfigError: it is another number.
+            CheckpointError: the folder is incomplete or changed.
+        """
+        # Published centres say themselves how many they are.
+        if config.folder != RANDOM and not config.fit.centres:
+            fitted = len(_read_folder(Path(config.folder))[0].tensors["centres"])
+            check_unit_count(config.folder, config.fit.units, UnitFitConfig().units, fitted)
 
     @classmethod
     def fit(cls, config: HubertUnitsConfig, clips: Indexable[Tensor], device: torch.device) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from echox.assets.shapes import missing_weights
-from echox.codecs.base import CODECS, CodecConfig, DecodeState, state_of
+from echox.codecs.base import CODECS, CodecConfig, DecodeState, check_unit_count, state_of
 from echox.codecs.kmeans.acoustic_model import AcousticModel, AcousticModelSizes
 from echox.codecs.kmeans.fit import fit_codec
 from echox.codecs.kmeans.fit_config import CodecFitConfig
@@ -117,6 +117,18 @@ class KMeansCodec(QuantizedCodec):
             *ENCODERS.entry_of(encoder).implementation.missing(encoder),
             *([] if needs_no_weights else missing_weights(vocoder)),
         ]
+
+    @classmethod
+    def check_folder(cls, config: KMeansCodecConfig) -> None:
+        """Check that `fit.units` is the folder's, where it is not at its default.
+
+        Raises:
+            ConfigError: it is another number.
+            CheckpointError: the folder is incomplete, changed or of another version.
+        """
+        if config.folder != RANDOM:
+            fitted = len(read_folder(Path(config.folder)).tensors["centroids"])
+            check_unit_count(config.folder, config.fit.units, CodecFitConfig().units, fitted)
 
     @classmethod
     def fit(cls, config: KMeansCodecConfig, clips: Indexable[Tensor], device: torch.device) -> None:

@@ -244,7 +244,7 @@ class TextUnitsTask(Task[T2CModel, TextUnitsBatch]):
         """Text and units of a row; None where it has none or they cannot be aligned.
 
         Raises:
-            ManifestError: the units are of another codec.
+            ManifestError: the units are of another codec, or none of its units.
         """
         answer = row.answer
         if answer is None or not answer.text or not answer.units:
@@ -259,10 +259,21 @@ class TextUnitsTask(Task[T2CModel, TextUnitsBatch]):
                 f"but codec={self.codec.fingerprint()} is in use; "
                 "run 'echox-prepare units' with this codec"
             )
+        self._refuse_unknown_units(row.id, answer.units)
         self.written_by = written_by
         ids = tuple(self.backbone.tokenize(answer.text))
         utterance = Utterance(row.id, ids, answer.units, str(row.extra.get("kind", "")))
         return utterance if self.alignment.fits(utterance) else None
+
+    def _refuse_unknown_units(self, row_id: str, units: Sequence[int]) -> None:
+        V, K = self.codec.vocab_size, self.codec.codebooks
+        # Manifests hold no negative ones.
+        if max(units) >= V or len(units) % K:
+            raise ManifestError(
+                f"row {row_id!r} has {len(units)} units from {min(units)} to {max(units)}, but the "
+                f"codec has units 0..{V - 1} in {K} codebook{'s' if K > 1 else ''}; "
+                "run 'echox-prepare units' with this codec"
+            )
 
     def _with_target(
         self, utterance: Utterance, counts: list[int] | None, decoder: UnitDecoder

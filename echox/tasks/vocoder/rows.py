@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from echox.codecs.base import Codec
+from echox.codecs.base import Codec, check_units
 from echox.core.errors import ManifestError
 from echox.core.number_format import name_of
 from echox.core.signals import Batch, padded
@@ -165,6 +165,7 @@ class FrameUnits:
         wave = pad_waveforms([load_audio(clip, rate_hz) for clip in clips], rate_hz).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             units = self.codec.encode_frames(wave)
+        check_units(type(self.codec).__name__, units, self.codec.vocab_size)
         return [ids[:length].int() for ids, length in zip(units.ids, units.lengths.tolist())]
 
 
