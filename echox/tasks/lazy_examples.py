@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import struct
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,12 @@ E = TypeVar("E")
 
 # Names of the arrays in a file of lengths: row, number among the row's examples, and cost.
 ARRAYS = ("numbers", "turns", "costs")
+# What NumPy's reader raises for a damaged file; an empty one is an EOFError, and flipped bits can
+# ask for a password or an unknown compression.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 # The number among a row's examples is kept in a byte.
 MAX_EXAMPLES_PER_ROW = 256
 
@@ -170,6 +178,10 @@ def _read_lengths(file: Path) -> dict[str, np.ndarray] | None:
     """Arrays of a file of lengths; None where it is missing or damaged, to be measured again."""
     try:
         with np.load(file) as arrays:
-            return {name: arrays[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            lengths = {name: arrays[name] for name in ARRAYS}
+    except FileNotFoundError:
         return None
+    except _UNREADABLE as error:
+        log.warning("the lengths %s are damaged (%s); they are measured again", file, error)
+        return None
+    return lengths

@@ -180,6 +180,30 @@ def test_a_truncated_file_of_lengths_is_measured_again(tmp_path):
     assert in_memory == ["a", "b", "c"]
 
 
+def test_a_damaged_file_of_lengths_is_measured_again_with_a_line(tmp_path, caplog):
+    file = tmp_path / "x.npz"
+
+    def costs():
+        rows = JoinedRows([list("ab"), list("c")])
+        examples = row_examples(
+            rows, lambda row: [row, row + row], len, on_broken=OnBroken.refuse, lengths=lambda: file
+        )
+        return examples.costs.tolist()
+
+    costs()
+    whole = file.read_bytes()
+    damaged = [b"", b"x", whole[: len(whole) // 2]]
+    # Bytes of archive, names, shapes and values.
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 7)
+    ]
+    for content in damaged:
+        file.write_bytes(content)
+        assert costs() == [1, 2] * 3
+    assert len(caplog.messages) > len(damaged) // 2
+    assert all("are damaged" in line for line in caplog.messages)
+
+
 def test_a_sample_of_a_large_manifest(manifest, monkeypatch):
     monkeypatch.setattr(manifest_index, "INDEXED_FROM_BYTES", 0)
     rows = SpokenRows(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,14 +50,11 @@ class Phases:
     def tensors(self, phase: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return a phase's tensors: from an earlier run, or computed and written now."""
         path = self.folder / f"{phase}.safetensors"
-        if path.is_file():
-            # The time of the earlier run is in the file, so that metrics cover the whole fit.
-            with safe_open(path, "pt") as file:
-                self.seconds[phase] = float(file.metadata()["seconds"])
+        if (kept := self._kept(phase, path)) is not None:
             # The cost of this run is not recorded as the step's, for a part was not computed.
             skip()
             self.report(f"{phase} kept from an earlier run")
-            return load_file(path)
+            return kept
         # safetensors stores contiguous tensors alone.
         tensors = {
             name: tensor.detach().cpu().contiguous()
@@ -66,6 +63,20 @@ class Phases:
         with atomic_write(path) as unfinished:
             save_file(tensors, unfinished, metadata={"seconds": str(self.seconds[phase])})
         self.report(f"{phase} took {duration(self.seconds[phase])}")
+        return tensors
+
+    def _kept(self, phase: str, path: Path) -> dict[str, Tensor] | None:
+        """The tensors of an earlier run; None where there are none, or damaged ones."""
+        try:
+            tensors = load_file(path)
+            # The time of the earlier run is in the file, so that metrics cover the whole fit.
+            with safe_open(path, "pt") as file:
+                self.seconds[phase] = float(file.metadata()["seconds"])
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.report(f"{path} is damaged ({error}); it is made again")
+            return None
         return tensors
 
     def content(self, name: str, phase: str, compute: Callable[[], bytes]) -> bytes:
