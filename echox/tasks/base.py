@@ -207,8 +207,8 @@ class Task(ABC, Generic[Model, TaskBatch]):
     `data_fingerprints`.
 
     Optional: `parents`, `continues`, `needs`, `takes`, `use`, `cannot_train_encoder_reason`,
-    `manifests`, `missing`, `outline`, `restore`, `parameter_groups`, `prepare`, `write_labels`,
-    `score`, `publish`, `audit_batch`.
+    `manifests`, `missing`, `outline`, `outline_of_parts`, `restore`, `parameter_groups`,
+    `prepare`, `write_labels`, `score`, `publish`, `audit_batch`.
     """
 
     parents: tuple[str, ...] = ()
