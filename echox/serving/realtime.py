@@ -371,13 +371,14 @@ class RealtimeSession:
 
     def heard(self, transcript: str) -> None:
         """Tell what was heard in the last question that was spoken, if the client wants to know."""
-        spoken = [item for item in self.conversation.items if item.clip is not None]
-        if not self.settings.transcribes or not spoken or spoken[-1].clip is None:
+        asked = [item for item in self.conversation.items if item.role == USER]
+        # A typed question was not heard; the one before it was told already.
+        if not self.settings.transcribes or not asked or asked[-1].clip is None:
             return
-        seconds = len(spoken[-1].clip) / self.conversation.rate_hz
+        seconds = len(asked[-1].clip) / self.conversation.rate_hz
         self.tell(
             "conversation.item.input_audio_transcription.completed",
-            item_id=spoken[-1].id,
+            item_id=asked[-1].id,
             content_index=0,
             transcript=transcript,
             usage={"type": "duration", "seconds": round(seconds, 3)},

@@ -291,6 +291,19 @@ def test_a_response_out_of_band_reads_its_own_input_and_writes_nothing(client):
     assert client.last("response.done")["response"]["metadata"] == {"topic": "x"}
 
 
+def test_a_typed_question_is_not_told_as_heard(client):
+    client.speak()
+    client.send("response.create")
+    client.wait()
+    text = {"type": "input_text", "text": "And now?"}
+    client.send(
+        "conversation.item.create", item={"type": "message", "role": "user", "content": [text]}
+    )
+    client.send("response.create")
+    client.wait(count=2)
+    assert len(client.of("conversation.item.input_audio_transcription.completed")) == 1
+
+
 class Detector:
     """Stands for the detector: borders at given samples of the stream at 16 kHz."""
 
