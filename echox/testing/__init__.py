@@ -96,12 +96,18 @@ def check(config: Any) -> None:
         PluginError: the config belongs to no registered part.
     """
     # All rules, since one fault often breaks several and together they tell which it is.
-    broken = []
+    broken: list[str] = []
+    first: Exception | None = None
     for rule in checks_for(config):
         try:
             rule(config)
         except AssertionError as error:
             broken.append(f"{rule.__name__}: {error}")
-    assert not broken, (
-        f"{type(config).__name__} breaks {len(broken)} rules of its contract\n" + "\n".join(broken)
-    )
+        # Any other too: what a faulty part raises must not hide the other rules.
+        except Exception as error:
+            broken.append(f"{rule.__name__}: {type(error).__name__}: {error}")
+            first = first or error
+    if broken:
+        message = f"{type(config).__name__} breaks {len(broken)} rules of its contract"
+        # With the traceback of the first, which shows the place in the part.
+        raise AssertionError("\n".join([message, *broken])) from first

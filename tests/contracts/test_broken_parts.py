@@ -143,6 +143,27 @@ def test_a_broken_part_breaks_its_rules(workspace, registry, config_type, implem
         assert f"{rule}: " in str(error.value)
 
 
+@dataclass(kw_only=True, slots=True)
+class RaisingLossConfig(CriterionConfig):
+    """Its criterion raises what is no assertion."""
+
+
+class RaisingLoss(MeanLoss):
+    def forward(self, outputs: UnitOutputs, batch: Batch) -> Loss:
+        raise KeyError("weights")
+
+
+def test_any_exception_breaks_the_rule_in_which_it_was_raised_and_hides_no_other(workspace):
+    CRITERIA.register("raising", RaisingLossConfig)(RaisingLoss)
+    with pytest.raises(AssertionError) as error:
+        check(RaisingLossConfig())
+    text = str(error.value)
+    assert "gradients_flow: KeyError: 'weights'" in text
+    assert "nothing_to_learn_costs_nothing: KeyError: 'weights'" in text
+    assert isinstance(error.value.__cause__, KeyError)
+    assert "it_owns_no_weight" not in text
+
+
 def test_a_config_that_is_not_registered_is_refused(workspace):
     with pytest.raises(
         PluginError, match="MeanLossConfig is not the config of any registered part"
