@@ -210,7 +210,8 @@ def _refuse_other_elements(config: Any) -> None:
     Raises:
         ConfigError: an element is something else.
     """
-    for name, hint in _hints_of(type(config)).items():
+    config_type: type = type(config)  # `type[Any]` is not hashable for mypy
+    for name, hint in _hints_of(config_type).items():
         value = getattr(config, name)
         if is_dataclass(value):
             _refuse_other_elements(value)
