@@ -3,9 +3,10 @@
 Such a stage is stale, and is refused, or moved aside and trained again where `overwrite` asks for
 it. A stage is stale if settings that decide its weights differ from those in its checkpoint
 (`echox.core.config.neutral` marks the fields that do not; `resume=with_new_settings` lets an
-unfinished stage go on with others), if a stage that it builds on was trained
-again, or if a manifest that it was trained on has changed; a fitted codec, if it was fitted with
-other settings or to other speech. Nothing is built for these checks: only small files are read.
+unfinished stage go on with others), if a stage that it builds on was trained again or its codec
+fitted again, or if a manifest that it was trained on has changed; a fitted codec, if it was fitted
+with other settings or to other speech. Nothing is built for these checks: only small files are
+read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from echox.tasks.recorded import chosen_in, plans_of
 
 CODEC = "codec"
 FITTED_WITH = "fitted_with.json"  # in a fitted codec's folder
+FITTED = "config.json"  # there too: what codecs that are fitted state their fingerprint in
 REPLACED = "replaced"  # in a run's folder: what was moved aside
 SHOWN = 6  # differences that an error lists
 WIDEST = 40  # characters of a value in an error
@@ -184,6 +186,11 @@ def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Itera
     lineage = meta["lineage"]
     yield from _changed_parents(recipe, stage, lineage.get("parents", {}))
     fingerprints = lineage.get("data", {})
+    codec, folder = fingerprints.get(CODEC), _codec_folder(recipe)
+    fitted = None if folder is None or CODEC not in recipe.kinds(stage) else _fit_in(folder)
+    # The settings may be the same: a folder can be replaced, and runs can share one.
+    if codec is not None and fitted is not None and codec != fitted:
+        yield f"the codec in {folder} was fitted again since"
     for path in _training_manifests(recipe, stage):
         # Tasks name a manifest by its path, or by its file name where that is unique.
         keys = (f"manifest:{path}", f"manifest:{Path(path).name}")
@@ -194,11 +201,10 @@ def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Itera
 
 def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> Iterator[str]:
     # The parents of a refit are in another run's folder.
-    if recipe.refit:
-        return
+    run = Path(recipe.refit or recipe.run_dir)
     for parent, fingerprint in parents.items():
         name = recipe.parents(stage).get(parent, parent)
-        final = parent_folder(Path(recipe.run_dir), name)
+        final = parent_folder(run, name)
         if not final.exists():
             continue
         weights = checkpoint.described(final)["files"].get(checkpoint.MODEL, {})
@@ -300,6 +306,14 @@ def _codec_folder(recipe: Recipe) -> Path | None:
     # "random" is a value of the field too, and is no folder.
     folder = getattr(recipe.codec, "folder", None)
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+def _fit_in(folder: Path) -> str | None:
+    """Return the fingerprint that a folder of a codec states, None where it states none."""
+    try:
+        return json.loads((folder / FITTED).read_text("utf-8")).get("fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return None  # a damaged one is reported where it is loaded
 
 
 def _stale_codec(recipe: Recipe) -> Stale | None:

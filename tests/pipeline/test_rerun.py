@@ -1,6 +1,7 @@
 """A run folder with stages of other settings or data: refused before training, or replaced."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from echox.pipeline.plugins import discover
 from echox.pipeline.recipe import load_recipe, to_dict
 from echox.pipeline.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.run import run_recipe
+from echox_cli import train
 
 STAGES = ("align", "s2t", "t2c", "echo")
 PARENTS = {"align": (), "s2t": ("align",), "t2c": (), "echo": ("s2t", "t2c")}
@@ -49,7 +51,7 @@ def write_text(path, text):
     write_manifest(path, [Row("a", (Item(Role.USER, text), Item(Role.ASSISTANT, "It is.")), {})])
 
 
-def write_stage(recipe, stage, value, place="final"):
+def write_stage(recipe, stage, value, place="final", **lineage):
     run = Path(recipe.run_dir)
     manifest = Path(recipe.corpus.folder) / "questions.train.jsonl"
     fingerprints = {"manifest:questions.train.jsonl": manifest_fingerprint(manifest)}
@@ -59,7 +61,7 @@ def write_stage(recipe, stage, value, place="final"):
     meta = {
         "stage": stage,
         "recipe": to_dict(recipe),
-        "lineage": {"parents": parents, "data": data},
+        "lineage": {"parents": parents, "data": data} | lineage,
     }
     checkpoint.save(run / stage / place, {"w": torch.full((2,), float(value))}, meta)
 
@@ -182,6 +184,45 @@ def test_a_retrained_parent_and_changed_data_are_named(finished, tmp_path):
         CheckpointError, match="^align, s2t and echo in .*questions.train.jsonl has changed since"
     ):
         prepare_rerun(finished())
+
+
+def test_other_parts_end_the_command_with_both_ways_out(finished, tmp_path, capsys):
+    finished()
+    folders = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "device=cpu"]
+    assert train.main(["recipe=echo_tiny", *folders, *BEFORE, "encoder=mel"]) == 2
+    sentence = capsys.readouterr().err
+    assert "encoder whisper -> mel" in sentence
+    assert "another folder with run_dir=" in sentence and "with overwrite=true" in sentence
+
+
+def test_a_codec_that_was_fitted_again_with_the_same_settings_is_named(finished, tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    recipe = finished(f"codec.folder={folder}")
+    write_stage(recipe, "t2c", 5, data={"codec": "first"})
+    for fitted, stale in (("first", False), ("second", True), (None, False)):
+        (folder / "config.json").write_text(json.dumps({"fingerprint": fitted}))
+        if not stale:
+            refuse_stale(recipe, "t2c")
+            continue
+        with pytest.raises(CheckpointError, match=f"the codec in {folder} was fitted again since"):
+            refuse_stale(recipe, "t2c")
+
+
+def test_a_refit_notices_that_its_run_was_trained_again(finished, tmp_path):
+    before = tmp_path / "before"
+    (tmp_path / "run").rename(before)
+    recipe = finished(f"refit={before}", "stage=echo")
+    parents = {name: checkpoint.fingerprint(before / name / "final") for name in ("s2t", "t2c")}
+    for name in parents:
+        shutil.copytree(before / name, tmp_path / "run" / name)
+    write_stage(recipe, "echo", 5, parents=parents)
+    for name in parents:
+        shutil.rmtree(tmp_path / "run" / name)
+    prepare_rerun(recipe)
+    checkpoint.save(before / "t2c" / "final", {"w": torch.ones(3)}, {})
+    with pytest.raises(CheckpointError, match="t2c was trained again since"):
+        prepare_rerun(recipe)
 
 
 def test_overwrite_moves_aside_what_is_stale_and_what_builds_on_it(finished, tmp_path, capsys):
