@@ -21,7 +21,6 @@ from echox.pipeline.recipe import (
     Recipe,
     compose_recipe,
     load_recipe,
-    to_dict,
 )
 from echox.pipeline.recipe_files import (
     list_recipes,
@@ -30,6 +29,7 @@ from echox.pipeline.recipe_files import (
     recipe_doc,
     recipe_folders,
 )
+from echox.pipeline.recipe_text import recipe_text
 from echox_cli import texts
 from echox_cli.arguments import OPTIONS, RECIPE_OPTIONS, Arguments, split
 from echox_cli.explanation import explanation
@@ -80,7 +80,7 @@ def _recipe_command(
     _print_plugins_run(discover(plugin_dirs_of(name, overrides, folders)))
     recipe = load_recipe(name, overrides, folders)
     if "--cfg" in arguments.options:
-        _print_yaml(to_dict(recipe))
+        print(recipe_text(recipe), end="")
         return 0
     return function(recipe)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import tempfile
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ from omegaconf.errors import (
 from echox.core.errors import ConfigError, EchoxError
 from echox.pipeline.compose_errors import check_part_name, explained
 from echox.pipeline.config_tree import config_type_of, holds_text, kind_of, nodes, type_at
-from echox.pipeline.yaml_files import check_files
+from echox.pipeline.yaml_files import check_files, without_overridden
 
 C = TypeVar("C")
 InFull = Callable[[DictConfig, str, Sequence[str]], str]
@@ -245,9 +246,22 @@ def _compose_yaml(schema: type, yaml_name: str | None, folders: Sequence[Path]) 
     ConfigStore.instance().store(name=_PRIMARY, node={"defaults": defaults})
     place = f"{yaml_name}.yaml: " if yaml_name else ""
     with explained(OmegaConf.structured(schema), place, folders):
-        if yaml_name:
-            check_files(yaml_name, folders)
-        return _hydra_compose(_PRIMARY, [], folders)
+        if not yaml_name:
+            return _hydra_compose(_PRIMARY, [], folders)
+        with _shadows(without_overridden(yaml_name, folders)) as first:
+            return _hydra_compose(_PRIMARY, [], [*first, *folders])
+
+
+@contextlib.contextmanager
+def _shadows(texts: Mapping[str, str]) -> Iterator[list[Path]]:
+    """Write config files into a folder that is to be searched first; no file, no folder."""
+    if not texts:
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="echox-recipe-") as folder:
+        for name, text in texts.items():
+            Path(folder, f"{name}.yaml").write_text(text, "utf-8")
+        yield [Path(folder)]
 
 
 def _hydra_compose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,28 @@ def _sentence(tree: DictConfig, error: Exception) -> str:
         return f"{key} has no value; set {key}={value}"
     if isinstance(fault, InterpolationKeyError):
         return f"{key} refers to a field that does not exist ({reason})"
+    if kind := _kind_of_misplaced_name(reason):
+        return (
+            f"{key} holds the fields of a {kind}, and its name stands in the defaults list: "
+            f"'- {kind}@{key}: NAME'"
+        )
     hint = type_at(tree, key)
     if hint is None:
         return f"{key}: {reason}"
     return f"{key} takes {type_name(hint)}, not {_value_text(fault.value)}"
+
+
+def _kind_of_misplaced_name(reason: str) -> str | None:
+    """Return the kind of part whose name a file has where its fields belong, or None."""
+    match = re.match(r"Invalid type assigned: str is not a subclass of (\w+)", reason)
+    owner = match[1] if match else None
+    for kind, registry in REGISTRIES.items():
+        if owner in (
+            registry.config_base.__name__,
+            *(e.config_type.__name__ for e in registry.values()),
+        ):
+            return kind
+    return None
 
 
 def _value_text(value: Any) -> str:

@@ -44,10 +44,11 @@ from echox.encoders.base import EncoderConfig, cannot_train_reason
 from echox.engine.config import TrainConfig
 from echox.evaluation.config import EvaluateConfig
 from echox.pipeline.compose import compose, finish, parse_overrides
+from echox.pipeline.compose_errors import explained
 from echox.pipeline.criterion_fit import criterion_misfit_reason
 from echox.pipeline.plugins import REGISTRIES
 from echox.pipeline.recipe_files import find_recipe, recipe_folders
-from echox.pipeline.yaml_files import read_yaml
+from echox.pipeline.yaml_files import inherited_files
 from echox.tasks.base import TASKS, Task, TaskConfig, Use
 from echox.tasks.recorded import FORMER_STAGES, plans_of
 
@@ -434,9 +435,14 @@ def compose_recipe(
         ConfigError: the recipe, a field, a value or a part does not exist or does not fit.
     """
     path = find_recipe(name, recipe_dirs)
-    _refuse_misplaced_keys(path)
     # The recipe's own folder first, so that presets beside it win.
     folders = list(dict.fromkeys([path.parent, *recipe_folders(recipe_dirs)]))
+    with explained(DictConfig({}), f"{path.stem}.yaml: "):
+        files = [*inherited_files(path.stem, folders)]
+    for file in files:
+        # Files of presets, such as encoder/mel, hold the fields of one part.
+        if "/" not in file.name:
+            _refuse_misplaced_keys(file.path, file.body)
     assignments = parse_overrides(overrides)
     # Before composing, whose error would only say that `stages` takes a mapping.
     if any(item.key == "stages" and isinstance(item.value, list) for item in assignments):
@@ -492,22 +498,42 @@ def in_short(key: str) -> str:
     return key.removeprefix("stages.")
 
 
-def _refuse_misplaced_keys(path: Path) -> None:
-    """Refuse `encoder: mel` and `s2t: ...` in the body, which belong elsewhere."""
+def _refuse_misplaced_keys(path: Path, body: Mapping[str, Any]) -> None:
+    """Refuse `encoder: mel`, `task: turns` and `s2t: ...` in a body, which belong elsewhere."""
     # Hydra would report a type error here, without the advice.
-    body = read_yaml(path)
     for kind in ("encoder", "backbone", "codec"):
-        if isinstance(body.get(kind), str):
+        _refuse_name_of_part(path, kind, kind, body.get(kind))
+    stages = body.get("stages")
+    if not isinstance(stages, Mapping | None):
+        raise ConfigError(
+            f"{path}: stages takes a mapping of names to plans, NAME: {{train: ...}}, not "
+            f"{stages!r}; 'only: [NAME, ...]' trains some of them"
+        )
+    for stage, plan in (stages or {}).items():
+        if not isinstance(plan, Mapping | None):
             raise ConfigError(
-                f"{path} says '{kind}: {body[kind]}' in its body; "
-                f"write '- {kind}: {body[kind]}' in its defaults list"
+                f"{path}: stages.{stage} takes a plan, {{task: ..., train: ...}}, or null to "
+                f"leave the stage out, not {plan!r}"
             )
+        for kind in ("task", "criterion"):
+            _refuse_name_of_part(path, kind, f"stages.{stage}.{kind}", (plan or {}).get(kind))
     # Recipes of before had a field for each stage.
     for stage in FORMER_STAGES:
         if stage in body:
             raise ConfigError(
                 f"{path} says '{stage}:' beside its fields; plans of stages stand below 'stages:'"
             )
+
+
+def _refuse_name_of_part(path: Path, kind: str, key: str, value: Any) -> None:
+    """Refuse the name of a part where its fields belong, as a text or as the field `name`."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(name, str):
+        entry = f"{kind if kind == key else f'{kind}@{key}'}: {name}"
+        raise ConfigError(
+            f"{path} names the {kind} {name!r} in its body, at {key}; write '- {entry}' in its "
+            f"defaults list, or '- override {entry}' where a recipe in that list names one"
+        )
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from echox.pipeline.dry_run import check_codec, check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover, plugin_origins
 from echox.pipeline.recipe import Recipe, Resume, from_dict, parts_of, to_dict
+from echox.pipeline.recipe_text import write_recipe
 from echox.pipeline.refit import refitted
 from echox.pipeline.rerun import changed_settings, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.steps import (
@@ -96,6 +97,8 @@ def _run_steps(recipe: Recipe, *, on_cpu: bool) -> None:
         prepare_rerun(recipe, makes_room=world.is_main)
     # Only now, because a codec of other settings may just have been moved aside.
     check_codec(recipe)
+    if world.is_main:
+        write_recipe(recipe)
     # Under torchrun every rank has a process already, which its collectives are bound to.
     apart = recipe.own_processes and world.size == 1
     steps = steps_of(recipe, apart)
@@ -385,6 +388,8 @@ def refit(recipe: Recipe) -> Path:
     with world.main_first():
         fitted, lineage = refitted(recipe)
         prepare_rerun(fitted, makes_room=world.is_main)
+        if world.is_main:
+            write_recipe(recipe)
     (stage,) = fitted.planned
     return train_stage(fitted, stage, device, parents=recipe.require_refit(), lineage=lineage)
 

@@ -7,13 +7,26 @@ read here first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from echox.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedFile:
+    """A config file, as one that is composed finds it."""
+
+    name: str  # without its suffix, such as "echo_mini" or "encoder/mel"
+    path: Path
+    body: Mapping[str, Any]
+    overridden: frozenset[str]  # places of parts that its heirs replace, such as "encoder"
+
 
 # The largest recipe that comes with echox has 10 kB and some 400 values at depth 7.
 MOST_BYTES = 1 << 18
@@ -46,17 +59,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data or {}  # an empty file is an empty mapping
 
 
-def check_files(name: str, folders: Sequence[Path], heirs: Sequence[Path] = ()) -> None:
+def check_files(name: str, folders: Sequence[Path]) -> None:
     """Read a config file and all that its defaults lists name, so that Hydra meets no other.
 
     Args:
         name: of the file without its suffix, such as "echo_mini" or "encoder/mel".
         folders: of configs and presets; the first that has a file wins. One that is in none of
             them is named by the error of composing.
-        heirs: the files that inherit from this one.
 
     Raises:
         ConfigError: a file cannot be read, exceeds a limit, or inherits from itself.
+    """
+    for _ in inherited_files(name, folders):
+        pass
+
+
+def inherited_files(
+    name: str,
+    folders: Sequence[Path],
+    overridden: frozenset[str] = frozenset(),
+    heirs: Sequence[Path] = (),
+) -> Iterator[InheritedFile]:
+    """Yield a config file and all that its defaults lists name.
+
+    Args:
+        name, folders: as `check_files` takes them.
+        overridden: places of the parts that files that inherit from this one replace.
+        heirs: the files that inherit from this one.
+
+    Raises:
+        ConfigError: as `check_files`.
     """
     path = next((file for f in folders if (file := f / f"{name}.yaml").is_file()), None)
     if path is None:
@@ -64,8 +96,57 @@ def check_files(name: str, folders: Sequence[Path], heirs: Sequence[Path] = ()) 
     if path in heirs:
         names = " -> ".join(file.stem for file in [*heirs[heirs.index(path) :], path])
         raise ConfigError(f"files inherit from each other in a circle: {names}; break it in one")
-    for inherited in _inherited(read_yaml(path).get("defaults"), name.rpartition("/")[0]):
-        check_files(inherited, folders, (*heirs, path))
+    body = read_yaml(path)
+    yield InheritedFile(name, path, body, overridden)
+    defaults = body.get("defaults")
+    overridden |= frozenset(_overridden(defaults))
+    for inherited in _inherited(defaults, name.rpartition("/")[0]):
+        yield from inherited_files(inherited, folders, overridden, (*heirs, path))
+
+
+def _overridden(defaults: Any) -> Iterator[str]:
+    """Yield the places of the parts that a defaults list replaces: `override encoder: mel`."""
+    for entry in defaults if isinstance(defaults, list) else ():
+        for key in entry if isinstance(entry, dict) else ():
+            words, (group, _, place) = str(key).split(" "), str(key).split(" ")[-1].partition("@")
+            if "override" in words[:-1]:
+                yield place or group
+
+
+def without_overridden(name: str, folders: Sequence[Path]) -> dict[str, str]:
+    """Return the texts of inherited recipes without the fields of parts that are replaced.
+
+    Fields of a part may not exist in the part that stands in its place, and mean another thing
+    where they do.
+
+    Args:
+        name: of the recipe without its suffix.
+        folders: of recipes and presets; the first that has a file wins.
+
+    Returns:
+        name -> text of each file that holds such fields.
+
+    Raises:
+        ConfigError: as `check_files`.
+    """
+    texts = {}
+    for file in inherited_files(name, folders):
+        # Files of presets, such as encoder/mel, hold the fields of the part that was chosen.
+        if "/" in file.name:
+            continue
+        # By OmegaConf's reader, to which `1e-3` is a number as it is to Hydra.
+        body: Any = OmegaConf.to_container(OmegaConf.load(file.path))
+        left_out = [place for place in file.overridden if _delete(body, place.split("."))]
+        if left_out:
+            texts[file.name] = OmegaConf.to_yaml(OmegaConf.create(body))
+    return texts
+
+
+def _delete(body: Any, place: Sequence[str]) -> bool:
+    """Delete the value at a place of nested mappings, and return whether there was one."""
+    for key in place[:-1]:
+        body = body.get(key) if isinstance(body, dict) else None
+    return isinstance(body, dict) and body.pop(place[-1], None) is not None
 
 
 def _inherited(defaults: Any, group: str) -> Iterator[str]:

@@ -92,7 +92,8 @@ def test_help_explains_the_fields_of_a_recipe_that_it_is_asked_for(trained, caps
 def test_cfg_shows_the_resolved_config(trained, capsys):
     assert train.main(["recipe=toy", "--cfg", "job", "encoder.width=5"]) == 0
     text = capsys.readouterr().out
-    assert "name: toy_ear\n  width: 5" in text and "run_dir: runs/toy" in text
+    assert "- encoder: toy_ear\n" in text and "\nencoder:\n" in text and "  width: 5\n" in text
+    assert "run_dir: runs/toy" in text
     assert trained == []
 
 

@@ -402,7 +402,7 @@ def test_a_command_loads_the_plugins_of_an_inherited_recipe(write, capsys):
     write("recipes/parent.yaml", parent)
     write("recipes/child.yaml", "defaults: [parent, _self_]\nseed: 5\n")
     assert train.main(["recipe=child", "--cfg"]) == 0
-    assert "name: late_ear" in capsys.readouterr().out
+    assert "- encoder: late_ear\n" in capsys.readouterr().out
 
 
 def test_a_circle_of_recipes_is_refused_in_a_sentence(write):
