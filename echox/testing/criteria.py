@@ -39,6 +39,7 @@ TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.02
 
 ROWS, FRAMES, WORDS, CHOICES, WIDTH, SAMPLES = 3, 9, 3, 7, 5, 2048
+CODEBOOKS, NO_TARGET = 2, -100
 
 Example = Callable[[int, int], tuple[Outputs, Batch]]
 """(seed, rows) -> outputs of a forward pass over `rows` rows, and their batch; 0 is no target."""
@@ -261,6 +262,35 @@ def padding_costs_nothing(config: CriterionConfig) -> None:
     )
 
 
+def every_codebook_counts(config: CriterionConfig) -> None:
+    """Check that units of several codebooks [N, K] are all learned, where there is a target.
+
+    Raises:
+        AssertionError: a codebook has no effect, or a position without targets has a gradient.
+    """
+    outputs, batch = _example(config, ROWS)
+    # All other outputs have no units, or one codebook.
+    if not isinstance(outputs, UnitOutputs | EchoOutputs):
+        return
+    criterion, outputs = _build(config), _with_codebooks(outputs)
+    states = outputs.unit_states.requires_grad_()
+    total = criterion(outputs, batch).total
+    total.backward()
+    assert bool(total.isfinite()) and states.grad is not None, (
+        f"the loss of {CODEBOOKS} codebooks is {float(total)}, or has no gradient"
+    )
+    learned = states.grad.abs().sum(1) > 0  # [N]
+    assert not bool(learned[0]), "a position without a target in any codebook has a gradient"
+    assert bool(learned[1:].all()), "a position with targets has no gradient"
+    for codebook in range(CODEBOOKS):
+        labels = outputs.unit_labels.clone()
+        labels[1:, codebook] = (labels[1:, codebook] + 1) % CHOICES
+        other = criterion(dataclasses.replace(outputs, unit_labels=labels), batch).total
+        assert not torch.equal(other, total), (
+            f"other targets of codebook {codebook + 1} of {CODEBOOKS} have the same loss"
+        )
+
+
 def half_precision_is_taken(config: CriterionConfig) -> None:
     """Check that bfloat16 outputs give a float32 loss.
 
@@ -317,6 +347,7 @@ CHECKS = (
     parts_are_for_reading,
     the_same_batch_costs_the_same,
     padding_costs_nothing,
+    every_codebook_counts,
     half_precision_is_taken,
     nothing_to_learn_costs_nothing,
     config_survives_a_checkpoint,
@@ -381,6 +412,16 @@ def _unit_states(generator: torch.Generator, rows: int) -> dict[str, Any]:
         "unit_labels": torch.randint(0, CHOICES, (rows * WORDS,), generator=generator),
         "unit_head": head,
     }
+
+
+def _with_codebooks(outputs: UnitOutputs | EchoOutputs) -> UnitOutputs | EchoOutputs:
+    """Return outputs with units of several codebooks, none at the first position."""
+    N, generator = len(outputs.unit_states), _seeded(3)
+    head = CodecHead(WIDTH, [CHOICES] * CODEBOOKS).requires_grad_(False)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
+    labels = torch.randint(0, CHOICES, (N, CODEBOOKS), generator=generator)
+    labels[0] = NO_TARGET
+    return dataclasses.replace(outputs, unit_labels=labels, unit_head=head)
 
 
 def _denoised(generator: torch.Generator, rows: int) -> dict[str, Any]:

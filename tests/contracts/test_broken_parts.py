@@ -125,7 +125,11 @@ class IncompleteTask(TextUnitsTask):
             CRITERIA,
             MeanLossConfig,
             MeanLoss,
-            ["twice_the_batch_is_twice_the_loss", "nothing_to_learn_costs_nothing"],
+            [
+                "twice_the_batch_is_twice_the_loss",
+                "nothing_to_learn_costs_nothing",
+                "every_codebook_counts",
+            ],
         ),
         (
             TASKS,
