@@ -36,14 +36,20 @@ class Code:
 
 def code_of(*parts: nn.Module) -> Code:
     """Return the code of parts, and of the parts inside them, such as the encoder of a codec."""
-    roots = {
-        _root(cls.__module__)
+    types = {
+        type(module)
         for part in parts
         for module in part.modules()
         # What has a fingerprint is a part; other modules are its layers.
         if callable(getattr(module, "fingerprint", None))
-        for cls in type(module).__mro__
-        if _counts(cls.__module__)
+    }
+    return code_of_types(*types)
+
+
+def code_of_types(*types: type) -> Code:
+    """Return the code of classes, without the parts that their objects are built of."""
+    roots = {
+        _root(cls.__module__) for each in types for cls in each.__mro__ if _counts(cls.__module__)
     }
     # Without the names, which hold the path of a plugin's file.
     digest = json_hash(sorted({_digest(root) for root in roots}), 8)

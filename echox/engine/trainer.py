@@ -33,7 +33,7 @@ from echox.engine.step import StepReport, Window
 from echox.tasks.base import Task
 
 SettingsCompared = Callable[[Mapping[str, Any]], Sequence[ancestry.Change]]
-"""From the recipe in a checkpoint to the settings that differ now and decide the weights."""
+"""From the metadata of a checkpoint to the settings that differ now and decide the weights."""
 
 
 def train(
@@ -64,8 +64,8 @@ def train(
         device: where to train; plain `cuda` is each rank's own.
         lineage: JSON-ready entries to record beside parents, data and versions.
         recipe_dict: the resolved recipe as plain data, stored in the checkpoint.
-        compare: tells which settings of a checkpoint's recipe differ; None compares all of
-            `recipe_dict`.
+        compare: tells which settings differ from those in a checkpoint's metadata; None compares
+            all of `recipe_dict`.
         takes_new_settings: resume where settings differ, and record them in the lineage.
 
     Returns:
@@ -90,7 +90,7 @@ def train(
     setup = Setup(task, criterion, config, seed=seed, device=world.device(device), world=world)
     # After the setup, which prepares the data that is fingerprinted here.
     origin["lineage"] = ancestry.trace(task, lineage)
-    compare = compare or partial(ancestry.changes, after=origin["recipe"])
+    compare = compare or partial(_changed_recipe, recipe_dict or {})
     resuming = _Resuming(compare, takes_new_settings)
     run = _Run(setup, run_dir=run_dir, origin=origin, resuming=resuming)
     try:
@@ -101,6 +101,10 @@ def train(
     finally:
         run.close()
     return final
+
+
+def _changed_recipe(now: Mapping[str, Any], meta: Mapping[str, Any]) -> list[ancestry.Change]:
+    return ancestry.changes(meta.get("recipe") or {}, now)
 
 
 def audit_first(
@@ -187,7 +191,7 @@ class _Run:
         Raises:
             CheckpointError: its settings differ, which was not asked for, or no step is left.
         """
-        changed = self.resuming.compare(saved.meta.get("recipe") or {})
+        changed = self.resuming.compare(saved.meta)
         names, done = ", ".join(item.name for item in changed), saved.meta["step"]
         if changed and not self.resuming.takes_new_settings:
             raise CheckpointError(

@@ -34,12 +34,13 @@ from echox.core.packages import library_fault
 from echox.core.registry import (
     ENTRY_POINTS,
     FAILURES,
+    Entry,
     Failure,
     Registry,
     add_failure,
     registering_from,
 )
-from echox.core.sources import remember_source
+from echox.core.sources import code_of_types, remember_source
 from echox.criteria.base import CRITERIA
 from echox.encoders.base import ENCODERS
 from echox.metrics.base import METRICS
@@ -106,12 +107,27 @@ def plugin_origins(parts: Iterable[tuple[str, Any]]) -> dict[str, str]:
     Returns:
         "encoder mel" -> where it came from; built-in parts are left out.
     """
-    entries = [(kind, REGISTRIES[kind].entry_of(config)) for kind, config in parts]
-    return {
-        f"{kind} {entry.name}": _full_origin(entry.origin)
-        for kind, entry in entries
-        if not entry.origin.startswith("echox.")
-    }
+    return {name: _full_origin(entry.origin) for name, entry in _plugins_of(parts)}
+
+
+def plugin_code(parts: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Return a digest of the code of each part that is a plugin, as checkpoints record it.
+
+    Args:
+        parts: kind and config.
+
+    Returns:
+        "encoder mel" -> digest (`echox.core.sources`); built-in parts are left out.
+    """
+    return {name: code_of_types(entry.implementation).digest for name, entry in _plugins_of(parts)}
+
+
+def _plugins_of(parts: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Entry]]:
+    """Yield "encoder mel" and its entry for each part that is no built-in one."""
+    for kind, config in parts:
+        entry = REGISTRIES[kind].entry_of(config)
+        if not entry.origin.startswith("echox."):
+            yield f"{kind} {entry.name}", entry
 
 
 def _full_origin(origin: str) -> str:

@@ -133,8 +133,9 @@ class Recipe:
     `run_dir`."""
     resume: Resume = Resume.same_settings
     """Which checkpoints an unfinished stage goes on from: same_settings refuses those of other
-    settings, with_new_settings takes them, and the stage's lineage records both settings and from
-    which step."""
+    settings or of plugins edited since, with_new_settings takes them, and the stage's lineage
+    records both settings and from which step. A finished stage of which only plugins were edited
+    is kept by it as it is."""
     own_processes: bool = False
     """Make the corpus, the codec, what each stage reads, each stage and the report in a process of
     its own each, so that none inherits the scattered memory of those before; a process takes some
@@ -421,6 +422,13 @@ def parts_of(recipe: Recipe, stages: Iterable[str]) -> Iterator[tuple[str, Any]]
     for stage in stages:
         plan = recipe.plan(stage)
         yield from (("task", plan.task), ("criterion", plan.criterion))
+
+
+def own_parts(recipe: Recipe, stage: str) -> Iterator[tuple[str, Any]]:
+    """Yield the kind and the config of every part that a stage itself is trained with."""
+    kinds, plan = recipe.kinds(stage), recipe.plan(stage)
+    yield from (item for item in parts_of(recipe, []) if item[0] in kinds)
+    yield from (("task", plan.task), ("criterion", plan.criterion))
 
 
 def compose_recipe(

@@ -3,10 +3,10 @@
 Such a stage is stale, and is refused, or moved aside and trained again where `overwrite` asks for
 it. A stage is stale if settings that decide its weights differ from those in its checkpoint
 (`echox.core.config.neutral` marks the fields that do not; `resume=with_new_settings` lets an
-unfinished stage go on with others), if a stage that it builds on was trained again or its codec
-fitted again, or if a manifest that it was trained on has changed; a fitted codec, if it was fitted
-with other settings or to other speech. Nothing is built for these checks: only small files are
-read.
+unfinished stage go on with others), if the code of a plugin that it is trained with was edited, if
+a stage that it builds on was trained again or its codec fitted again, or if a manifest that it was
+trained on has changed; a fitted codec, if it was fitted with other settings or to other speech.
+Nothing is built for these checks: only small files are read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from echox.core.files import atomic_write
 from echox.core.progress import print_message
 from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
-from echox.pipeline.recipe import Recipe, Resume, to_dict
+from echox.pipeline.plugins import plugin_code
+from echox.pipeline.recipe import Recipe, Resume, own_parts, to_dict
 from echox.pipeline.tasks import outlined_task, parent_folder
 from echox.tasks.recorded import chosen_in, plans_of
 
 CODEC = "codec"
+PLUGIN_CODE = "plugin_code"  # in a checkpoint's lineage: "encoder mel" -> digest
 FITTED_WITH = "fitted_with.json"  # in a fitted codec's folder
 FITTED = "config.json"  # there too: what codecs that are fitted state their fingerprint in
 REPLACED = "replaced"  # in a run's folder: what was moved aside
@@ -44,6 +46,7 @@ class Stale:
     folder: Path
     reasons: Sequence[str]  # what differs, each in a few words
     is_resumable: bool = False  # only settings differ, and there are checkpoints to go on from
+    is_edited: bool = False  # only the code of plugins differs
 
 
 def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
@@ -107,19 +110,23 @@ def _refusal(recipe: Recipe, stale: Sequence[Stale]) -> str:
     folders = [str(item.folder) for item in (*stale, *built_on)]
     names = _listed([item.name for item in stale])
     were, them = ("was", "it") if len(stale) == 1 else ("were", "them")
-    goes_on = f"{_way_to_go_on(stale)}, " if all(item.is_resumable for item in stale) else ""
     return (
         f"{names} in {recipe.run_dir} {were} made otherwise: {', '.join(reasons[:SHOWN])}{more}; "
         f"name another folder with run_dir=, make {them}{also} again with overwrite=true, which "
-        f"moves {_listed(folders)} aside, {goes_on}or go back to the old settings"
+        f"moves {_listed(folders)} aside, {_way_to_go_on(stale)}or go back to the old settings"
     )
 
 
 def _way_to_go_on(stale: Sequence[Stale]) -> str:
-    """Return how to train stages further with the new settings."""
+    """Return how to keep or to train stages further with the new settings; "" if they cannot."""
+    if all(item.is_edited for item in stale):
+        # An edit may change no number, and a finished stage would have to be trained again for it.
+        return "keep what is trained with resume=with_new_settings, "
+    if not all(item.is_resumable for item in stale):
+        return ""
     finals = [str(item.folder / "final") for item in stale if (item.folder / "final").exists()]
     delete = f"delete {_listed(finals)} and " if finals else ""
-    return f"{delete}go on from the last checkpoint with resume=with_new_settings"
+    return f"{delete}go on from the last checkpoint with resume=with_new_settings, "
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -157,12 +164,16 @@ def _stale(recipe: Recipe, stages: Iterable[str]) -> Iterator[Stale]:
         meta = _meta_of(folder)
         if meta is None:
             continue
-        settings = [_sentence(item) for item in changed_settings(recipe, stage, meta["recipe"])]
+        settings = _changed_recipe(recipe, stage, meta["recipe"])
+        edits = _edited_plugins(recipe, stage, meta["lineage"])
         others = list(_other_reasons(recipe, stage, meta))
         is_resumable = bool(checkpoint.step_folders(folder / "checkpoints")) and not others
-        takes_new = recipe.resume is Resume.with_new_settings and not (folder / "final").exists()
-        if reasons := others if takes_new else [*settings, *others]:
-            yield Stale(stage, folder, reasons, is_resumable)
+        is_edited = not settings and not others
+        is_kept = is_edited or not (folder / "final").exists()
+        takes_new = recipe.resume is Resume.with_new_settings and is_kept
+        changed = [] if takes_new else [_sentence(item) for item in (*settings, *edits)]
+        if reasons := [*changed, *others]:
+            yield Stale(stage, folder, reasons, is_resumable, is_edited)
 
 
 def _meta_of(folder: Path) -> dict[str, Any] | None:
@@ -217,14 +228,31 @@ def _has_changed(path: str, fingerprint: str) -> bool:
     return Path(path).is_file() and manifest_fingerprint(path) != fingerprint
 
 
-def changed_settings(recipe: Recipe, stage: str, before: Mapping[str, Any]) -> list[Change]:
-    """List the settings that decide a stage's weights and differ from those of another recipe.
+def changed_settings(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> list[Change]:
+    """List the settings that decide a stage's weights and differ, and the plugins edited since.
 
     Args:
         recipe: the recipe of the run now.
         stage: name of the stage.
-        before: the recipe that a checkpoint of the stage records.
+        meta: the metadata of a checkpoint of the stage.
     """
+    return [
+        *_changed_recipe(recipe, stage, meta.get("recipe") or {}),
+        *_edited_plugins(recipe, stage, meta.get("lineage") or {}),
+    ]
+
+
+def _edited_plugins(recipe: Recipe, stage: str, lineage: Mapping[str, Any]) -> list[Change]:
+    # Another part in its place is a changed setting, and an old checkpoint records no code.
+    before, now = lineage.get(PLUGIN_CODE, {}), plugin_code(own_parts(recipe, stage))
+    return [
+        Change(f"code of {part}", before[part], now[part])
+        for part in now
+        if part in before and before[part] != now[part]
+    ]
+
+
+def _changed_recipe(recipe: Recipe, stage: str, before: Mapping[str, Any]) -> list[Change]:
     # A checkpoint that was not written by a recipe records no settings to compare.
     if stage not in plans_of(before):
         return []

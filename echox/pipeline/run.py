@@ -42,11 +42,17 @@ from echox.engine.trainer import audit_first, train
 from echox.models.frozen import halve_frozen
 from echox.pipeline.dry_run import check_codec, check_needs, dry_run
 from echox.pipeline.next_steps import closing_lines
-from echox.pipeline.plugins import discover, plugin_origins
-from echox.pipeline.recipe import Recipe, Resume, from_dict, parts_of, to_dict
+from echox.pipeline.plugins import discover, plugin_code, plugin_origins
+from echox.pipeline.recipe import Recipe, Resume, from_dict, own_parts, parts_of, to_dict
 from echox.pipeline.recipe_text import write_recipe
 from echox.pipeline.refit import refitted
-from echox.pipeline.rerun import changed_settings, note_fit, prepare_rerun, refuse_stale
+from echox.pipeline.rerun import (
+    PLUGIN_CODE,
+    changed_settings,
+    note_fit,
+    prepare_rerun,
+    refuse_stale,
+)
 from echox.pipeline.steps import (
     Step,
     StepKind,
@@ -330,7 +336,11 @@ def train_stage(
         stage=stage,
         seed=recipe.seed,
         device=device,
-        lineage={**(lineage or {}), "plugins": plugin_origins(parts)},
+        lineage={
+            **(lineage or {}),
+            "plugins": plugin_origins(parts),
+            PLUGIN_CODE: plugin_code(own_parts(recipe, stage)),
+        },
         recipe_dict=recorded_recipe(recipe),
         compare=partial(changed_settings, recipe, stage),
         takes_new_settings=recipe.resume is Resume.with_new_settings,

@@ -7,7 +7,7 @@ import pytest
 from echox.core.errors import ConfigError, PluginError
 from echox.encoders.base import ENCODERS
 from echox.pipeline.compose import part
-from echox.pipeline.plugins import discover, plugin_origins
+from echox.pipeline.plugins import discover, plugin_code, plugin_origins
 
 ENCODER = """
     from dataclasses import dataclass
@@ -38,6 +38,20 @@ def test_the_origin_of_a_plugin_is_its_package_or_its_absolute_file(workspace, w
     assert origins.keys() == {"encoder mel", "encoder ear"}
     assert origins["encoder mel"].startswith("the package echox==")
     assert origins["encoder ear"] == str(path.absolute())
+
+
+def test_the_code_of_a_plugin_is_that_of_its_file(workspace, write):
+    digests = []
+    for name, width in (("one", 4), ("two", 4), ("three", 5)):
+        # The name of the part comes from the folder, so that the code may be the same.
+        text = ENCODER.replace('"{name}"', '__file__.split("/")[-2]')
+        text = text.replace("width: int = 4", f"width: int = {width}  # of {name}")
+        write(f"{name}/ear.py", text)
+        discover([name])
+        (digest,) = plugin_code([("encoder", ENCODERS[name].config_type())]).values()
+        digests.append(digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert plugin_code([("encoder", ENCODERS["whisper"].config_type(weights="random"))]) == {}
 
 
 def test_a_file_in_plugins_is_run_once(workspace, write):

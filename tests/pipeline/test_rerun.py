@@ -10,9 +10,10 @@ import torch
 from echox.core import checkpoint
 from echox.core.errors import CheckpointError, ConfigError
 from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
+from echox.pipeline import rerun
 from echox.pipeline import run as pipeline_run
-from echox.pipeline.plugins import discover
-from echox.pipeline.recipe import load_recipe, to_dict
+from echox.pipeline.plugins import discover, plugin_code
+from echox.pipeline.recipe import load_recipe, own_parts, to_dict
 from echox.pipeline.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.run import run_recipe
 from echox_cli import train
@@ -155,8 +156,9 @@ def test_a_stage_is_resumed_under_the_rule_of_its_recipe(finished, monkeypatch):
     monkeypatch.setattr(pipeline_run, "train", lambda *_, **named: calls.update(named))
     recipe = finished("t2c.train.lr=0.5", "resume=with_new_settings")
     pipeline_run.train_stage(recipe, "t2c", torch.device("cpu"))
-    assert calls["takes_new_settings"] and calls["lineage"] == {"plugins": {}}
-    (change,) = calls["compare"](to_dict(finished("name=other")))
+    assert calls["takes_new_settings"]
+    assert calls["lineage"] == {"plugins": {}, "plugin_code": {}}
+    (change,) = calls["compare"]({"recipe": to_dict(finished("name=other"))})
     assert (change.name, change.before, change.after) == ("t2c.train.lr", 0.001, 0.5)
 
 
@@ -223,6 +225,33 @@ def test_a_refit_notices_that_its_run_was_trained_again(finished, tmp_path):
     checkpoint.save(before / "t2c" / "final", {"w": torch.ones(3)}, {})
     with pytest.raises(CheckpointError, match="t2c was trained again since"):
         prepare_rerun(recipe)
+
+
+def test_a_stage_of_a_plugin_that_was_edited_is_refused_or_kept(finished, tmp_path, monkeypatch):
+    mel = ["encoder=mel", "stage=align"]
+    code = plugin_code(own_parts(finished(*mel), "align"))
+    assert list(code) == ["encoder mel"], "the codec and the later stages are not of this one"
+    write_stage(finished(*mel), "align", 5, plugin_code=code)
+    prepare_rerun(finished(*mel))
+    monkeypatch.setattr(rerun, "plugin_code", lambda parts: {"encoder mel": "edited"})
+    sentence = (
+        f"^align in .* was made otherwise: code of encoder mel {code['encoder mel']} -> edited; "
+        ".* keep what is trained with resume=with_new_settings, or go back"
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+        prepare_rerun(finished(*mel))
+    keeping = [*mel, "resume=with_new_settings"]
+    prepare_rerun(finished(*keeping))
+    with pytest.raises(CheckpointError, match="align.train.lr 0.001 -> 0.5, code of encoder mel"):
+        prepare_rerun(finished(*keeping, "align.train.lr=0.5"))
+
+
+def test_the_code_of_plugins_is_compared_where_a_stage_resumes(finished):
+    recipe = finished("encoder=mel")
+    meta = {"recipe": to_dict(recipe), "lineage": {"plugin_code": {"encoder mel": "before"}}}
+    (change,) = rerun.changed_settings(recipe, "align", meta)
+    assert (change.name, change.before) == ("code of encoder mel", "before")
+    assert rerun.changed_settings(recipe, "align", {**meta, "lineage": {}}) == []
 
 
 def test_overwrite_moves_aside_what_is_stale_and_what_builds_on_it(finished, tmp_path, capsys):
