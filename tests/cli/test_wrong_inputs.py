@@ -150,7 +150,7 @@ WRONG = [
         "the corpus folder a_file could not be written",
     ),
     (train, training("s2t"), "train the stage 'align' first"),
-    (train, training("align", data="nix.jsonl"), "the manifest nix.jsonl does not exist"),
+    (train, training("align", data="nix.jsonl"), "missing files: nix.jsonl (manifest)"),
     (
         train,
         training("align", data="nan.jsonl"),
@@ -170,16 +170,16 @@ WRONG = [
         training("align", "backbone.lora.targets=[nope]"),
         "lora.targets ['nope'] name no layer",
     ),
-    (train, training("align", "encoder.weights=./gone"), "there is no folder './gone'"),
+    (train, training("align", "encoder.weights=./gone"), "missing files: ./gone (weights)"),
     (
         train,
         training("align", "encoder.weights=./run"),
-        "run does not hold a Whisper model that can be read",
+        "missing files: run/config.json, run/model.safetensors",
     ),
     (
         train,
         training("align", "backbone.weights=./run"),
-        "run does not hold a causal language model with its tokenizer that can be read",
+        "missing files: run/config.json, run/model.safetensors",
     ),
     (
         train,
@@ -187,7 +187,11 @@ WRONG = [
         "no row of questions.jsonl has units on its assistant turn; "
         "write them with 'echox-prepare units'",
     ),
-    (train, training("t2c", "codec.folder=gone"), "the codec is not fitted yet"),
+    (
+        train,
+        training("t2c", "codec.folder=gone"),
+        "missing files: gone (the codec, and codec_speech",
+    ),
     (train, training("align", "align.train.lr=nan"), "lr must be above 0, not nan"),
     (
         train,

@@ -176,8 +176,10 @@ def test_no_part_appears_on_a_full_disk(corpus, monkeypatch):
     monkeypatch.setattr(
         Path,
         "open",
-        lambda path, *mode: (
-            open("/dev/full", "wb") if path.name.startswith(".m.train") else open_path(path, *mode)
+        lambda path, *mode, **options: (
+            open("/dev/full", "wb")
+            if path.name.startswith(".m.train")
+            else open_path(path, *mode, **options)
         ),
     )
     with pytest.raises(ManifestError, match="could not be written: No space left on device"):

@@ -11,7 +11,7 @@ from echox.pipeline.plugins import discover
 from echox_cli import prepare, train
 
 # Of kinds that need no finished run, as many as the suite has time for.
-CASES = {"archive": 30, "recipe": 30, "manifest": 20, "number": 20}
+CASES = {"archive": 12, "recipe": 12, "manifest": 8, "number": 4}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def says(text, code):
         (lambda: os.kill(os.getpid(), signal.SIGKILL), Ending.died),
         (lambda: time.sleep(60), Ending.hung),
         (lambda: says(out_of_memory_text(MemoryError(), "use less"), 2), Ending.memory),
-        (lambda: len(b"1" * (1 << 29)), Ending.memory),
+        (lambda: len(b"1" * (1 << 30)), Ending.memory),
         (lambda: open("../outside/new", "w").close() or 0, Ending.trespassed),
         (lambda: os.remove("../outside/secret.wav") or 0, Ending.trespassed),
     ],
