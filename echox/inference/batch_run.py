@@ -11,6 +11,7 @@ from typing import Any
 
 from echox.backbones.base import Turn
 from echox.core import checkpoint
+from echox.core.config import to_plain
 from echox.core.durations import duration_text
 from echox.core.errors import CapacityError, ConfigError, SignalError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
@@ -143,6 +144,7 @@ def _origin(config: GenerateConfig, path: str) -> dict[str, Any]:
         "manifest": manifest_fingerprint(path),
         "max_tokens": config.limit,
         "answer_silence": config.answer_silence,
+        "segments": None if config.segments is None else to_plain(config.segments),
     }
 
 

@@ -147,6 +147,7 @@ class AnswerStreams:
             except SignalError as error:
                 self.cancel(number)
                 pieces.append((number, Piece(answering.written, error=str(error))))
+                continue
             if answering.is_complete:
                 del self._answers[number]
                 pieces.append((number, self._last_piece(answering)))
@@ -165,6 +166,7 @@ class AnswerStreams:
                 return [(waiting[0][0], Piece("", error=_reason(error)))]
             pieces = []
             for each in waiting:
+                self.cancel(each[0])  # it may have begun before the one that failed
                 self._waiting.append(each)
                 pieces += self._begin_waiting()
             return pieces

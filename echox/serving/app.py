@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from echox.serving.outbox import Outbox
 from echox.serving.realtime import RealtimeSession
 from echox.serving.settings import MODEL, EventError
 from echox.serving.speech import TYPES, SpeechRequest
+
+log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 PROTOCOL = "realtime"
@@ -182,7 +185,7 @@ class Server:
             outbox.close()
             for task in (sending, receiving):
                 task.cancel()
-            await asyncio.gather(sending, receiving, return_exceptions=True)
+            _log_faults(await asyncio.gather(sending, receiving, return_exceptions=True))
             await self._close(websocket, outbox)
 
     async def _close(self, websocket: WebSocket, outbox: Outbox) -> None:
@@ -207,6 +210,13 @@ class Server:
             content = message.get("text")
             # Bytes are no events; as text they are answered by an error.
             session.handle("" if content is None else content)
+
+
+def _log_faults(ends: Sequence[BaseException | None]) -> None:
+    """Log how the tasks of a connection ended, if it was neither the client's nor the clock's."""
+    for end in ends:
+        if isinstance(end, Exception) and not isinstance(end, TimeoutError | WebSocketDisconnect):
+            log.error("a connection ended with an error", exc_info=end)
 
 
 async def _json_of(request: Request) -> Any:

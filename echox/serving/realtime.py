@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +24,6 @@ from echox.inference.answers import USER, Piece
 from echox.inference.audio_input import StreamResampler, decoded
 from echox.inference.conversation import (
     ASSISTANT,
-    SYSTEM,
     Conversation,
     ConversationLimits,
     Item,
@@ -36,13 +34,19 @@ from echox.inference.question_buffer import QuestionBuffer
 from echox.inference.service import AnswerService
 from echox.inference.voice_activity import RATE_HZ as ACTIVITY_HZ
 from echox.inference.voice_activity import Activity
+from echox.serving.items import (
+    ID_CHARACTERS,
+    ITEM_CHARACTERS,
+    ITEM_PARTS,
+    described,
+    item_of,
+    new_id,
+    text_or_none,
+)
 from echox.serving.response import Response, Spoken
-from echox.serving.settings import EventError, SessionSettings, text_in
+from echox.serving.settings import EventError, SessionSettings
 
 Event = dict[str, Any]
-ITEM_CHARACTERS = 20_000
-ITEM_PARTS = 32
-ID_CHARACTERS = 64
 
 
 class RealtimeSession:
@@ -76,18 +80,18 @@ class RealtimeSession:
         self.tell("session.created", session=self._described())
 
     def _described(self) -> Event:
-        return {"id": f"sess_{secrets.token_hex(8)}", **self.settings.plain()}
+        return {"id": new_id("sess"), **self.settings.plain()}
 
     def tell(self, type_: str, **fields: Any) -> None:
         """Send an event of the server."""
-        self._send({"type": type_, "event_id": f"event_{secrets.token_hex(8)}", **fields})
+        self._send({"type": type_, "event_id": new_id("event"), **fields})
 
     def handle(self, message: str) -> None:
         """Take an event of the client; a faulty one is answered by an `error` event."""
         event_id = None
         try:
             event = _parsed(message)
-            event_id = _text_or_none(event, "event_id")
+            event_id = text_or_none(event, "event_id")
             type_ = event.get("type")
             handler = self._HANDLERS.get(type_) if isinstance(type_, str) else None
             if handler is None:
@@ -159,7 +163,7 @@ class RealtimeSession:
         at_ms = round(1000 * activity.sample / ACTIVITY_HZ)
         detection = self.settings.detection
         if activity.begins:
-            self._next_item = _new_id("item")
+            self._next_item = new_id("item")
             self.tell(
                 "input_audio_buffer.speech_started", audio_start_ms=at_ms, item_id=self._next_item
             )
@@ -187,7 +191,7 @@ class RealtimeSession:
                 "less than 100 ms of audio came, so there is nothing to commit; send some first",
                 code="input_audio_buffer_commit_empty",
             )
-        item = spoken_question(self._next_item or _new_id("item"), clip)
+        item = spoken_question(self._next_item or new_id("item"), clip)
         self._next_item, self._question_end_s = None, time.perf_counter()
         before = self.conversation.add(item)
         self.tell("input_audio_buffer.committed", item_id=item.id, previous_item_id=before)
@@ -207,7 +211,7 @@ class RealtimeSession:
         item = self._item_of(_object(event, "item"))
         if any(known.id == item.id for known in self.conversation.items):
             raise EventError(f"there is an item {item.id} already; name another id", "item.id")
-        after = _text_or_none(event, "previous_item_id")
+        after = text_or_none(event, "previous_item_id")
         try:
             before = self.conversation.add(item, after)
         except KeyError as error:
@@ -215,40 +219,15 @@ class RealtimeSession:
         self._tell_item(item, before)
 
     def _item_of(self, fields: Mapping[str, Any]) -> Item:
-        if fields.get("type", "message") != "message":
-            raise EventError("item.type must be message; this server calls no tools", "item.type")
-        role, parts = fields.get("role"), fields.get("content")
-        if role not in (USER, ASSISTANT, SYSTEM):
-            raise EventError("item.role must be user, assistant or system", "item.role")
-        if not isinstance(parts, list) or not 1 <= len(parts) <= ITEM_PARTS:
-            raise EventError(
-                f"item.content must be a list of 1 to {ITEM_PARTS} parts", "item.content"
-            )
-        texts, clips = [], []
-        for number, part in enumerate(parts):
-            place = f"item.content[{number}]"
-            if not isinstance(part, Mapping):
-                raise EventError(f"{place} must be an object", place, "invalid_type")
-            if part.get("type") == "input_audio" and role == USER:
-                clips.append(self._resampled(self._samples(part.get("audio"), f"{place}.audio")))
-            else:
-                texts.append(_text_of(part, place))
-        text = " ".join(text for text in texts if text)
-        if len(text) > ITEM_CHARACTERS:
-            raise EventError(
-                f"item.content has more than {ITEM_CHARACTERS} characters", "item.content"
-            )
-        clip = torch.cat(clips) if clips else None
-        if not text and (clip is None or not len(clip)):
-            raise EventError("item.content has neither text nor audio", "item.content")
-        return Item(_text_or_none(fields, "id") or _new_id("item"), role, text, clip)
+        return item_of(fields, self._clip)
 
-    def _resampled(self, samples: Tensor) -> Tensor:
+    def _clip(self, value: Any, place: str) -> Tensor:
+        """Decode a text of base64 to a clip [T] at the conversation's rate."""
         resampler = StreamResampler(self.settings.input.rate_hz, self.conversation.rate_hz)
-        return torch.cat([resampler.push(samples), resampler.finish()])
+        return torch.cat([resampler.push(self._samples(value, place)), resampler.finish()])
 
     def _named_item(self, event: Event) -> Item:
-        item_id = _text_or_none(event, "item_id") or ""
+        item_id = text_or_none(event, "item_id") or ""
         try:
             return self.conversation.find(item_id)
         except KeyError as error:
@@ -348,7 +327,7 @@ class RealtimeSession:
             response.take(piece)
 
     def _cancel(self, event: Event) -> None:
-        named = _text_or_none(event, "response_id")
+        named = text_or_none(event, "response_id")
         if self.response is None or named not in (None, self.response.id):
             raise EventError(
                 "there is no such response to cancel", "response_id", "response_cancel_not_active"
@@ -406,25 +385,6 @@ class RealtimeSession:
     }
 
 
-def described(item: Item) -> Event:
-    """Return an item of the conversation as events hold it, without its audio."""
-    content: list[Event]
-    if item.role == ASSISTANT:
-        content = [{"type": "output_text", "text": item.text}]
-    elif item.clip is None:
-        content = [{"type": "input_text", "text": item.text}]
-    else:
-        content = [{"type": "input_audio", "transcript": item.text or None}]
-    return {
-        "id": item.id,
-        "object": "realtime.item",
-        "type": "message",
-        "status": "completed",
-        "role": item.role,
-        "content": content,
-    }
-
-
 def _parsed(message: str) -> Event:
     try:
         event = json.loads(message)
@@ -442,25 +402,5 @@ def _object(event: Event, name: str) -> Event:
     return value
 
 
-def _text_or_none(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, str) or len(value) > ID_CHARACTERS):
-        raise EventError(
-            f"{name} must be a text of at most {ID_CHARACTERS} characters", name, "invalid_type"
-        )
-    return value
-
-
-def _text_of(part: Mapping[str, Any], place: str) -> str:
-    for name in ("text", "transcript"):
-        if part.get(name) is not None:
-            return text_in(part[name], f"{place}.{name}", ITEM_CHARACTERS)
-    raise EventError(f"{place} must have a text, or be audio of the user", place)
-
-
 def _unknown_item(item_id: str, param: str) -> EventError:
     return EventError(f"there is no item {item_id!r} in the conversation", param, "item_not_found")
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(10)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 from echox.inference.answers import Answer, Piece
 from echox.inference.audio_input import StreamResampler, encoded
 from echox.inference.service import AnswerService, Asked
+from echox.serving.items import new_id
 from echox.serving.settings import AUDIO, TEXT, VOICE, SessionSettings
 
 AUDIBLE = 0.01  # -40 dBFS
@@ -69,8 +69,7 @@ class Response:
             writes: whether the answer becomes an item of the conversation.
             question_end_s: when the question ended, on `time.perf_counter`; None if it was typed.
         """
-        self.id = f"resp_{secrets.token_hex(10)}"
-        self.item_id = f"item_{secrets.token_hex(10)}"
+        self.id, self.item_id = new_id("resp"), new_id("item")
         self.settings, self.writes = settings, writes
         self.asked: Asked | None = None
         self._session, self._metadata = session, metadata

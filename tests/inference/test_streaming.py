@@ -138,6 +138,46 @@ def test_one_that_is_too_long_keeps_no_other_from_its_answer(cut_pipeline):
     assert last[1].answer is not None and not last[1].error
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_codec_that_refuses_units_ends_that_answer_alone(cut_pipeline, monkeypatch, last):
+    decode_chunk, refused = type(cut_pipeline.codec).decode_chunk, []
+
+    def refuse_once(codec, units, state=None, *, last):
+        if last is wanted and not refused:
+            refused.append(units)
+            raise SignalError("these units are refused")
+        return decode_chunk(codec, units, state, last=last)
+
+    wanted = last
+    monkeypatch.setattr(type(cut_pipeline.codec), "decode_chunk", refuse_once)
+    streams, ends = AnswerStreams(cut_pipeline), {}
+    for seed in (1, 5):
+        streams.add(question(seed))
+    while not streams.is_idle:
+        ends |= {number: piece for number, piece in streams.step()}
+    assert sorted(bool(piece.error) for piece in ends.values()) == [False, True]
+    assert cut_pipeline.unit_engine.is_idle and cut_pipeline.text_engine.is_idle
+
+
+def test_what_began_before_the_one_that_failed_begins_once(cut_pipeline, monkeypatch):
+    cutting, asked = cut_pipeline.cutting, []
+
+    def fail_once(segments=None):
+        asked.append(segments)
+        if len(asked) == 2:
+            raise SignalError("not now")
+        return cutting(segments)
+
+    monkeypatch.setattr(cut_pipeline, "cutting", fail_once)
+    streams, last = AnswerStreams(cut_pipeline), {}
+    for seed in (1, 5):
+        streams.add(question(seed))
+    while not streams.is_idle:
+        last |= {number: piece for number, piece in streams.step()}
+    assert all(piece.answer is not None for piece in last.values()) and len(last) == 2
+    assert cut_pipeline.text_engine.is_idle and cut_pipeline.unit_engine.is_idle
+
+
 def test_a_codec_that_needs_all_units_speaks_segment_by_segment(cut_pipeline, monkeypatch):
     whole = cut_pipeline.reply([question()])[0]
     monkeypatch.setattr(cut_pipeline.codec, "streams", False)
