@@ -37,8 +37,9 @@ def complete_lines(path: Path) -> list[str]:
     """
     if not path.exists():
         return []
-    # Without the translation of carriage returns that text files have by default.
-    return path.read_bytes().decode("utf-8").split("\n")[:-1]
+    # Without the translation of carriage returns that text files have by default. Bytes that are
+    # not UTF-8 spoil their own line alone.
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 @contextmanager

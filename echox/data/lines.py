@@ -28,6 +28,7 @@ CHUNK_BYTES = 1 << 20
 # Items submitted per process beyond those whose results were yielded: enough that no process waits,
 # few enough that memory stays flat.
 AHEAD = 3
+MOST_PROCESSES = 4_096
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -277,11 +278,11 @@ def map_in_order(
         processes: number of processes; 1 computes in this one.
 
     Raises:
-        ConfigError: `processes` is below 1.
+        ConfigError: `processes` is below 1, or more than a machine runs.
         ManifestError: one of the processes was killed.
     """
-    if processes < 1:
-        raise ConfigError(f"processes is {processes}; use 1 or more")
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise ConfigError(f"processes is {processes}; use 1 to {MOST_PROCESSES}")
     if processes == 1:
         yield from map(function, items)
         return

@@ -65,11 +65,12 @@ def _truncate(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """Return a line's step; infinity, which drops it, for a half-written line."""
+    """Return a line's step; infinity, which drops it, for a half-written or damaged line."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int | float) else math.inf
 
 
 def _open_board(folder: Path, step: int) -> Any:

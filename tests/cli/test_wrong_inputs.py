@@ -122,6 +122,7 @@ WRONG = [
     (info, ["encoder", "wisper"], "no encoder named 'wisper'; did you mean 'whisper'?"),
     (info, ["enkoder"], "no topic or field 'enkoder'; did you mean 'encoder'?"),
     (info, ["recipe", "echo_tyni"], "no recipe named 'echo_tyni'; did you mean 'echo_tiny'?"),
+    (prepare, ["split", "questions.jsonl", "processes=2147483648"], "use 1 to 4096"),
     (prepare, ["index", "manifests=[[a]]"], "manifests takes a list of texts, manifests=[a,b]"),
     (generate, [*PLAIN, "plugin_dirs=7"], "plugin_dirs takes a list of folders, plugin_dirs=[a,b]"),
     (generate, [*PLAIN, "plugin_dirs=[[a]]"], "plugin_dirs takes a list of folders"),

@@ -26,6 +26,19 @@ def test_a_resumed_log_drops_the_lines_after_its_step(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    "damage", [b"\xe9\xff", b'{"step": "one"}', b"[" * 5_000, b'{"step": [1]}', b"7"]
+)
+def test_a_damaged_line_is_dropped_alone(tmp_path, damage):
+    log = MetricsLog(tmp_path, step=0)
+    log.write(1, "train", {"loss": 2.0})
+    with log.path.open("ab") as file:
+        file.write(damage + b"\n")
+    log.write(2, "train", {"loss": 1.0})
+    MetricsLog(tmp_path, step=2)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+
+
 def test_a_full_disk_is_one_sentence(tmp_path):
     log = MetricsLog(tmp_path, step=0)
     log.path = Path("/dev/full")

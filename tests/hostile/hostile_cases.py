@@ -294,8 +294,8 @@ def _damage_checkpoint_file(path: Path, files: list[Path], random: Random) -> No
         )
     elif action == "pickle" and path.suffix in (".pt", ".safetensors"):
         path.write_bytes(pickle.dumps(_Executed()))
-    elif action == "value" and path.suffix == ".json":
-        path.write_bytes(dump(mutated(json.loads(content), random, random.choice((1, 3))), random))
+    elif action == "value" and (value := _json_or_none(content)) is not None:
+        path.write_bytes(dump(mutated(value, random, random.choice((1, 3))), random))
     elif action == "value" and path.suffix == ".safetensors":
         _change_tensor(path, random)
     else:
@@ -353,14 +353,22 @@ def _damage_cache_file(path: Path, files: list[Path], random: Random) -> None:
     if action == "swap":
         # The other may be damaged already, and is a file or a folder then.
         path.write_bytes(other.read_bytes() if other.is_file() else b"")
-    elif action == "value" and path.suffix == ".json":
-        path.write_bytes(dump(mutated({"": json.loads(content)}, random)[""], random))
+    elif action == "value" and (value := _json_or_none(content)) is not None:
+        path.write_bytes(dump(mutated({"": value}, random), random))
     elif action in ("remove", "folder"):
         path.unlink()
         if action == "folder":
             path.mkdir()
     else:
         path.write_bytes(damaged(content, random))
+
+
+def _json_or_none(content: bytes) -> Any:
+    """Return a file's JSON value; None where it has none, or more than one."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def _numbers(work: Path, random: Random) -> tuple[Main, list[str]]:
