@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ class World:
         # Buffers belong to frozen parts and are equal on every rank from the start; a batch may
         # leave a trained part unused.
         settings: dict[str, Any] = {SYNC_BUFFERS: False}
-        return DistributedDataParallel(module, find_unused_parameters=True, **settings)
+        return DistributedDataParallel(
+            module, process_group=_gradient_group(), find_unused_parameters=True, **settings
+        )
 
     def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context without averaging, for all but the last micro-batch of a step."""
@@ -130,6 +133,19 @@ def _initialize(world: World) -> None:
     atexit.register(_leave)
 
 
+@cache
+def _gradient_group() -> dist.ProcessGroup:
+    """Return the process group of the gradients, which is not the default one.
+
+    DistributedDataParallel never releases its group, whose threads thus outlive the interpreter. A
+    thread that then drops the last reference to a tensor of Python ends the process with SIGABRT.
+    Gradients are averaged in buckets that Python does not know; all other tensors travel in the
+    default group, whose threads are joined when it is destroyed.
+    """
+    return dist.new_group(timeout=TIMEOUT)
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        _gradient_group.cache_clear()
