@@ -15,8 +15,8 @@ from echox.data.audio import load_audio, pad_waveforms
 from echox.data.manifest import Row
 from echox.data.text import contains_answer, edit_distance
 from echox.evaluation.scores import Score, accuracy, difference, token_error
-from echox.inference.batch_run import question_of
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.row_answers import question_of
 from echox.inference.tts import TTSPipeline
 
 Record = dict[str, Any]

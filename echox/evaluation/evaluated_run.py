@@ -25,7 +25,7 @@ from echox.evaluation.config import EvaluateConfig
 from echox.evaluation.quality import Quality
 from echox.evaluation.transcriber import Transcriber
 from echox.inference.answers import Answer
-from echox.inference.batch_run import answer_rows, file_name
+from echox.inference.batch_run import file_name
 from echox.inference.load import (
     ANSWERS,
     answering_checkpoint,
@@ -35,6 +35,7 @@ from echox.inference.load import (
     refuse_undecodable,
 )
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.row_answers import answer_rows
 from echox.inference.tts import TTSPipeline
 from echox.tasks.base import Use
 

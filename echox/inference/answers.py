@@ -58,7 +58,8 @@ class Answer:
     codebooks: int = 1
     samples: Tensor | None = None  # [T] float32 on the CPU; None where nothing was synthesized
     rate_hz: int = 0  # of the samples; 0 without any
-    timings_s: dict[str, float] = field(default_factory=dict)  # by part, for the whole batch
+    # By part, for the whole batch; of a streamed answer those of `Milestones`, for it alone.
+    timings_s: dict[str, float] = field(default_factory=dict)
     batch: int = 1  # rows that shared those seconds
     # "text" or "speech", whichever reached its limit of length before its end, or both: "text,
     # speech".
@@ -99,6 +100,7 @@ class Piece:
     heard: str = ""  # transcript of the last clip
     answer: Answer | None = None  # with the last piece: all but the samples
     error: str = ""  # in place of the answer: why there is none
+    cause: Exception | None = None  # of the error, where something was raised
 
 
 class Clock:

@@ -9,31 +9,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from echox.backbones.base import Turn
 from echox.core import checkpoint
 from echox.core.config import to_plain
 from echox.core.durations import duration_text
-from echox.core.errors import CapacityError, ConfigError, SignalError
-from echox.core.memory import is_out_of_memory, out_of_memory_text
+from echox.core.errors import ConfigError, SignalError
 from echox.core.progress import Bar, waiting
 from echox.data.audio import audio_header, load_audio, refuse_ending, save_audio
-from echox.data.audio_ref import Audio
 from echox.data.manifest import (
-    Item,
     Manifest,
     Problem,
-    Role,
     Row,
     examine_manifest,
     manifest_fingerprint,
     spelled_units,
 )
-from echox.inference.answers import CUT_SPEECH, CUT_TEXT, Answer, Question, refuse_unheard
+from echox.inference.answers import CUT_SPEECH, CUT_TEXT, Answer, refuse_unheard
 from echox.inference.config import GenerateConfig
 from echox.inference.live import PIPE, answer_live, refuse_output
 from echox.inference.load import answering_checkpoint, load_answering
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.records import ANSWERS, Records
+from echox.inference.row_answers import answer_rows, clips_of, stream_rows
 from echox.models.release.folder import is_release, weights_fingerprint
 
 WAVS = "wavs"
@@ -128,7 +124,8 @@ def _generate_all(config: GenerateConfig, path: str) -> int:
     # With nothing left to answer no model is loaded.
     missing = [row for row in manifest.rows if row.id not in records.kept]
     if missing:
-        _answer_missing(_load(config), missing, lines, records, config.batch_size)
+        answer = _stream_missing if config.stream else _answer_missing
+        answer(_load(config), missing, lines, records, config.batch_size)
     return _summarise(records.in_order(_ids_in_order(manifest)), config)
 
 
@@ -174,98 +171,29 @@ def _answer_missing(
             bar.update(len(batch))
 
 
+def _stream_missing(
+    pipeline: SpeechToSpeechPipeline,
+    rows: Sequence[Row],
+    lines: dict[str, int],
+    records: Records,
+    at_once: int,
+) -> None:
+    """Answer rows piece by piece and record each as its answer ends."""
+    with Bar("answering", len(rows), unit="row") as bar:
+        for row, outcome in stream_rows(pipeline, rows, at_once):
+            records.add([_record(row, lines[row.id], outcome, records.folder)])
+            bar.update(1)
+
+
 def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
     """Rows of similar length together, which takes the least padding."""
 
     def duration_s(row: Row) -> float:
-        clips = (clip for clip in map(_spoken, row.turns) if clip is not None)
-        return sum(audio_header(clip).duration_s for clip in clips)
+        return sum(audio_header(clip).duration_s for clip in clips_of(row.turns))
 
     by_length = sorted(rows, key=duration_s)
     for start in range(0, len(by_length), size):
         yield by_length[start : start + size]
-
-
-def answer_rows(
-    pipeline: SpeechToSpeechPipeline, rows: Sequence[Row], *, speak: bool = True
-) -> list[tuple[Row, Answer | str]]:
-    """Answer the rows of a manifest in one batch.
-
-    Args:
-        pipeline: answers them.
-        rows: each up to its last answer is a question.
-        speak: False generates text only.
-
-    Returns:
-        each row with its answer, or with the reason why it has none; such a row does not keep the
-        others from their answers.
-
-    Raises:
-        CapacityError: memory ran out, which no other row would change.
-    """
-    questions = [(row, _question_or_reason(row, pipeline.rate_hz)) for row in rows]
-    usable = [question for _, question in questions if isinstance(question, Question)]
-    # In the order of the usable rows, so each of them takes the next answer.
-    answers = iter(_reply(pipeline, usable, speak))
-    return [
-        (row, next(answers) if isinstance(question, Question) else question)
-        for row, question in questions
-    ]
-
-
-def _reply(
-    pipeline: SpeechToSpeechPipeline, questions: list[Question], speak: bool
-) -> list[Answer | str]:
-    """Answer questions together, or one by one where together they fail."""
-    try:
-        return list(pipeline.reply(questions, speak=speak))
-    # Of a row itself; any other error would meet every row, so it ends the run.
-    except SignalError as error:
-        if len(questions) == 1:
-            return [str(error)]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CapacityError(_memory_sentence(error, len(questions))) from error
-    return [outcome for question in questions for outcome in _reply(pipeline, [question], speak)]
-
-
-def _memory_sentence(error: BaseException, count: int) -> str:
-    rows = f"a batch of {count} rows" if count > 1 else "one row"
-    smaller = "set a smaller batch_size" if count > 1 else "give shorter clips"
-    way_out = f"{smaller}, or free memory; a run started again keeps the rows it has answered"
-    return out_of_memory_text(error, f"it happened while answering {rows}: {way_out}")
-
-
-def _question_or_reason(row: Row, rate_hz: int) -> Question | str:
-    try:
-        return question_of(row, rate_hz)
-    except SignalError as error:
-        return str(error)
-
-
-def question_of(row: Row, rate_hz: int) -> Question:
-    """A row up to its last answer, with its clips [T] at `rate_hz`.
-
-    Raises:
-        SignalError: a clip cannot be read, is empty, or holds NaN; or nothing is asked.
-    """
-    turns = list(row.turns)
-    # Rows of a training manifest end with the recorded answer.
-    if turns[-1].role is Role.ASSISTANT:
-        turns.pop()
-    if not turns:
-        raise SignalError("the row asks nothing: it has no user turn before the assistant's")
-    clips = tuple(load_audio(clip, rate_hz) for clip in map(_spoken, turns) if clip is not None)
-    return Question(
-        tuple(Turn(item.role.value, item.text, _spoken(item) is not None) for item in turns), clips
-    )
-
-
-def _spoken(item: Item) -> Audio | None:
-    """The clip of a turn, as far as the model hears it."""
-    # Audio of the assistant is a target of training; its text is what the model reads.
-    return item.audio if item.role is Role.USER else None
 
 
 def _record(row: Row, line: int, outcome: Answer | str, folder: Path) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class GenerateConfig:
     """Audio file of that one answer; "-" streams raw 16-bit samples to stdout."""
     stream: bool = False
     """Give the one answer as it comes: text token by token, and speech chunk by chunk into a .wav
-    that grows, or to stdout. Text, units and speech are those without it."""
+    that grows, or to stdout. Of a manifest, answer batch_size rows at once, each of which is
+    recorded as it ends, with the seconds to its first text, unit and audible sample. Text, units
+    and speech are those without it."""
     segments: SegmentsConfig | None = None
     """Where an answer is cut into segments that are decoded to units one by one; null cuts as the
     checkpoint was trained, and at pauses where it was trained on whole answers."""
@@ -64,10 +66,10 @@ class GenerateConfig:
         # Fields that exclude each other are refused here, long before a model is loaded.
         if self.manifest and self.input:
             raise ConfigError("manifest and input are both given; give one of them")
-        if self.manifest and (self.stream or self.output == PIPE):
+        if self.manifest and self.output == PIPE:
             raise ConfigError(
-                "a stream is of one answer, and a manifest has many; give input=question.wav, "
-                "or leave out stream=true and output=-"
+                "output=- streams one answer, and a manifest has many; give input=question.wav, or "
+                "leave output out"
             )
         for name in ("batch_size", "max_tokens"):
             value = getattr(self, name)

@@ -23,6 +23,7 @@ from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.core.signals import Units
 from echox.inference.answers import Answer, Piece, Question, Transcript, cut_of, refuse_unanswerable
 from echox.inference.cutting import Cutting
+from echox.inference.milestones import Milestones
 from echox.inference.pipeline import SpeechToSpeechPipeline
 from echox.inference.text_stream import NoText, TextStream, text_stream
 from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
@@ -77,6 +78,7 @@ class Asked(NamedTuple):
     question: Question
     speak: bool
     max_tokens: int
+    milestones: Milestones
 
 
 class AnswerStreams:
@@ -119,7 +121,8 @@ class AnswerStreams:
         refuse_unanswerable(question)
         number = next(self._numbers)
         limit = min(max_tokens or self.pipeline.max_tokens, self.pipeline.max_tokens)
-        self._waiting.append((number, Asked(question, speak and self.pipeline.speaks, limit)))
+        speaks = speak and self.pipeline.speaks
+        self._waiting.append((number, Asked(question, speaks, limit, Milestones())))
         return number
 
     def cancel(self, number: int) -> None:
@@ -146,7 +149,7 @@ class AnswerStreams:
                 pieces += [(number, piece) for piece in self._progress(answering)]
             except SignalError as error:
                 self.cancel(number)
-                pieces.append((number, Piece(answering.written, error=str(error))))
+                pieces.append((number, Piece(answering.written, error=str(error), cause=error)))
                 continue
             if answering.is_complete:
                 del self._answers[number]
@@ -163,7 +166,7 @@ class AnswerStreams:
         except Exception as error:
             # One that cannot be answered must not keep the others from their answers.
             if len(waiting) == 1:
-                return [(waiting[0][0], Piece("", error=_reason(error)))]
+                return [(waiting[0][0], Piece("", error=_reason(error), cause=error))]
             pieces = []
             for each in waiting:
                 self.cancel(each[0])  # it may have begun before the one that failed
@@ -181,7 +184,10 @@ class AnswerStreams:
             answers = pipeline.answers(transcript)
             cutting = pipeline.cutting(self.segments) if answers and asked.speak else None
             text = text_stream(pipeline, prompt, mask, asked.max_tokens) if answers else NoText()
-            self._answers[number] = _Answering(text, cutting, transcript, self._first_chunk)
+            asked.milestones.mark("encoded")
+            self._answers[number] = _Answering(
+                text, cutting, transcript, self._first_chunk, asked.milestones
+            )
 
     @property
     def _first_chunk(self) -> int:
@@ -206,6 +212,7 @@ class AnswerStreams:
         chunk = answering.next_chunk()
         if chunk is not None and len(samples := self._decode(answering, *chunk)):
             answering.chunks += 1
+            answering.milestones.play(samples, self.pipeline.require_codec().rate_hz)
             first = answering.samples - len(samples)
             yield Piece(answering.written, samples, first, answering.transcript.text)
 
@@ -215,6 +222,7 @@ class AnswerStreams:
             answering.states.append(state)
             # The text of all tokens: a character may be spread over several of them.
             answering.written = self.pipeline.backbone.detokenize(answering.tokens)
+            answering.milestones.mark("first_text")
             yield Piece(answering.written, heard=answering.transcript.text)
             if answering.cutting is not None:
                 self._ask_for_units(answering, answering.cutting.push(state, answering.written))
@@ -225,6 +233,7 @@ class AnswerStreams:
     def _ask_for_units(self, answering: _Answering, segment: Segment | None) -> None:
         if segment is None:
             return
+        answering.milestones.mark("first_segment")
         pipeline, device = self.pipeline, self.pipeline.device
         # One segment of all states so far: its positions are those of the answer.
         span = spans_of([(0, segment.start, segment.end)], device)
@@ -255,6 +264,8 @@ class AnswerStreams:
                 units = pipeline.require_codec().units_of(unit_tokens)
                 answering.pending += units[segment.given :]
                 answering.units += units[segment.given :]
+                if answering.units:
+                    answering.milestones.mark("first_unit")
                 segment.given = len(units)
                 segment.expand_from = len(segment.tokens) + EXPAND_EVERY
             if not progress.ended:
@@ -283,6 +294,7 @@ class AnswerStreams:
 
     def _last_piece(self, answering: _Answering) -> Piece:
         codec = self.pipeline.codec
+        answering.milestones.mark("done")
         answer = Answer(
             text=answering.written,
             token_ids=tuple(answering.tokens),
@@ -290,6 +302,7 @@ class AnswerStreams:
             heard_ids=answering.transcript.ids,
             units=tuple(answering.units),
             codebooks=1 if codec is None else codec.codebooks,
+            timings_s=answering.milestones.seconds,
             cut=cut_of(answering.text.is_cut, answering.is_speech_cut),
             unheard=answering.transcript.unheard,
         )
@@ -325,6 +338,7 @@ class _Answering:
     cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
     transcript: Transcript
     first_chunk: int  # units
+    milestones: Milestones
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)  # each [H]
     written: str = ""

@@ -186,6 +186,81 @@ def test_a_stopped_run_goes_on_where_it_stopped(config, monkeypatch):
     assert generate(config) == 0 and records(config) == before and len(calls) == 4
 
 
+def add_other_rows(config, folder):
+    """Add a conversation, a typed question, silence and rows that cannot be answered."""
+    save_audio(folder / "silent.wav", torch.zeros(RATE_HZ), RATE_HZ)
+    soundfile.write(folder / "empty.wav", torch.zeros(0).numpy(), RATE_HZ)
+    clips = [{"from": "user", "value": "", "audio": f"clips/ask-{n}.wav"} for n in (0, 1)]
+    turns = [clips[0], {"from": "assistant", "value": "Go on."}, clips[1]]
+    add_line(config, {"id": "turns", "conversations": turns})
+    add_line(config, {"id": "typed", "conversations": [{"from": "user", "value": "Who?"}]})
+    add_line(config, {"id": "long", "conversations": [{"from": "user", "value": "a" * 2100}]})
+    for row in (spoken_row("silent", "silent.wav"), spoken_row("empty", "empty.wav"), "no JSON"):
+        add_line(config, row)
+
+
+def compared(config):
+    """The records without what depends on the way, and the samples of their files."""
+    rows = [{**row, "timings_s": None, "batch": None} for row in records(config)]
+    paths = [row["audio"] and f"{config.out_dir}/{row['audio']}" for row in rows]
+    return rows, [soundfile.read(path, dtype="int16")[0] for path in paths if path]
+
+
+def test_a_streamed_manifest_is_the_plain_one(config, tmp_path, capsys):
+    add_other_rows(config, tmp_path / "data")
+    assert generate(config) == 0
+    assert "7 of 11 rows answered, 7 aloud" in capsys.readouterr().out
+    plain, plain_samples = compared(config)
+    config.out_dir, config.stream = str(tmp_path / "streamed"), True
+    assert generate(config) == 0
+    streamed, samples = compared(config)
+    assert streamed == plain and len(samples) == 7
+    for one, other in zip(samples, plain_samples, strict=True):
+        assert abs(one.astype(int) - other).max() <= 1
+    assert "7 of 11 rows answered, 7 aloud" in capsys.readouterr().out
+    times = [row["timings_s"] for row in records(config) if row["audio"]]
+    for each in times:
+        assert list(each.values()) == sorted(each.values()), each
+        assert {"first_text", "first_unit", "first_audible", "done"} <= set(each)
+
+
+def test_a_stopped_stream_keeps_what_has_ended(config, tmp_path, monkeypatch):
+    config.stream, saved = True, []
+
+    def stops(path, samples, rate_hz):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        save_audio(path, samples, rate_hz)
+        saved.append(path.name)
+
+    monkeypatch.setattr(batch_run, "save_audio", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate(config)
+    monkeypatch.undo()
+    before = records(config)
+    assert len(before) == 3 and all(row["error"] is None for row in before)
+    # Both ways answer alike, so the plain one may go on.
+    config.stream = False
+    assert generate(config) == 0
+    assert len(records(config)) == 5
+    assert [row for row in records(config) if row["batch"] == 1 and row in before] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(torch.OutOfMemoryError("CUDA out of memory."), CapacityError), (KeyError("x"), KeyError)],
+)
+def test_an_error_that_is_no_row_s_own_ends_a_stream(config, monkeypatch, error, expected):
+    def fails(self, questions):
+        raise error
+
+    monkeypatch.setattr(SpeechToSpeechPipeline, "encode_questions", fails)
+    config.stream = True
+    with pytest.raises(expected):
+        generate(config)
+    assert records(config) == []
+
+
 def test_failed_rows_and_lost_wavs_are_answered_again(config, tmp_path):
     add_line(config, spoken_row("late", "late.wav"))
     save_audio(tmp_path / "data" / "late.wav", noise(9, 0.4), RATE_HZ)

@@ -136,7 +136,7 @@ def test_wrong_outputs_are_refused_before_models_are_loaded(home, tmp_path, caps
     assert generate.main(overrides(home, "stream=true", "output=a.flac")) == 2
     assert "a stream is written as .wav, or as raw samples to -" in capsys.readouterr().err
     assert generate.main(["manifest=x.jsonl", "output=-"]) == 2
-    assert "a stream is of one answer, and a manifest has many" in capsys.readouterr().err
+    assert "output=- streams one answer, and a manifest has many" in capsys.readouterr().err
     assert (
         generate.main(
             [
