@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -112,8 +112,8 @@ def _length(text: str) -> int:
 
 def segments_of(
     cutting: Cutting, ids: Sequence[int], states: Tensor, text_of: Callable[[Sequence[int]], str]
-) -> list[Segment]:
-    """Return the segments of a complete answer.
+) -> Iterator[Segment]:
+    """Yield the segments of a complete answer.
 
     Args:
         cutting: of this answer, at its beginning.
@@ -121,5 +121,8 @@ def segments_of(
         states: [S, H], which predicted them.
         text_of: turns token ids into text.
     """
-    found = [cutting.push(state, text_of(ids[: number + 1])) for number, state in enumerate(states)]
-    return [segment for segment in (*found, cutting.flush()) if segment is not None]
+    for number, state in enumerate(states):
+        if (segment := cutting.push(state, text_of(ids[: number + 1]))) is not None:
+            yield segment
+    if (segment := cutting.flush()) is not None:
+        yield segment

@@ -24,6 +24,11 @@ class Milestones:
     _begun_s: float = field(default_factory=time.perf_counter)
     _played_s: float = 0.0  # when a player has played all samples so far
 
+    @property
+    def is_audible(self) -> bool:
+        """Whether there was an audible sample."""
+        return "first_audible" in self.seconds
+
     def mark(self, name: str) -> None:
         """Note that something was reached; later times of one name do not count."""
         if name not in self.seconds:
@@ -34,10 +39,8 @@ class Milestones:
         self.mark("first_audio")
         begins_s = max(self._played_s, self._now_s())
         self._played_s = begins_s + len(samples) / rate_hz
-        if "first_audible" in self.seconds:
-            return
         loud = (samples.abs() > AUDIBLE).nonzero()
-        if len(loud):
+        if len(loud) and not self.is_audible:
             self.seconds["first_audible"] = round(begins_s + int(loud[0]) / rate_hz, 4)
 
     def _now_s(self) -> float:

@@ -37,6 +37,7 @@ from echox.inference.cutting import (
     StateCutting,
     segments_of,
 )
+from echox.inference.speech_stream import SpeechParts
 from echox.inference.tts import TTSPipeline, UnitSynthesizer
 from echox.models.echo import EchoBase, EchoModel
 from echox.models.frozen import halve_frozen
@@ -118,6 +119,13 @@ class SpeechToSpeechPipeline(Pipeline):
         # Cached properties, because an engine copies weights: answers in text alone need none.
         with self.autocast():
             return self.require_echo().decode_engine(self.max_tokens)
+
+    @cached_property
+    def speech_parts(self) -> SpeechParts:
+        """What the streams of all answers share."""
+        echo, codec = self.require_echo(), self.require_codec()
+        joins = echo.joins_segments and codec.streams
+        return SpeechParts(echo, self.unit_engine, codec, self.bf16, joins)
 
     def require_text_engine(self) -> DecodeEngine[BackboneSteps]:
         """Return the decode engine of all answers' text, where there is one."""

@@ -17,28 +17,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from echox.codecs.base import DecodeState
 from echox.core.errors import EchoxError, SignalError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
-from echox.core.signals import Units
 from echox.inference.answers import Answer, Piece, Question, Transcript, cut_of, refuse_unanswerable
 from echox.inference.cutting import Cutting
 from echox.inference.milestones import Milestones
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.speech_stream import UNIT_STEPS, SpeechStream
 from echox.inference.text_stream import NoText, TextStream, text_stream
-from echox.models.echo import NOT_FINITE as UNITS_NOT_FINITE
 from echox.models.segmenting import Segment, SegmentsConfig, spans_of
 
 log = logging.getLogger(__name__)
 
 UNEXPECTED = "the answer could not be generated; the log says why"
-# Seconds of a chunk that the codec decodes: few at first, so that speech begins early; once there
-# is speech each is twice as long as the one before, because its context is decoded every time.
-FIRST_S = 0.3
-DOUBLINGS = 3
-# Steps of the unit decoder for one of the language model, which is many times as large.
-UNIT_STEPS = 16
-EXPAND_EVERY = 8  # steps of a segment after which its units are looked at again
 
 
 @torch.no_grad()
@@ -130,9 +121,8 @@ class AnswerStreams:
         self._waiting = deque(each for each in self._waiting if each[0] != number)
         if (answering := self._answers.pop(number, None)) is not None:
             answering.text.cancel()
-            if answering.segments:
-                tickets = [segment.ticket for segment in answering.segments]
-                self.pipeline.unit_engine.cancel(tickets)
+            if answering.speech is not None:
+                answering.speech.cancel()
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Piece]]:
@@ -182,24 +172,20 @@ class AnswerStreams:
         rows = zip(prompted.embeddings, prompted.mask, encoded.transcripts, strict=True)
         for (number, asked), (prompt, mask, transcript) in zip(waiting, rows):
             answers = pipeline.answers(transcript)
-            cutting = pipeline.cutting(self.segments) if answers and asked.speak else None
+            milestones, speech, cutting = asked.milestones, None, None
+            milestones.mark("encoded")
+            if answers and asked.speak:
+                speech = SpeechStream(pipeline.speech_parts, milestones)
+                cutting = pipeline.cutting(self.segments)
             text = text_stream(pipeline, prompt, mask, asked.max_tokens) if answers else NoText()
-            asked.milestones.mark("encoded")
-            self._answers[number] = _Answering(
-                text, cutting, transcript, self._first_chunk, asked.milestones
-            )
-
-    @property
-    def _first_chunk(self) -> int:
-        """Units of an answer's first chunk, frame after frame with several codebooks."""
-        codec = self.pipeline.codec
-        return 1 if codec is None else max(1, round(FIRST_S * codec.unit_rate_hz)) * codec.codebooks
+            self._answers[number] = _Answering(text, transcript, milestones, speech, cutting)
 
     def _advance_engines(self) -> None:
         """Take a step of the language model, and some of the unit decoder."""
         if any(answering.text.uses_engine for answering in self._answers.values()):
             self.pipeline.require_text_engine().advance()
-        if any(answering.segments for answering in self._answers.values()):
+        speeches = [answering.speech for answering in self._answers.values()]
+        if any(speech is not None and speech.open_segments for speech in speeches):
             for _ in range(UNIT_STEPS):
                 if not self.pipeline.unit_engine.advance():
                     break
@@ -207,13 +193,11 @@ class AnswerStreams:
     def _progress(self, answering: _Answering) -> Iterator[Piece]:
         """Take what the engines have of one answer and pass it on."""
         yield from self._take_text(answering)
-        self._take_units(answering)
-        # One chunk a step, so that it is played while the next one is made.
-        chunk = answering.next_chunk()
-        if chunk is not None and len(samples := self._decode(answering, *chunk)):
-            answering.chunks += 1
-            answering.milestones.play(samples, self.pipeline.require_codec().rate_hz)
-            first = answering.samples - len(samples)
+        if answering.speech is None:
+            return
+        samples = answering.speech.next_samples()
+        if samples is not None:
+            first = answering.speech.samples - len(samples)
             yield Piece(answering.written, samples, first, answering.transcript.text)
 
     def _take_text(self, answering: _Answering) -> Iterator[Piece]:
@@ -225,15 +209,16 @@ class AnswerStreams:
             answering.milestones.mark("first_text")
             yield Piece(answering.written, heard=answering.transcript.text)
             if answering.cutting is not None:
-                self._ask_for_units(answering, answering.cutting.push(state, answering.written))
+                self._speak(answering, answering.cutting.push(state, answering.written))
         if answering.text.ended and answering.cutting is not None:
-            self._ask_for_units(answering, answering.cutting.flush())
+            self._speak(answering, answering.cutting.flush())
             answering.cutting = None
+            if answering.speech is not None:
+                answering.speech.finish()
 
-    def _ask_for_units(self, answering: _Answering, segment: Segment | None) -> None:
-        if segment is None:
+    def _speak(self, answering: _Answering, segment: Segment | None) -> None:
+        if segment is None or answering.speech is None:
             return
-        answering.milestones.mark("first_segment")
         pipeline, device = self.pipeline, self.pipeline.device
         # One segment of all states so far: its positions are those of the answer.
         span = spans_of([(0, segment.start, segment.end)], device)
@@ -245,65 +230,20 @@ class AnswerStreams:
                 hidden, span, text=text, steps=engine.steps
             )
         for request in requests.values():
-            answering.segments.append(_SegmentUnits(engine.add(request)))
-
-    def _take_units(self, answering: _Answering) -> None:
-        """Take the units of the first segment that is not finished, and of those behind it."""
-        pipeline = self.pipeline
-        while answering.segments:
-            segment = answering.segments[0]
-            progress = pipeline.unit_engine.progress(segment.ticket, len(segment.tokens))
-            segment.tokens += list(progress.tokens)
-            if progress.failed:
-                raise SignalError(UNITS_NOT_FINITE.format("of this answer"))
-            # Expanded only where a chunk may be complete: every expansion begins at the front.
-            if progress.ended or len(segment.tokens) >= segment.expand_from:
-                tokens = torch.stack(segment.tokens) if segment.tokens else progress.tokens
-                unit_tokens = pipeline.require_echo().unit_tokens_in(tokens, ended=progress.ended)
-                segment.is_cut = unit_tokens.is_cut
-                units = pipeline.require_codec().units_of(unit_tokens)
-                answering.pending += units[segment.given :]
-                answering.units += units[segment.given :]
-                if answering.units:
-                    answering.milestones.mark("first_unit")
-                segment.given = len(units)
-                segment.expand_from = len(segment.tokens) + EXPAND_EVERY
-            if not progress.ended:
-                return
-            answering.is_speech_cut |= segment.is_cut
-            answering.segments.popleft()
-            if not self._joins_segments:
-                answering.borders.append(len(answering.units))
-
-    @property
-    def _joins_segments(self) -> bool:
-        """Whether the codec decodes the units of all segments as one stream."""
-        pipeline = self.pipeline
-        return pipeline.require_echo().joins_segments and pipeline.require_codec().streams
-
-    def _decode(self, answering: _Answering, units: list[int], last: bool) -> Tensor:
-        """Decode a chunk of units to samples [T], float32 on the CPU."""
-        pipeline, codec = self.pipeline, self.pipeline.require_codec()
-        rows = Units.of_rows([units], codec.codebooks, pipeline.device)
-        with pipeline.autocast():
-            wave, state = codec.decode_chunk(rows, answering.codec_state, last=last)
-        samples = wave.samples[0, : int(wave.lengths[0])].float().cpu()
-        answering.codec_state = None if last else state
-        answering.samples += len(samples)
-        return samples
+            answering.speech.add(request)
 
     def _last_piece(self, answering: _Answering) -> Piece:
-        codec = self.pipeline.codec
+        codec, speech = self.pipeline.codec, answering.speech
         answering.milestones.mark("done")
         answer = Answer(
             text=answering.written,
             token_ids=tuple(answering.tokens),
             heard=answering.transcript.text,
             heard_ids=answering.transcript.ids,
-            units=tuple(answering.units),
+            units=() if speech is None else tuple(speech.units),
             codebooks=1 if codec is None else codec.codebooks,
             timings_s=answering.milestones.seconds,
-            cut=cut_of(answering.text.is_cut, answering.is_speech_cut),
+            cut=cut_of(answering.text.is_cut, speech is not None and speech.is_cut),
             unheard=answering.transcript.unheard,
         )
         return Piece(answering.written, heard=answering.transcript.text, answer=answer)
@@ -320,54 +260,19 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(slots=True)
-class _SegmentUnits:
-    """The units of one segment, as far as they are decoded."""
-
-    ticket: int
-    tokens: list[Tensor] = field(default_factory=list)  # each [K]
-    given: int = 0  # units that were passed on
-    expand_from: int = 1  # tokens from which units are looked for again
-    is_cut: bool = False  # whether their end is not there
-
-
-@dataclass(slots=True)
 class _Answering:
     """One answer on its way."""
 
     text: TextStream
-    cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
     transcript: Transcript
-    first_chunk: int  # units
     milestones: Milestones
+    speech: SpeechStream | None  # None where nothing is synthesized
+    cutting: Cutting | None  # None where nothing is synthesized, or the text has ended
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)  # each [H]
     written: str = ""
-    segments: deque[_SegmentUnits] = field(default_factory=deque)  # not finished, in order
-    units: list[int] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)  # units that the codec has not seen
-    borders: deque[int] = field(default_factory=deque)  # units before which a codec begins anew
-    codec_state: DecodeState | None = None
-    is_speech_cut: bool = False  # whether the limit cut a segment
-    samples: int = 0  # that were given
-    chunks: int = 0  # that gave samples
-    is_complete: bool = False
 
-    def next_chunk(self) -> tuple[list[int], bool] | None:
-        """Return the units that the codec decodes next, and whether its stream ends with them."""
-        if self.borders:
-            seen = len(self.units) - len(self.pending)
-            return self._taken(self.borders.popleft() - seen), True
-        size = self.first_chunk * 2 ** min(self.chunks, DOUBLINGS)
-        has_ended = self.text.ended and self.cutting is None and not self.segments
-        if not has_ended:
-            return (self._taken(size), False) if len(self.pending) >= size else None
-        if len(self.pending) > size:
-            return self._taken(size), False
-        self.is_complete = True
-        # Also with nothing pending: the codec may hold samples back.
-        is_open = bool(self.pending) or self.codec_state is not None
-        return (self._taken(size), True) if is_open else None
-
-    def _taken(self, size: int) -> list[int]:
-        taken, self.pending = self.pending[:size], self.pending[size:]
-        return taken
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing follows."""
+        return self.text.ended if self.speech is None else self.speech.is_complete

@@ -15,6 +15,8 @@ from echox.core.signals import Units, padded
 from echox.decoding import DecodeEngine
 from echox.inference.answers import Answer, Clock, cut_of
 from echox.inference.cutting import PauseCutting, PauseRule, segments_of
+from echox.inference.milestones import Milestones
+from echox.inference.speech_stream import UNIT_STEPS, SpeechParts, SpeechStream
 from echox.models.denoising import T2CModel
 from echox.models.unit_generation import UnitTokens, unit_decode_engine
 
@@ -142,21 +144,44 @@ class TTSPipeline:
         Raises:
             SignalError: the unit decoder's scores are NaN or infinite.
         """
-        ids, codec, state = self.backbone.tokenize(text), self.codec, None
-        states = torch.zeros(len(ids), 1)
-        segments = segments_of(
-            PauseCutting(PauseRule()), ids, states, lambda ids: self.backbone.detokenize(list(ids))
-        )
-        clock = Clock(self.device)
-        for number, segment in enumerate(segments):
-            row = tuple(ids[segment.start : segment.end])
-            units = codec.units_of(self._generate_unit_tokens([row], clock)[0])
-            chunk = Units.of_rows([units], codec.codebooks, self.device)
-            last = number == len(segments) - 1
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                wave, state = codec.decode_chunk(chunk, state, last=last)
-            if length := int(wave.lengths[0]):
-                yield wave.samples[0, :length].float().cpu()
+        engine, codec = self.unit_engine, self.codec
+        parts = SpeechParts(self.model, engine, codec, self.bf16, codec.streams)
+        speech, rows = SpeechStream(parts, Milestones()), self._segments(text)
+        try:
+            while not speech.is_complete:
+                # The next segment beside one that speaks already: the first chunk waits for none.
+                if speech.open_segments < (2 if speech.samples else 1):
+                    self._add_next(speech, rows)
+                for _ in range(UNIT_STEPS):
+                    engine.advance()
+                if (samples := speech.next_samples()) is not None:
+                    yield samples
+        finally:
+            speech.cancel()
+
+    def _segments(self, text: str) -> Iterator[list[int]]:
+        """The token ids of each segment of a text, found as they are asked for."""
+        ids = self.backbone.tokenize(text)
+        nothing = torch.zeros(len(ids), 0)  # of hidden states, which a pause needs none of
+        cutting = PauseCutting(PauseRule())
+        for segment in segments_of(cutting, ids, nothing, self._text_of):
+            yield ids[segment.start : segment.end]
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return self.backbone.detokenize(list(ids))
+
+    def _add_next(self, speech: SpeechStream, rows: Iterator[list[int]]) -> None:
+        """Begin the next segment of a text, if there is one."""
+        row = next(rows, None)
+        if row is None:
+            speech.finish()
+            return
+        ids = torch.tensor([row], device=self.device)
+        lengths = torch.tensor([len(row)], device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            requests = self.model.requests(ids, lengths, MAX_STEPS, self.unit_engine.steps)
+        for request in requests.values():
+            speech.add(request)
 
     def _generate_unit_tokens(self, ids: list[tuple[int, ...]], clock: Clock) -> list[UnitTokens]:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

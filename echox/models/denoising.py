@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from echox.backbones.base import Backbone
 from echox.core.config import refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
-from echox.decoding import DecodeEngine
+from echox.decoding import DecodeEngine, Request
 from echox.models.spelling import TextRows
 from echox.models.unit_decoder import UnitDecoder, UnitDecoderConfig
-from echox.models.unit_generation import UnitTokens, generate_targets, generate_unit_tokens
+from echox.models.unit_generation import (
+    UnitDecoderSteps,
+    UnitTokens,
+    generate_targets,
+    generate_unit_tokens,
+    target_of,
+    target_requests,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -163,6 +170,27 @@ class T2CModel(nn.Module):
             SignalError: a text is too long for the engine, or scores are NaN or infinite.
         """
         return generate_unit_tokens(self.decoder, self.rows(ids), lengths, max_steps, engine)
+
+    def requests(
+        self, ids: Tensor, lengths: Tensor, max_steps: int, steps: UnitDecoderSteps
+    ) -> dict[int, Request]:
+        """Return a request for the unit tokens of each text that has tokens, by its row.
+
+        Args:
+            ids, lengths, max_steps: as in `speak`.
+            steps: of the engine that takes the requests.
+        """
+        return target_requests(steps, self.rows(ids), lengths, max_steps)
+
+    def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> UnitTokens:
+        """Return the unit tokens that decoded tokens stand for, marks removed.
+
+        Args:
+            tokens: [T, K] of a text, all or the first of them.
+            ended: all of them are there. Otherwise the result is a beginning of that of all.
+        """
+        target = target_of(self.decoder, tokens.tolist())
+        return UnitTokens(self.decoder.unit_tokens_in(target), target.is_cut)
 
     def targets(
         self,

@@ -19,7 +19,6 @@ from echox.models.unit_generation import (
     SLOTS,
     UnitDecoderSteps,
     UnitTokens,
-    target_of,
     target_requests,
     unit_decode_engine,
 )
@@ -239,9 +238,7 @@ class EchoModel(EchoBase):
 
     def unit_tokens_in(self, tokens: Tensor, *, ended: bool) -> UnitTokens:
         """Return the unit tokens without marks; see `EchoBase.unit_tokens_in`."""
-        decoder = self.voice.decoder
-        target = target_of(decoder, tokens.tolist())
-        return UnitTokens(decoder.unit_tokens_in(target), target.is_cut)
+        return self.voice.unit_tokens_in(tokens, ended=ended)
 
 
 class Teacher(nn.Module):

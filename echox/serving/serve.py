@@ -6,11 +6,14 @@ import sys
 
 import torch
 
+from echox.backbones.base import Turn
 from echox.core.errors import ConfigError
 from echox.core.packages import SERVE_PACKAGES, require
 from echox.core.progress import waiting
+from echox.inference.answers import USER, Question
 from echox.inference.load import load_answering
 from echox.inference.pipeline import SpeechToSpeechPipeline
+from echox.inference.streaming import stream
 from echox.serving.access import Access
 from echox.serving.config import ServeConfig
 
@@ -40,8 +43,11 @@ def serve(config: ServeConfig) -> None:
 
 
 def warm_up(pipeline: SpeechToSpeechPipeline) -> None:
-    """Answer a second of silence, so that the first question does not wait for engines."""
+    """Run every part once, so that the first question does not wait for engines and kernels."""
+    # Encoded, and not answered, for it is silent.
     pipeline.answer([torch.zeros(pipeline.rate_hz)])
+    for _ in stream(pipeline, Question((Turn(USER, "Hello."),))):
+        pass
 
 
 def _run(pipeline: SpeechToSpeechPipeline, config: ServeConfig, *, has_key: bool) -> None:

@@ -52,10 +52,15 @@ class SpeechRequest:
         """Yield the audio as it is made; of flac, which has no streams, all at the end."""
         rate_hz, samples = tts.codec.rate_hz, tts.stream(self.text)
         if self.format == "flac":
-            yield encoded_audio(torch.cat(list(samples)), rate_hz, "flac")
+            yield encoded_audio(torch.cat([torch.zeros(0), *samples]), rate_hz, "flac")
         elif self.format == "wav":
-            yield wav_header(rate_hz)
-            yield from (encoded(chunk, Encoding.pcm16) for chunk in samples)
+            # With the first samples: a fault is known before anything is sent.
+            header = wav_header(rate_hz)
+            for chunk in samples:
+                yield header + encoded(chunk, Encoding.pcm16)
+                header = b""
+            if header:
+                yield header
         else:
             yield from _resampled(samples, rate_hz)
 

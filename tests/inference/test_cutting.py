@@ -8,11 +8,13 @@ from echox.inference.cutting import PauseCutting, PauseRule, segments_of
 
 def segments(tokens, least=12, most=24):
     """The texts of the segments of an answer that is given token by token."""
-    found = segments_of(
-        PauseCutting(PauseRule(least=least, most=most)),
-        range(len(tokens)),
-        torch.zeros(len(tokens), 1),
-        lambda ids: "".join(tokens[: len(ids)]),
+    found = list(
+        segments_of(
+            PauseCutting(PauseRule(least=least, most=most)),
+            range(len(tokens)),
+            torch.zeros(len(tokens), 1),
+            lambda ids: "".join(tokens[: len(ids)]),
+        )
     )
     ends = [0, *(segment.end for segment in found)]
     assert [segment.start for segment in found] == ends[:-1]

@@ -6,12 +6,14 @@ from tiny_run import noise, write_run
 
 from echox.backbones.base import Turn
 from echox.core.errors import SignalError
-from echox.inference import streaming
-from echox.inference.answers import USER, Question
+from echox.core.signals import Units, Waveform
+from echox.inference import speech_stream
+from echox.inference.answers import USER, Clock, Question
 from echox.inference.load import load_pipeline
 from echox.inference.streaming import AnswerStreams, stream
 from echox.models import echo
 from echox.models.segmenting import Cutter, SegmentRule, SegmentsConfig
+from echox.serving.serve import warm_up
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ CUTS = SegmentsConfig(rule=SegmentRule(threshold=-1.0, window=1))
 def cut_pipeline(pipeline, monkeypatch):
     """The pipeline with answers in several segments, and a first chunk of few units."""
     monkeypatch.setattr(pipeline, "segments", CUTS)
-    monkeypatch.setattr(streaming, "FIRST_S", 0.04)
+    monkeypatch.setattr(speech_stream, "FIRST_S", 0.04)
     return pipeline
 
 
@@ -57,7 +59,7 @@ def check_equal(pieces, whole):
 
 @pytest.mark.parametrize("place", ["pipeline", "checkpoint", "argument"])
 def test_a_stream_is_the_whole_answer(pipeline, monkeypatch, place):
-    monkeypatch.setattr(streaming, "FIRST_S", 0.04)
+    monkeypatch.setattr(speech_stream, "FIRST_S", 0.04)
     monkeypatch.setattr(pipeline, "segments", CUTS if place != "checkpoint" else None)
     if place == "checkpoint":
         monkeypatch.setattr(pipeline.echo, "cutter", Cutter(CUTS, pipeline.backbone))
@@ -181,6 +183,7 @@ def test_what_began_before_the_one_that_failed_begins_once(cut_pipeline, monkeyp
 def test_a_codec_that_needs_all_units_speaks_segment_by_segment(cut_pipeline, monkeypatch):
     whole = cut_pipeline.reply([question()])[0]
     monkeypatch.setattr(cut_pipeline.codec, "streams", False)
+    monkeypatch.delitem(vars(cut_pipeline), "speech_parts", raising=False)
     pieces = list(stream(cut_pipeline, question()))
     assert pieces[-1].answer.units == whole.units
     assert sum(piece.samples is not None for piece in pieces) > 1
@@ -224,3 +227,53 @@ def test_what_cannot_be_answered_is_one_sentence(pipeline):
         "shorten its audio or text",
     ):
         pipeline.reply([Question((Turn(USER, "a" * 2100),))])
+
+
+def test_a_text_is_spoken_before_its_units_are_complete(pipeline, monkeypatch):
+    monkeypatch.setattr(speech_stream, "FIRST_S", 0.04)
+    text = "It is Paris, the capital of all of France, on the Seine."
+    tts = pipeline.tts
+    rows = [tuple(row) for row in tts._segments(text)]
+    assert len(rows) == 2 and list(sum(rows, ())) == pipeline.backbone.tokenize(text)
+    unit_tokens = tts._generate_unit_tokens(rows, Clock(pipeline.device))
+    units = pipeline.codec.units_of(sum(unit_tokens, []))
+    chunks = tts.stream(text)
+    spoken = [next(chunks)]
+    assert not pipeline.unit_engine.is_idle
+    spoken += chunks
+    whole = pipeline.codec.decode(Units.of_rows([units], 1)).samples[0]
+    assert len(spoken) > 2 and torch.allclose(torch.cat(spoken), whole, atol=1e-5)
+
+
+def test_chunks_grow_once_there_is_something_to_hear(pipeline, monkeypatch):
+    monkeypatch.setattr(speech_stream, "FIRST_S", 0.04)
+    decode_chunk, sizes = type(pipeline.codec).decode_chunk, []
+
+    def quiet_at_first(codec, units, state=None, *, last):
+        wave, state = decode_chunk(codec, units, state, last=last)
+        sizes.append(units.ids.shape[1])
+        quiet = len(sizes) < heard_from
+        return Waveform(wave.samples * (not quiet), wave.lengths, wave.rate_hz), state
+
+    monkeypatch.setattr(type(pipeline.codec), "decode_chunk", quiet_at_first)
+    text, heard_from = "It is Paris, the capital of all of France, on the Seine.", 20
+    list(pipeline.tts.stream(text))
+    first, grown = sizes[0], sizes[20:24]
+    assert set(sizes[:20]) == {first} and grown[:3] == [2 * first, 4 * first, 8 * first]
+
+
+def test_a_text_that_is_left_frees_its_slots(pipeline, monkeypatch):
+    monkeypatch.setattr(speech_stream, "FIRST_S", 0.04)
+    chunks = pipeline.tts.stream("It is Paris, the capital of all of France, on the Seine.")
+    next(chunks)
+    chunks.close()
+    assert pipeline.unit_engine.is_idle
+
+
+def test_warming_up_builds_all_engines(pipeline):
+    for name in ("text_engine", "unit_engine"):
+        vars(pipeline).pop(name, None)
+    vars(pipeline).pop("speech_parts", None)
+    vars(pipeline).pop("tts", None)
+    warm_up(pipeline)
+    assert {"text_engine", "unit_engine"} <= set(vars(pipeline))
