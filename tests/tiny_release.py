@@ -12,8 +12,8 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
+from echox.models.compatibility import RELEASE, Compatibility
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.compatibility import RELEASE, Compatibility
 from echox.models.release.export import release_tensors, write_release
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX

@@ -16,9 +16,9 @@ from echox.core.errors import CheckpointError, ConfigError, EchoxError, SignalEr
 from echox.core.signals import Batch, Features, last_positions
 from echox.criteria.base import CRITERIA
 from echox.decoding.greedy_text import greedy_text
+from echox.models.compatibility import PAPER, RELEASE
 from echox.models.release import train_forward
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.compatibility import PAPER, RELEASE
 from echox.models.release.ctc import restricted_ctc_scores
 from echox.models.release.export import release_tensors, write_release
 from echox.models.release.folder import build, files_beside, is_release, read_release

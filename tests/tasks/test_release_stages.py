@@ -13,7 +13,7 @@ from echox.core.errors import ManifestError, SignalError
 from echox.criteria.base import CRITERIA
 from echox.data.audio import load_audio, save_audio
 from echox.encoders.whisper import WhisperConfig
-from echox.models.release.compatibility import FORM
+from echox.models.compatibility import FORM
 from echox.models.release.folder import read_release
 from echox.pipeline.plugins import discover
 from echox.tasks.base import TASKS, Parts, StageContext

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from echox.core.errors import ConfigError
 from echox.core.signals import Features, valid_mask
+from echox.models.compatibility import PAPER, Compatibility
 from echox.models.look_back import look_back
-from echox.models.release.compatibility import PAPER, Compatibility
 from echox.models.speech_adapter import alignment_layers, runs, stacked, tokens_by_window
 
 # Frames scored against the vocabulary at a time: 130 MB of float32 at 128,257 tokens.

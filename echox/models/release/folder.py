@@ -25,9 +25,9 @@ from torch import Tensor
 from echox.assets.tensors import StoredTensors, specs_of
 from echox.core.checkpoint import META
 from echox.core.errors import CheckpointError
+from echox.models.compatibility import Compatibility, form_of
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
 from echox.models.release.causal import restore_rotary
-from echox.models.release.compatibility import Compatibility, form_of
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.names import (

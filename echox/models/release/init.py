@@ -15,8 +15,8 @@ from torch import Tensor
 from echox.assets.loading import loading
 from echox.assets.tensors import LazyTensors, Spec, StoredTensors
 from echox.core.errors import ConfigError
+from echox.models.compatibility import PAPER, with_form
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.compatibility import PAPER, with_form
 from echox.models.release.export import write_release
 from echox.models.release.folder import weight_files
 from echox.models.release.names import EMBEDDING, HEAD, TEXT_ROWS, their_name

@@ -16,9 +16,9 @@ from echox.core.signals import Features, padded
 from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText
 from echox.encoders.base import Encoder
+from echox.models.compatibility import Compatibility
 from echox.models.release.adapter import ShrinkingAdapter
 from echox.models.release.causal import Prompt
-from echox.models.release.compatibility import Compatibility
 from echox.models.release.hearing import windowed
 from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens

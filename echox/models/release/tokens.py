@@ -14,7 +14,7 @@ import transformers
 
 from echox.backbones.base import Turn
 from echox.core.errors import CheckpointError, SignalError
-from echox.models.release.compatibility import Compatibility
+from echox.models.compatibility import Compatibility
 from echox.models.speech_llm import IGNORE
 
 SYSTEM = (

@@ -12,7 +12,7 @@ from echox.assets.shapes import UNTRAINED
 from echox.assets.tensors import LazyTensors, Spec, specs_of
 from echox.backbones.base import LoraConfig, add_lora
 from echox.core.errors import ConfigError
-from echox.models.release.compatibility import Compatibility, with_form
+from echox.models.compatibility import Compatibility, with_form
 from echox.models.release.folder import build, outline, read_release
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.names import DENOISER, their_name

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from echox.assets.shapes import SHAPES as LANGUAGE_SHAPES
 from echox.core.config import near
 from echox.core.errors import AssetError
+from echox.models.compatibility import Compatibility
 from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.release.compatibility import Compatibility
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.sizes import llama_config, named_sizes

@@ -15,7 +15,7 @@ from echox.backbones.base import Backbone, LoraConfig
 from echox.codecs.base import Codec
 from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError
-from echox.models.release.compatibility import PAPER, Compatibility, form_of
+from echox.models.compatibility import PAPER, Compatibility, form_of
 from echox.models.release.folder import weights_fingerprint
 from echox.models.release.tokens import UNIT_COUNT
 from echox.models.release.trainable import config_of, is_untrained

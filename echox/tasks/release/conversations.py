@@ -19,7 +19,7 @@ from echox.core.signals import Batch, Waveform
 from echox.data.audio import audio_header
 from echox.data.manifest import Item, Role, Row
 from echox.data.rows import stated_seconds
-from echox.models.release.compatibility import Compatibility
+from echox.models.compatibility import Compatibility
 from echox.models.release.hearing import window_count, windowed
 from echox.models.release.tokens import PROMPT_TOKENS, ReleaseTokens
 from echox.models.speech_llm import IGNORE
