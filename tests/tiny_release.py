@@ -13,7 +13,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.models.compatibility import RELEASE, Compatibility
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.release.adapter import released_adapter
 from echox.models.release.export import release_tensors, write_release
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
@@ -130,12 +130,11 @@ def tiny_whisper(heads: int) -> WhisperModel:
 def tiny_model(tokens: ReleaseTokens, compatibility: Compatibility = RELEASE) -> PublishedEchoX:
     """Random weights with output: audio changes the text, and units are decoded until the end."""
     text = llama_config(CONFIG)
-    shape = AdapterShape.of(CONFIG, tokens.audio_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         translator = UnitTranslator(llama_config(CONFIG), 16, VOCABULARY, UNIT_TOKENS, 24)
         model = PublishedEchoX(
-            ShrinkingAdapter(shape, compatibility),
+            released_adapter(CONFIG, tokens.audio_id, compatibility),
             LanguageModel(text, tokens),
             translator,
             tokens,

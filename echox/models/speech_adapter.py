@@ -1,4 +1,8 @@
-"""The speech adapter: encoder frames -> a few vectors in the space of the LLM's embeddings."""
+"""The speech adapter: encoder frames -> a few vectors in the space of the LLM's embeddings.
+
+One class for what is trained here and for the EchoX and Soundwave releases, by named settings:
+those of `SpeechAdapterConfig` and of `Compatibility`.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echox.core.config import refuse_below, refuse_no_share
+from echox.core.config import left_out, refuse_below, refuse_no_share
 from echox.core.errors import ConfigError
 from echox.core.signals import Features, valid_mask
+from echox.models.compatibility import PAPER, Compatibility
+from echox.models.frame_runs import gather_kept, run_means, runs, tokens_by_window
 from echox.models.look_back import look_back
 from echox.models.spelling import NgramRows
 
 # Added to a score it leaves the class no probability, and it is finite in float16.
 IMPOSSIBLE = -1e4
+# Frames scored against a language model's vocabulary at a time: 130 MB of float32 at 128,257
+# tokens.
+CTC_SLICE_FRAMES = 256
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +63,11 @@ class SpeechAdapterConfig:
     own examples."""
     keep_blanks: bool = False
     """Keep one frame of every run of CTC blanks too, as the EchoX release does."""
+    positions: bool = left_out(True)
+    """Tell frames their place in the clip by a convolution; the EchoX release does not."""
+    first_frames: bool = left_out(False)
+    """Begin each kept vector at its run's first frame, and normalise it after the look-back, as the
+    EchoX release does; `expected_text` has no effect then."""
 
     def __post_init__(self) -> None:
         refuse_below(self, 1, "heads", "feed_forward")
@@ -71,12 +85,26 @@ class SpeechAdapterConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSizes:
+    """Sizes of an adapter that follow from the parts that it joins."""
+
+    feature_dim: int  # channels D of an encoder frame
+    width: int  # channels H of the language model
+    classes: int  # C that CTC tells apart, the blank among them
+    blank: int  # the blank's class
+    feed_forward: int  # channels inside the alignment layers
+
+
 @dataclass(frozen=True, slots=True)
 class AdaptedSpeech:
     """The adapter's result for a batch of clips."""
 
-    ctc_logits: Tensor  # [B, F, C]: C-1 tokens, the blank last
+    frames: Tensor  # [B, F, H] aligned frames, before shrinking
     frame_lengths: Tensor  # [B] adapter frames
+    ctc_logits: Tensor  # [B, F, C]; without classes (C is 0) over a language model's vocabulary
+    tokens: Tensor  # [B, F] the likeliest class of each frame
+    kept: Tensor  # bool [B, F] the first frame of each run that has a vector
     vectors: Tensor  # [B, L, H] for the backbone, right-padded
     lengths: Tensor  # [B] vectors
 
@@ -89,13 +117,13 @@ class SpeechAdapter(nn.Module):
     embedding expected under the run's CTC posterior plus the attention's output: the language model
     reads embeddings of its own tokens, and the residual carries what words do not say. With
     `expected_text` off it is the papers' mean frame plus look-back, and the language model has to
-    learn a new input space.
+    learn a new input space. With `first_frames` it is the release's first frame, so too.
 
     Source: the shrinking adapter of Soundwave (arXiv:2502.12900) and EchoX (arXiv:2509.09174);
     posterior times embedding table is ours.
     """
 
-    token_ids: Tensor
+    token_ids: Tensor  # these two are there where CTC has classes of its own alone
     token_rows: Tensor
 
     # Parts as reports name them -> the modules that they are.
@@ -111,42 +139,53 @@ class SpeechAdapter(nn.Module):
     def __init__(
         self,
         config: SpeechAdapterConfig,
-        feature_dim: int,
-        token_ids: Tensor,
-        token_rows: Tensor,
+        sizes: AdapterSizes,
+        token_ids: Tensor | None = None,
+        token_rows: Tensor | None = None,
         token_texts: Sequence[str] = (),
+        compatibility: Compatibility = PAPER,
     ) -> None:
-        """Build the layers; the CTC head starts from the LLM's embeddings, the look-back at zero.
+        """Build the layers.
 
         Args:
             config: shape of the adapter.
-            feature_dim: D, channels of the encoder.
-            token_ids: [C-1] the LLM's tokens that CTC may emit.
-            token_rows: [C-1, H] their embeddings, from which the CTC head starts.
+            sizes: those that follow from encoder and language model.
+            token_ids: [C-1] the LLM's tokens that CTC may emit, the blank last; None is the LLM's
+                whole vocabulary, with the blank among it.
+            token_rows: [C-1, H] their embeddings, from which the CTC head then starts, and the
+                look-back at zero.
             token_texts: their surface strings, a leading space before what begins a word; only
                 `spelling_channels` needs them.
+            compatibility: which of the release's deviations from the paper are computed.
 
         Raises:
             ConfigError: the number of heads does not divide H.
         """
         super().__init__()
-        self.config = config
-        tokens, H = token_rows.shape
-        self.register_buffer("token_ids", token_ids.clone())
+        self.config, self.sizes, self.compatibility = config, sizes, compatibility
+        H, self.blank = sizes.width, sizes.blank
         if H % config.heads:
             raise ConfigError(
                 f"adapter.heads {config.heads} does not divide the language model's width {H}; "
                 "choose a divisor"
             )
-        self.blank = tokens
-        self.projector = nn.Linear(config.stack * feature_dim, H)
-        # Positions by a convolution: they are relative, so a clip may have any length.
-        self.position = nn.Conv1d(H, H, 9, padding=4, groups=config.heads)
-        self.layers = alignment_layers(
-            H, config.heads, config.feed_forward * H, config.dropout, config.layers
+        self.whole_vocabulary = token_ids is None
+        if token_ids is not None:
+            self.register_buffer("token_ids", token_ids.clone())
+        self.projector = nn.Linear(config.stack * sizes.feature_dim, H)
+        self.position: nn.Conv1d | None = None
+        if config.positions:
+            # By a convolution: positions are relative, so a clip may have any length.
+            self.position = nn.Conv1d(H, H, 9, padding=4, groups=config.heads)
+        # Time first, for the reason in `look_back`.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                H, config.heads, sizes.feed_forward, config.dropout, norm_first=True
+            )
+            for _ in range(config.layers)
         )
         self.out_norm = nn.LayerNorm(H)
-        self.ctc_head = nn.Linear(H, tokens + 1)
+        self.ctc_head = nn.Linear(H, sizes.classes, bias=not self.whole_vocabulary)
         self.head_spelling: NgramRows | None = None
         # Cache of `head_rows` with spelling: the weights it was computed from, and the result.
         self._cached_rows: tuple[object, Tensor] | None = None
@@ -155,9 +194,11 @@ class SpeechAdapter(nn.Module):
             self.head_spelling = NgramRows([*token_texts, ""], config.spelling_channels, H)
         self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout)
         self.look_back_norm = nn.LayerNorm(H)
-        # Not in checkpoints: the embeddings come with the language model.
-        self.register_buffer("token_rows", token_rows.detach().float().clone(), persistent=False)
-        self._initialise(token_rows)
+        if token_rows is not None:
+            # Not in checkpoints: the embeddings come with the language model.
+            rows = token_rows.detach().float().clone()
+            self.register_buffer("token_rows", rows, persistent=False)
+            self._initialise(token_rows)
 
     def _initialise(self, token_rows: Tensor) -> None:
         with torch.no_grad():
@@ -179,8 +220,9 @@ class SpeechAdapter(nn.Module):
         """
         modules: list[nn.Module] = []
         if alignment:
-            modules += [self.projector, self.position, self.layers, self.out_norm, self.ctc_head]
-            modules += [] if self.head_spelling is None else [self.head_spelling]
+            modules += [self.projector, self.layers, self.out_norm, self.ctc_head]
+            optional = (self.position, self.head_spelling)
+            modules += [module for module in optional if module is not None]
         if look_back:
             modules += [self.look_back, self.look_back_norm]
         for module in modules:
@@ -189,12 +231,12 @@ class SpeechAdapter(nn.Module):
     def train(self, mode: bool = True) -> SpeechAdapter:
         """Set the mode; an adapter that is frozen as a whole stays in eval mode.
 
-        Without masks or dropout a clip then has a single result.
+        Without masks or dropout a clip then has a single result. The release's keeps its dropout.
         """
         if mode and self.learns_alignment:
             # Fused optimisers do not raise a tensor's version, so the cache would look fresh.
             self._cached_rows = None
-        return super().train(mode and self.learns)
+        return super().train(mode and (self.learns or self.whole_vocabulary))
 
     @property
     def learns(self) -> bool:
@@ -206,22 +248,46 @@ class SpeechAdapter(nn.Module):
         """Whether the part that recognises tokens is trained."""
         return self.ctc_head.weight.requires_grad
 
-    def forward(self, features: Features) -> AdaptedSpeech:
+    def forward(self, features: Features, clip_rows: Tensor | None = None) -> AdaptedSpeech:
         """Shrink clips to vectors; the result of a row depends on its own frames only.
 
         Args:
             features: of B clips; none, as in a batch of typed questions, give empty results.
+            clip_rows: [B] the conversation of each clip. Clips of one conversation are mixed
+                where the release attends over turns, as in its training; None keeps every clip
+                by itself, as in its inference.
         """
         B = len(features.values)
         # Without clips a silent one runs through the layers and is cut off again, so that every
         # weight has a gradient, of zeros, and no layer sees an empty batch.
-        frames, lengths = self.align(features if B else one_silent_clip(features))
-        logits = self.scores(frames)
-        vectors, vector_lengths = self.shrink(frames, logits, lengths)
-        return AdaptedSpeech(logits[:B], lengths[:B], vectors[:B], vector_lengths[:B])
+        clips, clip_rows = (features, clip_rows) if B else (one_silent_clip(features), None)
+        frames, lengths = self.align(clips, clip_rows)
+        if self.whole_vocabulary:
+            # Not kept: scores of all frames would be the largest tensor here.
+            logits, tokens = frames[..., :0], self.best_tokens(frames)
+        else:
+            logits = self.scores(frames)
+            tokens = logits.argmax(-1)
+        kept, vectors = self.shrink(frames, lengths, tokens, logits)
+        speech = (frames, lengths, logits, tokens, kept, vectors, kept.sum(1))
+        return AdaptedSpeech(*(values[:B] for values in speech))
 
-    def align(self, features: Features) -> tuple[Tensor, Tensor]:
+    def align(self, features: Features, clip_rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode features to frames that CTC can score.
+
+        Args:
+            features: [B, F, D].
+            clip_rows: [B] as in `forward`.
+
+        Returns:
+            frames [B, ceil(F / stack), H], and their lengths [B] in frames.
+        """
+        frames, lengths = self.project(features)
+        real = valid_mask(lengths, frames.shape[1])
+        return self.out_norm(self.mix(frames, lengths, clip_rows)) * real[..., None], lengths
+
+    def project(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Stack and project features, and add their positions.
 
         Args:
             features: [B, F, D].
@@ -233,13 +299,44 @@ class SpeechAdapter(nn.Module):
             self.masked(features) if self.training else features, self.config.stack
         )
         frames = self.projector(values)  # [B, N, H]
-        real = valid_mask(lengths, frames.shape[1])
-        frames = frames * real[..., None]  # the projector's bias stands in the padding
-        frames = frames + F.gelu(self.position(frames.transpose(1, 2)).transpose(1, 2))
-        states = frames.transpose(0, 1)  # time first, for the reason in `look_back`
+        # The projector's bias stands in the padding.
+        frames = frames * valid_mask(lengths, frames.shape[1])[..., None]
+        if self.position is not None:
+            frames = frames + F.gelu(self.position(frames.transpose(1, 2)).transpose(1, 2))
+        return frames, lengths
+
+    def mix(self, frames: Tensor, lengths: Tensor, clip_rows: Tensor | None = None) -> Tensor:
+        """Run the alignment layers over time, or over the clips of a conversation.
+
+        Args:
+            frames: [B, F, H] projected frames.
+            lengths: [B] frames.
+            clip_rows: [B] as in `forward`.
+
+        Returns:
+            frames [B, F, H].
+        """
+        if self.compatibility.attend_over_turns:
+            return self._mix_over_turns(frames, lengths, clip_rows)
+        padding = ~valid_mask(lengths, frames.shape[1])
+        states = frames.transpose(0, 1)
         for layer in self.layers:
-            states = layer(states, src_key_padding_mask=~real)
-        return self.out_norm(states.transpose(0, 1)) * real[..., None], lengths
+            states = layer(states, src_key_padding_mask=padding)
+        return states.transpose(0, 1)
+
+    def _mix_over_turns(self, frames: Tensor, lengths: Tensor, clip_rows: Tensor | None) -> Tensor:
+        """Attend at each frame index to the same index of the conversation's other clips."""
+        if clip_rows is None:
+            clip_rows = torch.arange(len(frames), device=frames.device)
+        apart = clip_rows[:, None] != clip_rows[None, :]  # [B, B], True for other conversations
+        valid = valid_mask(lengths, frames.shape[1])
+        # A clip that ends before a frame is no key there. Where all clips of a conversation have
+        # ended none is hidden: softmax over no key at all is NaN.
+        reached = (~apart).float() @ valid.float() > 0  # [B, F]
+        ended = (~valid & reached).T  # [F, B]: the frame axis is the layer's batch axis
+        for layer in self.layers:
+            frames = layer(frames, src_mask=apart, src_key_padding_mask=ended)
+        return frames
 
     def transcripts(
         self, speech: AdaptedSpeech, window: float | None = None
@@ -253,12 +350,19 @@ class SpeechAdapter(nn.Module):
         Returns:
             of each clip its windows, of each window the tokens that begin in it.
         """
-        # CTC's classes are the adapter's own vocabulary, a part of the language model's.
-        best = speech.ctc_logits.argmax(-1)
-        first, _ = runs(best, valid_mask(speech.frame_lengths, best.shape[1]), self.blank)
-        # The blank, which has no token, is never kept.
-        tokens = self.token_ids[best.clamp(max=self.blank - 1)]
-        return tokens_by_window(tokens, first, window and window / self.config.stack)
+        is_text, tokens = speech.kept & (speech.tokens != self.blank), speech.tokens
+        if not self.whole_vocabulary:
+            # CTC's classes are a part of the vocabulary; the blank, the last, has no token.
+            tokens = self.token_ids[tokens.clamp(max=self.blank - 1)]
+        return tokens_by_window(tokens, is_text, window and window / self.config.stack)
+
+    @torch.no_grad()
+    def best_tokens(self, frames: Tensor) -> Tensor:
+        """The likeliest class of each aligned frame: [B, F, H] -> [B, F]."""
+        flat = frames.reshape(-1, frames.shape[-1])
+        # In slices, because the scores of all frames at once would be the largest tensor here.
+        best = [self.scores(part).argmax(-1) for part in flat.split(CTC_SLICE_FRAMES)]
+        return torch.cat(best).reshape(frames.shape[:-1])
 
     def scores(self, frames: Tensor) -> Tensor:
         """CTC logits of frames [..., H]: [..., C], the blank last."""
@@ -336,36 +440,52 @@ class SpeechAdapter(nn.Module):
             values = values * ~inside.any(-1, keepdim=True)
         return dataclasses.replace(features, values=values)
 
-    def shrink(self, frames: Tensor, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def shrink(
+        self, frames: Tensor, lengths: Tensor, tokens: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One vector for each run of frames with the same likeliest token.
 
         Args:
             frames: [B, F, H] as `align` returns them.
-            logits: CTC logits [B, F, C].
             lengths: [B] frames.
+            tokens: [B, F] the likeliest class of each frame.
+            logits: CTC logits [B, F, C]; only `expected_text` reads them.
 
         Returns:
-            vectors [B, L, H], right-padded, and their lengths [B].
+            kept frames, bool [B, F], and their vectors [B, L, H], right-padded.
         """
-        B, N, H = frames.shape
-        real = valid_mask(lengths, N)
-        best = logits.argmax(-1)
+        real = valid_mask(lengths, frames.shape[1])
         # A blank between two runs of one token keeps them apart, as CTC does for repeated tokens.
-        first, run = runs(best, real, None if self.config.keep_blanks else self.blank)
-        counts = first.sum(1)  # [B] runs
-        L = max(1, int(counts.max()))
+        kept, run = runs(tokens, real, None if self.config.keep_blanks else self.blank)
+        if self.config.first_frames:
+            return kept, self._from_first_frames(frames, kept, real)
+        return kept, self._from_means(frames, kept, run, real, logits)
+
+    def _from_first_frames(self, frames: Tensor, kept: Tensor, real: Tensor) -> Tensor:
+        """Vectors [B, L, H] of runs: their first frames plus the look-back, normalised."""
+        # The release hides the dropped frames; the paper recovers what they held.
+        seen = kept if self.compatibility.look_back_at_kept_frames else real
+        queries = gather_kept(frames, kept)
+        return self.look_back_norm(look_back(self.look_back, queries, frames, seen) + queries)
+
+    def _from_means(
+        self, frames: Tensor, kept: Tensor, run: Tensor, real: Tensor, logits: Tensor
+    ) -> Tensor:
+        """Vectors [B, L, H] of runs: their expected text, or mean frames, plus the look-back."""
+        B, N, H = frames.shape
+        L = max(1, int(kept.sum(1).max()))
         seen = self.look_back_norm(frames).to(self.token_rows.dtype)
         queries = run_means(seen, run, L)  # [B, L, H]
         attended = look_back(self.look_back, queries, seen, real)
         if not self.config.expected_text:
-            return queries + attended, counts
+            return queries + attended
         # Only over frames in a run: most frames are blanks, and a vocabulary is wide.
         in_run = run >= 0
         posterior = logits[in_run][:, : self.blank].float().softmax(-1)  # [frames in runs, C-1]
         expected = posterior.to(self.token_rows.dtype) @ self.token_rows
         text = expected.new_zeros(B, N, H)
         text[in_run] = expected
-        return run_means(text, run, L) + attended, counts
+        return run_means(text, run, L) + attended
 
 
 def stacked(features: Features, size: int) -> tuple[Tensor, Tensor]:
@@ -386,94 +506,7 @@ def stacked(features: Features, size: int) -> tuple[Tensor, Tensor]:
     return values.reshape(B, N // size, size * D), lengths
 
 
-def alignment_layers(
-    width: int, heads: int, feed_forward: int, dropout: float, count: int
-) -> nn.ModuleList:
-    """Transformer layers over frames [F, B, H], time first for the reason in `look_back`."""
-    return nn.ModuleList(
-        nn.TransformerEncoderLayer(width, heads, feed_forward, dropout, norm_first=True)
-        for _ in range(count)
-    )
-
-
 def one_silent_clip(features: Features) -> Features:
     """A clip of one frame [1, 1, D] of zeros, for layers that take no batch without rows."""
     values, lengths = features.values, features.lengths
     return Features(values.new_zeros(1, 1, values.shape[2]), lengths.new_ones(1), features.rate_hz)
-
-
-def runs(best: Tensor, real: Tensor, dropped: int | None) -> tuple[Tensor, Tensor]:
-    """Find runs of equal tokens.
-
-    Args:
-        best: [B, F] token per frame.
-        real: bool [B, F], False at padding.
-        dropped: a token whose runs are left out, or None.
-
-    Returns:
-        first: bool [B, F], True where a kept run begins.
-        run: [B, F] index of the kept run that a frame belongs to, -1 for none.
-    """
-    is_kept = real if dropped is None else real & (best != dropped)
-    changed = torch.ones_like(real)  # the first frame always begins a run
-    changed[:, 1:] = best[:, 1:] != best[:, :-1]
-    first = is_kept & changed
-    return first, torch.where(is_kept, first.long().cumsum(1) - 1, -1)
-
-
-def ctc_tokens(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Decode CTC greedily: repeats are merged, blanks dropped.
-
-    Args:
-        logits: [A, F, C], the blank last.
-        lengths: [A] frames.
-
-    Returns:
-        indices of the tokens per clip.
-    """
-    best = logits.argmax(-1)
-    first, _ = runs(best, valid_mask(lengths, best.shape[1]), logits.shape[2] - 1)
-    return [row[keep].tolist() for row, keep in zip(best, first)]
-
-
-def tokens_by_window(
-    tokens: Tensor, kept: Tensor, window: float | None
-) -> list[list[tuple[int, ...]]]:
-    """Group the tokens of clips by the windows that they begin in.
-
-    Args:
-        tokens: [A, F] of each frame.
-        kept: bool [A, F], True where a token begins that is taken.
-        window: frames of a window; None takes a clip as one.
-
-    Returns:
-        of each clip its windows that hold a token, in order; one empty window where none does.
-    """
-    clips = []
-    for own, keep in zip(tokens.cpu(), kept.cpu()):
-        windows: dict[int, list[int]] = {}
-        for frame, token in zip(keep.nonzero()[:, 0].tolist(), own[keep].tolist()):
-            windows.setdefault(int(frame / window) if window else 0, []).append(token)
-        clips.append([tuple(row) for row in windows.values()] or [()])
-    return clips
-
-
-def run_means(values: Tensor, run: Tensor, size: int) -> Tensor:
-    """The mean over the frames of each run.
-
-    Args:
-        values: [B, F, H].
-        run: [B, F] index of each frame's run, -1 for none.
-        size: runs in the result.
-
-    Returns:
-        [B, size, H], zeros where a row has no such run.
-    """
-    B, N, H = values.shape
-    # Frames of no run go to a last row, which is cut off.
-    index = torch.where(run < 0, size, run)
-    expanded = index[..., None].expand(-1, -1, H)
-    sums = values.new_zeros(B, size + 1, H).scatter_add(1, expanded, values)
-    ones = torch.ones_like(index, dtype=values.dtype)
-    counts = values.new_zeros(B, size + 1).scatter_add(1, index, ones)
-    return (sums / counts.clamp(min=1.0)[..., None])[:, :size]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,12 @@ from echox.core.errors import SignalError
 from echox.core.signals import Features, Waveform, valid_mask
 from echox.data.audio import pad_waveforms
 from echox.encoders.base import Encoder
-from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig
+from echox.models.speech_adapter import (
+    AdaptedSpeech,
+    AdapterSizes,
+    SpeechAdapter,
+    SpeechAdapterConfig,
+)
 
 AUDIO = -200  # placeholder in prompt ids for a clip's vectors
 PAD = -300  # right padding of prompt ids
@@ -28,18 +32,6 @@ class Prompted:
     embeddings: Tensor  # [B, P, H] right-padded
     mask: Tensor  # bool [B, P], True at real positions, which may be attended to
     positions: Tensor  # [B, N] position of each prompt id; of a placeholder, where its clip begins
-
-
-class SpeechVectors(Protocol):
-    """What an adapter makes of A clips."""
-
-    @property
-    def vectors(self) -> Tensor:
-        """Vectors of the language model [A, L, H], right-padded."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """Vectors [A] of each clip."""
 
 
 class SpeechLLM(nn.Module):
@@ -66,7 +58,7 @@ class SpeechLLM(nn.Module):
         return self.encode_audio(wave.to(self.backbone.head_rows().device))
 
     def prompt(
-        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor, answer_tokens: int = 0
+        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor, answer_tokens: int = 0
     ) -> Prompted:
         """Replace the placeholders of prompts by the clips' vectors.
 
@@ -149,7 +141,15 @@ def join_adapter(
         texts = backbone.token_texts()
         # Ids on the meta device have no values; an outline has all of them.
         texts = texts if token_ids.is_meta else [texts[token] for token in token_ids.tolist()]
-    return SpeechAdapter(adapter, encoder.dim, token_ids, rows, texts)
+    tokens, H = rows.shape
+    sizes = AdapterSizes(
+        feature_dim=encoder.dim,
+        width=H,
+        classes=tokens + 1,
+        blank=tokens,
+        feed_forward=adapter.feed_forward * H,
+    )
+    return SpeechAdapter(adapter, sizes, token_ids, rows, texts)
 
 
 def splice(

@@ -1,5 +1,7 @@
 """The look-back, and that frozen adapters do not copy their weights for every frame."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from echox.core.signals import Features
 from echox.models.look_back import look_back
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
-from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig
+from echox.models.release.adapter import released_adapter
+from echox.models.speech_adapter import SpeechAdapterConfig
+from echox.models.speech_llm import join_adapter
 
 
 class LargestTensor(TorchDispatchMode):
@@ -28,23 +31,14 @@ class LargestTensor(TorchDispatchMode):
 
 
 def own() -> nn.Module:
-    return SpeechAdapter(SpeechAdapterConfig(heads=4), 6, torch.arange(9), torch.randn(9, 32))
+    config = SpeechAdapterConfig(heads=4)
+    backbone = SimpleNamespace(embed=torch.randn(9, 32).__getitem__)
+    return join_adapter(SimpleNamespace(dim=6), backbone, config, torch.arange(9))
 
 
 def published() -> nn.Module:
-    return ShrinkingAdapter(
-        AdapterShape(
-            feature_dim=6,
-            stack=2,
-            width=32,
-            heads=4,
-            feed_forward=64,
-            dropout=0.0,
-            layers=1,
-            vocab_size=9,
-            blank_id=8,
-        )
-    )
+    config = {"hidden_size": 32, "adapter_size": 6, "vocab_size": 9, "num_attention_heads": 4}
+    return released_adapter(config, 8)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from echox.criteria.alignment import ctc_losses
 from echox.criteria.base import AlignmentOutputs
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.release.adapter import released_adapter
 from echox.models.release.ctc import restricted_ctc_scores
 
 A, FRAMES, TARGETS, TOKENS = 2, 300, 6, 500
@@ -22,11 +22,8 @@ def norms(loss, adapter, frames):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_gradients_are_those_of_the_whole_vocabulary(scale):
     torch.manual_seed(0)
-    adapter = ShrinkingAdapter(
-        AdapterShape(
-            feature_dim=4, width=16, vocab_size=TOKENS + 1, heads=4, blank_id=TOKENS, feed_forward=8
-        )
-    )
+    config = {"hidden_size": 16, "adapter_size": 4, "num_attention_heads": 4}
+    adapter = released_adapter(config | {"vocab_size": TOKENS + 1}, TOKENS, feed_forward=8)
     with torch.no_grad():
         adapter.ctc_head.weight.normal_(std=scale)
     frames = torch.randn(A, FRAMES, 16, requires_grad=True)

@@ -1,26 +1,25 @@
 """The speech adapter: runs, means, independence of rows."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from echox.core.errors import ConfigError
 from echox.core.signals import Features
-from echox.models.speech_adapter import (
-    AdaptedSpeech,
-    SpeechAdapter,
-    SpeechAdapterConfig,
-    ctc_tokens,
-    run_means,
-    runs,
-)
+from echox.models.compatibility import RELEASE
+from echox.models.frame_runs import ctc_tokens, run_means, runs
+from echox.models.release.adapter import released_adapter
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig
+from echox.models.speech_llm import join_adapter
 
 
-def adapter(**changes):
+def adapter(texts=(), **changes):
     torch.manual_seed(0)
-    rows = torch.randn(9, 16)
-    model = SpeechAdapter(SpeechAdapterConfig(heads=4, **changes), 6, torch.arange(9), rows).eval()
+    backbone = SimpleNamespace(embed=torch.randn(9, 16).__getitem__, token_texts=lambda: texts)
+    config = SpeechAdapterConfig(heads=4, **changes)
+    model = join_adapter(SimpleNamespace(dim=6), backbone, config, torch.arange(9)).eval()
     torch.nn.init.normal_(model.ctc_head.weight)  # so that there are runs
     return model
 
@@ -75,15 +74,15 @@ def test_transcripts_are_parted_by_the_windows_that_tokens_begin_in():
     model = adapter(stack=2)
     # Two clips of four frames a window; the first clip's second token goes on in the second window.
     best = torch.tensor([[1, 9, 9, 2, 2, 9, 3, 3, 4], [9, 9, 9, 9, 5, 9, 9, 9, 9]])
-    logits = torch.nn.functional.one_hot(best, 10).float()
-    nothing = torch.zeros(2, 1, 16)
-    speech = AdaptedSpeech(logits, torch.tensor([9, 9]), nothing, torch.ones(2))
-    assert model.transcripts(speech, 8) == [[(1, 2), (3,), (4,)], [(5,)]]
-    assert model.transcripts(speech) == [[(1, 2, 3, 4)], [(5,)]]
-    assert model.transcripts(dataclasses.replace(speech, frame_lengths=torch.tensor([1, 4]))) == [
-        [(1,)],
-        [()],
-    ]
+
+    def speech_of(lengths):
+        speech = model(Features(torch.zeros(2, 18, 6), 2 * torch.tensor(lengths), 50.0))
+        kept, _ = model.shrink(speech.frames, speech.frame_lengths, best, speech.ctc_logits)
+        return dataclasses.replace(speech, tokens=best, kept=kept)
+
+    assert model.transcripts(speech_of([9, 9]), 8) == [[(1, 2), (3,), (4,)], [(5,)]]
+    assert model.transcripts(speech_of([9, 9])) == [[(1, 2, 3, 4)], [(5,)]]
+    assert model.transcripts(speech_of([1, 4])) == [[(1,)], [()]]
 
 
 def test_at_first_the_vectors_are_text_embeddings():
@@ -92,19 +91,18 @@ def test_at_first_the_vectors_are_text_embeddings():
     frames = torch.randn(1, 3, 16)
     logits = torch.full((1, 3, 10), -50.0)
     logits[0, torch.arange(3), torch.tensor([4, 9, 7])] = 50.0
-    vectors, lengths = model.shrink(frames, logits, torch.tensor([3]))
-    assert lengths.tolist() == [2]
+    kept, vectors = model.shrink(frames, torch.tensor([3]), logits.argmax(-1), logits)
+    assert kept.tolist() == [[True, False, True]]
     assert torch.allclose(vectors[0], model.token_rows[[4, 7]], atol=1e-5)
 
 
 def test_without_expected_text_the_vectors_are_means_of_frames():
     model = adapter(expected_text=False)
     frames = torch.randn(1, 4, 16)
-    logits = torch.full((1, 4, 10), -50.0)
-    logits[0, torch.arange(4), torch.tensor([4, 4, 9, 7])] = 50.0
-    vectors, lengths = model.shrink(frames, logits, torch.tensor([4]))
+    tokens = torch.tensor([[4, 4, 9, 7]])
+    kept, vectors = model.shrink(frames, torch.tensor([4]), tokens, frames[..., :0])
     seen = model.look_back_norm(frames)[0]
-    assert lengths.tolist() == [2]
+    assert kept.tolist() == [[True, False, False, True]]
     # The look-back starts at zero.
     assert torch.allclose(vectors[0], torch.stack([seen[:2].mean(0), seen[3]]), atol=1e-5)
 
@@ -112,6 +110,28 @@ def test_without_expected_text_the_vectors_are_means_of_frames():
 def test_blanks_are_kept_where_the_release_keeps_them():
     values = Features(torch.randn(1, 24, 6), torch.tensor([24]), 50.0)
     assert int(adapter(keep_blanks=True)(values).lengths) >= int(adapter()(values).lengths)
+
+
+def test_the_release_s_adapter_is_one_of_the_settings():
+    """The same weights in an adapter over all tokens, with the settings of the release."""
+    model = adapter(positions=False, first_frames=True, keep_blanks=True)
+    torch.nn.init.normal_(model.look_back.out_proj.weight)  # zero at first
+    config = {"hidden_size": 16, "adapter_size": 6, "vocab_size": 10, "num_attention_heads": 4}
+    released = released_adapter(config, blank=9).eval()
+    weights = model.state_dict()
+    assert set(weights) - set(released.state_dict()) == {"token_ids", "ctc_head.bias"}
+    released.load_state_dict({name: weights[name] for name in released.state_dict()})
+    features = Features(torch.randn(2, 30, 6), torch.tensor([30, 17]), 50.0)
+    own, theirs = model(features), released(features)
+    assert torch.equal(own.tokens, theirs.tokens) and torch.equal(own.vectors, theirs.vectors)
+    assert model.transcripts(own) == released.transcripts(theirs)
+    # Clips of one conversation mix where the release attends over turns, and no others.
+    mixed = SpeechAdapter(released.config, released.sizes, compatibility=RELEASE).eval()
+    mixed.load_state_dict(released.state_dict())
+    alone, together = (mixed(features, rows) for rows in (None, torch.tensor([0, 0])))
+    assert not torch.equal(alone.frames, together.frames)
+    # Scores over a whole vocabulary are not kept.
+    assert own.ctc_logits.shape == (2, 15, 10) and theirs.ctc_logits.shape == (2, 15, 0)
 
 
 def test_masks_hide_spans_and_channels_in_training_only():
@@ -149,9 +169,7 @@ def test_sampled_scores_estimate_the_loss_over_the_whole_vocabulary():
 
 
 def spelled(texts=(" cat", " cart", "s", " dog", " dogs", " a", "t", " the", "ing")):
-    torch.manual_seed(0)
-    config = SpeechAdapterConfig(heads=4, spelling_channels=8)
-    return SpeechAdapter(config, 6, torch.arange(9), torch.randn(9, 16), texts).eval()
+    return adapter(texts, spelling_channels=8)
 
 
 def test_tokens_of_one_spelling_share_what_spelling_adds():

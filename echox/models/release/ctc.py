@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from echox.models.release.adapter import CTC_SLICE_FRAMES, ShrinkingAdapter
+from echox.models.speech_adapter import CTC_SLICE_FRAMES, SpeechAdapter
 from echox.models.speech_llm import IGNORE
 
 # A probability that float64 still tells from 0 beside 1.
@@ -17,7 +17,7 @@ NEVER_LOG_PROB = -1e4
 
 
 def restricted_ctc_scores(
-    adapter: ShrinkingAdapter, frames: Tensor, targets: Tensor
+    adapter: SpeechAdapter, frames: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of a clip's own tokens, of all others together, and of the blank.
 
@@ -41,10 +41,10 @@ def restricted_ctc_scores(
     """
     A, T = targets.shape
     is_target = targets != IGNORE
-    ids = targets.masked_fill(~is_target, adapter.shape.blank_id)
+    ids = targets.masked_fill(~is_target, adapter.blank)
     # [A, T]: a repeated token points to its first occurrence, which alone has a column.
     first = (ids[:, :, None] == ids[:, None, :]).long().argmax(-1)
-    columns = F.pad(ids, (0, 1), value=adapter.shape.blank_id)  # [A, T + 1], the blank last
+    columns = F.pad(ids, (0, 1), value=adapter.blank)  # [A, T + 1], the blank last
     # Slices of all clips together have as many frames as `best_tokens` scores at a time.
     size = max(1, CTC_SLICE_FRAMES // A)
     slices = [

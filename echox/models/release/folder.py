@@ -26,7 +26,7 @@ from echox.assets.tensors import StoredTensors, specs_of
 from echox.core.checkpoint import META
 from echox.core.errors import CheckpointError
 from echox.models.compatibility import Compatibility, form_of
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.release.adapter import released_adapter
 from echox.models.release.causal import restore_rotary
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
@@ -243,15 +243,15 @@ def _empty_model(
     """The model, its sizes taken from config.json and from the shapes of the tensors."""
     config, shapes = release.config, release.shapes
     layers = "model.asr_transformer_encoder.layers."  # the adapter's alignment layers
-    shape = AdapterShape.of(
-        config,
-        tokens.audio_id,
-        feed_forward=tensor_shape(shapes, f"{layers}0.linear1.weight", 2)[0],
-        layers=layer_count(shapes, layers),
-    )
     # Soundwave has no unit translator.
     translator = _empty_translator(release) if release.speaks else None
-    adapter = ShrinkingAdapter(shape, compatibility)
+    adapter = released_adapter(
+        config,
+        tokens.audio_id,
+        compatibility,
+        layers=layer_count(shapes, layers),
+        feed_forward=tensor_shape(shapes, f"{layers}0.linear1.weight", 2)[0],
+    )
     language = LanguageModel(llama_config(config), tokens)
     return PublishedEchoX(adapter, language, translator, tokens, compatibility)
 

@@ -16,7 +16,7 @@ from echox.assets.loading import loading
 from echox.assets.tensors import LazyTensors, Spec, StoredTensors
 from echox.core.errors import ConfigError
 from echox.models.compatibility import PAPER, with_form
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.release.adapter import released_adapter
 from echox.models.release.export import write_release
 from echox.models.release.folder import weight_files
 from echox.models.release.names import EMBEDDING, HEAD, TEXT_ROWS, their_name
@@ -175,14 +175,14 @@ def _fresh_tensors(
     config: Mapping[str, Any], tokens: ReleaseTokens, seed: int
 ) -> dict[str, Tensor]:
     """Untrained adapter and unit translator, by the release's names."""
-    # The CTC head is left out below: it begins as the language model's head.
-    shape = AdapterShape.of(config, tokens.audio_id, vocab_size=1)
     # Forked, so that the caller's random numbers stay what they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         size = next(named_sizes(config))
         translator = UnitTranslator.of(config, size, config["intermediate_size"])
-        parts = {"adapter": ShrinkingAdapter(shape), "translator": translator}
+        # One class alone: the CTC head is left out below.
+        adapter = released_adapter(config, tokens.audio_id, classes=1)
+        parts = {"adapter": adapter, "translator": translator}
     tensors = {
         their_name(f"{part}.{name}"): tensor
         for part, module in parts.items()

@@ -17,19 +17,18 @@ from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import GeneratedText
 from echox.encoders.base import Encoder
 from echox.models.compatibility import Compatibility
-from echox.models.release.adapter import ShrinkingAdapter
 from echox.models.release.causal import Prompt
 from echox.models.release.hearing import windowed
 from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
 from echox.models.release.unit_decoding import SLOTS, generate_units, release_decode_engine
+from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter
 from echox.models.speech_llm import (
     AUDIO,
     PAD,
     Prompted,
     SpeechLLM,
-    SpeechVectors,
     check_positions,
     splice,
 )
@@ -60,7 +59,7 @@ class PublishedEchoX(nn.Module):
 
     def __init__(
         self,
-        adapter: ShrinkingAdapter,
+        adapter: SpeechAdapter,
         language: LanguageModel,
         translator: UnitTranslator | None,
         tokens: ReleaseTokens,
@@ -87,7 +86,7 @@ class PublishedEchoX(nn.Module):
         return self.translator
 
     def prompt(
-        self, rows: Sequence[Sequence[int]], speech: SpeechVectors | None, clip_rows: Tensor
+        self, rows: Sequence[Sequence[int]], speech: AdaptedSpeech | None, clip_rows: Tensor
     ) -> Prompted:
         """Prompts of the language model from conversations and their audio.
 
@@ -114,7 +113,7 @@ class PublishedEchoX(nn.Module):
         return Prompted(expanded.embeddings, visible, expanded.positions)
 
     def expand(
-        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor
+        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor
     ) -> ExpandedPrompt:
         """Replace audio placeholders by the vectors of the clips.
 
@@ -210,7 +209,7 @@ class ReleaseSpeechLLM(SpeechLLM):
         self.release = release
 
     @property
-    def adapter(self) -> ShrinkingAdapter:  # type: ignore[override]  # registered in `release`
+    def adapter(self) -> SpeechAdapter:  # type: ignore[override]  # registered in `release`
         """The released speech adapter."""
         return self.release.adapter
 
@@ -229,7 +228,7 @@ class ReleaseSpeechLLM(SpeechLLM):
     def prompt(
         self,
         ids: Tensor,
-        speech: SpeechVectors | None,
+        speech: AdaptedSpeech | None,
         clip_rows: Tensor,
         answer_tokens: int = 0,
     ) -> Prompted:

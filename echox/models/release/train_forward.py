@@ -24,12 +24,12 @@ from torch import Tensor
 from echox.core.errors import SignalError
 from echox.core.signals import Features, Spans, valid_mask
 from echox.criteria.base import EchoOutputs, JointOutputs, SpeechTextOutputs, UnitOutputs
-from echox.models.release.adapter import ShrunkSpeech
 from echox.models.release.causal import Prompt
 from echox.models.release.ctc import restricted_ctc_scores
 from echox.models.release.model import PublishedEchoX, scatter_rows
 from echox.models.release.translator import UnitTranslator
 from echox.models.segmenting import cut
+from echox.models.speech_adapter import AdaptedSpeech
 from echox.models.speech_llm import IGNORE
 
 
@@ -41,7 +41,7 @@ class TextPass:
     labels: Tensor  # [B, P] at the expanded positions, IGNORE where nothing is to be predicted
     visible: Tensor  # bool [B, P] keys that were attended to
     positions: Tensor  # [B, N] where each id of the batch begins
-    speech: ShrunkSpeech
+    speech: AdaptedSpeech
 
 
 def forward_text(

@@ -14,7 +14,7 @@ from echox.assets.shapes import SHAPES as LANGUAGE_SHAPES
 from echox.core.config import near
 from echox.core.errors import AssetError
 from echox.models.compatibility import Compatibility
-from echox.models.release.adapter import AdapterShape, ShrinkingAdapter
+from echox.models.release.adapter import released_adapter
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.sizes import llama_config, named_sizes
@@ -94,13 +94,12 @@ def untrained_model(config: Mapping[str, Any], compatibility: Compatibility) -> 
     """
     unit_tokens = list(synthetic_unit_tokens(config["unit_vocab_size"]))
     tokens = synthetic_tokens(config["vocab_size"], unit_tokens)
-    shape = AdapterShape.of(config, tokens.audio_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # The order in which modules are built decides their weights.
         size = next(named_sizes(config))
         translator = UnitTranslator.of(config, size, config["intermediate_size"])
-        adapter = ShrinkingAdapter(shape, compatibility)
+        adapter = released_adapter(config, tokens.audio_id, compatibility)
         language = LanguageModel(llama_config(config), tokens)
         model = PublishedEchoX(adapter, language, translator, tokens, compatibility)
     # Tied, as in the release's training.

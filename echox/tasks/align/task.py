@@ -18,7 +18,8 @@ from echox.data.manifest import spoken_pairs
 from echox.data.text import edit_distance
 from echox.encoders.base import Encoder, build_encoder
 from echox.models.footprint import SCORE_BYTES, layer_bytes
-from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig, ctc_tokens
+from echox.models.frame_runs import ctc_tokens
+from echox.models.speech_adapter import SpeechAdapter, SpeechAdapterConfig
 from echox.models.speech_llm import join_adapter
 from echox.tasks.base import (
     TASKS,

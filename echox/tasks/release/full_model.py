@@ -132,7 +132,7 @@ def _activations(release: PublishedEchoX) -> dict[str, float]:
     positions = 1 + UNIT_TOKENS_PER_TEXT_TOKEN  # the text token and its units
     units = ANSWER_SHARE * positions * layer_bytes(body, body.config.hidden_size)
     # An estimate: the adapter's inner channels count as a layer of the model's width.
-    denoised = ANSWER_SHARE * BYTES_PER_CHANNEL * release.adapter.shape.width
+    denoised = ANSWER_SHARE * BYTES_PER_CHANNEL * release.adapter.sizes.width
     return {
         **speech_llm_activations(release),
         "denoising adapter": denoised,

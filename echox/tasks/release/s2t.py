@@ -24,6 +24,7 @@ from echox.models.release.trainable import (
     starting_model,
     trained_tensors,
 )
+from echox.models.speech_adapter import SpeechAdapter
 from echox.tasks.base import TASKS, AuditBatch, Outline, StageContext, named_parts
 from echox.tasks.conversations import SpokenRows
 from echox.tasks.release.audit import (
@@ -49,12 +50,7 @@ from echox.tasks.release.conversations import (
 from echox.tasks.s2t.estimates import ANSWER_SHARE, SHARES_NOTE, SPEECH_SHARE, WRITTEN_TOKENS
 
 ENCODER_FRAMES = 1500  # of a window
-ADAPTER_PARTS = {
-    "projector": ["projector"],
-    "alignment encoder": ["layers", "out_norm"],
-    "CTC head": ["ctc_head"],
-    "look-back": ["look_back", "look_back_norm"],
-}
+ADAPTER_PARTS = ("projector", "alignment encoder", "CTC head", "look-back")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,7 +175,7 @@ def prepare_training(
         ConfigError: a module or a layer does not exist.
     """
     # First, because a misfit would else be an error of shapes inside the model.
-    check_encoder(model.encoder, model.release.adapter.shape.feature_dim)
+    check_encoder(model.encoder, model.release.adapter.sizes.feature_dim)
     select_trained(model.release, config.modules, config.lora)
     # After freezing, because only frozen weights are rounded.
     cast_parameters(model.release, half=context.bf16)
@@ -241,9 +237,10 @@ def module_and_lora_groups(model: ReleaseSpeechLLM) -> list[dict[str, Any]]:
 
 def speech_llm_parts() -> dict[str, list[str]]:
     """Parts of encoder, adapter and language model for `Outline.parts`."""
+    adapter = {name: SpeechAdapter.parts[name] for name in ADAPTER_PARTS}
     return {
         "encoder": ["encoder"],
-        **named_parts("adapter", "release.adapter", ADAPTER_PARTS),
+        **named_parts("adapter", "release.adapter", adapter),
         "language model": ["release.language"],
     }
 
@@ -257,10 +254,10 @@ def longest_conversation(config: ConversationsConfig) -> int:
 
 def speech_llm_activations(release: PublishedEchoX) -> dict[str, float]:
     """Estimated bytes kept from forward to backward per token, speech included, by part."""
-    H = release.adapter.shape.width
-    frames = SPEECH_SHARE * ENCODER_FRAMES / WINDOW_TOKENS / release.adapter.shape.stack
+    adapter, H = release.adapter, release.adapter.sizes.width
+    frames = SPEECH_SHARE * ENCODER_FRAMES / WINDOW_TOKENS / adapter.config.stack
     return {
-        "alignment encoder": frames * layer_bytes(release.adapter.layers, H),
+        "alignment encoder": frames * layer_bytes(adapter.layers, H),
         "language model": layer_bytes(release.language.body, H),
-        "text scores": ANSWER_SHARE * SCORE_BYTES * release.adapter.shape.vocab_size,
+        "text scores": ANSWER_SHARE * SCORE_BYTES * adapter.sizes.classes,
     }
