@@ -68,7 +68,7 @@ class Codec(nn.Module, ABC):
     Optional: `codebooks`, `merges`, `encodes`, `decodes`, `streams`, `encode_frames`,
     `decode_chunk`, `unit_tokens_of`, `units_of`, `unit_vocab_size`, `expected_unit_vocab_size`,
     `expected_codebooks`, `missing`, `packages`, `cannot_decode_reason`, `is_ready`,
-    `check_folder`, `fit`, `files`.
+    `check_folder`, `fit`, `fit_rate_hz`, `files`.
     """
 
     rate_hz: int  # sample rate of both waveforms, Hz
@@ -220,14 +220,22 @@ class Codec(nn.Module, ABC):
         """Fit the codec to recordings; an interrupted fit resumes.
 
         Args:
-            config: names the folder to write and the settings of the fit.
-            clips: recordings, samples [T] each at the codec's rate, read lazily.
+            config: names the folder to write, in its field `folder`, and the settings of the fit.
+            clips: recordings, samples [T] each at `fit_rate_hz`, read lazily.
             device: where the models run.
 
         Raises:
             ConfigError: this codec needs no fitting.
         """
         raise ConfigError(f"{cls.__name__} is ready to use and cannot be fitted")
+
+    @classmethod
+    def fit_rate_hz(cls, config: Any) -> int:
+        """Return the sample rate of the recordings that `fit` takes, in Hz.
+
+        A codec that is fitted to audio of another rate overrides this.
+        """
+        return 16_000
 
     def files(self) -> list[Path]:
         """List the files that the codec was read from, to be copied beside a model.

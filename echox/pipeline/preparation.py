@@ -133,7 +133,8 @@ def fit_codec(config: FitCodecConfig) -> None:
     if codec_type.is_ready(config.codec):
         print("the codec is fitted already; nothing was done")
         return
-    codec_type.fit(config.codec, SpeechClips(config.manifests), device_named(config.device))
+    clips = SpeechClips(config.manifests, codec_type.fit_rate_hz(config.codec))
+    codec_type.fit(config.codec, clips, device_named(config.device))
     name, folder = CODECS.name_of(config.codec), getattr(config.codec, "folder", "")
     print(f"{folder}: in a recipe, it is used with codec={name} codec.folder={folder}")
 

@@ -189,7 +189,8 @@ def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:
         return
     codec_type = CODECS.entry_of(recipe.codec).implementation
     if not codec_type.is_ready(recipe.codec):
-        clips = SpeechClips(recipe.codec_speech, hours=recipe.codec_hours)
+        rate_hz = codec_type.fit_rate_hz(recipe.codec)
+        clips = SpeechClips(recipe.codec_speech, rate_hz, recipe.codec_hours)
         codec_type.fit(recipe.codec, clips, device)
         note_fit(recipe)
     else:

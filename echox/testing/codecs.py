@@ -1,17 +1,26 @@
-"""The contract of a codec; see `echox.codecs.base.Codec`."""
+"""The contract of a codec; see `echox.codecs.base.Codec`.
+
+A codec that has to be fitted is fitted to some seconds of made speech first, once for all rules, in
+a temporary folder. The settings of its fit are the config's, so a test gives small ones.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from echox.codecs.base import CODECS, Codec, CodecConfig, DecodeState
+from echox.core.device import device_named
 from echox.core.signals import EDGE_FRAMES, Units, Waveform
 from echox.data.text import edit_distance
-from echox.testing.rules import has_a_stable_fingerprint, survives_a_checkpoint
-from echox.testing.speech import noise, only_row, refuses_other_rates
+from echox.testing.rules import Rule, has_a_stable_fingerprint, survives_a_checkpoint
+from echox.testing.speech import made_speech, noise, only_row, refuses_other_rates
 
 # Batching changes the order of float32 sums, and a frame between two units may then get the other.
 DIFFERING_UNITS = 0.02
@@ -57,14 +66,17 @@ def sizes_are_known_before_it_is_built(config: CodecConfig) -> None:
 
 
 def it_is_ready(config: CodecConfig) -> None:
-    """Check that `is_ready` is true of a codec that can be built.
+    """Check that `is_ready` is true of a codec that can be built, and its folder agrees with it.
 
     Raises:
-        AssertionError: it is not.
+        AssertionError: it is not ready.
+        ConfigError: `check_folder` refuses the folder that this very config was fitted to.
     """
-    assert CODECS.entry_of(config).implementation.is_ready(config) is True, (
-        "is_ready must say True of a codec that can be built"
+    implementation = CODECS.entry_of(config).implementation
+    assert implementation.is_ready(config) is True, (
+        "is_ready must say True of a codec that can be built, and of one that was fitted"
     )
+    implementation.check_folder(config)
 
 
 def units_fit(config: CodecConfig) -> None:
@@ -269,8 +281,9 @@ def a_codec_that_streams_speaks_before_the_last_chunk(config: CodecConfig) -> No
     codec = _build(config)
     if not codec.decodes:
         return
-    # A second of units is enough for any decoder that is to answer while it generates.
-    wave, _ = _decode_chunk(codec, _units(codec, [codec.rate_hz]), None, last=False)
+    # A second of units is enough for any decoder that is to answer while it generates. Of speech,
+    # since noise may be one unit throughout for a codec that was fitted to speech.
+    wave, _ = _decode_chunk(codec, _second_of_speech(codec), None, last=False)
     samples = int(wave.lengths.max())
     assert (samples > 0) is codec.streams, (
         f"streams is {codec.streams}, but a second of units gave {samples} samples "
@@ -341,7 +354,7 @@ def fingerprint_is_stable(config: CodecConfig) -> None:
     has_a_stable_fingerprint(lambda: _build(config))
 
 
-CHECKS = (
+_RULES: tuple[Rule, ...] = (
     attributes_are_stated,
     sizes_are_known_before_it_is_built,
     it_is_ready,
@@ -358,6 +371,82 @@ CHECKS = (
     config_survives_a_checkpoint,
     fingerprint_is_stable,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """What came of fitting a codec, once for all rules."""
+
+    config: CodecConfig
+    error: Exception | None
+    temporary: tempfile.TemporaryDirectory[str]  # the folder is deleted with this value
+
+
+_FITS: dict[tuple[type[Codec], str], _Fit] = {}
+
+
+def _fit_of(config: CodecConfig) -> _Fit | None:
+    """Fit a codec to made speech in a temporary folder; None where it is ready as it is."""
+    implementation = CODECS.entry_of(config).implementation
+    if implementation.is_ready(config):
+        return None
+    assert any(field.name == "folder" for field in dataclasses.fields(config)), (
+        f"{type(config).__name__} needs a field `folder`, where a codec that is fitted is written"
+    )
+    # Configs cannot be keys, since they can be changed.
+    key = (implementation, json.dumps(CODECS.describe(config), sort_keys=True))
+    if key not in _FITS:
+        temporary = tempfile.TemporaryDirectory(prefix="echox-contract-")
+        fitted = dataclasses.replace(config, folder=str(Path(temporary.name) / "codec"))
+        error = None
+        try:
+            speech = made_speech(implementation.fit_rate_hz(fitted))
+            implementation.fit(fitted, speech, device_named("cpu"))
+        except Exception as raised:
+            error = raised
+        _FITS[key] = _Fit(fitted, error, temporary)
+    return _FITS[key]
+
+
+def a_fit_makes_it_ready(config: CodecConfig) -> None:
+    """Check that a codec that is not ready can be fitted to some seconds of speech.
+
+    Raises:
+        AssertionError: its config has no `folder`, it is not ready after its fit, or the sizes
+            that the config tells before are below those after it.
+        Exception: whatever the fit raises.
+    """
+    fit = _fit_of(config)
+    if fit is None:
+        return
+    if fit.error is not None:
+        raise fit.error
+    implementation = CODECS.entry_of(config).implementation
+    assert implementation.is_ready(fit.config) is True, (
+        "is_ready must say True of the folder that fit wrote"
+    )
+    # A dry run and the models' shapes read it before there is a fit; a language may learn less.
+    before = implementation.expected_unit_vocab_size(config)
+    after = implementation.expected_unit_vocab_size(fit.config)
+    assert before >= after, (
+        f"expected_unit_vocab_size is {before} before the fit, and {after} after it"
+    )
+
+
+def _on_a_fitted_codec(rule: Rule) -> Rule:
+    """Return a rule that tests the fitted codec where a config's is not ready."""
+
+    @functools.wraps(rule)
+    def test(config: CodecConfig) -> None:
+        fit = _fit_of(config)
+        # Said in full by the rule above, and not once more for each.
+        assert fit is None or fit.error is None, "it could not be fitted"
+        rule(config if fit is None else fit.config)
+
+    return test
+
+
+CHECKS: tuple[Rule, ...] = (a_fit_makes_it_ready, *map(_on_a_fitted_codec, _RULES))
 
 
 def _build(config: CodecConfig) -> Codec:
@@ -403,6 +492,15 @@ def _units(codec: Codec, samples: list[int]) -> Units:
     shape, generator = (len(samples), int(lengths.max())), torch.Generator().manual_seed(0)
     ids = torch.randint(codec.vocab_size, shape, generator=generator)
     return Units(ids, lengths, None)
+
+
+def _second_of_speech(codec: Codec) -> Units:
+    """Return the units of a second of made speech, or random units, as `_units`."""
+    if not codec.encodes:
+        return _units(codec, [codec.rate_hz])
+    speech = torch.cat(made_speech(codec.rate_hz, clips=1))[: codec.rate_hz]
+    wave = Waveform(speech[None], torch.tensor([codec.rate_hz]), codec.rate_hz)
+    return _encode(codec, wave)
 
 
 def _some_units(codec: Codec) -> Units:

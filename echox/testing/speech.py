@@ -10,6 +10,11 @@ from torch import Tensor
 from echox.core.errors import SignalError
 from echox.core.signals import Waveform
 
+SYLLABLE_S = 0.15
+FORMANTS_HZ = ((300, 2300), (700, 1100), (500, 1800), (400, 800))  # of four vowels
+FORMANT_WIDTH_HZ = 150
+HIGHEST_HZ = 4000  # of the harmonics of a vowel
+
 
 def noise(rate_hz: int, lengths: Sequence[int]) -> Waveform:
     """Return a batch of noise whose padding is NaN.
@@ -28,6 +33,40 @@ def noise(rate_hz: int, lengths: Sequence[int]) -> Waveform:
         # A part that reads its padding gives NaN, however small its weight.
         samples[row, length:] = float("nan")
     return Waveform(samples, torch.tensor(lengths), rate_hz)
+
+
+def made_speech(rate_hz: int, clips: int = 8, syllables: int = 10) -> list[Tensor]:
+    """Return recordings of a made voice: vowels of moving pitch, with hisses and pauses between.
+
+    Args:
+        rate_hz: sampling rate, in Hz.
+        clips: number of recordings.
+        syllables: number of syllables of each, of `SYLLABLE_S` seconds.
+
+    Returns:
+        samples [T] float32 in [-1, 1] of each recording.
+    """
+    generator = torch.Generator().manual_seed(2)
+    return [
+        torch.cat([_syllable(rate_hz, generator) for _ in range(syllables)]) for _ in range(clips)
+    ]
+
+
+def _syllable(rate_hz: int, generator: torch.Generator) -> Tensor:
+    T = round(SYLLABLE_S * rate_hz)
+    fade = torch.hann_window(T)
+    kind = int(torch.randint(6, (), generator=generator))
+    if kind >= len(FORMANTS_HZ):
+        hiss = 0.1 * fade * torch.randn(T, generator=generator).clamp(-3, 3)
+        return hiss if kind == len(FORMANTS_HZ) else torch.zeros(T)
+    first_hz, last_hz = (100 + 80 * torch.rand(2, generator=generator)).tolist()
+    pitch_hz = torch.linspace(first_hz, last_hz, T)
+    phase = 2 * torch.pi * pitch_hz.cumsum(0) / rate_hz
+    wave = torch.zeros(T)
+    for number in range(1, int(min(HIGHEST_HZ, rate_hz / 2) / max(first_hz, last_hz)) + 1):
+        away = [(number * pitch_hz - formant) / FORMANT_WIDTH_HZ for formant in FORMANTS_HZ[kind]]
+        wave += sum(1 / (1 + distance**2) for distance in away) * torch.sin(number * phase)
+    return 0.5 * fade * wave / wave.abs().max()
 
 
 def only_row(wave: Waveform, row: int) -> Waveform:

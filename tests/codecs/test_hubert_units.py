@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -21,9 +22,11 @@ from echox.codecs.unit_hifigan import UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError, SignalError
 from echox.core.signals import Units, Waveform
 from echox.encoders.base import ENCODERS
-from echox.encoders.ssl import SslConfig
+from echox.encoders.ssl import SslConfig, SslEncoder
 from echox.encoders.whisper import WhisperConfig
 from echox.models.release.tokens import UNIT_WORD
+from echox.pipeline import run
+from echox.pipeline.preparation import FitCodecConfig, fit_codec
 from echox.testing import check
 from echox.vocoders.layout import CONFIG, TINY, WEIGHTS, tiny_generator
 from echox_cli import prepare
@@ -93,8 +96,9 @@ def batch(*rows) -> Waveform:
     return Waveform(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, RATE_HZ)
 
 
-def test_a_fitted_codec_passes_the_contract(folder, vocoder):
-    check(HubertUnitsConfig(folder=str(folder)))
+def test_a_fitted_codec_passes_the_contract(folder, vocoder, tmp_path):
+    # Fitted by the contract itself.
+    check(HubertUnitsConfig(folder=str(tmp_path / "none"), fit=fit_config()))
     check(HubertUnitsConfig(folder=str(folder), vocoder=UnitHifiGanConfig(folder=str(vocoder))))
 
 
@@ -326,3 +330,16 @@ def test_a_config_that_asks_for_other_units_than_the_folder_has_is_refused(folde
     HubertUnits.check_folder(HubertUnitsConfig(folder=str(folder)))  # the default asks for nothing
     with pytest.raises(ConfigError, match="fitted with 12 units, and codec.fit.units is 8; set"):
         check(units=8)
+
+
+def test_recordings_are_read_at_the_rate_of_what_is_fitted(monkeypatch, tmp_path):
+    config = HubertUnitsConfig(folder=str(tmp_path / "codec"), fit=fit_config())
+    assert HubertUnits.fit_rate_hz(config) == RATE_HZ
+    rates_hz = []
+    monkeypatch.setattr(SslEncoder, "outline", lambda config: SimpleNamespace(rate_hz=24_000))
+    monkeypatch.setattr(
+        HubertUnits, "fit", lambda config, clips, device: rates_hz.append(clips.rate_hz)
+    )
+    monkeypatch.setattr(run, "read_manifests", lambda manifests, on_broken: [])
+    fit_codec(FitCodecConfig(manifests=["rows.jsonl"], codec=config, device="cpu"))
+    assert rates_hz == [24_000]

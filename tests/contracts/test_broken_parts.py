@@ -1,15 +1,17 @@
 """Contracts of parts with one fault each: the fault breaks the rules that are named here."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from echox_plugins.dmel_codec import DmelCodec, DmelConfig
 
 from echox.backbones.base import BACKBONES
 from echox.backbones.hub import HubBackbone, HubBackboneConfig
-from echox.codecs.base import CODECS
+from echox.codecs.base import CODECS, CodecConfig
 from echox.codecs.kmeans.codec import KMeansCodec, KMeansCodecConfig
-from echox.core.errors import PluginError
+from echox.core.errors import ConfigError, PluginError
 from echox.core.signals import Batch, Features, Loss, Units, Waveform
 from echox.criteria.base import CRITERIA, Criterion, CriterionConfig, UnitOutputs
 from echox.encoders.base import ENCODERS
@@ -173,3 +175,75 @@ def test_a_config_that_is_not_registered_is_refused(workspace):
         PluginError, match="MeanLossConfig is not the config of any registered part"
     ):
         check(MeanLossConfig())
+
+
+@dataclass(kw_only=True, slots=True)
+class FittedGainConfig(CodecConfig):
+    folder: str = "not fitted"
+    fails: bool = False
+
+
+class FittedGain(DmelCodec):
+    """Bands of loudness, relative to the loudest sample that it was fitted to."""
+
+    fits = 0
+
+    def __init__(self, config: FittedGainConfig) -> None:
+        super().__init__(DmelConfig(bands=4, iterations=1))
+        self.peak = float((Path(config.folder) / "peak").read_text())
+
+    @classmethod
+    def is_ready(cls, config: FittedGainConfig) -> bool:
+        return (Path(config.folder) / "peak").is_file()
+
+    @classmethod
+    def expected_unit_vocab_size(cls, config: FittedGainConfig) -> int:
+        return DmelConfig().levels
+
+    @classmethod
+    def expected_codebooks(cls, config: FittedGainConfig) -> int:
+        return 4
+
+    @classmethod
+    def fit(cls, config: FittedGainConfig, clips, device) -> None:
+        cls.fits += 1
+        if config.fails:
+            raise ConfigError("more speech is needed")
+        assert 5 < sum(map(len, clips)) / cls.fit_rate_hz(config) < 20
+        Path(config.folder).mkdir(parents=True)
+        peak = max(float(clip.abs().max()) for clip in clips)
+        (Path(config.folder) / "peak").write_text(str(peak))
+
+    def encode(self, wave: Waveform) -> Units:
+        return super().encode(Waveform(wave.samples / self.peak, wave.lengths, wave.rate_hz))
+
+    def fingerprint(self) -> str:
+        return f"gain-{self.peak}"
+
+
+def test_a_codec_that_needs_a_fit_is_fitted_once_and_checked(workspace):
+    CODECS.register("fitted_gain", FittedGainConfig)(FittedGain)
+    check(FittedGainConfig())
+    assert FittedGain.fits == 1 and not Path("not fitted").exists()
+    with pytest.raises(AssertionError) as error:
+        check(FittedGainConfig(fails=True))
+    assert "a_fit_makes_it_ready: ConfigError: more speech is needed" in str(error.value)
+    assert "units_fit: it could not be fitted" in str(error.value)
+    assert isinstance(error.value.__cause__, ConfigError) and FittedGain.fits == 2
+
+
+@dataclass(kw_only=True, slots=True)
+class NeverReadyConfig(FittedGainConfig):
+    """Its codec does not find what its fit wrote."""
+
+
+class NeverReady(FittedGain):
+    @classmethod
+    def is_ready(cls, config: NeverReadyConfig) -> bool:
+        return False
+
+
+def test_a_codec_that_does_not_find_its_fit_is_named(workspace):
+    CODECS.register("never_ready", NeverReadyConfig)(NeverReady)
+    with pytest.raises(AssertionError, match="a_fit_makes_it_ready: is_ready must say True of"):
+        check(NeverReadyConfig())

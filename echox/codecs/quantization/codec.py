@@ -12,7 +12,7 @@ from echox.codecs.quantization.folder import CONFIG_FILE
 from echox.codecs.quantization.language import UnitLanguage
 from echox.codecs.quantization.quantizer import frame_units, merged_units
 from echox.core.signals import Units, Waveform
-from echox.encoders.base import Encoder
+from echox.encoders.base import ENCODERS, Encoder
 
 RANDOM = "random"  # the folder of a codec that was never fitted, for tests
 
@@ -50,6 +50,12 @@ class QuantizedCodec(Codec):
         """Return whether the folder holds a finished fit; the random codec needs none."""
         # config.json is written last, so it stands for a finished fit.
         return config.folder == RANDOM or (Path(config.folder) / CONFIG_FILE).is_file()
+
+    @classmethod
+    def fit_rate_hz(cls, config: Any) -> int:
+        """Return the sample rate of the encoder whose features become units, in Hz."""
+        encoder = config.fit.encoder
+        return ENCODERS.entry_of(encoder).implementation.outline(encoder).rate_hz
 
     def train(self, mode: bool = True) -> QuantizedCodec:
         """Stay in evaluation mode, because the codec is frozen."""
