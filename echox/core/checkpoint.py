@@ -85,9 +85,9 @@ def save(
         `folder`.
 
     Raises:
-        TrainingError: the disk is full; what stood at `folder` before stays.
+        DiskError: the disk is full or cannot be written; what stood at `folder` before stays.
     """
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, _bytes_of(tensors) + _bytes_of(state)) as partial:
         # Serialised in memory, because the libraries' own writers neither hash nor fsync.
         files = {MODEL: write_synced(partial / MODEL, safetensors.torch.save(_on_cpu(tensors)))}
         if state is not None:
@@ -112,12 +112,21 @@ def keep(folder: Path, paths: Iterable[Path], meta: Mapping[str, Any]) -> Path:
         `folder`.
 
     Raises:
-        TrainingError: the disk is full; what stood at `folder` before stays.
+        DiskError: the disk is full or cannot be written; what stood at `folder` before stays.
     """
-    with atomic_folder(folder) as partial:
+    paths = list(paths)
+    with atomic_folder(folder, sum(path.stat().st_size for path in paths)) as partial:
         files = {path.name: copy_synced(path, partial / path.name) for path in paths}
         _write_meta(partial, meta, files)
     return folder
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of all tensors in a nesting of mappings and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_bytes_of, items)) if isinstance(value, (Mapping, list, tuple)) else 0
 
 
 def _write_meta(partial: Path, meta: Mapping[str, Any], files: Mapping[str, Any]) -> None:

@@ -4,6 +4,10 @@ The sentence states the rule, the value and the way out. The commands print an `
 one line and exit with 2; any other exception is a bug of echox and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class EchoxError(Exception):
     """Base of every error a user can mend."""
@@ -39,6 +43,24 @@ class CheckpointError(EchoxError):
 
 class CapacityError(EchoxError):
     """The memory of the machine or of a GPU does not hold what was asked of it."""
+
+
+class DiskError(EchoxError, OSError):
+    """A disk is full or cannot be written; the text says where, what is needed and the way out.
+
+    It is the operating system's error too, so that who catches that can say what is kept.
+    """
+
+    def __init__(self, number: int, reason: str, path: str, way_out: str) -> None:
+        super().__init__(number, reason, path)
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.filename} could not be written: {self.strerror}; {self.way_out}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A step in a process of its own sends its error; OSError would leave the way out.
+        return type(self), (self.errno, self.strerror, self.filename, self.way_out)
 
 
 class TrainingError(EchoxError):

@@ -1,4 +1,4 @@
-"""Files: the cache folder, atomic and durable writes, hashes, and a full disk as a sentence."""
+"""Files: the cache folder, atomic and durable writes, hashes, and faults of a disk as sentences."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from echox.core.errors import TrainingError
+from echox.core.errors import DiskError
 from echox.core.partial_files import is_owned, partial_path, remove_abandoned
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk itself, or the user's quota on it
+_KEPT = "what was finished is kept"
+_WAYS_OUT = {
+    errno.ENOSPC: f"free some space and start again, {_KEPT}",
+    errno.EDQUOT: f"free some of your space on that disk and start again, {_KEPT}",
+    errno.EROFS: f"make that disk writable and start again, {_KEPT}, or choose another folder",
+}
 BLOCK_BYTES = 1 << 20  # read at once, so that memory does not grow with the file
 # Folders in which this process has deleted what killed ones left; a folder of a million clips is
 # not listed for each of them.
@@ -43,64 +49,157 @@ def complete_lines(path: Path) -> list[str]:
 
 
 @contextmanager
-def translate_disk_full(path: Path) -> Iterator[None]:
-    """Translate the operating system's error of a full disk within a block that writes `path`.
+def translate_disk_faults(
+    path: Path, size_bytes: int | None = None, partial: Path | None = None
+) -> Iterator[None]:
+    """Translate the errors of a full or read-only disk within a block that writes `path`.
+
+    Args:
+        path: the file or folder that the block writes.
+        size_bytes: what it takes, where that is known.
+        partial: file or folder in which the block writes first; what is in there was needed too.
 
     Raises:
-        TrainingError: the disk, or the user's quota on it, is full.
+        DiskError: the disk, or the user's quota on it, is full, or it cannot be written.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except DiskError:
+        raise  # of a file that the block wrote, and said already
+    except Exception as error:
+        number = _number_of(error)
+        if number not in _WAYS_OUT:
             raise
-        way_out = "earlier checkpoints are untouched: free some space and start again to resume"
-        raise TrainingError(f"no space left on the disk to write {path}; {way_out}") from error
+        reason = os.strerror(number)
+        if number != errno.EROFS:
+            reason += f" ({_space(path, size_bytes, partial)})"
+        raise DiskError(number, reason, str(path), _WAYS_OUT[number]) from error
+
+
+def _number_of(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # safetensors writes files by itself, and tells the system's error in its text, as Rust does.
+    match = re.search(r"(?:os error|Os { code:) (\d+)", str(error))
+    return int(match[1]) if match else 0
+
+
+def _space(path: Path, size_bytes: int | None, partial: Path | None) -> str:
+    """Return what a write needs and what is free in its folder, as `1.2 GB needed, 0.1 GB free`."""
+    # Without a size, what was written before the disk was full is the least.
+    written = _bytes_in(partial) if partial is not None else 0
+    needed = f"{_size(size_bytes)} needed, " if size_bytes is not None else ""
+    if not needed and written:
+        needed = f"more than {_size(written)} needed, "
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    return f"{needed}{_size(shutil.disk_usage(folder).free)} free in {folder}"
+
+
+def _bytes_in(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, size_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which becomes `path` when the block succeeds.
 
     The temporary path has the ending of `path`, because some libraries choose a format by it, and
     names this process. If the block fails, the temporary file is removed and `path` stays as it
     was. The folder is made, and the first write to it deletes what killed processes left there.
 
+    Args:
+        path: the file to write.
+        size_bytes: its size where it is known and may be large, for the error of a full disk.
+
     Raises:
+        DiskError: the disk is full or cannot be written.
         NotADirectoryError: a file stands where the folder of `path` should be.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        # mkdir says "File exists", which does not tell a user what to do about it.
-        raise NotADirectoryError(
-            errno.ENOTDIR, "a file stands where a folder is needed", str(path.parent)
-        ) from error
-    if path.parent not in _tidied:
-        _tidied.add(path.parent)
-        remove_abandoned(path.parent)
     # Of processes that write the same file at once, the last one wins.
     unfinished = partial_path(path)
     try:
-        yield unfinished
-        unfinished.replace(path)
+        with translate_disk_faults(path, size_bytes, unfinished):
+            make_folder(path.parent)
+            if path.parent not in _tidied:
+                _tidied.add(path.parent)
+                remove_abandoned(path.parent)
+            yield unfinished
+            unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        # What went wrong in the block is what counts; a disk may be read-only by now.
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+        NotADirectoryError: a file stands where a folder should be.
+    """
+    try:
+        with translate_disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # mkdir says "File exists", which does not tell a user what to do about it.
+        raise NotADirectoryError(
+            errno.ENOTDIR, "a file stands where a folder is needed", str(folder)
+        ) from error
+
+
+def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
+    """Append text to a file, all of it or nothing; its folder is made.
+
+    Args:
+        path: the file, which need not exist.
+        text: whole lines.
+        is_synced: wait until it is on the disk, for what must survive a crash of the machine.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    content = text.encode()
+    make_folder(path.parent)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with translate_disk_faults(path, len(content)), path.open("ab") as file:
+            file.write(content)
+            # Here at the latest a full disk is noticed, rather than when the file is closed.
+            file.flush()
+            if is_synced:
+                os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, size_bytes: int | None = None) -> Iterator[Path]:
     """Yield an empty hidden folder, which becomes `folder` when the block succeeds.
 
     Hidden folders of this kind that killed processes left beside `folder` are removed first.
 
+    Args:
+        folder: the folder to write.
+        size_bytes: of all its files where it is known, for the error of a full disk.
+
     Raises:
-        TrainingError: the disk is full; what stood at `folder` before stays.
+        DiskError: the disk is full or cannot be written; what stood at `folder` before stays.
     """
     partial = partial_path(folder, ".partial")
-    with translate_disk_full(folder):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with translate_disk_faults(folder, size_bytes, partial):
+            make_folder(folder.parent)
             # All of them: a resumed run may save at other steps and never use that name again.
             remove_abandoned(folder.parent)
             # Those of earlier versions, which named no process.
@@ -110,9 +209,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             _replace_folder(partial, folder)
-        finally:
-            # After a success the folder was renamed and is gone; otherwise it only takes space.
-            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        # After a success the folder was renamed and is gone; otherwise it only takes space.
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace_folder(partial: Path, folder: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 from echox.core.errors import ConfigError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, make_folder, translate_disk_faults
 from echox.core.threads import on_threads
 
 log = logging.getLogger(__name__)
@@ -220,9 +220,9 @@ def _format_of_run(folder: Path) -> NumberFormat:
     path = folder / FILE
     if (run_format := _read(path)) is not None:
         return run_format
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # Processes that start together wait for the first one's choice.
-    with FileLock(folder / f".{FILE}.lock"):
+    with translate_disk_faults(path), FileLock(folder / f".{FILE}.lock"):
         # Another process may have written the file while this one waited for the lock.
         if (run_format := _read(path)) is None:
             run_format = number_format()

@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from echox.core.config import to_plain
 from echox.core.errors import AssetError
-from echox.core.files import atomic_write, json_hash
+from echox.core.files import atomic_write, json_hash, make_folder
 from echox.core.packages import OptionalPackage, require
 from echox.corpora.demo_config import DemoCorpusConfig
 from echox.corpora.own_answers import AnswerQuestions, OwnAnswers
@@ -100,7 +100,7 @@ def build_demo_corpus(
         config, with_own_answers=answer_questions is not None, with_words=token_texts is not None
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # Two runs that start together build it once.
         with FileLock(folder / ".lock"):
             # Inside the lock: another process may have built it while this one waited.
@@ -110,7 +110,8 @@ def build_demo_corpus(
                 _build(folder, fingerprint, config, answer_questions, token_texts)
     except OSError as error:
         raise AssetError(
-            f"the corpus folder {folder} could not be written: {error.strerror or error}"
+            f"the corpus folder {folder} could not be written: {error.strerror or error}; free "
+            "some space or choose another folder, and start again: clips that are there are kept"
         ) from error
     return folder
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from echox.core.files import atomic_write
+from echox.core.files import append_text, atomic_write
 from echox.core.progress import Bar
 from echox.data.lines import read_records
 
@@ -64,17 +64,13 @@ class OwnAnswers:
         return {question: self._stored[question, seed] for question in questions}
 
     def _store(self, questions: list[str], seed: int | None, answers: list[OwnAnswer]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as out:
-            for question, answer in zip(questions, answers, strict=True):
-                self._stored[question, seed] = answer
-                record = {
-                    "question": question,
-                    "seed": seed,
-                    "answer": answer.text,
-                    "whole": answer.is_whole,
-                }
-                out.write(json.dumps(record) + "\n")
+        answered = dict(zip(questions, answers, strict=True))
+        records = [
+            {"question": question, "seed": seed, "answer": answer.text, "whole": answer.is_whole}
+            for question, answer in answered.items()
+        ]
+        append_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        self._stored.update({(question, seed): answer for question, answer in answered.items()})
 
     def _read(self) -> dict[tuple[str, int | None], OwnAnswer]:
         if not self.path.exists():

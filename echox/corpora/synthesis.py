@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from echox.core.errors import ConfigError, EchoxError
-from echox.core.files import DISK_FULL, atomic_write
+from echox.core.errors import ConfigError, DiskError, EchoxError
+from echox.core.files import atomic_write
 from echox.core.processes import spawn_context
 from echox.core.progress import Bar
 from echox.corpora.augmentation import Augment, AugmentConfig
@@ -171,15 +171,15 @@ def run_job(job: Job, augment: AugmentConfig | None) -> Outcome:
     """Run one job; an error becomes the outcome's reason, so that the other jobs go on.
 
     Raises:
-        OSError: the disk, or the user's quota of it, is full, which ends all jobs.
+        DiskError: the disk is full or cannot be written, which ends all jobs.
     """
     try:
         return Outcome(job, write_clip(job, augment), None)
+    except DiskError:
+        raise
     except EchoxError as error:
         return Outcome(job, 0.0, str(error))
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
         return Outcome(job, 0.0, str(error.strerror or error))
     except Exception as error:
         # Third-party engines raise anything; one text must not cost a corpus of thousands.

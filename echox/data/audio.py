@@ -18,7 +18,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from echox.core.errors import SignalError
+from echox.core.errors import DiskError, SignalError
 from echox.core.files import atomic_write
 from echox.core.signals import Waveform
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
@@ -186,6 +186,7 @@ def save_audio(path: str | Path, samples: Tensor, rate_hz: int) -> None:
     Raises:
         SignalError: the path has another ending, the samples are not one-dimensional, are empty or
             hold NaN or infinity, or the file cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     path = Path(path)
     refuse_ending(path)
@@ -195,8 +196,10 @@ def save_audio(path: str | Path, samples: Tensor, rate_hz: int) -> None:
     except SignalError as error:
         raise SignalError(f"{path} was not written: {error}") from error
     try:
-        with atomic_write(path) as unfinished:
+        with atomic_write(path, len(content)) as unfinished:
             unfinished.write_bytes(content)
+    except DiskError:
+        raise  # of all files, where a row that cannot be written may be left out
     except OSError as error:
         raise SignalError(f"audio {path} could not be written: {_library_reason(error)}") from error
 

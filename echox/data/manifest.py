@@ -255,7 +255,8 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
                 out.write(json.dumps(row_record(row, path.parent), ensure_ascii=False) + "\n")
     except OSError as error:
         raise ManifestError(
-            f"the manifest {path} could not be written: {error.strerror or error}"
+            f"the manifest {path} could not be written: {error.strerror or error}; free some "
+            "space or choose another folder"
         ) from error
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from echox.core.errors import ConfigError, ManifestError
-from echox.core.files import atomic_write
+from echox.core.files import atomic_write, translate_disk_faults
 from echox.core.progress import Bar
 from echox.data.id_hashes import BLOCK_ROWS, duplicate_positions, hash_id
 from echox.data.lines import Chunk, map_in_order, read_chunks
@@ -181,7 +181,8 @@ def build_index(
     target = index_path(manifest)
     try:
         # Ranks that are started together wait here for the first one's work.
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        with translate_disk_faults(target), lock:
             index = open_index(manifest, allow_outside=allow_outside)
             if index is None:
                 _write_index(manifest, target, allow_outside, processes, progress)

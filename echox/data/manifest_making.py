@@ -10,6 +10,7 @@ from pathlib import Path
 
 from echox.core.durations import duration_text
 from echox.core.errors import ConfigError, ManifestError
+from echox.core.files import translate_disk_faults
 from echox.core.packages import require
 from echox.data.histogram import Tally
 from echox.data.manifest_builder import FAULTS, MakeManifestConfig, ManifestBuilder, path_beside
@@ -40,7 +41,8 @@ def make_manifest(config: MakeManifestConfig) -> Path:
     output = _output_path(config, paths)
     _refuse_output(config, paths, output)
     try:
-        progress = ManifestBuilder(config, paths, output).build()
+        with translate_disk_faults(output):
+            progress = ManifestBuilder(config, paths, output).build()
     except OSError as error:
         raise ManifestError(
             f"the manifest {output} could not be made: {error.strerror or error}; "

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echox.core.files import atomic_write, complete_lines, translate_disk_full
+from echox.core.files import (
+    append_text,
+    atomic_write,
+    complete_lines,
+    make_folder,
+    translate_disk_faults,
+)
 from echox.core.packages import TENSORBOARD, require
 
 
@@ -20,10 +26,11 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, *, step: int, tensorboard: bool = False) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         self.path = run_dir / "metrics.jsonl"
         _truncate(self.path, step)
-        self.path.touch()
+        with translate_disk_faults(self.path):
+            self.path.touch()
         self._board = _open_board(run_dir / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -35,11 +42,11 @@ class MetricsLog:
             values: metric -> value.
 
         Raises:
-            TrainingError: the disk is full.
+            DiskError: the disk is full or cannot be written.
         """
         # Opened for each line, so that nothing waits in a buffer to fail a second time.
-        with translate_disk_full(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "split": split, **finite(values)}) + "\n")
+        line = json.dumps({"step": step, "split": split, **finite(values)})
+        append_text(self.path, f"{line}\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)

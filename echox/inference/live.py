@@ -7,6 +7,7 @@ import time
 import wave
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from echox.backbones.base import Turn
-from echox.core.errors import SignalError
+from echox.core.errors import DiskError, SignalError
+from echox.core.files import make_folder, translate_disk_faults
 from echox.data.audio import load_audio
 from echox.inference.answers import USER, Answer, Piece, Question, refuse_unheard
 from echox.inference.pipeline import SpeechToSpeechPipeline
@@ -229,14 +231,27 @@ class GrowingWav(Sink):
         self.file: BinaryIO | None = None
 
     def write(self, samples: Tensor) -> None:
-        """Append samples [T] and correct the header's length."""
-        file = self._open() if self.file is None else self.file
-        # `writeframes`, not `writeframesraw`: it writes the length so far into the header.
-        self.wave.writeframes(pcm(samples))
-        file.flush()
+        """Append samples [T] and correct the header's length.
+
+        Raises:
+            DiskError: the disk is full or cannot be written.
+        """
+        content = pcm(samples)
+        try:
+            with translate_disk_faults(self.path, len(content)):
+                file = self._open() if self.file is None else self.file
+                # `writeframes`, not `writeframesraw`: it writes the length so far into the header.
+                self.wave.writeframes(content)
+                file.flush()
+        except DiskError:
+            # Closing writes too, and its error would stand for this one.
+            with suppress(OSError):
+                self.close()
+            self.file = None
+            raise
 
     def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         # Opened here, because `wave` gives no access to its file, which is flushed after writes.
         file = self.file = self.path.open("wb")
         self.wave = wave.open(self.file, "wb")
@@ -248,8 +263,8 @@ class GrowingWav(Sink):
     def close(self) -> None:
         """Close the file, if there was any chunk."""
         if self.file is not None:
-            self.wave.close()
-            self.file.close()
+            with translate_disk_faults(self.path), self.file:
+                self.wave.close()
 
 
 def pcm(samples: Tensor) -> bytes:

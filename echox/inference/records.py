@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from echox.core.errors import ConfigError
-from echox.core.files import atomic_write
+from echox.core.files import append_text, atomic_write, make_folder
 from echox.data.lines import read_records
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class Records:
         """
         self.folder = folder
         self.path = folder / ANSWERS
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if overwrite:
             self.path.unlink(missing_ok=True)
         elif self.path.exists():
@@ -77,13 +76,13 @@ class Records:
         return record["error"] is None and (audio is None or (self.folder / audio).is_file())
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append records and wait until they are on the disk."""
-        with self.path.open("a", encoding="utf-8") as out:
-            for record in records:
-                out.write(_line(record))
-            # An answer may have taken minutes: it must survive a crash of the machine.
-            out.flush()
-            os.fsync(out.fileno())
+        """Append records and wait until they are on the disk.
+
+        Raises:
+            DiskError: the disk is full or cannot be written; none of them is appended.
+        """
+        # An answer may have taken minutes: it must survive a crash of the machine.
+        append_text(self.path, "".join(map(_line, records)), is_synced=True)
 
     def in_order(self, row_ids: Iterable[str]) -> list[dict[str, Any]]:
         """All records, after rewriting them in the order of the manifest."""

@@ -31,11 +31,10 @@ def write_recipe(recipe: Recipe) -> None:
     Without the permissions to replace or mix what was trained, which a command gives each time.
 
     Raises:
-        TrainingError: the disk is full.
+        DiskError: the disk is full or cannot be written.
     """
     lasting = dataclasses.replace(recipe, overwrite=False, resume=Resume.same_settings)
     path = Path(recipe.run_dir) / RECIPE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     heading = f"# echox-train recipe={path}   (the recipe of the last command, every field)\n"
     with atomic_write(path) as unfinished:
         unfinished.write_text(heading + recipe_text(lasting), "utf-8")

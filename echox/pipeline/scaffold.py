@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from echox.core.config import near
 from echox.core.errors import ConfigError
+from echox.core.files import atomic_write
 from echox.pipeline.plugins import REGISTRIES
 
 TEMPLATES = Path(echox_plugins.__file__).parent / "templates"
@@ -83,9 +84,9 @@ def write_plugin(config: ScaffoldConfig) -> None:
     class_name = "".join(word.capitalize() for word in config.name.split("_"))
     names = {"name": config.name, "module": module, "Name": class_name}
     for path, template in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(names)
-        path.write_text(text, encoding="utf-8")
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
     # ./plugins is loaded by every command, other folders only where they are named.
     plugin_dirs = "" if folder == Path("plugins") else f" plugin_dirs=[{folder}]"

@@ -11,6 +11,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -397,7 +398,8 @@ def _fit_of(config: CodecConfig) -> _Fit | None:
     key = (implementation, json.dumps(CODECS.describe(config), sort_keys=True))
     if key not in _FITS:
         temporary = tempfile.TemporaryDirectory(prefix="echox-contract-")
-        fitted = dataclasses.replace(config, folder=str(Path(temporary.name) / "codec"))
+        changed: dict[str, Any] = {"folder": str(Path(temporary.name) / "codec")}
+        fitted = dataclasses.replace(config, **changed)
         error = None
         try:
             speech = made_speech(implementation.fit_rate_hz(fitted))

@@ -8,6 +8,7 @@ weights are kept.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import pickle
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError
-from echox.core.files import translate_disk_full
+from echox.core.files import atomic_write
 from echox.vocoders.hifigan import HifiGan
 from echox.vocoders.unit_generator import DurationPredictor, UnitGenerator
 
@@ -347,15 +348,19 @@ def write_vocoder(folder: Path, net: UnitGenerator, settings: Mapping[str, Any],
         the path of the weights.
 
     Raises:
-        TrainingError: the disk is full.
+        DiskError: the disk is full or cannot be written; weights of other steps are kept then.
     """
     path = folder / f"g_{step:08d}"
-    with translate_disk_full(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.glob("g_*"):
+    # In memory first, because torch calls any fault of the disk a RuntimeError.
+    content = io.BytesIO()
+    torch.save({"generator": published_tensors(net)}, content)
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
+    with atomic_write(folder / CONFIG) as unfinished:
+        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    for other in folder.glob("g_*"):
+        if other != path:
             other.unlink()
-        torch.save({"generator": published_tensors(net)}, path)
-        (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return path
 
 

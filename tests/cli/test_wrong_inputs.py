@@ -259,9 +259,9 @@ def test_a_full_disk_is_an_error_when_audio_is_written(bench, capsys, monkeypatc
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert generate.main(["input=stereo8k.wav", "output=answer.wav", *PLAIN]) == 2
-    assert (
-        "audio answer.wav could not be written: No space left on device" in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "answer.wav could not be written: No space left on device (" in message
+    assert " needed, " in message and "; free some space and start again" in message
     assert not Path("answer.wav").exists()
 
 
@@ -275,10 +275,9 @@ def test_a_full_disk_is_an_error_when_a_cache_is_filled(bench, capsys, monkeypat
 
     monkeypatch.setattr(Path, "open", full)
     assert train.main(training("align")) == 2
-    assert (
-        "could not be written: No space left on device; free space or choose another folder"
-        in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "could not be written: No space left on device (" in message
+    assert "; free space or choose another folder; finished shards are kept" in message
 
 
 def test_a_file_without_read_permission_is_an_error(bench, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError, TrainingError
+from echox.core.errors import CheckpointError, DiskError
 
 META = {"stage": "toy", "step": 1, "recipe": {}, "lineage": {}, "metrics": {}}
 
@@ -145,7 +145,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints(tmp_path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TrainingError, match="no space left on the disk") as error:
+    with pytest.raises(
+        DiskError, match=r"No space left on device \(\d+ bytes needed, .* free in "
+    ) as error:
         save_step(tmp_path, 2)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == [sound.name]

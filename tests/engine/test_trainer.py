@@ -6,9 +6,10 @@ import signal
 
 import pytest
 import torch
+from full_disk import fill_disk
 
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError, TrainingError
+from echox.core.errors import CheckpointError, DiskError, TrainingError
 from echox.engine.distribution import World
 from echox.engine.interruption import Interrupted
 from echox.engine.setup import Setup
@@ -53,6 +54,26 @@ def test_sigterm_saves_and_exits_with_its_number(tmp_path, run_toy):
     assert "stopped and saved after step 3" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert next(checkpoint.newest_first(tmp_path / "checkpoints")).meta["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["step_000000010", "final", "metrics.jsonl"])
+def test_a_run_on_a_full_disk_goes_on_to_the_same_bits(tmp_path, monkeypatch, uninterrupted, name):
+    metric_writes = []
+
+    def holds(path):
+        # The checkpoint after step 5 and the first metrics are written yet.
+        is_metrics = path.name == name and path.exists()
+        metric_writes.extend([path] * is_metrics)
+        return len(metric_writes) > 4 if is_metrics else path.parent.name.startswith(f".{name}.")
+
+    with monkeypatch.context() as patched:
+        fill_disk(patched, holds=holds)
+        with pytest.raises(DiskError, match="No space left on device .* needed"):
+            train_toy(tmp_path)
+    assert not list(tmp_path.rglob(".*.partial")) and not (tmp_path / "final").exists()
+    final = train_toy(tmp_path)
+    assert checkpoint.fingerprint(final) == checkpoint.fingerprint(uninterrupted)
+    assert metric_lines(tmp_path) == metric_lines(uninterrupted.parent)
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, uninterrupted, caplog):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echox.core.errors import CheckpointError
-from echox.core.files import atomic_write, json_hash, sha256_of
+from echox.core.files import atomic_write, json_hash, sha256_of, translate_disk_faults
 
 FORMAT = 1
 MODEL_FILE, LANGUAGE_FILE, CONFIG_FILE = "model.safetensors", "language.model", "config.json"
@@ -53,9 +53,9 @@ def write_fitted(
     Returns:
         the fingerprint: a hash of settings and files, not of metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # First of all, so that a config never vouches for files that are being replaced.
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    with translate_disk_faults(folder / CONFIG_FILE):
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
     # safetensors stores contiguous tensors alone.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(folder / MODEL_FILE) as path:

@@ -428,7 +428,7 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
             step: training steps, which name the file of weights.
 
         Raises:
-            TrainingError: the disk is full.
+            DiskError: the disk is full or cannot be written.
         """
         layout.write_vocoder(folder / "vocoder", model.generator, self.settings, step)
 
