@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from echox.backbones.base import Turn
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError, EchoxError, SignalError
+from echox.core.partial_files import is_owned, partial_path
 from echox.core.signals import Batch, Features, last_positions
 from echox.criteria.base import CRITERIA
 from echox.decoding.greedy_text import greedy_text
@@ -704,3 +705,18 @@ def test_a_vocoder_only_decodes(folder):
         UnitHifiGan(UnitHifiGanConfig(folder=str(folder))).fingerprint()
         == tiny_release.codec(folder).fingerprint()
     )
+
+
+def test_an_export_names_its_process_and_leaves_that_of_another_alone(tmp_path):
+    output, seen = tmp_path / "release", []
+    other = partial_path(output, ".partial")
+    other.mkdir()
+
+    def beside():
+        # Read after the partial folder was made.
+        seen.extend(tmp_path.iterdir())
+        yield from ()
+
+    write_release(output, {"a": torch.zeros(3)}, beside(), {})
+    assert len(seen) == 2 and all(map(is_owned, seen))
+    assert sorted(tmp_path.iterdir()) == sorted([other, output])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from echox.assets.tensors import specs_of, write_tensors
 from echox.core.errors import CheckpointError
+from echox.core.files import atomic_folder
 from echox.models.release.folder import CONFIG, INDEX, WEIGHTS
 from echox.models.release.model import PublishedEchoX
 from echox.models.release.names import their_name
@@ -48,30 +49,25 @@ def write_release(
 
     Raises:
         CheckpointError: the folder exists already.
+        DiskError: the disk is full or cannot be written.
     """
     if folder.exists():
         raise CheckpointError(
             f"{folder} exists already; name another folder, or take it away first"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
-    # What an interrupted call left behind.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    # From the specs, so that lazy tensors are made only when they are written.
+    sizes = {name: spec.size_bytes for name, spec in specs_of(tensors).items()}
+    with atomic_folder(folder, sum(sizes.values())) as partial:
         for path in beside:
             shutil.copyfile(path, partial / path.name)
         if config is not None:
             (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        _write_weights(partial, tensors, shard_bytes)
-        # Renaming is atomic, so that no reader sees half of the folder.
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _write_weights(partial, tensors, sizes, shard_bytes)
 
 
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    # From the specs, so that lazy tensors are made only when they are written.
-    sizes = {name: spec.size_bytes for name, spec in specs_of(tensors).items()}
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], shard_bytes: int
+) -> None:
     shards = list(_shards(sizes, shard_bytes))
     if len(shards) == 1:
         # A single file needs no index.
