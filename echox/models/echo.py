@@ -44,12 +44,15 @@ class EchoBase(nn.Module, ABC):
     joins_segments: bool = True
 
     @abstractmethod
-    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+    def decode_engine(
+        self, longest: int, slots: int | None = None, max_steps: int | None = None
+    ) -> DecodeEngine:
         """Build a decode engine with the present weights.
 
         Args:
             longest: text tokens of an answer at most.
             slots: segments decoded together; None is as many as a pipeline needs.
+            max_steps: as in `speak_segments`.
         """
 
     @abstractmethod
@@ -107,7 +110,7 @@ class EchoBase(nn.Module, ABC):
             return unit_tokens
         if engine is None:
             longest = int((spans.ends - spans.starts).max())
-            engine = self.decode_engine(longest, min(len(unit_tokens), SLOTS))
+            engine = self.decode_engine(longest, min(len(unit_tokens), SLOTS), max_steps)
         requests = self.segment_requests(hidden, spans, max_steps, text, steps=engine.steps)
         for number, completion in zip(requests, engine.run(requests.values())):
             if completion.failed:
@@ -213,10 +216,12 @@ class EchoModel(EchoBase):
             return Candidates.greedy(text)
         return self.denoiser.candidates(self.speech_llm.backbone.logits(hidden))
 
-    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+    def decode_engine(
+        self, longest: int, slots: int | None = None, max_steps: int | None = None
+    ) -> DecodeEngine:
         """Build a decode engine of the unit decoder; see `EchoBase.decode_engine`."""
         # A pipeline's has all positions that the decoder was built for: typed texts may be longer.
-        capacity = None if slots is None else longest + MAX_STEPS
+        capacity = None if slots is None else longest + (max_steps or MAX_STEPS)
         return unit_decode_engine(self.voice.decoder, slots=slots or SLOTS, capacity=capacity)
 
     def segment_requests(

@@ -21,16 +21,18 @@ from echox.core.signals import Batch, Features, Waveform
 from echox.criteria.base import CRITERIA, EchoOutputs
 from echox.criteria.denoising import capped_weight
 from echox.data.audio import load_audio
+from echox.decoding import DecodeEngine
 from echox.decoding.greedy_text import decode_steps, gathered
 from echox.encoders.base import ENCODERS
 from echox.models.release import train_forward
 from echox.models.release.causal import causal_mask
+from echox.models.release.echo import MAX_UNIT_TOKENS, ReleaseEcho
 from echox.models.release.folder import build, read_release
-from echox.models.release.model import MAX_UNIT_TOKENS
+from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.names import their_name
 from echox.models.release.tokens import PROMPT_TOKENS
-from echox.models.release.unit_decoding import greedy_requests, release_decode_engine
-from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentsConfig, segments
+from echox.models.release.unit_decoding import TranslatorSteps, greedy_requests
+from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentsConfig, segments, whole
 from echox.models.speech_llm import IGNORE
 from echox.pipeline.plugins import discover
 
@@ -233,9 +235,8 @@ def segment_arrays(golden, name, hidden):
     vectors = model.translator.denoise(hidden)
     prompt = model.segment_prompt(vectors, lengths)
     end_id = model.tokens.end_id
-    engine = release_decode_engine(
-        model.translator,
-        end_id,
+    engine = DecodeEngine(
+        TranslatorSteps(model.translator, end_id),
         slots=1,
         capacity=prompt.embeddings.shape[1] + MAX_UNIT_TOKENS,
         keep_states=True,
@@ -243,7 +244,6 @@ def segment_arrays(golden, name, hidden):
     # The set holds the step of the end token too.
     (completion,) = engine.run(greedy_requests(prompt, end_id, MAX_UNIT_TOKENS))
     ids = completion.tokens[:, 0]
-    assert model.speak(hidden, lengths).rows() == [ids[ids != end_id].tolist()]
     yield f"{name}_aligned", vectors[0]
     yield f"{name}_t2c_inputs_embeds", prompt.embeddings[0]
     yield f"{name}_t2c_prompt_hidden", model.translator(prompt.embeddings, prompt.visible).hidden[0]
@@ -251,6 +251,8 @@ def segment_arrays(golden, name, hidden):
     yield f"{name}_unit_hidden", completion.states
     yield from top5(f"{name}_unit", model.translator.logits(completion.states))
     units = model.tokens.units(ids.tolist())
+    echo = ReleaseEcho(ReleaseSpeechLLM(golden.whisper, model))
+    assert echo.speak_segments(hidden, whole(lengths)) == [units]
     yield f"{name}_units", np.array(units, dtype=np.int64)
     samples = vocoder(golden, "main").sound(torch.tensor(units)).numpy()
     yield f"{name}_wav_int16", (samples * 32767).astype(np.int16)

@@ -21,12 +21,14 @@ from echox.models.compatibility import PAPER, RELEASE
 from echox.models.release import train_forward
 from echox.models.release.adapter import released_adapter
 from echox.models.release.ctc import restricted_ctc_scores
+from echox.models.release.echo import ReleaseEcho
 from echox.models.release.export import release_tensors, write_release
 from echox.models.release.folder import build, files_beside, is_release, read_release
+from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.names import our_name, their_name
 from echox.models.release.sizes import translator_size
 from echox.models.release.tokens import units_in
-from echox.models.segmenting import spans_of
+from echox.models.segmenting import spans_of, whole
 from echox.models.speech_llm import IGNORE
 from echox.pipeline.plugins import discover
 
@@ -501,13 +503,12 @@ def test_decoding_equals_one_teacher_forced_pass(model):
 def test_segments_are_decoded_together_as_alone(model):
     hidden = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([9, 1, 5])
-    together = model.speak(hidden, lengths, 30).rows()
-    units = set()
+    echo = ReleaseEcho(ReleaseSpeechLLM(torch.nn.Identity(), model))
+    together = echo.speak_segments(hidden, whole(lengths), 30)
     for row, length in enumerate(lengths.tolist()):
-        (alone,) = model.speak(hidden[row : row + 1, :length], torch.tensor([length]), 30).rows()
-        assert together[row] == alone
-        units |= set(model.tokens.units(alone))
-    assert units
+        states = hidden[row : row + 1, :length]
+        assert echo.speak_segments(states, whole(torch.tensor([length])), 30) == [together[row]]
+    assert any(together)
 
 
 def test_a_translator_without_denoiser_says_so(copy):
@@ -515,7 +516,7 @@ def test_a_translator_without_denoiser_says_so(copy):
         copy, lambda tensors: [tensors.pop(name) for name in list(tensors) if "aligner_MLP" in name]
     )
     with pytest.raises(CheckpointError, match="no denoising adapter"):
-        build(read_release(copy)).speak(torch.zeros(1, 2, 16), torch.tensor([2]))
+        build(read_release(copy)).translator.denoise(torch.zeros(1, 2, 16))
 
 
 # Training passes

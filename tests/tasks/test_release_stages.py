@@ -10,6 +10,7 @@ from tiny_llm import write_llm
 from tiny_run import RATE_HZ, noise
 
 from echox.core.errors import ManifestError, SignalError
+from echox.core.signals import padded
 from echox.criteria.base import CRITERIA
 from echox.data.audio import load_audio, save_audio
 from echox.encoders.whisper import WhisperConfig
@@ -132,8 +133,8 @@ def test_t2c_examples_hold_text_and_unit_tokens(folder, rows, tmp_path):
 
 def test_training_has_the_layout_of_inference(folder, rows, tmp_path):
     """The teacher-forced pass predicts the unit tokens that decoding gives for a segment."""
+    from echox.models.release.echo import ReleaseEcho
     from echox.models.release.train_forward import answer_states, segment_outputs
-    from echox.models.segmenting import cut
     from echox.tasks.release.s2t import teacher_forced
 
     task, model = task_of("published_echo", folder, rows, tmp_path, max_words=6, rule=tiny_rule())
@@ -143,13 +144,13 @@ def test_training_has_the_layout_of_inference(folder, rows, tmp_path):
     with torch.no_grad():
         text_pass = teacher_forced(model, batch.conversation)
         states, _, _ = answer_states(text_pass)
-        generated = model.release.speak(*cut(states, batch.spans), 6)
-        # Padded with the end token, of which the first of each row is a target.
-        ids = torch.nn.functional.pad(generated.ids, (0, 1), value=model.release.tokens.end_id)
-        is_target = (
-            torch.arange(ids.shape[1]) <= (generated.lengths - (~generated.ended).long())[:, None]
-        )
-        units = torch.where(is_target, ids, -100)
+        echo = ReleaseEcho(model)
+        engine = echo.decode_engine(states.shape[1])
+        requests = echo.segment_requests(states, batch.spans, 6, steps=engine.steps)
+        generated = [
+            completion.tokens[:, 0].tolist() for completion in engine.run(requests.values())
+        ]
+        units = padded(generated, -100)
         outputs = segment_outputs(model.release, text_pass, batch.spans, units)
     assert torch.equal(outputs.unit_head(outputs.unit_states).argmax(-1), outputs.unit_labels)
 

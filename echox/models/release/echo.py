@@ -7,10 +7,13 @@ from torch import Tensor
 from echox.core.signals import Spans
 from echox.decoding import DecodeEngine, Request, Steps
 from echox.models.echo import EchoBase
-from echox.models.release.model import MAX_UNIT_TOKENS, ReleaseSpeechLLM
-from echox.models.release.unit_decoding import SLOTS, greedy_requests
+from echox.models.release.model import ReleaseSpeechLLM
+from echox.models.release.unit_decoding import TranslatorSteps, greedy_requests
 from echox.models.segmenting import RELEASE_RULE, Cutter, SegmentRule, SegmentsConfig, cut
 from echox.models.unit_generation import UnitTokens
+
+SLOTS = 8  # segments decoded together where the caller does not say
+MAX_UNIT_TOKENS = 2048  # of a segment; the release's limit
 
 
 class ReleaseEcho(EchoBase):
@@ -30,10 +33,15 @@ class ReleaseEcho(EchoBase):
         self.speech_llm = speech_llm
         self.cutter = Cutter(SegmentsConfig(rule=rule), speech_llm.backbone)
 
-    def decode_engine(self, longest: int, slots: int | None = None) -> DecodeEngine:
+    def decode_engine(
+        self, longest: int, slots: int | None = None, max_steps: int | None = None
+    ) -> DecodeEngine:
         """Build a decode engine of the unit translator; see `EchoBase.decode_engine`."""
         release = self.speech_llm.release
-        return release.speech_decode_engine(longest, slots=slots or SLOTS)
+        steps = TranslatorSteps(release.require_translator(), release.tokens.end_id)
+        framing = [*release.tokens.before_text(release.compatibility), *release.tokens.after_text()]
+        capacity = len(framing) + longest + (max_steps or MAX_UNIT_TOKENS)
+        return DecodeEngine(steps, slots=slots or SLOTS, capacity=capacity)
 
     def segment_requests(
         self,

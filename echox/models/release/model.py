@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError, SignalError
 from echox.core.signals import Features, padded
-from echox.decoding import DecodeEngine
-from echox.decoding.greedy_text import GeneratedText
 from echox.encoders.base import Encoder
 from echox.models.compatibility import Compatibility
 from echox.models.release.causal import Prompt
@@ -22,7 +20,6 @@ from echox.models.release.hearing import windowed
 from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
-from echox.models.release.unit_decoding import SLOTS, generate_units, release_decode_engine
 from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter
 from echox.models.speech_llm import (
     AUDIO,
@@ -32,8 +29,6 @@ from echox.models.speech_llm import (
     check_positions,
     splice,
 )
-
-MAX_UNIT_TOKENS = 2048  # of a segment; the release's limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,54 +137,6 @@ class PublishedEchoX(nn.Module):
             spliced.mask,
             spliced.positions,
             repeated.masked_fill(~spliced.mask, PAD),
-        )
-
-    def speak(
-        self,
-        hidden: Tensor,
-        lengths: Tensor,
-        max_tokens: int = MAX_UNIT_TOKENS,
-        engine: DecodeEngine | None = None,
-    ) -> GeneratedText:
-        """Decode unit tokens of segments greedily; no context crosses segments.
-
-        Args:
-            hidden: [B, S, H] hidden states of the segments, right-padded.
-            lengths: [B] text tokens of each segment.
-            max_tokens: unit tokens of a segment at most.
-            engine: of `speech_decode_engine`; None makes one for this call, which also
-                returns the unit translator's states.
-
-        Returns:
-            unit token ids [B, U] without the end token, and their states.
-
-        Raises:
-            CheckpointError: the checkpoint has no unit translator, or no denoising adapter.
-            SignalError: as `generate_units`.
-        """
-        translator = self.require_translator()
-        prompt = self.segment_prompt(translator.denoise(hidden), lengths)
-        if engine is None:
-            engine = release_decode_engine(
-                translator,
-                self.tokens.end_id,
-                slots=len(hidden),
-                capacity=prompt.embeddings.shape[1] + max_tokens,
-                keep_states=True,
-            )
-        return generate_units(engine, prompt, self.tokens.end_id, max_tokens)
-
-    def speech_decode_engine(self, longest: int, *, slots: int = SLOTS) -> DecodeEngine:
-        """Decode engine for segments, to be used over many calls of `speak`.
-
-        Args:
-            longest: text tokens of a segment at most; its speech has `MAX_UNIT_TOKENS` at most.
-            slots: segments that are decoded at a time.
-        """
-        before, after = self.tokens.before_text(self.compatibility), self.tokens.after_text()
-        capacity = len(before) + len(after) + longest + MAX_UNIT_TOKENS
-        return release_decode_engine(
-            self.require_translator(), self.tokens.end_id, slots=slots, capacity=capacity
         )
 
     def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:

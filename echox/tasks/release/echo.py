@@ -21,7 +21,7 @@ from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.train_forward import answer_states, segment_outputs
 from echox.models.release.translator import UnitTranslator
 from echox.models.release.unit_decoding import generate_after_text
-from echox.models.segmenting import RELEASE_RULE, SegmentRule, cut
+from echox.models.segmenting import RELEASE_RULE, SegmentRule
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples, TokenTargets
 from echox.tasks.echo.cached_labels import CachedLabels, LabelledBatch, LabelledConversation
@@ -153,16 +153,15 @@ class ReleaseEchoTask(FullModelTask[LabelledBatch]):
     ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
         errors = units = rows = 0
-        tokens = model.release.tokens
+        tokens, echo = model.release.tokens, ReleaseEcho(model, self.config.rule)
         for batch in batches():
             if rows >= self.config.scored_rows:
                 break
             states, _, _ = answer_states(teacher_forced(model, batch.conversation))
-            generated = model.release.speak(*cut(states, batch.spans), self.config.max_words)
-            targets = batch.targets.tolist()
-            for ids, labels in zip(generated.rows(), targets, strict=True):
+            generated = echo.speak_segments(states, batch.spans, self.config.max_words)
+            for hypothesis, labels in zip(generated, batch.targets.tolist(), strict=True):
                 reference = tokens.units([label for label in labels if label != IGNORE])
-                errors += edit_distance(tokens.units(ids), reference)
+                errors += edit_distance(hypothesis, reference)
                 units += len(reference)
             rows += len(batch.row_ids)
         return {"unit_error": errors / max(1, units)}
