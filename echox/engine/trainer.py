@@ -72,8 +72,8 @@ def train(
         the folder of the final checkpoint.
 
     Raises:
-        TrainingError: there is nothing to train on, the loss or the gradient is not finite, or
-            the disk is full.
+        TrainingError: there is nothing to train on, or the loss or the gradient is not finite.
+        DiskError: the disk is full or cannot be written.
         CheckpointError: the final checkpoint in `run_dir` or all that it could resume from are
             damaged, or were made of other data or with other settings.
         Interrupted: SIGTERM or Ctrl-C came; the run is saved.

@@ -6,6 +6,8 @@ read, and nothing is downloaded.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,15 @@ from echox.corpora.units import units_path
 from echox.encoders.base import ENCODERS
 from echox.engine.config import Precision, TrainConfig
 from echox.pipeline.recipe import Recipe, from_dict, is_folder
+from echox.pipeline.refit import check_family, joined
+from echox.pipeline.rerun import CODEC, made_again
 from echox.pipeline.steps import read_units, uses_codec
-from echox.pipeline.tasks import outlined_task, parent_folder, refuse_missing_parents
+from echox.pipeline.tasks import (
+    outlined_task,
+    parent_folder,
+    refuse_missing_parents,
+    run_of_parents,
+)
 from echox.tasks.base import Outline
 
 GPUS = (1, 8)
@@ -87,6 +96,7 @@ def dry_run(recipe: Recipe) -> None:
         AssetError: files are missing; all of them are printed before.
         EchoxError: nothing is missing, but parts do not fit each other.
     """
+    recipe = _with_refit(recipe)
     print(
         f"{recipe.name}, dry run: true shapes on the meta device, no weights read; "
         "memory for GPUs that multiply bfloat16, GB = 10^9 bytes"
@@ -109,6 +119,23 @@ def dry_run(recipe: Recipe) -> None:
     if fault is not None:
         raise fault
     print("\nnothing is missing")
+
+
+def _with_refit(recipe: Recipe) -> Recipe:
+    """Return a recipe as its run trains it: a refit's is joined with the finished run.
+
+    Raises:
+        ConfigError: a refit has no stage that answers aloud.
+        CheckpointError: the finished run lacks a stage, or had a language model of another family.
+    """
+    if recipe.refit is None:
+        return recipe
+    fit = joined(recipe)
+    # The tokenizer of weights that are still to be fetched cannot be compared yet.
+    with contextlib.suppress(AssetError):
+        check_family(fit)
+    # It fits no codec and writes no units.
+    return dataclasses.replace(fit.recipe, codec_speech=[], units=[])
 
 
 def _print_sizes(recipe: Recipe) -> EchoxError | None:
@@ -316,19 +343,23 @@ def check_needs(recipe: Recipe) -> None:
         ConfigError: parts do not fit each other.
         AssetError: files are missing, as a dry run lists them.
     """
+    is_refit, recipe = recipe.refit is not None, _with_refit(recipe)
     require(needed_packages(recipe))
-    # A refit reads one stage's data, and its parents are in another run.
-    if recipe.refit is not None:
-        return
-    run = Path(recipe.run_dir)
-    is_left = {stage: not (run / stage / "final").exists() for stage in recipe.planned}
-    # Finished stages may turn out to be stale, and are then trained again.
-    stages = [stage for stage in recipe.planned if is_left[stage] or recipe.overwrite]
+    run, again = Path(recipe.run_dir), made_again(recipe)
+    stages = [
+        stage for stage in recipe.planned if stage in again or not (run / stage / "final").exists()
+    ]
     if not stages:
         return
     refuse_missing_parents(recipe, stages)
     _check_shapes(recipe)
-    if missing := missing_files(recipe, stages):
+    # Of other runs it is checked when a codec of other settings has been moved aside.
+    if is_refit:
+        check_codec(recipe)
+    missing = missing_files(recipe, stages)
+    if CODEC in again:
+        missing += _missing_manifests(recipe, recipe.codec_speech)
+    if missing:
         shown = ", ".join(missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise AssetError(
@@ -360,11 +391,7 @@ def missing_files(recipe: Recipe, stages: Sequence[str] | None = None) -> list[s
     stages = recipe.planned if stages is None else stages
     missing = [path for stage in stages for path in outlined_task(recipe, stage).missing()]
     missing += _missing_of_parts(recipe)
-    missing += [
-        f"{path} (manifest)"
-        for path in _read_manifests(recipe, stages)
-        if not _is_made(recipe, path) and not Path(path).is_file()
-    ]
+    missing += _missing_manifests(recipe, _read_manifests(recipe, stages))
     missing += [
         f"{path} (checkpoint of an earlier stage)"
         for path in _parent_folders(recipe, stages)
@@ -422,6 +449,14 @@ def _read_manifests(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     return paths
 
 
+def _missing_manifests(recipe: Recipe, paths: Iterable[str]) -> list[str]:
+    return [
+        f"{path} (manifest)"
+        for path in paths
+        if not _is_made(recipe, path) and not Path(path).is_file()
+    ]
+
+
 def _is_made(recipe: Recipe, path: str) -> bool:
     """Whether a step of the run writes a manifest before it is read."""
     in_corpus = recipe.corpus is not None and Path(path).is_relative_to(recipe.corpus.folder)
@@ -431,7 +466,7 @@ def _is_made(recipe: Recipe, path: str) -> bool:
 def _parent_folders(recipe: Recipe, stages: Sequence[str]) -> list[Path]:
     """List the checkpoints of parents that this run does not train."""
     return [
-        parent_folder(Path(recipe.run_dir), parent)
+        parent_folder(run_of_parents(recipe), parent)
         for stage in stages
         for parent in recipe.parents(stage).values()
         if parent not in recipe.planned

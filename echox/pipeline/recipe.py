@@ -24,6 +24,7 @@ differs from the dataclasses' defaults:
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,9 @@ class StagePlan:
     def __post_init__(self) -> None:
         if self.cpu_processes < 1:
             raise ConfigError(f"cpu_processes must be at least 1, and is {self.cpu_processes}")
+
+
+_PLAN_FIELDS = {field.name for field in dataclasses.fields(StagePlan)}
 
 
 class Resume(enum.Enum):
@@ -392,6 +396,9 @@ class Recipe:
             )
 
 
+_RECIPE_FIELDS = {"defaults", *(field.name for field in dataclasses.fields(Recipe))}
+
+
 def load_recipe(
     name: str = DEFAULT_RECIPE,
     overrides: Sequence[str] = (),
@@ -484,6 +491,9 @@ def in_full(tree: DictConfig, key: str, keys: Sequence[str]) -> str:
     if first not in tree and near(first, stages):
         raise ConfigError(f"no field or stage named {first!r}{near(first, stages)}")
     name, field = _stage_and_field(key)
+    # `turns.train.steps=3`, where no stage has that name.
+    if first not in tree and _PLAN_FIELDS.intersection(key.split(".")[1:2]):
+        name, field = first, key
     # A mistyped stage would otherwise begin a new one, since `stages` is an open mapping.
     if field and name not in stages:
         raise ConfigError(
@@ -525,12 +535,18 @@ def _refuse_misplaced_keys(path: Path, body: Mapping[str, Any]) -> None:
             )
         for kind in ("task", "criterion"):
             _refuse_name_of_part(path, kind, f"stages.{stage}.{kind}", (plan or {}).get(kind))
-    # Recipes of before had a field for each stage.
-    for stage in FORMER_STAGES:
-        if stage in body:
+    for key, value in body.items():
+        # Recipes of before had a field for each stage.
+        if key in FORMER_STAGES or (key not in _RECIPE_FIELDS and _is_plan(value)):
             raise ConfigError(
-                f"{path} says '{stage}:' beside its fields; plans of stages stand below 'stages:'"
+                f"{path} says '{key}:' beside its fields; plans of stages stand below 'stages:', "
+                f"as stages: {{{key}: {{...}}}}"
             )
+
+
+def _is_plan(value: Any) -> bool:
+    """Whether a mapping has a field of a stage's plan, as the plan of a misplaced stage."""
+    return isinstance(value, Mapping) and not _PLAN_FIELDS.isdisjoint(value)
 
 
 def _refuse_name_of_part(path: Path, kind: str, key: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +13,73 @@ from echox.core.checkpoint import Checkpoint
 from echox.core.config import to_plain
 from echox.core.errors import CheckpointError, ConfigError
 from echox.pipeline.recipe import Recipe, from_dict
-from echox.pipeline.tasks import finished_parents
+from echox.pipeline.tasks import existing_parents
 from echox.tasks.base import Use
 from echox.tasks.recorded import with_places
 
 
-def refitted(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A recipe's language model joined with the speech side of a finished run."""
+
+    recipe: Recipe  # of the stage that answers aloud
+    before: Recipe  # of the finished run
+    parent: Path  # checkpoint of it that the stage builds on
+
+
+def joined(recipe: Recipe) -> Refit:
     """Join a recipe's language model with the speech side of the finished run `recipe.refit`.
 
     Encoder, codec, and the shapes of adapter and unit decoder are the finished run's; the language
     model, Echo's own plan, its data and the folders are the recipe's. LoRA and adapter start from
-    the run's S2T, and T2C reads the embeddings of the new language model.
-
-    Returns:
-        the recipe of the Echo stage, and the change as its checkpoint's lineage records it.
+    the run's S2T, and T2C reads the embeddings of the new language model. Nothing is built.
 
     Raises:
         ConfigError: the recipe has no stage that answers aloud.
-        CheckpointError: a stage of the finished run is missing, or the language model has another
-            width or vocabulary than the one the run was trained with.
+        CheckpointError: a stage of the finished run is missing.
     """
     stage = recipe.last(Use.answer_aloud)
     if stage is None:
         raise ConfigError(
             "refit trains a stage that answers aloud, such as echo; the recipe has none"
         )
-    parent = next(iter(finished_parents(recipe, stage, recipe.require_refit()).values()))
-    finished = Checkpoint(parent, checkpoint.verify(parent), {}, None)
+    parent = next(iter(existing_parents(recipe, stage, recipe.require_refit()).values()))
+    finished = Checkpoint(parent, checkpoint.described(parent), {}, None)
     before = from_dict(with_places(finished, finished.meta["recipe"]))
-    # Built with its weights, since the lineage records their fingerprint.
-    model = BACKBONES.build(recipe.backbone)
-    former = BACKBONES.entry_of(before.backbone).implementation.outline(before.backbone)
-    _refuse_other_family(model, former, recipe, parent)
     # The finished stages' own plans, by which their checkpoints are read.
     plans = {**before.stages, stage: recipe.stages[stage]}
     fitted = dataclasses.replace(
         recipe, encoder=before.encoder, codec=before.codec, stages=plans, stage=stage, corpus=None
     )
+    return Refit(fitted, before, parent)
+
+
+def check_family(refit: Refit) -> None:
+    """Check that the new language model is of the family that the run was trained with.
+
+    Only outlines are built, so that a refit is refused before weights are read.
+
+    Raises:
+        CheckpointError: it has another width, another vocabulary or other tokens.
+    """
+    configs = (refit.recipe.backbone, refit.before.backbone)
+    model, former = (
+        BACKBONES.entry_of(config).implementation.outline(config) for config in configs
+    )
+    _refuse_other_family(model, former, refit.recipe, refit.parent)
+
+
+def lineage_of(refit: Refit) -> dict[str, Any]:
+    """Return the change of the language model, as the checkpoint's lineage records it."""
+    # Built with its weights, of which the fingerprint is.
+    model = BACKBONES.build(refit.recipe.backbone)
     change = {
-        "run": recipe.refit,
-        "from": to_plain(before.backbone),
-        "to": to_plain(recipe.backbone),
+        "run": refit.recipe.refit,
+        "from": to_plain(refit.before.backbone),
+        "to": to_plain(refit.recipe.backbone),
         "backbone": model.fingerprint(),
     }
-    return fitted, {"refit": change}
+    return {"refit": change}
 
 
 def _refuse_other_family(model: Backbone, former: Backbone, recipe: Recipe, parent: Path) -> None:

@@ -26,7 +26,7 @@ from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
 from echox.pipeline.plugins import plugin_code
 from echox.pipeline.recipe import Recipe, Resume, own_parts, to_dict
-from echox.pipeline.tasks import outlined_task, parent_folder
+from echox.pipeline.tasks import outlined_task, parent_folder, run_of_parents
 from echox.tasks.recorded import chosen_in, plans_of
 
 CODEC = "codec"
@@ -49,6 +49,14 @@ class Stale:
     is_edited: bool = False  # only the code of plugins differs
 
 
+def made_again(recipe: Recipe) -> set[str]:
+    """Return the stages, and `CODEC`, that `overwrite` makes again; none without it."""
+    if not recipe.overwrite:
+        return set()
+    stale = list(_stale(recipe, _checked_stages(recipe)))
+    return {item.name for item in (*stale, *_built_on(recipe, stale))}
+
+
 def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
     """Refuse to run on stale stages; with `overwrite`, move them and their descendants aside.
 
@@ -59,9 +67,7 @@ def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
     Raises:
         CheckpointError: something is stale, and `overwrite` is not set or may not replace it.
     """
-    # Of a refit only the planned stage: those that it builds on are another run's.
-    stages = recipe.planned if recipe.refit else recipe.with_ancestors(recipe.planned)
-    stale = list(_stale(recipe, stages))
+    stale = list(_stale(recipe, _checked_stages(recipe)))
     if not stale:
         return
     if not recipe.overwrite:
@@ -74,6 +80,11 @@ def prepare_rerun(recipe: Recipe, *, makes_room: bool = True) -> None:
         for item in replaced:
             target = _move_aside(Path(recipe.run_dir), item.folder)
             print_message(f"{item.name}: made otherwise before, and moved to {target}")
+
+
+def _checked_stages(recipe: Recipe) -> Sequence[str]:
+    # Of a refit only the planned stage: those that it builds on are another run's.
+    return recipe.planned if recipe.refit else recipe.with_ancestors(recipe.planned)
 
 
 def refuse_stale(recipe: Recipe, stage: str) -> None:
@@ -211,11 +222,9 @@ def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Itera
 
 
 def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> Iterator[str]:
-    # The parents of a refit are in another run's folder.
-    run = Path(recipe.refit or recipe.run_dir)
     for parent, fingerprint in parents.items():
         name = recipe.parents(stage).get(parent, parent)
-        final = parent_folder(run, name)
+        final = parent_folder(run_of_parents(recipe), name)
         if not final.exists():
             continue
         weights = checkpoint.described(final)["files"].get(checkpoint.MODEL, {})

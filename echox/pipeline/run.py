@@ -45,7 +45,7 @@ from echox.pipeline.next_steps import closing_lines
 from echox.pipeline.plugins import discover, plugin_code, plugin_origins
 from echox.pipeline.recipe import Recipe, Resume, from_dict, own_parts, parts_of, to_dict
 from echox.pipeline.recipe_text import write_recipe
-from echox.pipeline.refit import refitted
+from echox.pipeline.refit import check_family, joined, lineage_of
 from echox.pipeline.rerun import (
     PLUGIN_CODE,
     changed_settings,
@@ -395,14 +395,17 @@ def refit(recipe: Recipe) -> Path:
             width or vocabulary.
     """
     world, device = join(), device_named(recipe.device)
-    # Every rank computes the recipe, and the first one alone moves folders.
+    fit = joined(recipe)
+    # Every rank looks at the folder, and the first one alone moves what is in it.
     with world.main_first():
-        fitted, lineage = refitted(recipe)
-        prepare_rerun(fitted, makes_room=world.is_main)
+        prepare_rerun(fit.recipe, makes_room=world.is_main)
         if world.is_main:
             write_recipe(recipe)
-    (stage,) = fitted.planned
-    return train_stage(fitted, stage, device, parents=recipe.require_refit(), lineage=lineage)
+    check_family(fit)
+    (stage,) = fit.recipe.planned
+    return train_stage(
+        fit.recipe, stage, device, parents=recipe.require_refit(), lineage=lineage_of(fit)
+    )
 
 
 def _answer_example(recipe: Recipe) -> None:

@@ -78,12 +78,32 @@ def finished_parents(recipe: Recipe, stage: str, run: Path) -> dict[str, Path]:
     Raises:
         CheckpointError: one is missing or damaged, or of another run with other parts.
     """
-    folders = {}
-    for role, parent in recipe.parents(stage).items():
-        folders[role] = _existing(recipe, stage, run, parent)
+    folders = existing_parents(recipe, stage, run)
+    for folder in folders.values():
         # Before the hours of training that a damaged parent would spoil.
-        checkpoint.verify(folders[role])
+        checkpoint.verify(folder)
     return folders
+
+
+def existing_parents(recipe: Recipe, stage: str, run: Path) -> dict[str, Path]:
+    """Find the final checkpoints that a stage builds on, without reading their weights.
+
+    Args:
+        recipe, stage, run: as `finished_parents` takes them.
+
+    Returns:
+        role -> folder of the checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, or of another run with other parts.
+    """
+    parents = recipe.parents(stage).items()
+    return {role: _existing(recipe, stage, run, parent) for role, parent in parents}
+
+
+def run_of_parents(recipe: Recipe) -> Path:
+    """Return the folder of the run whose finished stages a recipe builds on."""
+    return Path(recipe.run_dir) if recipe.refit is None else recipe.require_refit()
 
 
 def refuse_missing_parents(recipe: Recipe, stages: Sequence[str]) -> None:
@@ -99,7 +119,7 @@ def refuse_missing_parents(recipe: Recipe, stages: Sequence[str]) -> None:
     for stage in stages:
         for parent in recipe.parents(stage).values():
             if parent not in recipe.planned:
-                _existing(recipe, stage, Path(recipe.run_dir), parent)
+                _existing(recipe, stage, run_of_parents(recipe), parent)
 
 
 def parent_folder(run: Path, parent: str) -> Path:

@@ -165,6 +165,11 @@ def test_overrides(overrides, read, expected):
         ("stages.s2t=null", "the recipe has no stage; add '- _stages' to its defaults list"),
         ("stages.s2t=3", "stages.s2t takes StagePlan or null, not 3"),
         ("s3t.train.steps=3", "no field or stage named 's3t'; did you mean 's2t'?"),
+        (
+            "turns.train.steps=3",
+            "no stage named 'turns'; the recipe has s2t, and a new stage begins with "
+            "stages.turns.task=NAME",
+        ),
         ("stages.echo.train.steps=3", "a new stage begins with stages.echo.task=NAME"),
         (
             "stages.echo.task=toy_work",
@@ -225,6 +230,11 @@ def test_a_wrong_override_is_one_sentence(override, sentence):
         (
             "s2t: {train: {steps: 3}}",
             "says 's2t:' beside its fields; plans of stages stand below 'stages:'",
+        ),
+        (
+            "defaults:\n  - toy\n  - _self_\nturns: {after: {s2t: s2t}, train: {steps: 3}}\n",
+            "says 'turns:' beside its fields; plans of stages stand below 'stages:', "
+            "as stages: {turns: {...}}",
         ),
         ("- a list", "is not a recipe; it must hold `key: value` lines"),
         (

@@ -9,11 +9,11 @@ from echo_home import recipe_at, words_at, write_home
 
 from echox.backbones.base import BACKBONES
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError, ConfigError
+from echox.core.errors import AssetError, CheckpointError, ConfigError
 from echox.evaluation.agreement import CASCADE
 from echox.inference.load import codec_of, load_checkpoint
 from echox.pipeline.ablation import UNTRAINED, AblationConfig, ablate
-from echox.pipeline.refit import refitted
+from echox.pipeline.refit import check_family, joined
 from echox.pipeline.run import run_recipe
 from echox.tasks.base import Use
 from echox_cli import train
@@ -125,7 +125,22 @@ def test_another_family_is_refused(home, change, settings, sentence):
     weights = () if change is None else (f"backbone.weights={tuned(home, change)}",)
     recipe = recipe_at(home, f"refit={home / 'run'}", *weights, *settings)
     with pytest.raises(CheckpointError, match=sentence):
-        refitted(recipe)
+        check_family(joined(recipe))
+
+
+def test_what_a_refit_lacks_is_said_before_weights_are_read(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(BACKBONES, "build", lambda *_: pytest.fail("weights were read"))
+    refit = (f"refit={home / 'run'}", f"run_dir={tmp_path / 'new'}", "stage=null")
+    gone = f"echo.task.data.train=[{tmp_path / 'gone.jsonl'}]"
+    with pytest.raises(AssetError, match=r"cannot begin, .* files: \S+/gone.jsonl \(manifest\)"):
+        run_recipe(recipe_at(home, *refit, gone))
+    with pytest.raises(CheckpointError, match="hidden states of 96 channels"):
+        run_recipe(recipe_at(home, *refit, "backbone.random_width=96"))
+    with pytest.raises(AssetError):
+        run_recipe(recipe_at(home, *refit, gone, "dry_run=true"))
+    stages = [line for line in capsys.readouterr().out.splitlines() if " steps; " in line]
+    assert len(stages) == 1 and stages[0].startswith("echo: ")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_that_is_not_finished_cannot_be_fitted(home, tmp_path):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from echox.core import checkpoint
-from echox.core.errors import CheckpointError, ConfigError
+from echox.core.errors import AssetError, CheckpointError, ConfigError
 from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
-from echox.pipeline import rerun
+from echox.pipeline import dry_run, rerun
 from echox.pipeline import run as pipeline_run
+from echox.pipeline.dry_run import check_needs
 from echox.pipeline.plugins import discover, plugin_code
 from echox.pipeline.recipe import load_recipe, own_parts, to_dict
 from echox.pipeline.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
@@ -113,6 +114,16 @@ def test_other_settings_are_refused_before_the_first_step(
 )
 def test_neutral_settings_are_not_refused(finished, overrides):
     prepare_rerun(finished(*overrides))
+
+
+def test_what_only_finished_stages_needed_may_be_gone(finished, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "cache/corpora")
+    # As of manifests that no step of the run makes.
+    monkeypatch.setattr(dry_run, "_is_made", lambda recipe, path: False)
+    check_needs(finished("overwrite=true"))
+    sentence = r"missing files: .*/questions.train.jsonl \(manifest\).*; put them there, or set"
+    with pytest.raises(AssetError, match=sentence):
+        check_needs(finished("overwrite=true", "s2t.train.steps=6"))
 
 
 def test_a_moved_run_is_not_stale(finished, tmp_path):
