@@ -135,7 +135,7 @@ def test_training_has_the_layout_of_inference(folder, rows, tmp_path):
     """The teacher-forced pass predicts the unit tokens that decoding gives for a segment."""
     from echox.models.release.echo import ReleaseEcho
     from echox.models.release.train_forward import answer_states, segment_outputs
-    from echox.tasks.release.s2t import teacher_forced
+    from echox.tasks.release.spoken import teacher_forced
 
     task, model = task_of("published_echo", folder, rows, tmp_path, max_words=6, rule=tiny_rule())
     examples = task.examples("train")

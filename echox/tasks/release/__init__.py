@@ -2,7 +2,8 @@
 
 from echox.tasks.release.echo import ReleaseEchoTask, ReleaseEchoTaskConfig
 from echox.tasks.release.joint import ReleaseJointTask, ReleaseJointTaskConfig
-from echox.tasks.release.s2t import ReleaseTextConfig, ReleaseTextTask
+from echox.tasks.release.s2t import ReleaseTextTask
+from echox.tasks.release.spoken import ReleaseTextConfig
 from echox.tasks.release.t2c import ReleaseUnitsConfig, ReleaseUnitsTask
 
 __all__ = [

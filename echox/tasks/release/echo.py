@@ -37,9 +37,8 @@ from echox.tasks.release.audit import (
     units_of_ids,
 )
 from echox.tasks.release.base import vocoder_unit_count
-from echox.tasks.release.conversations import ReleaseExample, ReleaseExamples
-from echox.tasks.release.full_model import FullModelConfig, FullModelTask
-from echox.tasks.release.s2t import teacher_forced
+from echox.tasks.release.conversations import ReleaseExample
+from echox.tasks.release.spoken import FullModelConfig, SpokenTask, teacher_forced
 from echox.tasks.views import length_with_end
 
 
@@ -69,7 +68,7 @@ class ReleaseEchoTaskConfig(FullModelConfig):
 
 
 @TASKS.register("published_echo", ReleaseEchoTaskConfig)
-class ReleaseEchoTask(FullModelTask[LabelledBatch]):
+class ReleaseEchoTask(SpokenTask[LabelledBatch]):
     """Stage III from a published folder.
 
     The states that predict the reference answer are cut as in streaming; for the greedy text X' of
@@ -97,10 +96,7 @@ class ReleaseEchoTask(FullModelTask[LabelledBatch]):
             filled_before=False,
         )
         # Without dropout: labels must be what inference would generate.
-        self.labels.prepare(model.eval(), map(self._conversations, self.splits))
-
-    def _conversations(self, split: str) -> ReleaseExamples:
-        return ReleaseExamples(self.splits[split], self.rows)
+        self.labels.prepare(model.eval(), map(self.conversations, self.splits))
 
     def _label_makers(self) -> dict[str, str]:
         """All that labels depend on besides their conversation, by name."""
@@ -133,7 +129,7 @@ class ReleaseEchoTask(FullModelTask[LabelledBatch]):
         return generate_unit_ids(release, texts, self.config.max_words)
 
     def examples(self, split: str) -> Examples:
-        return self.labels.examples(self._conversations(split))
+        return self.labels.examples(self.conversations(split))
 
     def collate(self, examples: Sequence[LabelledConversation]) -> LabelledBatch:
         """Pad conversations to ids [B, N], and their segments to units [G, T].

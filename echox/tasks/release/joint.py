@@ -26,8 +26,7 @@ from echox.tasks.release.audit import (
 )
 from echox.tasks.release.base import vocoder_unit_count
 from echox.tasks.release.conversations import ConversationBatch, ReleaseExample, ReleaseExamples
-from echox.tasks.release.full_model import FullModelConfig, FullModelTask
-from echox.tasks.release.s2t import teacher_forced
+from echox.tasks.release.spoken import FullModelConfig, SpokenTask, teacher_forced
 from echox.tasks.release.t2c import unit_token_ids
 
 
@@ -48,7 +47,7 @@ class JointBatch(Batch):
 
 
 @TASKS.register("published_joint", ReleaseJointTaskConfig)
-class ReleaseJointTask(FullModelTask[JointBatch]):
+class ReleaseJointTask(SpokenTask[JointBatch]):
     """The release's branch finetune: units of recorded answers from hidden states, beside S2T.
 
     The states are those at the answer's own tokens.
@@ -71,7 +70,7 @@ class ReleaseJointTask(FullModelTask[JointBatch]):
         return examples
 
     def examples(self, split: str) -> ReleaseExamples:
-        return ReleaseExamples(self.splits[split], self.rows)
+        return self.conversations(split)
 
     def collate(self, examples: Sequence[ReleaseExample]) -> JointBatch:
         """Pad conversations to ids [B, N], and their last answers to ids [B, L].
