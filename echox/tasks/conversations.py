@@ -7,11 +7,12 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from echox.backbones.base import Backbone, Turn
 from echox.core.config import neutral, refuse_below
 from echox.core.errors import ConfigError, SignalError
 from echox.core.number_format import name_of
-from echox.core.signals import Features, Waveform, padded
+from echox.core.signals import Batch, Features, Waveform, padded
 from echox.core.sources import code_of
 from echox.data.audio import audio_header, load_audio, pad_waveforms
 from echox.data.audio_ref import Audio, AudioRef, audio_ref
@@ -43,6 +44,9 @@ from echox.models.speech_llm import AUDIO, IGNORE, PAD
 log = logging.getLogger(__name__)
 
 Clip = Audio | DrawnClip
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+UnitPair = tuple[Sequence[int], Sequence[int]]
+"""Units, and those that they should be."""
 
 # Costs of clips are whole numbers: hundredths of a second.
 COST_PER_S = 100
@@ -494,11 +498,33 @@ def conversation_ids(backbone: Backbone, row: Row) -> tuple[list[int], list[int]
     return ids, [*backbone.tokenize(answer.text), *end], clips
 
 
-def unit_distance(units: Sequence[int], reference: Sequence[int], codebooks: int) -> int:
-    """Edit distance of two unit sequences; of K codebooks, frame by frame, the sum over them."""
-    return sum(
-        edit_distance(units[k::codebooks], reference[k::codebooks]) for k in range(codebooks)
-    )
+def unit_error(
+    batches: Iterable[AnyBatch],
+    pairs: Callable[[AnyBatch], Iterable[UnitPair]],
+    scored_rows: int,
+    codebooks: int = 1,
+) -> dict[str, float]:
+    """Unit error rate of generated speech as a task scores it.
+
+    Args:
+        batches: of validation.
+        pairs: generates the units of a batch: each with those that were to be generated.
+        scored_rows: rows after which to stop; batches are scored whole, so a few more may count.
+        codebooks: K of the codec.
+    """
+    errors = units = rows = 0
+    for batch in batches:
+        if rows >= scored_rows:
+            break
+        for hypothesis, reference in pairs(batch):
+            # Of several codebooks frame by frame, the sum over them.
+            errors += sum(
+                edit_distance(hypothesis[k::codebooks], reference[k::codebooks])
+                for k in range(codebooks)
+            )
+            units += len(reference)
+        rows += len(batch.row_ids)
+    return {"unit_error": errors / max(1, units)}
 
 
 def prompt_and_labels(

@@ -19,7 +19,7 @@ from echox.core.files import atomic_write, json_hash
 from echox.core.indexable import Indexable
 from echox.core.progress import progress
 from echox.data.manifest import OnBroken, Row
-from echox.tasks.base import StageContext
+from echox.tasks.base import Examples, StageContext
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
@@ -127,19 +127,30 @@ def row_examples(
     return LazyExamples(rows, make, arrays, on_broken)
 
 
-def cost_at(examples: Indexable[E], index: int, cost: Callable[[E], int]) -> int:
-    """Cost of one example of `row_examples`, without making it where its length is known."""
-    if isinstance(examples, LazyExamples):
-        return int(examples.costs[index])
-    return cost(examples[index])
+class RowExamples(Examples[E]):
+    """Examples of `row_examples`; where they are made at access, their costs are known without.
 
+    Args:
+        examples: of `row_examples`.
+        cost: of one example, as `row_examples` took it.
+    """
 
-def all_costs(examples: Indexable[E], cost: Callable[[E], int]) -> np.ndarray:
-    """Costs [N] of the examples of `row_examples`."""
-    if isinstance(examples, LazyExamples):
-        return examples.costs
-    # Examples in a list know their cost without being made.
-    return np.fromiter(map(cost, examples), dtype=np.int64, count=len(examples))
+    def __init__(self, examples: Indexable[E], cost: Callable[[E], int]) -> None:
+        self.examples, self.cost_of = examples, cost
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> E:
+        return self.examples[index]
+
+    def cost(self, index: int) -> int:
+        if isinstance(self.examples, LazyExamples):
+            return int(self.examples.costs[index])
+        return self.cost_of(self.examples[index])
+
+    def costs(self) -> np.ndarray:
+        return self.examples.costs if isinstance(self.examples, LazyExamples) else super().costs()
 
 
 def lengths_file(

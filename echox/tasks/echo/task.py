@@ -32,7 +32,7 @@ from echox.models.speech_llm import IGNORE, SpeechLLM
 from echox.models.unit_decoder import UnitDecoder
 from echox.models.unit_generation import unit_decode_engine
 from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, Task, Use
-from echox.tasks.conversations import unit_distance
+from echox.tasks.conversations import UnitPair, unit_error
 from echox.tasks.echo.cached_labels import CachedLabels, Labeller
 from echox.tasks.echo.config import EchoTaskConfig
 from echox.tasks.echo.pseudo_labels import (
@@ -400,10 +400,8 @@ class EchoTask(Task[EchoModel, EchoBatch]):
         self, model: EchoModel, batches: Callable[[], Iterable[EchoBatch]]
     ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
-        errors = units = rows = 0
-        for batch in batches():
-            if rows >= self.config.scored_rows:
-                break
+
+        def pairs(batch: EchoBatch) -> Iterator[UnitPair]:
             _, states = teacher_forced(model.speech_llm, batch.conversation)
             hidden, lengths = answer_states(states, batch.conversation)
             text = model.speech_llm.backbone.logits(hidden).argmax(-1)  # [B, S]
@@ -413,13 +411,9 @@ class EchoTask(Task[EchoModel, EchoBatch]):
             for row, target in zip(labels.spans.rows.tolist(), labels.targets.tolist()):
                 targets[row] += model.voice.decoder.unit_tokens_in(target)
             generated = model.speak_spans(hidden, labels.spans, text=text)
-            for unit_tokens, target in zip(generated, targets):
-                hypothesis, reference = map(self.codec.units_of, (unit_tokens, target))
-                errors += unit_distance(hypothesis, reference, self.codec.codebooks)
-                units += len(reference)
-            # Batches are scored whole, so a few rows more than asked for may count.
-            rows += len(targets)
-        return {"unit_error": errors / max(1, units)}
+            return zip(map(self.codec.units_of, generated), map(self.codec.units_of, targets))
+
+        return unit_error(batches(), pairs, self.config.scored_rows, self.codec.codebooks)
 
     def audit_batch(self, model: EchoModel, batch: EchoBatch) -> AuditBatch:
         conversation, decoder = batch.conversation, model.voice.decoder

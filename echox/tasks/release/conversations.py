@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +22,8 @@ from echox.models.compatibility import Compatibility
 from echox.models.release.hearing import window_count, windowed
 from echox.models.release.tokens import PROMPT_TOKENS, ReleaseTokens
 from echox.models.speech_llm import IGNORE
-from echox.tasks.base import Examples
 from echox.tasks.conversations import Clip, RowsConfig, SpokenRows, padded
-from echox.tasks.lazy_examples import all_costs, cost_at, row_examples
+from echox.tasks.lazy_examples import RowExamples, row_examples
 
 WINDOW_TOKENS = 188  # text tokens that cost as much as a window of 1500 encoder frames
 # Tokens of a transcription at most; CTC learns nothing from longer ones, as in the authors' code.
@@ -89,27 +87,16 @@ class ConversationBatch(Batch):
     transcripts: Tensor  # [A, S] tokens of the clips' words, IGNORE-padded
 
 
-class ReleaseExamples(Examples[ReleaseExample]):
+class ReleaseExamples(RowExamples[ReleaseExample]):
     """Conversations; the cost of one is its tokens, audio included."""
 
     def __init__(self, examples: Indexable[ReleaseExample], rows: SpokenRows) -> None:
-        self.examples, self.rows = examples, rows
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> ReleaseExample:
-        return self.examples[index]
+        super().__init__(examples, _cost)
+        self.rows = rows
 
     def at(self, index: int, epoch: int) -> ReleaseExample:
         example = self.examples[index]
         return replace(example, clips=self.rows.drawn(example.row_id, example.clips, epoch))
-
-    def cost(self, index: int) -> int:
-        return cost_at(self.examples, index, _cost)
-
-    def costs(self) -> np.ndarray:
-        return all_costs(self.examples, _cost)
 
 
 def _cost(example: ReleaseExample) -> int:

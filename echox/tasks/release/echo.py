@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -15,7 +15,6 @@ from echox.core.config import neutral, refuse_below
 from echox.core.indexable import Indexable
 from echox.core.signals import padded
 from echox.criteria.base import EchoOutputs
-from echox.data.text import edit_distance
 from echox.models.release.echo import ReleaseEcho
 from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.train_forward import answer_states, segment_outputs
@@ -24,6 +23,7 @@ from echox.models.release.unit_decoding import generate_after_text
 from echox.models.segmenting import RELEASE_RULE, SegmentRule
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch, Examples, TokenTargets
+from echox.tasks.conversations import UnitPair, unit_error
 from echox.tasks.echo.cached_labels import CachedLabels, LabelledBatch, LabelledConversation
 from echox.tasks.echo.pseudo_labels import PseudoLabels, make_labels
 from echox.tasks.release.audit import (
@@ -148,19 +148,15 @@ class ReleaseEchoTask(SpokenTask[LabelledBatch]):
         self, model: ReleaseSpeechLLM, batches: Callable[[], Iterable[LabelledBatch]]
     ) -> dict[str, float]:
         """Unit error rate against the pseudo-labels, over `scored_rows` validation rows."""
-        errors = units = rows = 0
         tokens, echo = model.release.tokens, ReleaseEcho(model, self.config.rule)
-        for batch in batches():
-            if rows >= self.config.scored_rows:
-                break
+
+        def pairs(batch: LabelledBatch) -> Iterator[UnitPair]:
             states, _, _ = answer_states(teacher_forced(model, batch.conversation))
             generated = echo.speak_segments(states, batch.spans, self.config.max_words)
             for hypothesis, labels in zip(generated, batch.targets.tolist(), strict=True):
-                reference = tokens.units([label for label in labels if label != IGNORE])
-                errors += edit_distance(hypothesis, reference)
-                units += len(reference)
-            rows += len(batch.row_ids)
-        return {"unit_error": errors / max(1, units)}
+                yield hypothesis, tokens.units([label for label in labels if label != IGNORE])
+
+        return unit_error(batches(), pairs, self.config.scored_rows)
 
     def audit_batch(self, model: ReleaseSpeechLLM, batch: LabelledBatch) -> AuditBatch:
         tokens, conversations = self.reader.tokens, batch.conversation

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from echox.core.indexable import Indexable
 from echox.core.signals import Batch
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import Item, Role, Row
-from echox.data.text import edit_distance
 from echox.models.footprint import layer_bytes
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.train_forward import pretrain_outputs
@@ -29,9 +27,9 @@ from echox.models.release.trainable import (
 )
 from echox.models.release.unit_decoding import generate_after_text
 from echox.models.speech_llm import IGNORE
-from echox.tasks.base import TASKS, AuditBatch, Examples, Outline, StageContext, named_parts
-from echox.tasks.conversations import RowsConfig, padded
-from echox.tasks.lazy_examples import all_costs, cost_at, row_examples
+from echox.tasks.base import TASKS, AuditBatch, Outline, StageContext, named_parts
+from echox.tasks.conversations import RowsConfig, UnitPair, padded, unit_error
+from echox.tasks.lazy_examples import RowExamples, row_examples
 from echox.tasks.release.audit import end_id_padding, translator_targets
 from echox.tasks.release.base import (
     TRANSLATOR_MODULES,
@@ -94,25 +92,6 @@ class TextUnitsBatch(Batch):
     labels: Tensor  # [B, L] the units, IGNORE elsewhere
     visible: Tensor  # bool [B, L] keys: all but end ids, those that close a text too
     text_lengths: Tensor  # [B] ids before the units
-
-
-class TextUnitsExamples(Examples[TextUnitsExample]):
-    """Texts with units; the cost of one is its ids."""
-
-    def __init__(self, examples: Indexable[TextUnitsExample]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> TextUnitsExample:
-        return self.examples[index]
-
-    def cost(self, index: int) -> int:
-        return cost_at(self.examples, index, _cost)
-
-    def costs(self) -> np.ndarray:
-        return all_costs(self.examples, _cost)
 
 
 def _cost(example: TextUnitsExample) -> int:
@@ -213,8 +192,8 @@ class ReleaseUnitsTask(ReleaseTask[TrainableEchoX, TextUnitsBatch]):
     def trained_state_dict(self, model: TrainableEchoX) -> dict[str, Tensor]:
         return trained_tensors(model)
 
-    def examples(self, split: str) -> TextUnitsExamples:
-        return TextUnitsExamples(self.splits[split])
+    def examples(self, split: str) -> RowExamples[TextUnitsExample]:
+        return RowExamples(self.splits[split], _cost)
 
     def collate(self, examples: Sequence[TextUnitsExample]) -> TextUnitsBatch:
         """Pad sequences to one batch of ids [B, L] and labels [B, L]."""
@@ -242,21 +221,17 @@ class ReleaseUnitsTask(ReleaseTask[TrainableEchoX, TextUnitsBatch]):
         self, model: TrainableEchoX, batches: Callable[[], Iterable[TextUnitsBatch]]
     ) -> dict[str, float]:
         """Unit error rate of generated speech, over `scored_rows` validation rows."""
-        errors = units = rows = 0
-        for batch in batches():
-            if rows >= self.config.scored_rows:
-                break
+
+        def pairs(batch: TextUnitsBatch) -> Iterator[UnitPair]:
             # The text part of each sequence, as in training.
             prompt = model.translator.prefix_prompt(batch.ids, batch.text_lengths, batch.visible)
             generated = generate_after_text(
                 model.translator, prompt, self.tokens.end_id, self.config.max_words
             )
             for ids, labels in zip(generated.rows(), batch.labels.tolist(), strict=True):
-                reference = self.tokens.units([label for label in labels if label != IGNORE])
-                errors += edit_distance(self.tokens.units(ids), reference)
-                units += len(reference)
-                rows += 1
-        return {"unit_error": errors / max(1, units)}
+                yield self.tokens.units(ids), self.tokens.units([i for i in labels if i != IGNORE])
+
+        return unit_error(batches(), pairs, self.config.scored_rows)
 
     def audit_batch(self, model: TrainableEchoX, batch: TextUnitsBatch) -> AuditBatch:
         return AuditBatch(

@@ -34,7 +34,7 @@ from echox.tasks.base import (
     Use,
     named_parts,
 )
-from echox.tasks.conversations import unit_distance
+from echox.tasks.conversations import UnitPair, unit_error
 from echox.tasks.recorded import recorded_config
 from echox.tasks.restored import filled, recorded_backbone, required_codec
 from echox.tasks.t2c.unit_alignment import UnitAlignment, Utterance
@@ -325,17 +325,12 @@ class TextUnitsTask(Task[T2CModel, TextUnitsBatch]):
         self, model: T2CModel, batches: Callable[[], Iterable[TextUnitsBatch]]
     ) -> dict[str, float]:
         """Unit error rate of generated speech, over `scored_rows` validation rows."""
-        errors = units = rows = 0
-        for batch in batches():
-            if rows >= self.config.scored_rows:
-                break
+
+        def pairs(batch: TextUnitsBatch) -> Iterator[UnitPair]:
             generated = model.speak(batch.ids, batch.lengths)
-            for unit_tokens, reference in zip(generated, batch.units):
-                hypothesis = self.codec.units_of(unit_tokens)
-                errors += unit_distance(hypothesis, reference, self.codec.codebooks)
-                units += len(reference)
-                rows += 1  # batches are scored whole, so a few more may count
-        return {"unit_error": errors / max(1, units)}
+            return zip(map(self.codec.units_of, generated), batch.units)
+
+        return unit_error(batches(), pairs, self.config.scored_rows, self.codec.codebooks)
 
     def audit_batch(self, model: T2CModel, batch: TextUnitsBatch) -> AuditBatch:
         text = backbone_text(self.backbone)
