@@ -61,8 +61,11 @@ class PauseRule:
     tokenizer; a character of a script without spaces counts as `WIDE_LENGTH`.
     """
 
+    first: int = 20
+    """Characters from which an answer's first segment ends at the next punctuation mark: few, for
+    speech begins with it, and as many as fill the context of a codec that looks ahead a second."""
     least: int = 32
-    """Characters from which a segment ends at the next punctuation mark."""
+    """The same of later segments."""
     most: int = 100
     """Characters from which it ends at the next border of two words."""
 
@@ -87,7 +90,8 @@ class PauseCutting(Cutting):
     def _is_border(self, before: str, text: str) -> bool:
         length = _length(before[self._spoken :])
         # A token within a character changes what stands before it, and is no border.
-        if length < self._rule.least or not text.startswith(before):
+        least = self._rule.least if self._spoken else min(self._rule.first, self._rule.least)
+        if length < least or not text.startswith(before):
             return False
         mark, begins_word = before.rstrip()[-1:], text[len(before) :][:1].isspace()
         if mark and mark in WIDE_PAUSES:

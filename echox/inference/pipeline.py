@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from echox.codecs.base import Codec
 from echox.core.device import multiplies_bf16_fast
@@ -30,6 +31,7 @@ from echox.inference.answers import (
     transcript_of,
 )
 from echox.inference.base import NO_VOICE, Pipeline
+from echox.inference.clip_cache import ClipCache, EncodedClip
 from echox.inference.cutting import (
     Cutting,
     PauseCutting,
@@ -42,7 +44,6 @@ from echox.inference.tts import TTSPipeline, UnitSynthesizer
 from echox.models.echo import EchoBase, EchoModel
 from echox.models.frozen import halve_frozen
 from echox.models.segmenting import Cutter, SegmentsConfig, spans_of
-from echox.models.speech_adapter import AdaptedSpeech
 from echox.models.speech_llm import AUDIO, PAD, Prompted, SpeechLLM
 
 MAX_TOKENS = 64  # of an answer's text, where nothing else is asked for
@@ -54,6 +55,20 @@ class EncodedQuestions:
 
     prompted: Prompted
     transcripts: list[Transcript]  # of each one's last clip
+
+
+@dataclass(frozen=True, slots=True)
+class _ClipVectors:
+    """Vectors of A clips, as prompts take them."""
+
+    vectors: Tensor  # [A, L, H], right-padded
+    lengths: Tensor  # [A]
+
+    @classmethod
+    def of(cls, clips: list[Tensor]) -> _ClipVectors:
+        """Pad clips [L, H]."""
+        lengths = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
+        return cls(pad_sequence(clips, batch_first=True), lengths)
 
 
 class SpeechToSpeechPipeline(Pipeline):
@@ -191,24 +206,47 @@ class SpeechToSpeechPipeline(Pipeline):
     def _text_of(self, ids: Sequence[int]) -> str:
         return self.backbone.detokenize(list(ids))
 
-    def encode_questions(self, questions: Sequence[Question]) -> EncodedQuestions:
+    def encode_questions(
+        self, questions: Sequence[Question], known: ClipCache | None = None
+    ) -> EncodedQuestions:
         """Encode the clips of B conversations, and embed these up to where the answer begins.
+
+        Args:
+            questions: the conversations.
+            known: clips that are not encoded again, to which the others are added.
 
         Raises:
             SignalError: a conversation is too long for the model.
         """
         with self.autocast():
-            return self._encode(questions, Clock(self.device))
+            return self._encode(questions, Clock(self.device), known)
 
-    def _encode(self, questions: Sequence[Question], clock: Clock) -> EncodedQuestions:
+    def _encode(
+        self, questions: Sequence[Question], clock: Clock, known: ClipCache | None = None
+    ) -> EncodedQuestions:
         # The clips of all rows, one after the other.
-        clips = [self._sounding(clip) for question in questions for clip in question.clips]
+        clips = [clip for question in questions for clip in question.clips]
+
+        def encode(clips: Sequence[Tensor]) -> list[EncodedClip]:
+            return self._encode_clips(clips, clock)
+
+        encoded = encode(clips) if known is None else known.encode(clips, encode)
+        transcripts = self._transcribe(questions, encoded)
+        return EncodedQuestions(self._prompt(questions, encoded), transcripts)
+
+    def _encode_clips(self, clips: Sequence[Tensor], clock: Clock) -> list[EncodedClip]:
+        if not clips:
+            return []
+        adapter, encoder = self.speech_llm.adapter, self.speech_llm.encoder
         with clock.part("encoder"):
-            features = self.speech_llm.encode_clips(clips) if clips else None
+            features = self.speech_llm.encode_clips([self._sounding(clip) for clip in clips])
         with clock.part("adapter"):
-            speech = None if features is None else self.speech_llm.adapter(features)
-        transcripts = self._transcribe(questions, speech)
-        return EncodedQuestions(self._prompt(questions, speech), transcripts)
+            speech = adapter(features)
+        window = None if encoder.window_s is None else encoder.window_s * encoder.frame_rate_hz
+        # Clones, for a view would keep the padding of the whole batch.
+        rows = zip(speech.vectors, speech.lengths.tolist())
+        vectors = [row[:length].clone() for row, length in rows]
+        return list(map(EncodedClip, vectors, adapter.transcripts(speech, window)))
 
     def _sounding(self, clip: Tensor) -> Tensor:
         """A clip without the windows in which nothing sounds, of which words would be invented."""
@@ -226,7 +264,7 @@ class SpeechToSpeechPipeline(Pipeline):
             engine=self.text_engine,
         )
 
-    def _prompt(self, questions: Sequence[Question], speech: AdaptedSpeech | None) -> Prompted:
+    def _prompt(self, questions: Sequence[Question], clips: Sequence[EncodedClip]) -> Prompted:
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
         # Clips of all rows one after the other, the order that `SpeechLLM.prompt` takes.
         clip_rows = torch.tensor(
@@ -235,6 +273,7 @@ class SpeechToSpeechPipeline(Pipeline):
             device=self.device,
         )
         padded_ids = padded(ids, PAD).to(self.device)
+        speech = _ClipVectors.of([clip.vectors for clip in clips]) if clips else None
         return self.speech_llm.prompt(padded_ids, speech, clip_rows, self.max_tokens)
 
     @torch.no_grad()
@@ -298,16 +337,13 @@ class SpeechToSpeechPipeline(Pipeline):
         return PauseCutting(PauseRule()) if own is None else StateCutting(own)
 
     def _transcribe(
-        self, questions: Sequence[Question], speech: AdaptedSpeech | None
+        self, questions: Sequence[Question], clips: Sequence[EncodedClip]
     ) -> list[Transcript]:
         """Per row, the CTC transcript of its last clip."""
-        encoder = self.speech_llm.encoder
-        window = None if encoder.window_s is None else encoder.window_s * encoder.frame_rate_hz
-        adapter = self.speech_llm.adapter
-        clips = iter([] if speech is None else adapter.transcripts(speech, window))
-        rows = [[next(clips) for _ in question.clips] for question in questions]
+        of_all = iter(clips)
+        rows = [[next(of_all) for _ in question.clips] for question in questions]
         return [
-            self._transcript(question, row[-1]) if row else Transcript()
+            self._transcript(question, row[-1].windows) if row else Transcript()
             for question, row in zip(questions, rows)
         ]
 

@@ -65,6 +65,7 @@ class SpeechStream:
     """Turns the segments of one answer into samples.
 
     Attributes:
+        has_begun: whether there was a segment.
         units: of all segments so far.
         samples: how many were given.
         is_cut: whether the limit cut a segment.
@@ -80,7 +81,7 @@ class SpeechStream:
         """
         self.units: list[int] = []
         self.samples = 0
-        self.is_cut = self.is_complete = False
+        self.has_begun = self.is_cut = self.is_complete = False
         self._parts, self._milestones = parts, milestones
         self._segments: deque[_SegmentUnits] = deque()  # not finished, in order
         self._pending: list[int] = []  # units that the codec has not seen
@@ -100,6 +101,7 @@ class SpeechStream:
         Raises:
             SignalError: it is too long for the unit decoder.
         """
+        self.has_begun = True
         self._milestones.mark("first_segment")
         self._segments.append(_SegmentUnits(self._parts.engine.add(request)))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from echox.core.errors import EchoxError, SignalError
 from echox.core.memory import is_out_of_memory, out_of_memory_text
 from echox.inference.answers import Answer, Piece, Question, Transcript, cut_of, refuse_unanswerable
+from echox.inference.clip_cache import ClipCache
 from echox.inference.cutting import Cutting
 from echox.inference.milestones import Milestones
 from echox.inference.pipeline import SpeechToSpeechPipeline
@@ -89,6 +90,7 @@ class AnswerStreams:
         self._waiting: deque[tuple[int, Asked]] = deque()
         self._answers: dict[int, _Answering] = {}
         self._numbers = count()
+        self._clips = ClipCache()
 
     @property
     def is_idle(self) -> bool:
@@ -133,10 +135,12 @@ class AnswerStreams:
             `answer`, or an `error`.
         """
         pieces = self._begin_waiting()
-        self._advance_engines()
+        writes = self._writes
+        self._advance_engines(writes=writes)
         for number, answering in list(self._answers.items()):
             try:
-                pieces += [(number, piece) for piece in self._progress(answering)]
+                found = self._progress(answering, writes=writes)
+                pieces += [(number, piece) for piece in found]
             except SignalError as error:
                 self.cancel(number)
                 pieces.append((number, Piece(answering.written, error=str(error), cause=error)))
@@ -167,7 +171,8 @@ class AnswerStreams:
 
     def _begin(self, waiting: Sequence[tuple[int, Asked]]) -> None:
         pipeline = self.pipeline
-        encoded = pipeline.encode_questions([asked.question for _, asked in waiting])
+        questions = [asked.question for _, asked in waiting]
+        encoded = pipeline.encode_questions(questions, self._clips)
         prompted = encoded.prompted
         rows = zip(prompted.embeddings, prompted.mask, encoded.transcripts, strict=True)
         for (number, asked), (prompt, mask, transcript) in zip(waiting, rows):
@@ -180,9 +185,16 @@ class AnswerStreams:
             text = text_stream(pipeline, prompt, mask, asked.max_tokens) if answers else NoText()
             self._answers[number] = _Answering(text, transcript, milestones, speech, cutting)
 
-    def _advance_engines(self) -> None:
-        """Take a step of the language model, and some of the unit decoder."""
-        if any(answering.text.uses_engine for answering in self._answers.values()):
+    @property
+    def _writes(self) -> bool:
+        """Whether texts go on: not while the answers there are wait for sound alone."""
+        answers = self._answers.values()
+        awaits_sound = any(answering.awaits_sound for answering in answers)
+        return not awaits_sound or any(answering.awaits_text for answering in answers)
+
+    def _advance_engines(self, *, writes: bool) -> None:
+        """Take a step of the language model, if `writes`, and some of the unit decoder."""
+        if writes and any(answering.text.uses_engine for answering in self._answers.values()):
             self.pipeline.require_text_engine().advance()
         speeches = [answering.speech for answering in self._answers.values()]
         if any(speech is not None and speech.open_segments for speech in speeches):
@@ -190,9 +202,10 @@ class AnswerStreams:
                 if not self.pipeline.unit_engine.advance():
                     break
 
-    def _progress(self, answering: _Answering) -> Iterator[Piece]:
-        """Take what the engines have of one answer and pass it on."""
-        yield from self._take_text(answering)
+    def _progress(self, answering: _Answering, *, writes: bool) -> Iterator[Piece]:
+        """Take what the engines have of one answer, text only if `writes`, and pass it on."""
+        if writes:
+            yield from self._take_text(answering)
         if answering.speech is None:
             return
         samples = answering.speech.next_samples()
@@ -271,6 +284,17 @@ class _Answering:
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)  # each [H]
     written: str = ""
+
+    @property
+    def awaits_text(self) -> bool:
+        """Whether text is all that is given, or all that its first segment needs."""
+        return not self.text.ended and (self.speech is None or not self.speech.has_begun)
+
+    @property
+    def awaits_sound(self) -> bool:
+        """Whether a segment is on its way to be the first that is heard."""
+        speech = self.speech
+        return speech is not None and speech.open_segments > 0 and not self.milestones.is_audible
 
     @property
     def is_complete(self) -> bool:

@@ -60,3 +60,12 @@ def test_a_token_within_a_character_is_no_border():
     assert cutting.push(torch.zeros(1), "a \ufffd") is None
     assert cutting.push(torch.zeros(1), "a \u00e9") is None
     assert cutting.push(torch.zeros(1), "a \u00e9 b").end == 3
+
+
+def test_the_first_segment_may_be_shorter():
+    tokens = ["It", " is", " Paris", ",", " and", " it", " is", " so", ",", " as", " you", " see"]
+    texts = ["".join(tokens[:count]) for count in range(1, len(tokens) + 1)]
+    cutting = PauseCutting(PauseRule(first=8, least=20))
+    found = [cutting.push(torch.zeros(1), text) for text in texts]
+    # "It is Paris," is long enough at the beginning, and " and it is so," is not behind it.
+    assert [segment.end for segment in found if segment is not None] == [4]

@@ -9,6 +9,7 @@ from echox.core.errors import SignalError
 from echox.core.signals import Units, Waveform
 from echox.inference import speech_stream
 from echox.inference.answers import USER, Clock, Question
+from echox.inference.clip_cache import ClipCache, EncodedClip
 from echox.inference.load import load_pipeline
 from echox.inference.streaming import AnswerStreams, stream
 from echox.models import echo
@@ -277,3 +278,72 @@ def test_warming_up_builds_all_engines(pipeline):
     vars(pipeline).pop("tts", None)
     warm_up(pipeline)
     assert {"text_engine", "unit_engine"} <= set(vars(pipeline))
+
+
+def finished(streams, *questions):
+    """The pieces of each question's answer."""
+    pieces = {streams.add(each): [] for each in questions}
+    while not streams.is_idle:
+        for number, piece in streams.step():
+            if number in pieces:
+                pieces[number].append(piece)
+    return list(pieces.values())
+
+
+def test_questions_of_a_conversation_are_encoded_once(cut_pipeline, monkeypatch):
+    encode_clips, encoded = type(cut_pipeline.speech_llm).encode_clips, []
+
+    def counted(model, clips):
+        encoded.append([len(clip) for clip in clips])
+        return encode_clips(model, clips)
+
+    first, second = question(1), question(4)
+    whole = cut_pipeline.reply([second])[0]
+    monkeypatch.setattr(type(cut_pipeline.speech_llm), "encode_clips", counted)
+    streams = AnswerStreams(cut_pipeline)
+    finished(streams, first)
+    turns, buffer = first.turns, first.clips[1].clone()
+    longer = (*turns, Turn("assistant", "I see."), turns[0])
+    finished(streams, Question(longer, (*first.clips, buffer)))
+    assert encoded == [[8_000, 12_800]]
+    # A caller may write the next question over the one before.
+    buffer.copy_(second.clips[1])
+    (pieces,) = finished(streams, Question(turns, (second.clips[0], buffer)))
+    assert encoded[1:] == [[8_000, 12_800]]
+    check_equal(pieces, whole)
+
+
+def test_clips_that_are_kept_have_a_bound():
+    cache = ClipCache(positions=10)
+
+    def encode(clips):
+        return [EncodedClip(torch.zeros(4, 2), []) for _ in clips]
+
+    clips = [torch.full((5,), float(number)) for number in range(4)]
+    for clip in clips:
+        cache.encode([clips[0], clip], encode)
+    assert len(cache._kept) == 2 and cache._count == 8
+    asked = []
+    cache.encode(clips[::3], lambda new: asked.append(new))
+    assert not asked, "the last ones are kept"
+
+
+def test_the_first_sound_waits_for_no_further_text(cut_pipeline, monkeypatch):
+    advance, while_waiting = cut_pipeline.text_engine.advance, []
+    streams = AnswerStreams(cut_pipeline)
+    monkeypatch.setattr(cut_pipeline, "max_tokens", 40)
+
+    def watched():
+        while_waiting.append(any(each.awaits_sound for each in streams._answers.values()))
+        return advance()
+
+    monkeypatch.setattr(cut_pipeline.text_engine, "advance", watched)
+    (pieces,) = finished(streams, question(1))
+    assert pieces[-1].answer and while_waiting and not any(while_waiting)
+    # One whose first segment is not written yet is not held up by others.
+    while_waiting.clear()
+    streams.add(question(1))
+    while not any(each.awaits_sound for each in streams._answers.values()):
+        streams.step()
+    finished(streams, question(5))
+    assert any(while_waiting)
