@@ -66,6 +66,8 @@ def _run(pipeline: SpeechToSpeechPipeline, config: ServeConfig, *, has_key: bool
         timeout_graceful_shutdown=5,
     )
     listening = settings.bind_socket()
+    # Before the address is printed: who connects at once waits, instead of being refused.
+    listening.listen(settings.backlog)
     port = listening.getsockname()[1]
     address = f"http://{config.host}:{port}"
     print(f"talk to it: {address}", flush=True)
