@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from echox.core.errors import ConfigError
 from echox.inference.audio_input import Encoding, encoded
 from echox.serving.access import Access
 from echox.serving.config import ServeConfig
+from echox.serving.serve import _run
 
 openai = pytest.importorskip("openai")
 websockets = pytest.importorskip("websockets.sync.client")
@@ -199,3 +201,14 @@ def test_a_server_for_others_needs_a_key(monkeypatch):
         Access.of(ServeConfig(host="0.0.0.0"))
     monkeypatch.setenv("ECHOX_API_KEY", "from the environment")
     assert Access.of(ServeConfig(host="0.0.0.0")).key == "from the environment"
+
+
+def test_who_connects_as_the_address_is_printed_is_not_refused(pipeline, monkeypatch, capsys):
+    import uvicorn
+
+    def connect(server, sockets):
+        assert f":{sockets[0].getsockname()[1]}" in capsys.readouterr().out
+        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", connect)
+    _run(pipeline, ServeConfig(port=0), has_key=False)
