@@ -237,6 +237,9 @@ class SpeechToSpeechPipeline(Pipeline):
     def _encode_clips(self, clips: Sequence[Tensor], clock: Clock) -> list[EncodedClip]:
         if not clips:
             return []
+        if self.device.type == "cpu" and len(clips) > 1:
+            # A CPU gains nothing from a batch here, whose shape would decide how bfloat16 rounds.
+            return [each for clip in clips for each in self._encode_clips([clip], clock)]
         adapter, encoder = self.speech_llm.adapter, self.speech_llm.encoder
         with clock.part("encoder"):
             features = self.speech_llm.encode_clips([self._sounding(clip) for clip in clips])

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,18 @@ class AdapterSizes:
     classes: int  # C that CTC tells apart, the blank among them
     blank: int  # the blank's class
     feed_forward: int  # channels inside the alignment layers
+
+
+class SpeechVectors(Protocol):
+    """What a language model's prompt takes of A clips."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """Vectors of the language model [A, L, H], right-padded."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Vectors [A] of each clip."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from echox.core.signals import Features, Waveform, valid_mask
 from echox.data.audio import pad_waveforms
 from echox.encoders.base import Encoder
 from echox.models.speech_adapter import (
-    AdaptedSpeech,
     AdapterSizes,
     SpeechAdapter,
     SpeechAdapterConfig,
+    SpeechVectors,
 )
 
 AUDIO = -200  # placeholder in prompt ids for a clip's vectors
@@ -58,7 +58,7 @@ class SpeechLLM(nn.Module):
         return self.encode_audio(wave.to(self.backbone.head_rows().device))
 
     def prompt(
-        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor, answer_tokens: int = 0
+        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor, answer_tokens: int = 0
     ) -> Prompted:
         """Replace the placeholders of prompts by the clips' vectors.
 

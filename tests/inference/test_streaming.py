@@ -305,11 +305,11 @@ def test_questions_of_a_conversation_are_encoded_once(cut_pipeline, monkeypatch)
     turns, buffer = first.turns, first.clips[1].clone()
     longer = (*turns, Turn("assistant", "I see."), turns[0])
     finished(streams, Question(longer, (*first.clips, buffer)))
-    assert encoded == [[8_000, 12_800]]
+    assert encoded == [[8_000], [12_800]]
     # A caller may write the next question over the one before.
     buffer.copy_(second.clips[1])
     (pieces,) = finished(streams, Question(turns, (second.clips[0], buffer)))
-    assert encoded[1:] == [[8_000, 12_800]]
+    assert encoded[2:] == [[8_000], [12_800]]
     check_equal(pieces, whole)
 
 

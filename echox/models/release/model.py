@@ -20,7 +20,7 @@ from echox.models.release.hearing import windowed
 from echox.models.release.language import LanguageModel
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
-from echox.models.speech_adapter import AdaptedSpeech, SpeechAdapter
+from echox.models.speech_adapter import SpeechAdapter, SpeechVectors
 from echox.models.speech_llm import (
     AUDIO,
     PAD,
@@ -81,7 +81,7 @@ class PublishedEchoX(nn.Module):
         return self.translator
 
     def prompt(
-        self, rows: Sequence[Sequence[int]], speech: AdaptedSpeech | None, clip_rows: Tensor
+        self, rows: Sequence[Sequence[int]], speech: SpeechVectors | None, clip_rows: Tensor
     ) -> Prompted:
         """Prompts of the language model from conversations and their audio.
 
@@ -108,7 +108,7 @@ class PublishedEchoX(nn.Module):
         return Prompted(expanded.embeddings, visible, expanded.positions)
 
     def expand(
-        self, ids: Tensor, speech: AdaptedSpeech | None, clip_rows: Tensor
+        self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor
     ) -> ExpandedPrompt:
         """Replace audio placeholders by the vectors of the clips.
 
@@ -175,7 +175,7 @@ class ReleaseSpeechLLM(SpeechLLM):
     def prompt(
         self,
         ids: Tensor,
-        speech: AdaptedSpeech | None,
+        speech: SpeechVectors | None,
         clip_rows: Tensor,
         answer_tokens: int = 0,
     ) -> Prompted:
