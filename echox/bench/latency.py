@@ -11,12 +11,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Barrier
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,12 +31,10 @@ from echox.core.packages import SERVE_PACKAGES, WEBSOCKETS, require
 from echox.core.progress import progress
 from echox.data.audio import load_audio
 from echox.data.manifest import read_manifest
+from echox.inference.milestones import AUDIBLE
 
 RATE_HZ = 24_000  # of the protocol's samples
 CHUNK_S = 0.04  # of audio in a message
-# Samples below this are silence: a question ends with its last louder one, and speech is audible
-# from its first.
-AUDIBLE = 0.01
 SILENCE_S = 2.0  # that follows a question where the server detects its end
 
 
@@ -82,11 +81,13 @@ class AnswerLatency:
 
     heard_s: float  # until its transcript
     text_s: float  # until the first text
+    unit_s: float | None  # until the first unit; None if the server does not tell
     audio_s: float  # until the first samples
     audible_s: float  # until the first audible sample, if what comes is played at once
     done_s: float  # until the end of the answer
     speech_s: float  # of the answer
     detected_s: float | None  # until the end of speech was detected; None by hand
+    stages_s: dict[str, float]  # of `STAGES`, those that the server tells
 
 
 def bench_latency(config: LatencyBenchConfig) -> None:
@@ -227,7 +228,7 @@ class _Asker:
                 break
         if event["response"]["status"] not in ("completed", "incomplete") or not samples:
             raise EchoxError(f"an answer was not spoken: it is {event['response']['status']}")
-        return _latency(times, b"".join(samples))
+        return _latency(times, b"".join(samples), event["response"].get("timings_s", {}))
 
     def _speak(self, clip: Tensor) -> float:
         """Send a question: -> when it ended."""
@@ -262,37 +263,76 @@ _KINDS = {
 }
 
 
-def _latency(times: dict[str, float], content: bytes) -> AnswerLatency:
+def _latency(
+    times: dict[str, float], content: bytes, told: Mapping[str, float] = MappingProxyType({})
+) -> AnswerLatency:
+    """Assemble the latencies of an answer.
+
+    Args:
+        times: seconds from the end of the question to the first event of each of `_KINDS`.
+        content: the answer's 16-bit samples.
+        told: the server's own seconds to what no event tells.
+    """
     samples = torch.frombuffer(bytearray(content), dtype=torch.int16).float() / 32768
     loud = (samples.abs() > AUDIBLE).nonzero()
     silent_s = int(loud[0]) / RATE_HZ if len(loud) else 0.0
+    # From the server's clock, which begins with the response, to that of the client.
+    reached = {name: times["text"] + at - told["first_text"] for name, at in told.items()}
     return AnswerLatency(
         heard_s=times.get("heard", times["text"]),
         text_s=times["text"],
+        unit_s=reached.get("first_unit"),
         audio_s=times["audio"],
         audible_s=times["audio"] + silent_s,
         done_s=times["done"],
         speech_s=len(samples) / RATE_HZ,
         detected_s=times.get("detected"),
+        stages_s=_stages(reached),
     )
 
 
-HEAD = ["clients", "answers", "heard", "first text", "first audio", "audible", "real-time factor"]
+# Stages of an answer, and what each ends with.
+STAGES = {
+    "question": "encoded",
+    "first token": "first_text",
+    "first segment": "first_segment",
+    "first unit": "first_unit",
+    "first samples": "first_audio",
+}
+
+
+def _stages(reached: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each stage, from the times at which they ended."""
+    if not set(STAGES.values()) <= set(reached):
+        return {}
+    ends = [reached[name] for name in STAGES.values()]
+    return {name: end - begin for name, begin, end in zip(STAGES, [0.0, *ends], ends)}
+
+
+COLUMNS = {
+    "heard": "heard_s",
+    "first text": "text_s",
+    "first unit": "unit_s",
+    "first audio": "audio_s",
+    "audible": "audible_s",
+}
 
 
 def _page(lines: dict[int, list[AnswerLatency]], facts: dict[str, str]) -> str:
     notes = [
         "Seconds from the end of a spoken question, p50 / p90 / p99, as a client of the Realtime "
         "protocol sees them: until what was heard, the first",
-        "text and the first samples of the answer, and until its first sample above -40 dBFS if "
-        "samples are played as they come. The real-time factor",
-        "is the time until the last sample over the seconds of speech, p50. All clients ask at the "
-        "same moment. Where the end of the question is",
-        "detected, it is the last sample of the file above -40 dBFS, and the delay of the "
-        "detection is a part of all numbers.",
+        "text, the first unit (which the server tells with the end of the answer) and the first "
+        "samples of the answer, and until its first sample",
+        "above -40 dBFS if samples are played as they come. The real-time factor is the time until "
+        "the last sample over the seconds of speech, p50.",
+        "All clients ask at the same moment. Where the end of the question is detected, it is the "
+        "last sample of the file above -40 dBFS, and the",
+        "delay of the detection is a part of all numbers.",
     ]
-    table = table_lines(HEAD, [_row(count, found) for count, found in lines.items()])
-    page = ["# Latency", "", *table, "", *notes, "", facts_line(facts)]
+    head = ["clients", "answers", *COLUMNS, "real-time factor"]
+    table = table_lines(head, [_row(count, found) for count, found in lines.items()])
+    page = ["# Latency", "", *table, "", *notes, "", *_stage_lines(lines), facts_line(facts)]
     detected = [each.detected_s for found in lines.values() for each in found]
     if any(each is not None for each in detected):
         delay = _quantiles([each for each in detected if each is not None])
@@ -302,14 +342,32 @@ def _page(lines: dict[int, list[AnswerLatency]], facts: dict[str, str]) -> str:
 
 def _row(clients: int, found: Sequence[AnswerLatency]) -> list[str]:
     factor = statistics.median(each.done_s / each.speech_s for each in found)
-    columns = [
-        _quantiles([getattr(each, name) for each in found])
-        for name in ("heard_s", "text_s", "audio_s", "audible_s")
+    values = [[getattr(each, name) for each in found] for name in COLUMNS.values()]
+    return [str(clients), str(len(found)), *map(_quantiles, values), f"{factor:.2f}"]
+
+
+def _stage_lines(lines: dict[int, list[AnswerLatency]]) -> list[str]:
+    """A table of the seconds of each stage, where the server tells them."""
+    rows = [
+        [str(count), *(_quantiles([each.stages_s[name] for each in found]) for name in STAGES)]
+        for count, found in lines.items()
+        if all(each.stages_s for each in found)
     ]
-    return [str(clients), str(len(found)), *columns, f"{factor:.2f}"]
+    if not rows:
+        return []
+    notes = [
+        "Seconds of each stage, p50 / p90 / p99: until the question is encoded, its prompt has "
+        "given the first token, the first segment is written, the",
+        "unit decoder has given its first unit, and the codec the first samples.",
+    ]
+    return [*table_lines(["clients", *STAGES], rows), "", *notes, ""]
 
 
-def _quantiles(values: Sequence[float]) -> str:
+def _quantiles(given: Sequence[float | None]) -> str:
+    """p50, p90 and p99; a dash if one is not known."""
+    values = [value for value in given if value is not None]
+    if len(values) < len(given):
+        return "-"
     found = torch.tensor(values, dtype=torch.float64).quantile(
         torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)
     )

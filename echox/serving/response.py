@@ -11,11 +11,11 @@ from torch import Tensor
 
 from echox.inference.answers import Answer, Piece
 from echox.inference.audio_input import StreamResampler, encoded
+from echox.inference.milestones import AUDIBLE
 from echox.inference.service import AnswerService, Asked
 from echox.serving.items import new_id
 from echox.serving.settings import AUDIO, TEXT, VOICE, SessionSettings
 
-AUDIBLE = 0.01  # -40 dBFS
 LEAD_S = 0.03  # of quieter samples before the first audible one
 
 
@@ -153,10 +153,8 @@ class Response:
             self._session.heard(answer.heard)
         if self._resampler is not None:
             self._send_audio(self._resampler.finish())
-        if answer.cut:
-            self.end("incomplete", "max_output_tokens", tokens=len(answer.token_ids))
-        else:
-            self.end("completed", tokens=len(answer.token_ids))
+        status, reason = ("incomplete", "max_output_tokens") if answer.cut else ("completed", "")
+        self.end(status, reason, tokens=len(answer.token_ids), timings_s=answer.timings_s)
 
     def stop(self) -> None:
         """Stop what is being generated."""
@@ -164,7 +162,14 @@ class Response:
             self._session.service.cancel(self.asked)
             self.asked = None
 
-    def end(self, status: str, reason: str = "", error: str = "", tokens: int = 0) -> None:
+    def end(
+        self,
+        status: str,
+        reason: str = "",
+        error: str = "",
+        tokens: int = 0,
+        timings_s: dict[str, float] | None = None,
+    ) -> None:
         """Tell that the response has ended.
 
         Args:
@@ -172,6 +177,7 @@ class Response:
             reason: of the protocol.
             error: why it failed.
             tokens: of its text.
+            timings_s: when it gave what, told beside the protocol's fields; None if it was stopped.
         """
         session, place = self._session, self._place()
         if self.settings.speaks:
@@ -191,8 +197,10 @@ class Response:
         if self.writes:
             session.tell("conversation.item.done", item=item, previous_item_id=before)
         session.tell("response.output_item.done", item=item, **self._place(item=False))
-        response = self._described(status, reason, error, tokens)
-        session.tell("response.done", response={**response, "output": [item]})
+        response = {**self._described(status, reason, error, tokens), "output": [item]}
+        if timings_s is not None:
+            response["timings_s"] = timings_s
+        session.tell("response.done", response=response)
 
     def _described(
         self, status: str, reason: str = "", error: str = "", tokens: int = 0
