@@ -255,7 +255,7 @@ def _fault_of(meta: Any) -> str | None:
         # A checkpoint that no stage of a recipe wrote has some of them only.
         if meta.get(key) is not None and not isinstance(meta[key], kind):
             return f"has a value of {key!r} that is none"
-    for key in ("parents", "data", "assets"):
+    for key in ("parents", "data", "assets", "weight_folders"):
         if not isinstance((meta.get("lineage") or {}).get(key, {}), dict):
             return f"has a value of 'lineage.{key}' that is none"
     return None

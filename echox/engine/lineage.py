@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,13 @@ from echox.core.checkpoint import Checkpoint, described, fingerprint
 from echox.core.errors import CheckpointError
 from echox.core.number_format import number_format
 from echox.tasks.base import Task
-from echox.tasks.recorded import WORKING_FOLDER, check_asset_origins, weights_of
+from echox.tasks.recorded import (
+    WEIGHT_FOLDERS,
+    WORKING_FOLDER,
+    check_asset_origins,
+    weight_digests,
+    weights_of,
+)
 
 
 def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -26,9 +32,9 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         extra: further entries, such as the plugins.
 
     Returns:
-        JSON-ready: fingerprints of parent checkpoints and data, sources of pretrained weights,
-        the
-        working folder, versions of the libraries, and on a CPU the number format of its products.
+        JSON-ready: fingerprints of parent checkpoints and data, sources of pretrained weights and
+        digests of their folders where those are the user's, the working folder, versions of the
+        libraries, and on a CPU the number format of its products.
 
     Raises:
         CheckpointError: a parent was trained with weights of another source.
@@ -36,7 +42,8 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     # Other stages of the recipe do not enter this one's weights.
     roles = (*task.parents, *task.continues)
     parents = {role: folder for role, folder in task.context.parents.items() if role in roles}
-    assets = _asset_origins(task)
+    parts = {kind: getattr(task.context.parts, kind, None) for kind in (*task.needs, *task.takes)}
+    assets, digests = _asset_origins(parts.values()), weight_digests(parts)
     for folder in parents.values():
         check_asset_origins(Checkpoint(folder, described(folder), {}, None), assets)
     # The format on a CPU is measured, so it may differ between machines.
@@ -45,6 +52,7 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "parents": {role: fingerprint(folder) for role, folder in parents.items()},
         "data": dict(task.data_fingerprints()),
         "assets": assets,
+        **({WEIGHT_FOLDERS: digests} if digests else {}),
         WORKING_FOLDER: str(Path.cwd()),
         # For people; resuming does not compare them.
         "versions": {
@@ -56,9 +64,8 @@ def trace(task: Task, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     }
 
 
-def _asset_origins(task: Task) -> dict[str, str]:
-    """Return the source of the pretrained weights of a task's parts: what they are named -> it."""
-    parts = (getattr(task.context.parts, kind, None) for kind in (*task.needs, *task.takes))
+def _asset_origins(parts: Iterable[Any]) -> dict[str, str]:
+    """Return the source of the pretrained weights of parts: what they are named -> it."""
     origins = {weights: origin_of(weights) for weights in weights_of(*parts)}
     return {weights: origin for weights, origin in origins.items() if origin is not None}
 

@@ -5,8 +5,9 @@ it. A stage is stale if settings that decide its weights differ from those in it
 (`echox.core.config.neutral` marks the fields that do not; `resume=with_new_settings` lets an
 unfinished stage go on with others), if the code of a plugin that it is trained with was edited, if
 a stage that it builds on was trained again or its codec fitted again, or if a manifest that it was
-trained on has changed; a fitted codec, if it was fitted with other settings or to other speech.
-Nothing is built for these checks: only small files are read.
+trained on or a folder of pretrained weights has changed; a fitted codec, if it was fitted with
+other settings or to other speech. Nothing is built for these checks: small files are read, and of
+weights the begin of each tensor.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echox.assets.folder_digest import folder_digest
 from echox.core import checkpoint
 from echox.core.config import decisive, to_plain
 from echox.core.errors import CheckpointError
@@ -27,7 +29,13 @@ from echox.engine.lineage import Change, changes
 from echox.pipeline.plugins import plugin_code
 from echox.pipeline.recipe import Recipe, Resume, own_parts, to_dict
 from echox.pipeline.tasks import outlined_task, parent_folder, run_of_parents
-from echox.tasks.recorded import chosen_in, plans_of
+from echox.tasks.recorded import (
+    PRETRAINED,
+    WEIGHT_FOLDERS,
+    chosen_in,
+    plans_of,
+    weight_folders,
+)
 
 CODEC = "codec"
 PLUGIN_CODE = "plugin_code"  # in a checkpoint's lineage: "encoder mel" -> digest
@@ -213,12 +221,30 @@ def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Itera
     # The settings may be the same: a folder can be replaced, and runs can share one.
     if codec is not None and fitted is not None and codec != fitted:
         yield f"the codec in {folder} was fitted again since"
+    yield from _changed_weights(recipe, stage, meta)
     for path in _training_manifests(recipe, stage):
         # Tasks name a manifest by its path, or by its file name where that is unique.
         keys = (f"manifest:{path}", f"manifest:{Path(path).name}")
         recorded = next((fingerprints[key] for key in keys if key in fingerprints), None)
         if recorded is not None and _has_changed(path, recorded):
             yield f"{path} has changed since"
+
+
+def _changed_weights(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Iterator[str]:
+    recorded, before = meta["lineage"].get(WEIGHT_FOLDERS, {}), meta["recipe"]
+    for kind in set(PRETRAINED) & {*recipe.kinds(stage)}:
+        for name, folder in weight_folders(kind, getattr(recipe, kind)).items():
+            # Another folder is a changed setting.
+            is_same = _at(before, name) == _at(to_dict(recipe), name)
+            if name in recorded and is_same and folder_digest(folder) != recorded[name]:
+                yield f"the weights in {folder} have changed since"
+
+
+def _at(plain: Any, name: str) -> Any:
+    """Return the value at a dotted name in nested mappings, None where there is none."""
+    for key in name.split("."):
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    return plain
 
 
 def _changed_parents(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from echox.assets.fetch import origin_of
+from echox.assets.fetch import local_folder, origin_of
+from echox.assets.folder_digest import folder_digest
 from echox.assets.shapes import untrained
 from echox.assets.sources import VARIABLE, Source
 from echox.core.checkpoint import META, Checkpoint
@@ -15,6 +18,13 @@ from echox.core.registry import Registry
 from echox.tasks.base import TASKS, TaskConfig
 
 C = TypeVar("C", bound=TaskConfig)
+
+log = logging.getLogger(__name__)
+
+PRETRAINED = ("encoder", "backbone")  # kinds of parts that read pretrained weights
+
+WEIGHT_FOLDERS = "weight_folders"
+"""Key of a lineage: dotted fields of the recipe -> digests of the folders that they name."""
 
 WORKING_FOLDER = "working_folder"
 """Key of a lineage: the absolute folder that relative paths of its recipe begin at."""
@@ -181,6 +191,72 @@ def weights_of(*parts: Any) -> list[str]:
     return [
         weights for weights in named if isinstance(weights, str) and untrained(weights) != weights
     ]
+
+
+def weight_folders(kind: str, config: Any) -> dict[str, Path]:
+    """Find the folders of the user's that a part's weights, or those of parts in it, are read from.
+
+    Weights of the hub and of packages have an origin instead, see `origin_of`.
+
+    Args:
+        kind: encoder or backbone.
+        config: of the part.
+
+    Returns:
+        dotted field of the recipe, such as "backbone.weights" -> folder.
+    """
+    folders = {}
+    for name, reference in _weight_fields(kind, config):
+        is_known = untrained(reference) == reference or origin_of(reference) is not None
+        folder = None if is_known else local_folder(reference)
+        if folder is not None:
+            folders[name] = folder
+    return folders
+
+
+def _weight_fields(path: str, config: Any) -> Iterator[tuple[str, str]]:
+    if not dataclasses.is_dataclass(config):
+        return
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{path}.{field.name}"
+        if field.name == "weights" and isinstance(value, str):
+            yield name, value
+        yield from _weight_fields(name, value)
+
+
+def weight_digests(parts: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the folders of the user's that parts read their weights from.
+
+    Args:
+        parts: kind -> config of the part.
+
+    Returns:
+        dotted field of the recipe -> digest of its folder.
+    """
+    return {
+        name: folder_digest(folder)
+        for kind in PRETRAINED
+        for name, folder in weight_folders(kind, parts.get(kind)).items()
+    }
+
+
+def warn_of_changed_weights(checkpoint: Checkpoint, kind: str, config: Any) -> None:
+    """Say where a part's weights are not those that a checkpoint was trained with.
+
+    Args:
+        checkpoint: with the metadata of its lineage; earlier versions recorded no digests.
+        kind: encoder or backbone.
+        config: of the part, its folders as they are now.
+    """
+    recorded = _of_lineage(checkpoint, WEIGHT_FOLDERS)
+    for name, folder in weight_folders(kind, config).items():
+        if name in recorded and folder_digest(folder) != recorded[name]:
+            # No error, as for a codec: the same weights may have been stored in another form.
+            log.warning(
+                "%s was trained with other files of %s than are in %s now; put those back, unless "
+                "the weights are the same in another form",
+                *(checkpoint.folder, name, folder),
+            )
 
 
 def recorded_sources(

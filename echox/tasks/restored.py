@@ -22,6 +22,7 @@ from echox.tasks.recorded import (
     recorded_part,
     recorded_sources,
     recorded_task,
+    warn_of_changed_weights,
     weights_of,
 )
 
@@ -56,6 +57,7 @@ def _built_part(checkpoint: Checkpoint, kind: str, registry: Registry) -> Any:
         part = registry.build(config)
         # After the build, which fetches weights that are not here yet.
         check_asset_origins(checkpoint, references)
+    warn_of_changed_weights(checkpoint, kind, config)
     return part
 
 

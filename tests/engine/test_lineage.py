@@ -5,9 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from echox_plugins.spoken_style_backbone import SpokenStyleConfig
 
+from echox.assets.folder_digest import folder_digest
+from echox.backbones.hub import HubBackboneConfig
 from echox.core import checkpoint
 from echox.core.errors import CheckpointError
+from echox.encoders.whisper import WhisperConfig
 from echox.engine import lineage
 from echox.tasks.base import Parts, StageContext
 
@@ -76,6 +80,22 @@ def test_weights_of_another_source_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyTask, "parents", ("s2t",))
     with pytest.raises(CheckpointError, match="'toy' of packages toy-1, and here it is of hub"):
         trace(("s2t", saved))
+
+
+def test_folders_of_weights_are_recorded(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+
+    def trace(**parts):
+        every = {"encoder": None, "backbone": None, "codec": None, **parts}
+        context = StageContext(Parts(**every), seed=0, cache_dir=Path("unused"))
+        return lineage.trace(ToyTask(ToyConfig(), context))
+
+    inner = HubBackboneConfig(weights=str(tmp_path))
+    recorded = trace(backbone=SpokenStyleConfig(inner=inner), encoder=WhisperConfig())[
+        "weight_folders"
+    ]
+    assert recorded == {"backbone.inner.weights": folder_digest(tmp_path)}
+    assert "weight_folders" not in trace(backbone=HubBackboneConfig(weights="random"))
 
 
 def test_differences_are_dotted_paths():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from echox.assets.folder_digest import folder_digest
 from echox.core import checkpoint
 from echox.core.errors import AssetError, CheckpointError, ConfigError
 from echox.data.manifest import Item, Role, Row, manifest_fingerprint, write_manifest
@@ -17,6 +18,7 @@ from echox.pipeline.plugins import discover, plugin_code
 from echox.pipeline.recipe import load_recipe, own_parts, to_dict
 from echox.pipeline.rerun import FITTED_WITH, note_fit, prepare_rerun, refuse_stale
 from echox.pipeline.run import run_recipe
+from echox.tasks.recorded import weight_digests
 from echox_cli import train
 
 STAGES = ("align", "s2t", "t2c", "echo")
@@ -327,3 +329,23 @@ def test_a_codec_of_another_run_with_the_same_settings_is_used(finished, tmp_pat
     prepare_rerun(
         finished(f"codec.folder={tmp_path / 'run' / 'codec'}", f"run_dir={tmp_path / 'other'}")
     )
+
+
+def test_a_folder_of_weights_that_changed_makes_its_stages_stale(finished, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    recipe = finished(f"backbone.weights={folder}")
+    digests = weight_digests({"backbone": recipe.backbone})
+    assert digests == {"backbone.weights": folder_digest(folder)}
+    for number, stage in enumerate(STAGES):
+        write_stage(recipe, stage, number, weight_folders=digests)
+    prepare_rerun(recipe)
+    (folder / "config.json").write_text('{"tie": true}')
+    sentence = f"^align, s2t, t2c and echo in .* the weights in {folder} have changed since; name"
+    with pytest.raises(CheckpointError, match=sentence):
+        prepare_rerun(recipe)
+    # Of earlier versions nothing is known.
+    for number, stage in enumerate(STAGES):
+        write_stage(recipe, stage, number)
+    prepare_rerun(recipe)

@@ -12,7 +12,7 @@ from echox.core.checkpoint import Checkpoint
 from echox.core.errors import CheckpointError, ConfigError
 from echox.tasks.align.task import AlignmentTaskConfig
 from echox.tasks.base import TASKS, Outline
-from echox.tasks.recorded import recorded_config
+from echox.tasks.recorded import recorded_config, weight_digests
 from echox.tasks.restored import recorded_adapter, recorded_backbone, required_codec
 from echox.tasks.t2c.task import TextUnitsTaskConfig
 
@@ -42,6 +42,22 @@ def test_weights_are_those_of_the_source_in_training(monkeypatch):
     origins["smollm2_135m"] = "hub HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f"
     with pytest.raises(CheckpointError, match="and here it is of hub .*=packages to use the"):
         recorded_backbone(checkpoint)
+
+
+def test_a_folder_of_weights_that_changed_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(BACKBONES, "build", lambda config: nn.Identity())
+    (tmp_path / "config.json").write_text("{}")
+    config = HubBackboneConfig(weights=str(tmp_path))
+    meta = {
+        "recipe": {"backbone": BACKBONES.describe(config)},
+        "lineage": {"weight_folders": weight_digests({"backbone": config})},
+    }
+    checkpoint = Checkpoint(Path("runs/echo/final"), meta, {}, None)
+    recorded_backbone(checkpoint)
+    assert not caplog.text
+    (tmp_path / "config.json").write_text('{"tie": true}')
+    recorded_backbone(checkpoint)
+    assert f"other files of backbone.weights than are in {tmp_path} now" in caplog.text
 
 
 def test_a_checkpoint_of_another_task_is_refused():
