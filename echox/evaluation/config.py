@@ -77,6 +77,10 @@ class EvaluateConfig:
     """Device to run on: auto, cpu, cuda or cuda:N."""
     codec_folder: str | None = None
     """Where the codec lies, if it was moved since training."""
+    encoder_folder: str | None = None
+    """Where the encoder lies, if it was moved since training."""
+    backbone_folder: str | None = None
+    """Where the language model lies, if it was moved since training."""
     overwrite: bool = False
     """Score everything anew, even what the report's folder holds already."""
     plugin_dirs: list[str] = field(default_factory=list)

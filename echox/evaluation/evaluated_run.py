@@ -94,6 +94,8 @@ class EvaluatedRun:
             answering_checkpoint(self.run),
             device=str(self.device),
             codec_folder=self.config.codec_folder,
+            encoder_folder=self.config.encoder_folder,
+            backbone_folder=self.config.backbone_folder,
             max_tokens=self.config.max_tokens,
         )
         # What is answered to silence is scored too.
@@ -110,6 +112,7 @@ class EvaluatedRun:
             self.final(Use.synthesize) or self.run,
             device=str(self.device),
             codec_folder=self.config.codec_folder,
+            backbone_folder=self.config.backbone_folder,
             beside=self.pipeline if has_pipeline else None,
         )
 

@@ -37,8 +37,8 @@ REVISION = 2
 # What a stage must be used for to have a section; the recipe of the first that is there counts.
 SCORED = (*ANSWERS, Use.synthesize)
 # Fields of the config that do not change a section's records: what they name is in the key by its
-# content. `batch_size` is among them, because
-# rows of a batch do not influence each other.
+# content, or was moved. `batch_size` is among them, because rows of a batch do not influence each
+# other.
 _UNMEASURED = (
     "run",
     "corpus",
@@ -51,6 +51,8 @@ _UNMEASURED = (
     "batch_size",
     "device",
     "codec_folder",
+    "encoder_folder",
+    "backbone_folder",
 )
 
 

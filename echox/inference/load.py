@@ -241,6 +241,7 @@ def load_tts_pipeline(
     *,
     device: str = "auto",
     codec_folder: str | None = None,
+    backbone_folder: str | None = None,
     beside: SpeechToSpeechPipeline | None = None,
     bf16: bool | None = None,
 ) -> TTSPipeline:
@@ -250,6 +251,7 @@ def load_tts_pipeline(
         folder: a finished checkpoint, `runs/NAME/t2c/final`.
         device: auto, cpu, cuda or cuda:N; that of `beside` where it is given.
         codec_folder: where the codec lies now, if not where it was in training.
+        backbone_folder: the same of the language model.
         beside: a pipeline of the same run, whose language model and codec are shared.
         bf16: as in `load_pipeline`.
 
@@ -258,6 +260,7 @@ def load_tts_pipeline(
         ConfigError: as `load_pipeline`.
     """
     checkpoint, task = load_checkpoint(folder, Use.synthesize)
+    checkpoint = moved(checkpoint, backbone=backbone_folder)
     if beside is None:
         target, codec = device_named(device), None
         backbone = recorded_backbone(checkpoint).to(target)

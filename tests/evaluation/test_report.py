@@ -1,12 +1,13 @@
 """The report of a tiny run, with scorers that need no weights."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 from tiny_run import write_questions, write_run, write_speech
 
-from echox.core.errors import CheckpointError, ConfigError
+from echox.core.errors import AssetError, CheckpointError, ConfigError
 from echox.evaluation import evaluated_run
 from echox.evaluation.question_sections import first_sentence
 from echox.evaluation.report import EvaluateConfig, evaluate
@@ -232,6 +233,19 @@ def test_a_codec_without_a_vocoder_is_refused_before_the_first_section(
     )
     with pytest.raises(ConfigError, match="t2c.*cannot be heard.*no vocoder"):
         evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "model"),
+    [("encoder_folder", "a Whisper model"), ("backbone_folder", "a causal language model")],
+)
+def test_parts_that_were_moved_are_read_from_where_they_are_now(
+    config, run, tmp_path, field, model
+):
+    config = dataclasses.replace(config, **{field: str(tmp_path)})
+    scored = evaluated_run.EvaluatedRun(config, run, tmp_path, tmp_path)
+    with pytest.raises(AssetError, match=f"^{tmp_path} does not hold {model}"):
+        scored.pipeline  # noqa: B018  # loaded at its first use
 
 
 def test_without_mos_rows_there_is_no_mos(config, monkeypatch):

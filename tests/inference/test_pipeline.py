@@ -263,6 +263,8 @@ def test_parts_that_were_moved_are_read_from_where_they_are_now(run, tmp_path):
         load_pipeline(final, device="cpu", encoder_folder=there)
     with pytest.raises(AssetError, match=f"^{there} does not hold a causal language model"):
         load_pipeline(final, device="cpu", backbone_folder=there)
+    with pytest.raises(AssetError, match=f"^{there} does not hold a causal language model"):
+        load_tts_pipeline(run / "t2c" / "final", device="cpu", backbone_folder=there)
     with pytest.raises(ConfigError, match="backbone_folder is 'nowhere', which is no folder"):
         load_pipeline(final, device="cpu", backbone_folder="nowhere")
     with pytest.raises(ConfigError, match="the codec of .* has no weights of its own"):
