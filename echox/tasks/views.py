@@ -69,58 +69,41 @@ def text_targets(
         shared: ids at the front that all rows have in common.
         backbone: the language model.
     """
-    text, vocabulary = backbone_text(backbone), range(backbone.vocab_size)
-    for row, (read, scored) in enumerate(zip(ids, labels)):
-        # Labels stand one position before their ids, hence `ahead` is 1 below.
-        length = int((read != PAD).sum())
-        yield TokenTargets(
-            row,
-            "text",
-            read,
-            scored,
-            1,
-            length,
-            vocabulary,
-            vocabulary,
-            backbone.end_id,
-            text,
-            shared=shared,
-        )
+    text, vocabulary, end_id = backbone_text(backbone), range(backbone.vocab_size), backbone.end_id
+    lengths = (ids != PAD).sum(1).tolist()
+    return token_targets(
+        "text", ids, labels, lengths, vocabulary, vocabulary, end_id, text, shared=shared
+    )
 
 
-def release_targets(
+def token_targets(
     name: str,
     ids: Tensor,
-    labels: Tensor,
-    end_id: int,
+    scored: Tensor,
+    lengths: Sequence[int],
     vocabulary: range,
     swaps: range,
+    end_id: int,
     text: TextFormat,
+    *,
+    shared: int = 0,
 ) -> Iterator[TokenTargets]:
-    """Targets of sequences in the release's form, whose labels stand at their own ids.
+    """Targets of sequences each of whose positions predicts the id after it.
 
     Args:
         name: of the targets among `Outputs.scored`.
-        ids: [B, N] token ids, padded with the end id.
-        labels: [B, N], IGNORE where there is no target.
-        end_id: the end-of-turn token.
+        ids: [B, N] token ids.
+        scored: [B, M] the id that comes next, IGNORE where that is no target.
+        lengths: real positions of each row of `scored`.
         vocabulary: ids that may be predicted.
         swaps: ids that may be exchanged for each other in what is read.
+        end_id: ends the targets.
         text: token ids -> text for people.
+        shared: ids at the front that all rows have in common.
     """
-    for row, (read, scored) in enumerate(zip(ids, labels)):
+    for row, (read, own, length) in enumerate(zip(ids, scored, lengths)):
         yield TokenTargets(
-            row,
-            name,
-            read,
-            # The label at position i + 1 is predicted at position i.
-            scored[1:],
-            1,
-            unpadded_length(read, end_id) - 1,
-            vocabulary,
-            swaps,
-            end_id,
-            text,
+            row, name, read, own, 1, length, vocabulary, swaps, end_id, text, shared=shared
         )
 
 
@@ -180,7 +163,8 @@ def unpadded_length(ids: Tensor, end_id: int) -> int:
 
 
 def clip_targets(
-    features: Features,
+    frames: Tensor,
+    rate_hz: float,
     clip_rows: Sequence[int],
     places: Sequence[int | None],
     targets: Tensor,
@@ -188,10 +172,11 @@ def clip_targets(
     ids: range,
     text: TextFormat,
 ) -> Iterator[CtcTargets]:
-    """CTC targets of clips.
+    """CTC targets of A clips.
 
     Args:
-        features: [A, F, D] of the clips.
+        frames: [A] of the encoder, before stacking.
+        rate_hz: frames per second of the encoder.
         clip_rows: row of each clip.
         places: position of each clip in what its row's language model reads; None where there is
             none.
@@ -200,18 +185,10 @@ def clip_targets(
         ids: what CTC may emit, without the blank.
         text: ids -> text for people.
     """
-    for number, (row, place) in enumerate(zip(clip_rows, places)):
-        frames = int(features.lengths[number])  # of the encoder, before stacking
-        yield CtcTargets(
-            row,
-            place,
-            frames / features.rate_hz,
-            frames,
-            targets[number],
-            int(lengths[number]),
-            ids,
-            text,
-        )
+    for row, place, count, own, length in zip(
+        clip_rows, places, frames.tolist(), targets, lengths.tolist()
+    ):
+        yield CtcTargets(row, place, count / rate_hz, count, own, length, ids, text)
 
 
 def padding_of_clips(clips: Features | Waveform) -> list[Tensor]:

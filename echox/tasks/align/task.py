@@ -336,9 +336,10 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
 
     def audit_batch(self, model: AlignmentModel, batch: AlignmentBatch) -> AuditBatch:
         ids, A = model.adapter.token_ids.tolist(), len(batch.row_ids)
-        text = backbone_text(self.backbone)
+        text, features = backbone_text(self.backbone), encoded(model.encoder, batch.features)
         clips = clip_targets(
-            encoded(model.encoder, batch.features),
+            features.lengths,
+            features.rate_hz,
             range(A),
             [None] * A,
             batch.targets,

@@ -11,9 +11,10 @@ from echox.models.release.hearing import WINDOW_S
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
 from echox.models.speech_llm import IGNORE
+from echox.tasks import views
 from echox.tasks.base import CtcTargets, TokenTargets
 from echox.tasks.release.conversations import ConversationBatch
-from echox.tasks.views import TextFormat, release_targets, text_format, unpadded_length
+from echox.tasks.views import TextFormat, text_format, token_targets, unpadded_length
 
 WINDOW_FRAMES_HZ = 50  # frames per second of Whisper's encoder
 WINDOWS_NOTE = (
@@ -37,10 +38,22 @@ def conversation_targets(tokens: ReleaseTokens, batch: ConversationBatch) -> lis
     # The audio placeholder is the last token that is not one of units.
     vocabulary = range(tokens.audio_id + 1)
     plain = range(tokens.begin_id)  # special tokens begin with begin-of-text
-    targets = release_targets(
-        "text", batch.ids, batch.labels, tokens.end_id, vocabulary, plain, token_text(tokens)
-    )
-    return list(targets)
+    return _targets("text", batch.ids, batch.labels, tokens, vocabulary, plain)
+
+
+def _targets(
+    name: str,
+    ids: Tensor,
+    labels: Tensor,
+    tokens: ReleaseTokens,
+    vocabulary: range,
+    swaps: range,
+) -> list[TokenTargets]:
+    """Targets of sequences [B, N] whose labels stand at their own ids; see `token_targets`."""
+    # The label at position i + 1 is predicted at position i.
+    lengths = [unpadded_length(row, tokens.end_id) - 1 for row in ids]
+    text, end_id = token_text(tokens), tokens.end_id
+    return list(token_targets(name, ids, labels[:, 1:], lengths, vocabulary, swaps, end_id, text))
 
 
 def clip_targets(tokens: ReleaseTokens, batch: ConversationBatch) -> list[CtcTargets]:
@@ -50,24 +63,19 @@ def clip_targets(tokens: ReleaseTokens, batch: ConversationBatch) -> list[CtcTar
         tokens: the tokenizer of the checkpoint.
         batch: the conversations.
     """
-    # One placeholder for each clip, in the order of rows and positions.
-    places = (batch.ids == tokens.audio_id).nonzero()[:, 1].tolist()
-    # Lengths include the silence that fills the last window.
-    durations_s = (batch.wave.lengths / batch.wave.rate_hz).tolist()
-    rows, text = batch.clip_rows.tolist(), token_text(tokens)
-    return [
-        CtcTargets(
-            row,
-            place,
-            duration_s,
-            round(duration_s * WINDOW_FRAMES_HZ),
-            transcript,
-            int((transcript != IGNORE).sum()),
-            range(tokens.audio_id),  # any token of text; the placeholder is the blank
-            text,
-        )
-        for row, place, duration_s, transcript in zip(rows, places, durations_s, batch.transcripts)
-    ]
+    targets = views.clip_targets(
+        # Whole windows: lengths include the silence that fills the last one.
+        batch.wave.lengths * WINDOW_FRAMES_HZ // batch.wave.rate_hz,
+        WINDOW_FRAMES_HZ,
+        batch.clip_rows.tolist(),
+        # One placeholder for each clip, in the order of rows and positions.
+        (batch.ids == tokens.audio_id).nonzero()[:, 1].tolist(),
+        batch.transcripts,
+        (batch.transcripts != IGNORE).sum(1),
+        range(tokens.audio_id),  # any token of text; the placeholder is the blank
+        token_text(tokens),
+    )
+    return list(targets)
 
 
 def translator_targets(
@@ -81,15 +89,8 @@ def translator_targets(
         ids: [B, L] token ids.
         labels: [B, L], IGNORE where there is no target.
     """
-    targets = release_targets(
-        "units",
-        ids,
-        labels,
-        tokens.end_id,
-        translator_vocabulary(translator),
-        unit_id_range(tokens),
-        token_text(tokens),
-    )
+    vocabulary, units = translator_vocabulary(translator), unit_id_range(tokens)
+    targets = _targets("units", ids, labels, tokens, vocabulary, units)
     return [
         replace(target, units=units_of_ids(tokens, target.scored.tolist())) for target in targets
     ]

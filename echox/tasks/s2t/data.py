@@ -155,8 +155,10 @@ def clips_of(model: SpeechLLM, batch: SpeechTextBatch) -> list[CtcTargets]:
     """CTC targets of a batch's clips, for an audit, which encodes them where that is not done."""
     ids, text = model.adapter.token_ids.tolist(), backbone_text(model.backbone)
     places = (batch.ids == AUDIO).nonzero()[:, 1].tolist()
+    features = encoded(model.encoder, batch.features)
     targets = clip_targets(
-        encoded(model.encoder, batch.features),
+        features.lengths,
+        features.rate_hz,
         batch.clip_rows.tolist(),
         places,
         batch.ctc_targets,
