@@ -73,13 +73,7 @@ class SpeechLLM(nn.Module):
         Raises:
             SignalError: a conversation takes more positions than the language model has.
         """
-        # Negative ids are no tokens; what they embed to is replaced or masked.
-        embedded = self.backbone.embed(ids.clamp(min=0))
-        if speech is None:
-            vectors, lengths = embedded.new_zeros(0, 1, embedded.shape[2]), clip_rows.new_zeros(0)
-        else:
-            vectors, lengths = speech.vectors, speech.lengths
-        prompted = splice(ids, embedded, vectors, lengths, clip_rows)
+        prompted = splice_speech(self.backbone, ids, speech, clip_rows)
         check_positions(prompted.mask.shape[1], answer_tokens, self.backbone.max_positions)
         return prompted
 
@@ -150,6 +144,18 @@ def join_adapter(
         feed_forward=adapter.feed_forward * H,
     )
     return SpeechAdapter(adapter, sizes, token_ids, rows, texts)
+
+
+def splice_speech(
+    backbone: Backbone, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor
+) -> Prompted:
+    """Embed ids [B, N], and replace their placeholders; arguments as in `SpeechLLM.prompt`."""
+    # Negative ids are no tokens; what they embed to is replaced or masked.
+    embedded = backbone.embed(ids.clamp(min=0))
+    if speech is None:
+        nothing = embedded.new_zeros(0, 1, embedded.shape[2])
+        return splice(ids, embedded, nothing, clip_rows.new_zeros(0), clip_rows)
+    return splice(ids, embedded, speech.vectors, speech.lengths, clip_rows)
 
 
 def splice(

@@ -190,10 +190,11 @@ def answer_arrays(golden):
             yield f"audio{number}_shrunk", speech.vectors[number, :length]
         yield "shrink_lengths", speech.lengths
     clip_rows = torch.zeros(len(clips), dtype=torch.int64)
-    prompt = model.prompt([ids], speech, clip_rows)
-    expanded = model.expand(torch.tensor([ids]), speech, clip_rows)
+    speech_llm = ReleaseSpeechLLM(golden.whisper, model)
+    prompt = speech_llm.prompt(torch.tensor([ids]), speech, clip_rows)
+    _, repeated = model.expand(torch.tensor([ids]), speech, clip_rows)
     yield "prefill_inputs_embeds", prompt.embeddings[0]
-    yield "prefill_expanded_ids", expanded.ids[0]
+    yield "prefill_expanded_ids", repeated[0]
     yield "prefill_attention_mask", prompt.mask[0]
     states = model.language.body(
         inputs_embeds=prompt.embeddings,

@@ -14,7 +14,7 @@ from echox.backbones.base import Turn
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.core.errors import CheckpointError, ConfigError, EchoxError, SignalError
 from echox.core.partial_files import is_owned, partial_path
-from echox.core.signals import Batch, Features, last_positions
+from echox.core.signals import Batch, Features, last_positions, padded
 from echox.criteria.base import CRITERIA
 from echox.decoding.greedy_text import greedy_text
 from echox.models.compatibility import PAPER, RELEASE
@@ -29,7 +29,7 @@ from echox.models.release.names import our_name, their_name
 from echox.models.release.sizes import translator_size
 from echox.models.release.tokens import units_in
 from echox.models.segmenting import spans_of, whole
-from echox.models.speech_llm import IGNORE
+from echox.models.speech_llm import IGNORE, PAD
 from echox.pipeline.plugins import discover
 
 FRAMES = 40
@@ -423,13 +423,18 @@ def test_units_are_read_from_the_string(text, units):
     assert units_in(text) == units
 
 
+def prompt(model, rows, speech, clip_rows):
+    speech_llm = ReleaseSpeechLLM(torch.nn.Identity(), model)
+    return speech_llm.prompt(padded(rows, PAD), speech, clip_rows)
+
+
 def test_placeholders_and_audios_must_be_as_many(model):
     speech = model.adapter(random_features(1))
     ids = model.tokens.prompt([Turn("user", "<audio_patch>", True)])
     with pytest.raises(SignalError, match="2 audio placeholders .* but 1 audios"):
-        model.prompt([ids], speech, torch.tensor([0]))
+        prompt(model, [ids], speech, torch.tensor([0]))
     with pytest.raises(SignalError, match="0 audio placeholders .* but 1 audios"):
-        model.prompt([model.tokens.prompt([Turn("user", "x")])], speech, torch.tensor([0]))
+        prompt(model, [model.tokens.prompt([Turn("user", "x")])], speech, torch.tensor([0]))
 
 
 def test_turn_ends_are_hidden_beside_audio_alone(model):
@@ -439,11 +444,11 @@ def test_turn_ends_are_hidden_beside_audio_alone(model):
     ]
     with torch.no_grad():
         speech = model.adapter(random_features(1))
-        prompt = model.prompt(ids, speech, torch.tensor([0]))
-        expanded = model.expand(torch.tensor([ids[0]]), speech, torch.tensor([0]))
-    assert prompt.mask[0].tolist() == (expanded.ids[0] != model.tokens.end_id).tolist()
-    lengths = last_positions(prompt.mask) + 1
-    assert prompt.mask[1].sum() == len(ids[1]) == lengths[1]
+        prompted = prompt(model, ids, speech, torch.tensor([0]))
+        _, repeated = model.expand(torch.tensor([ids[0]]), speech, torch.tensor([0]))
+    assert prompted.mask[0].tolist() == (repeated[0] != model.tokens.end_id).tolist()
+    lengths = last_positions(prompted.mask) + 1
+    assert prompted.mask[1].sum() == len(ids[1]) == lengths[1]
     assert lengths[0] == len(ids[0]) - 1 + int(speech.lengths[0])
 
 
@@ -466,8 +471,8 @@ def generate_answers(model, rows, features):
     )
     with torch.no_grad():
         speech = model.adapter(features) if len(owners) else None
-        prompt = model.prompt(ids, speech, owners)
-        return prompt, greedy_text(model.language, prompt.embeddings, prompt.mask, 12)
+        prompted = prompt(model, ids, speech, owners)
+        return prompted, greedy_text(model.language, prompted.embeddings, prompted.mask, 12)
 
 
 def test_a_batch_answers_as_its_rows_alone(model):
@@ -484,14 +489,14 @@ def test_a_batch_answers_as_its_rows_alone(model):
 
 def test_decoding_equals_one_teacher_forced_pass(model):
     """What the cache and the growing mask give is what a single teacher-forced pass gives."""
-    prompt, answers = generate_answers(model, conversations(), random_features(3))
-    for row, length in enumerate((last_positions(prompt.mask) + 1).tolist()):
+    prompted, answers = generate_answers(model, conversations(), random_features(3))
+    for row, length in enumerate((last_positions(prompted.mask) + 1).tolist()):
         ids = answers.ids[row : row + 1, : answers.lengths[row]]
         embeddings = torch.cat(
-            [prompt.embeddings[row : row + 1, :length], model.language.embed(ids)], dim=1
+            [prompted.embeddings[row : row + 1, :length], model.language.embed(ids)], dim=1
         )
         visible = torch.cat(
-            [prompt.mask[row : row + 1, :length], torch.ones_like(ids, dtype=torch.bool)], dim=1
+            [prompted.mask[row : row + 1, :length], torch.ones_like(ids, dtype=torch.bool)], dim=1
         )
         with torch.no_grad():
             hidden = model.language(embeddings, visible).hidden

@@ -6,13 +6,13 @@ The encoder before them and the vocoder behind them are parts of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from echox.core.errors import CheckpointError, SignalError
-from echox.core.signals import Features, padded
+from echox.core.signals import Features
 from echox.encoders.base import Encoder
 from echox.models.compatibility import Compatibility
 from echox.models.release.causal import Prompt
@@ -27,18 +27,8 @@ from echox.models.speech_llm import (
     Prompted,
     SpeechLLM,
     check_positions,
-    splice,
+    splice_speech,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ExpandedPrompt:
-    """Token ids whose audio placeholders were replaced by vectors of speech."""
-
-    embeddings: Tensor  # [B, P, H], zeros at padding
-    visible: Tensor  # bool [B, P] False at padding
-    positions: Tensor  # [B, N] where each id now begins
-    ids: Tensor  # [B, P] with a placeholder repeated for each of its vectors, PAD at padding
 
 
 class PublishedEchoX(nn.Module):
@@ -80,36 +70,9 @@ class PublishedEchoX(nn.Module):
             )
         return self.translator
 
-    def prompt(
-        self, rows: Sequence[Sequence[int]], speech: SpeechVectors | None, clip_rows: Tensor
-    ) -> Prompted:
-        """Prompts of the language model from conversations and their audio.
-
-        Args:
-            rows: token ids of B conversations, with one placeholder per audio.
-            speech: A clips, those of each row one after the other; None where no row has any.
-            clip_rows: [A] the row of each clip, ascending.
-
-        Returns:
-            embeddings [B, P, H], to be continued by the answers.
-
-        Raises:
-            SignalError: a row has more or fewer placeholders than clips.
-        """
-        device = self.language.head.weight.device
-        check_placeholders(rows, clip_rows.tolist(), self.tokens.audio_id)
-        ids = padded(rows, PAD).to(device)
-        expanded = self.expand(ids, speech, clip_rows)
-        visible = expanded.visible
-        if self.compatibility.hide_turn_ends:
-            # The end-of-turn token is the padding token too, which the release masks.
-            has_audio = (ids == self.tokens.audio_id).any(1, keepdim=True)
-            visible = visible & ~(has_audio & (expanded.ids == self.tokens.end_id))
-        return Prompted(expanded.embeddings, visible, expanded.positions)
-
     def expand(
         self, ids: Tensor, speech: SpeechVectors | None, clip_rows: Tensor
-    ) -> ExpandedPrompt:
+    ) -> tuple[Prompted, Tensor]:
         """Replace audio placeholders by the vectors of the clips.
 
         Args:
@@ -118,26 +81,16 @@ class PublishedEchoX(nn.Module):
             clip_rows: [A] the row of each clip, ascending.
 
         Returns:
-            embeddings [B, P, H], and where the ids went.
+            embeddings [B, P, H] and where the ids went; and ids [B, P] with a placeholder repeated
+            for each of its vectors, PAD at padding.
         """
-        # PAD is negative; `splice` does not place its embedding.
-        embedded = self.language.embed(ids.clamp(min=0))
-        if speech is None:
-            vectors, lengths = embedded.new_zeros(0, 1, embedded.shape[-1]), clip_rows.new_zeros(0)
-        else:
-            vectors, lengths = speech.vectors, speech.lengths
-        # `splice` knows the placeholder by echox's own mark.
+        # `splice_speech` knows the placeholder by echox's own mark.
         marked = torch.where(ids == self.tokens.audio_id, AUDIO, ids)
-        spliced = splice(marked, embedded, vectors, lengths, clip_rows)
+        spliced = splice_speech(self.language, marked, speech, clip_rows)
         P = spliced.mask.shape[1]
         # A position to which no id was moved lies inside an audio.
         repeated = scatter_rows(ids, spliced.positions, ids != PAD, P, self.tokens.audio_id)
-        return ExpandedPrompt(
-            spliced.embeddings,
-            spliced.mask,
-            spliced.positions,
-            repeated.masked_fill(~spliced.mask, PAD),
-        )
+        return spliced, repeated.masked_fill(~spliced.mask, PAD)
 
     def segment_prompt(self, vectors: Tensor, lengths: Tensor) -> Prompt:
         """Prompts of the unit translator from text vectors of segments [B, S, H], lengths [B]."""
@@ -184,29 +137,35 @@ class ReleaseSpeechLLM(SpeechLLM):
         Raises:
             SignalError: as there, or a row has more or fewer placeholders than clips.
         """
-        audio_id = self.release.tokens.audio_id
-        rows = [
-            [audio_id if token == AUDIO else token for token in row if token != PAD]
-            for row in ids.tolist()
-        ]
-        prompted = self.release.prompt(rows, speech, clip_rows)
+        release = self.release
+        ids = ids.masked_fill(ids == AUDIO, release.tokens.audio_id)
+        is_audio = ids == release.tokens.audio_id
+        check_placeholders(is_audio.sum(1), clip_rows)
+        prompted, repeated = release.expand(ids, speech, clip_rows)
         check_positions(prompted.mask.shape[1], answer_tokens, self.backbone.max_positions)
+        if release.compatibility.hide_turn_ends:
+            # The end-of-turn token is the padding token too, which the release masks.
+            has_audio = is_audio.any(1, keepdim=True)
+            visible = prompted.mask & ~(has_audio & (repeated == release.tokens.end_id))
+            prompted = replace(prompted, mask=visible)
         return prompted
 
 
-def check_placeholders(
-    rows: Sequence[Sequence[int]], clip_rows: Sequence[int], audio_id: int
-) -> None:
+def check_placeholders(placeholders: Tensor, clip_rows: Tensor) -> None:
     """Check that every conversation has one audio placeholder for each of its clips.
+
+    Args:
+        placeholders: [B] number of them in each row.
+        clip_rows: [A] the row of each clip.
 
     Raises:
         SignalError: a row has more or fewer placeholders than clips.
     """
-    for number, row in enumerate(rows):
-        placeholders, clips = list(row).count(audio_id), list(clip_rows).count(number)
-        if placeholders != clips:
+    counts = torch.bincount(clip_rows, minlength=len(placeholders))
+    for count, clips in zip(placeholders.tolist(), counts.tolist()):
+        if count != clips:
             raise SignalError(
-                f"the conversation has {placeholders} audio placeholders (<audio_patch>) "
+                f"the conversation has {count} audio placeholders (<audio_patch>) "
                 f"but {clips} audios came with it; give one audio for each"
             )
 

@@ -71,21 +71,21 @@ def forward_text(
         hide_turn_ends = model.compatibility.hide_turn_ends_in_training
     end_id = model.tokens.end_id
     speech = model.adapter(features, clip_rows)
-    expanded = model.expand(ids, speech, clip_rows)
+    prompted, repeated = model.expand(ids, speech, clip_rows)
     # Rows whose audio is shorter end in further padding ids, embedded like the others, not in
     # zeros.
     padding = model.language.embed(torch.tensor(end_id, device=ids.device))
-    embeddings = torch.where(expanded.visible[..., None], expanded.embeddings, padding)
+    embeddings = torch.where(prompted.mask[..., None], prompted.embeddings, padding)
     # Padding and end-of-turn tokens share an id, and the release's mask cannot tell them apart.
-    ends = ~expanded.visible | (expanded.ids == end_id)
+    ends = ~prompted.mask | (repeated == end_id)
     visible = ~ends if hide_turn_ends else torch.ones_like(ends)
     is_target = labels != IGNORE
     if model.compatibility.forget_answers_before_audio:
         is_target = is_target & ((ids == model.tokens.audio_id).cumsum(1) > 0)
     # Labels move with their ids, past the vectors of audio before them.
-    placed = scatter_rows(labels, expanded.positions, is_target, visible.shape[1], IGNORE)
+    placed = scatter_rows(labels, prompted.positions, is_target, visible.shape[1], IGNORE)
     hidden = model.language(embeddings, visible).hidden
-    return TextPass(hidden, placed, visible, expanded.positions, speech)
+    return TextPass(hidden, placed, visible, prompted.positions, speech)
 
 
 def states_and_targets(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
