@@ -75,6 +75,8 @@ class RealtimeSession:
         self.response: Response | None = None
         self._spoken: dict[str, Spoken] = {}  # by item, for `truncate`
         self._buffer: QuestionBuffer | None = None
+        self._buffer_from_s = 0.0  # of the session's audio, where the buffer begins
+        self._appended_s = 0.0  # seconds of audio that came in the session
         self._next_item: str | None = None  # of the question that is being spoken
         self._question_end_s: float | None = None  # of the last one, on `time.perf_counter`
         self.tell("session.created", session=self._described())
@@ -141,12 +143,14 @@ class RealtimeSession:
             detection = self.settings.detection
             activity = None if detection is None else detection.activity
             self._buffer = QuestionBuffer(self.service.pipeline.rate_hz, activity)
+            self._buffer_from_s = self._appended_s
         return self._buffer
 
     def _append(self, event: Event) -> None:
         samples = self._samples(event.get("audio"), "audio")
-        source_hz = self.settings.input.rate_hz
-        for activity in self._require_buffer().push(samples, source_hz):
+        source_hz, buffer = self.settings.input.rate_hz, self._require_buffer()
+        self._appended_s += len(samples) / source_hz
+        for activity in buffer.push(samples, source_hz):
             self._follow(activity)
 
     def _samples(self, value: Any, place: str) -> Tensor:
@@ -160,7 +164,8 @@ class RealtimeSession:
         return decoded(content, self.settings.input.encoding)
 
     def _follow(self, activity: Activity) -> None:
-        at_ms = round(1000 * activity.sample / ACTIVITY_HZ)
+        # From the start of the session, whatever buffers there were before.
+        at_ms = round(1000 * (self._buffer_from_s + activity.sample / ACTIVITY_HZ))
         detection = self.settings.detection
         if activity.begins:
             self._next_item = new_id("item")

@@ -101,7 +101,7 @@ class Session:
 
     async def session_update(self, event):
         self.session = event["session"]
-        self.total = self.buffered = 0
+        self.buffered = 0
         await self.tell("session.updated", session=self.session)
 
     async def input_audio_buffer_append(self, event):

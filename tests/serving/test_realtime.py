@@ -348,6 +348,19 @@ def test_detected_speech_is_committed_answered_and_interrupts(client):
     assert second["status"] == "incomplete"
 
 
+def test_places_in_the_audio_count_from_the_start_of_the_session(client):
+    client.send("session.update", session=HANDS)
+    client.send("input_audio_buffer.append", audio=in_base64(noise(5, 1.2)))  # 0.8 s at 24 kHz
+    client.send("input_audio_buffer.commit")
+    audio = {"input": {"turn_detection": None, "format": {"type": "audio/pcmu"}}}
+    client.send("session.update", session={"type": "realtime", "audio": audio})
+    buffer = client.session._require_buffer()
+    buffer._detector = Detector([Activity(True, 2_000, 3_000), Activity(False, 12_000, 14_000)])
+    client.send("input_audio_buffer.append", audio=in_base64(noise(5, 1.0), Encoding.mu_law))
+    assert client.last("input_audio_buffer.speech_started")["audio_start_ms"] == 800 + 125
+    assert client.last("input_audio_buffer.speech_stopped")["audio_end_ms"] == 800 + 750
+
+
 WRONG = [
     ("", "the message is not JSON"),
     ("[]", "must be a JSON object"),

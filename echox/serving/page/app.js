@@ -45,7 +45,7 @@ class Page {
     this.question = null; // {end, detected, isTyped}, of the next answer
     this.sentQuietly = 0;
     this.restored = []; // items for the next session
-    this.clock = []; // {samples, time} of the audio that was sent hands free
+    this.clock = []; // {samples, time} of the audio that was sent in this session
     this.clockSamples = 0;
     this.quiet = new Map(); // id of an event -> what to do if the server refuses it
     this.controls = new Controls(this);
@@ -64,6 +64,7 @@ class Page {
       onEvent: (event) => this.takeEvent(event),
       onState: (name, details) => this.showConnection(name, details),
       onReady: () => this.beginSession(),
+      onSent: (event) => this.countAudio(event),
     });
   }
 
@@ -223,17 +224,20 @@ class Page {
 
   append(samples) {
     this.connection.send({ type: "input_audio_buffer.append", audio: toBase64(samples) });
-    if (this.isListening) {
-      this.clockSamples += samples.length;
-      this.clock.push({ samples: this.clockSamples, time: performance.now() });
-      if (this.clock.length > 1000) this.clock.splice(0, 500);
-      return;
-    }
+    if (this.isListening) return;
     this.recording.samples += samples.length;
     if (this.recording.samples > LONGEST_SAMPLES && !this.recording.isEnding) {
       this.notify("A question has at most a minute, so this one was sent.");
       this.finishRecording();
     }
+  }
+
+  /** Notes when audio was sent: the server tells places in all of it. */
+  countAudio({ type, audio }) {
+    if (type !== "input_audio_buffer.append") return;
+    this.clockSamples += fromBase64(audio).length;
+    this.clock.push({ samples: this.clockSamples, time: performance.now() });
+    if (this.clock.length > 1000) this.clock.splice(0, 500);
   }
 
   finishRecording() {
@@ -559,9 +563,6 @@ class Page {
     if (this.isListening) this.toggleListening();
     this.dropRecording();
     this.mode = mode;
-    // The server counts the audio anew with another way to find questions.
-    this.clock = [];
-    this.clockSamples = 0;
     this.controls.saveSettings();
     this.updateSession();
     this.show();

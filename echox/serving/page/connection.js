@@ -12,13 +12,15 @@ const WAITING_EVENTS = 2000; // that are kept while a connection is made
  *
  * `onState(name, details)` takes: connecting, open, waiting `{seconds, reason, wasOpen, unsent}`,
  * asleep (the server ended an idle session; the next event begins a new one), key `{wrong}`.
- * `onReady()` is called when a session begins, before what waits for it is sent.
+ * `onReady()` is called when a session begins, before what waits for it is sent; `onSent(event)`
+ * for each event that is sent.
  */
 export class Connection {
-  constructor({ onEvent, onState, onReady }) {
+  constructor({ onEvent, onState, onReady, onSent }) {
     this.onEvent = onEvent;
     this.onState = onState;
     this.onReady = onReady;
+    this.onSent = onSent;
     this.socket = null;
     this.isOpen = false;
     this.isPaused = false; // until a key is given
@@ -128,6 +130,7 @@ export class Connection {
       socket.close();
     } else {
       this.socket.send(JSON.stringify(event));
+      this.onSent(event);
     }
   }
 }
