@@ -122,6 +122,31 @@ def plugin_code(parts: Iterable[tuple[str, Any]]) -> dict[str, str]:
     return {name: code_of_types(entry.implementation).digest for name, entry in _plugins_of(parts)}
 
 
+def code_of_named(names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of `plugin_code` by its names, of those plugins that are here.
+
+    Args:
+        names: such as "encoder mel".
+    """
+    named = ((name, *name.partition(" ")[::2]) for name in names)
+    return {
+        name: code_of_types(REGISTRIES[kind][part].implementation).digest
+        for name, kind, part in named
+        if kind in REGISTRIES and part in REGISTRIES[kind]
+    }
+
+
+def inner_parts(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the kind and the config of every part inside a config, such as a codec's encoder."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            for kind, registry in REGISTRIES.items():
+                if registry.name_of(value) is not None:
+                    yield kind, value
+            yield from inner_parts(value)
+
+
 def _plugins_of(parts: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Entry]]:
     """Yield "encoder mel" and its entry for each part that is no built-in one."""
     for kind, config in parts:

@@ -33,6 +33,7 @@ from echox.models.release.folder import (
 from echox.models.release.init import write_initial_release
 from echox.models.release.trainable import Merged, exported_config, is_untrained
 from echox.pipeline.recipe import Recipe
+from echox.pipeline.rerun import note_fit
 from echox.pipeline.run import SpeechClips
 from echox.pipeline.tasks import stage_task
 from echox.tasks.base import Use
@@ -135,6 +136,7 @@ def fit_codec(config: FitCodecConfig) -> None:
         return
     clips = SpeechClips(config.manifests, codec_type.fit_rate_hz(config.codec))
     codec_type.fit(config.codec, clips, device_named(config.device))
+    note_fit(config.codec)
     name, folder = CODECS.name_of(config.codec), getattr(config.codec, "folder", "")
     print(f"{folder}: in a recipe, it is used with codec={name} codec.folder={folder}")
 

@@ -138,8 +138,8 @@ class Recipe:
     resume: Resume = Resume.same_settings
     """Which checkpoints an unfinished stage goes on from: same_settings refuses those of other
     settings or of plugins edited since, with_new_settings takes them, and the stage's lineage
-    records both settings and from which step. A finished stage of which only plugins were edited
-    is kept by it as it is."""
+    records both settings and from which step. A finished stage, or a fitted codec, of which only
+    plugins were edited is kept by it as it is."""
     own_processes: bool = False
     """Make the corpus, the codec, what each stage reads, each stage and the report in a process of
     its own each, so that none inherits the scattered memory of those before; a process takes some

@@ -6,8 +6,8 @@ it. A stage is stale if settings that decide its weights differ from those in it
 unfinished stage go on with others), if the code of a plugin that it is trained with was edited, if
 a stage that it builds on was trained again or its codec fitted again, or if a manifest that it was
 trained on or a folder of pretrained weights has changed; a fitted codec, if it was fitted with
-other settings or to other speech. Nothing is built for these checks: small files are read, and of
-weights the begin of each tensor.
+other settings, to other speech, or with plugins that were edited since. Nothing is built for these
+checks: small files are read, and of weights the begin of each tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from echox.core.files import atomic_write
 from echox.core.progress import print_message
 from echox.data.manifest import manifest_fingerprint
 from echox.engine.lineage import Change, changes
-from echox.pipeline.plugins import plugin_code
+from echox.pipeline.plugins import code_of_named, inner_parts, plugin_code
 from echox.pipeline.recipe import Recipe, Resume, own_parts, to_dict
 from echox.pipeline.tasks import outlined_task, parent_folder, run_of_parents
 from echox.tasks.recorded import (
@@ -38,7 +38,7 @@ from echox.tasks.recorded import (
 )
 
 CODEC = "codec"
-PLUGIN_CODE = "plugin_code"  # in a checkpoint's lineage: "encoder mel" -> digest
+PLUGIN_CODE = "plugin_code"  # in lineages and records of fits: "encoder mel" -> digest
 FITTED_WITH = "fitted_with.json"  # in a fitted codec's folder
 FITTED = "config.json"  # there too: what codecs that are fitted state their fingerprint in
 REPLACED = "replaced"  # in a run's folder: what was moved aside
@@ -107,15 +107,21 @@ def refuse_stale(recipe: Recipe, stage: str) -> None:
         raise CheckpointError(_refusal(recipe, stale))
 
 
-def note_fit(recipe: Recipe) -> None:
+def note_fit(codec: Any, recipe: Recipe | None = None) -> None:
     """Record in the folder of a fitted codec what it was fitted with.
+
+    Args:
+        codec: its config; without a folder nothing is recorded.
+        recipe: whose run fitted it; None where it was fitted by itself.
 
     Raises:
         ManifestError: a manifest of `codec_speech` cannot be read.
     """
-    if (folder := _codec_folder(recipe)) is not None:
-        prints = {path: manifest_fingerprint(path) for path in recipe.codec_speech}
-        record = {"recipe": to_dict(recipe), "speech": prints}
+    if (folder := _codec_folder(codec)) is not None:
+        record: dict[str, Any] = {PLUGIN_CODE: plugin_code([(CODEC, codec), *inner_parts(codec)])}
+        if recipe is not None:
+            prints = {path: manifest_fingerprint(path) for path in recipe.codec_speech}
+            record = {"recipe": to_dict(recipe), "speech": prints, **record}
         with atomic_write(folder / FITTED_WITH) as unfinished:
             unfinished.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
@@ -216,7 +222,7 @@ def _other_reasons(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> Itera
     lineage = meta["lineage"]
     yield from _changed_parents(recipe, stage, lineage.get("parents", {}))
     fingerprints = lineage.get("data", {})
-    codec, folder = fingerprints.get(CODEC), _codec_folder(recipe)
+    codec, folder = fingerprints.get(CODEC), _codec_folder(recipe.codec)
     fitted = None if folder is None or CODEC not in recipe.kinds(stage) else _fit_in(folder)
     # The settings may be the same: a folder can be replaced, and runs can share one.
     if codec is not None and fitted is not None and codec != fitted:
@@ -279,7 +285,10 @@ def changed_settings(recipe: Recipe, stage: str, meta: Mapping[str, Any]) -> lis
 
 def _edited_plugins(recipe: Recipe, stage: str, lineage: Mapping[str, Any]) -> list[Change]:
     # Another part in its place is a changed setting, and an old checkpoint records no code.
-    before, now = lineage.get(PLUGIN_CODE, {}), plugin_code(own_parts(recipe, stage))
+    return _edits(lineage.get(PLUGIN_CODE, {}), plugin_code(own_parts(recipe, stage)))
+
+
+def _edits(before: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
     return [
         Change(f"code of {part}", before[part], now[part])
         for part in now
@@ -364,10 +373,10 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def _codec_folder(recipe: Recipe) -> Path | None:
-    """Return the folder that the recipe's codec is fitted in; None for a codec without one."""
+def _codec_folder(codec: Any) -> Path | None:
+    """Return the folder that a codec is fitted in; None for a codec without one."""
     # "random" is a value of the field too, and is no folder.
-    folder = getattr(recipe.codec, "folder", None)
+    folder = getattr(codec, "folder", None)
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
@@ -380,20 +389,33 @@ def _fit_in(folder: Path) -> str | None:
 
 
 def _stale_codec(recipe: Recipe) -> Stale | None:
-    folder = _codec_folder(recipe)
-    if folder is None:
+    folder = _codec_folder(recipe.codec)
+    record = {} if folder is None else _fit_record(folder)
+    if folder is None or not record:
         return None
-    try:
-        record = json.loads((folder / FITTED_WITH).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None  # fitted by hand, so there is nothing to compare with
-    before = _fit_settings(recipe, record["recipe"])
+    # A codec that was fitted by itself records no settings to compare.
+    before = _fit_settings(recipe, record.get("recipe", {}))
     reasons = [*map(_sentence, changes(before, _fit_settings(recipe, to_dict(recipe))))]
-    for path, fingerprint in record["speech"].items():
+    for path, fingerprint in record.get("speech", {}).items():
         # A manifest that was left out since is a changed setting already.
         if path in recipe.codec_speech and _has_changed(path, fingerprint):
             reasons.append(f"{path} has changed since")
-    return Stale(CODEC, folder, reasons) if reasons else None
+    recorded = record.get(PLUGIN_CODE, {})
+    # Those that it was fitted with: the folder's encoder need not be the recipe's.
+    edits = _edits(recorded, code_of_named(recorded))
+    is_edited = not reasons
+    if not is_edited or recipe.resume is not Resume.with_new_settings:
+        reasons += map(_sentence, edits)
+    return Stale(CODEC, folder, reasons, is_edited=is_edited) if reasons else None
+
+
+def _fit_record(folder: Path) -> dict[str, Any]:
+    """Return what a codec's folder records of its fit; nothing where it records none."""
+    try:
+        record = json.loads((folder / FITTED_WITH).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # fitted by an earlier version
+    return record if isinstance(record, dict) else {}
 
 
 def _fit_settings(recipe: Recipe, plain: Mapping[str, Any]) -> Any:

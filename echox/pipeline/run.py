@@ -192,7 +192,7 @@ def _make_units(recipe: Recipe, device: torch.device, world: World) -> None:
         rate_hz = codec_type.fit_rate_hz(recipe.codec)
         clips = SpeechClips(recipe.codec_speech, rate_hz, recipe.codec_hours)
         codec_type.fit(recipe.codec, clips, device)
-        note_fit(recipe)
+        note_fit(recipe.codec, recipe)
     else:
         # The cost that is recorded must not be that of the units alone.
         skip()

@@ -291,13 +291,17 @@ def test_overwrite_does_not_replace_stages_that_this_run_does_not_train(finished
     assert not (tmp_path / "run/replaced").exists()
 
 
+def fit_with(recipe):
+    note_fit(recipe.codec, recipe)
+
+
 def test_a_codec_fitted_with_other_settings_is_stale(finished, tmp_path):
     speech = tmp_path / "cache/corpora/tiny/questions.train.jsonl"
     inside = [f"codec.folder={tmp_path / 'run' / 'codec'}", f"codec_speech=[{speech}]"]
     (tmp_path / "run/codec").mkdir()
     for stage in STAGES:
         (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
-    note_fit(finished(*inside))
+    fit_with(finished(*inside))
     assert (tmp_path / "run/codec" / FITTED_WITH).is_file()
     prepare_rerun(finished(*inside, "codec.fit.batch_s=9"))
     with pytest.raises(
@@ -316,7 +320,7 @@ def test_a_codec_outside_the_run_is_not_replaced(finished, tmp_path):
     outside = [f"codec.folder={tmp_path / 'codec'}", "stage=t2c"]
     (tmp_path / "codec").mkdir()
     (tmp_path / "run/t2c/final").rename(tmp_path / "gone")
-    note_fit(finished(*outside))
+    fit_with(finished(*outside))
     with pytest.raises(CheckpointError, match="lies outside .* overwrite=true leaves it alone"):
         prepare_rerun(finished(*outside, "codec.fit.units=64", "overwrite=true"))
 
@@ -325,10 +329,37 @@ def test_a_codec_of_another_run_with_the_same_settings_is_used(finished, tmp_pat
     (tmp_path / "run/codec").mkdir()
     for stage in STAGES:
         (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
-    note_fit(finished(f"codec.folder={tmp_path / 'run' / 'codec'}"))
+    fit_with(finished(f"codec.folder={tmp_path / 'run' / 'codec'}"))
     prepare_rerun(
         finished(f"codec.folder={tmp_path / 'run' / 'codec'}", f"run_dir={tmp_path / 'other'}")
     )
+
+
+@pytest.mark.parametrize("in_a_run", [True, False])
+def test_a_codec_of_a_plugin_that_was_edited_is_refused_or_kept(
+    finished, tmp_path, monkeypatch, in_a_run
+):
+    folder = tmp_path / "run/codec"
+    folder.mkdir()
+    for stage in STAGES:
+        (tmp_path / "run" / stage / "final").rename(tmp_path / f"gone-{stage}")
+    words = [f"codec.folder={folder}", "codec.fit.encoder=mel"]
+    recipe = finished(*words)
+    note_fit(recipe.codec, recipe if in_a_run else None)
+    code = json.loads((folder / FITTED_WITH).read_text())["plugin_code"]
+    assert list(code) == ["encoder mel"]
+    prepare_rerun(recipe)
+    monkeypatch.setattr(rerun, "code_of_named", lambda names: dict.fromkeys(names, "edited"))
+    sentence = (
+        f"^codec in .* was made otherwise: code of encoder mel {code['encoder mel']} -> edited; "
+        ".* keep what is trained with resume=with_new_settings, or go back"
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+        prepare_rerun(recipe)
+    prepare_rerun(finished(*words, "resume=with_new_settings"))
+    prepare_rerun(finished(*words, "stage=align"))
+    prepare_rerun(finished(*words, "overwrite=true"))
+    assert (tmp_path / "run/replaced/codec-1").is_dir() and not folder.exists()
 
 
 def test_a_folder_of_weights_that_changed_makes_its_stages_stale(finished, tmp_path):
