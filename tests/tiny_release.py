@@ -14,9 +14,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from echox.codecs.unit_hifigan import UnitHifiGan, UnitHifiGanConfig
 from echox.models.compatibility import RELEASE, Compatibility
 from echox.models.release.adapter import released_adapter
-from echox.models.release.export import release_tensors, write_release
+from echox.models.release.export import write_release
 from echox.models.release.language import LanguageModel
 from echox.models.release.model import PublishedEchoX
+from echox.models.release.names import their_name
 from echox.models.release.sizes import llama_config
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.translator import UnitTranslator
@@ -51,6 +52,16 @@ def write_tiny_release(folder: Path, *, shard_bytes: int = 1_500_000) -> Path:
     )
     write_whisper(folder / "whisper")
     return folder
+
+
+def release_tensors(
+    model: PublishedEchoX, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Weights of a model by the release's names, on the CPU; `dtype` None keeps their dtypes."""
+    return {
+        their_name(name): tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def write_tiny_soundwave(folder: Path) -> Path:

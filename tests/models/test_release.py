@@ -22,7 +22,7 @@ from echox.models.release import train_forward
 from echox.models.release.adapter import released_adapter
 from echox.models.release.ctc import restricted_ctc_scores
 from echox.models.release.echo import ReleaseEcho
-from echox.models.release.export import release_tensors, write_release
+from echox.models.release.export import write_release
 from echox.models.release.folder import build, files_beside, is_release, read_release
 from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.names import our_name, their_name
@@ -67,7 +67,7 @@ def test_a_round_trip_keeps_every_bit(folder, model, tmp_path):
     assert is_release(folder) and (folder / "model.safetensors.index.json").is_file()
     first = read_release(folder)
     assert all(tensor.dtype == torch.float16 for tensor in first.tensors.values())
-    tensors = release_tensors(model, torch.float16)
+    tensors = tiny_release.release_tensors(model, torch.float16)
     write_release(tmp_path / "again", tensors, files_beside(folder))
     second = read_release(tmp_path / "again")
     assert second.tensors.keys() == first.tensors.keys() and second.config == first.config
@@ -82,7 +82,7 @@ def test_a_round_trip_keeps_every_bit(folder, model, tmp_path):
 
 def test_an_existing_folder_is_not_written_over(folder, model):
     with pytest.raises(CheckpointError, match="exists already"):
-        write_release(folder, release_tensors(model), [])
+        write_release(folder, tiny_release.release_tensors(model), [])
 
 
 def test_names_translate_both_ways(model):

@@ -8,25 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from echox.assets.tensors import specs_of, write_tensors
 from echox.core.errors import CheckpointError
 from echox.core.files import atomic_folder
 from echox.models.release.folder import CONFIG, INDEX, WEIGHTS
-from echox.models.release.model import PublishedEchoX
-from echox.models.release.names import their_name
 
 SHARD_BYTES = 5_000_000_000  # as in the release
-
-
-def release_tensors(model: PublishedEchoX, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Weights of a model by the release's names, on the CPU; `dtype` None keeps their dtypes."""
-    return {
-        their_name(name): tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def write_release(

@@ -57,7 +57,11 @@ def config_of(checkpoint: str, feature_dim: int | None = None) -> dict[str, Any]
 
 
 def starting_model(
-    checkpoint: str, compatibility: Compatibility, feature_dim: int | None = None
+    checkpoint: str,
+    compatibility: Compatibility,
+    feature_dim: int | None = None,
+    *,
+    meta: bool = False,
 ) -> PublishedEchoX:
     """Build the model that training starts from, its weights as they are stored.
 
@@ -67,6 +71,7 @@ def starting_model(
         checkpoint: as in `config_of`.
         compatibility: the form to compute in.
         feature_dim: as in `config_of`.
+        meta: read no weights; to be called under `torch.device("meta")`.
 
     Raises:
         CheckpointError, ConfigError, AssetError: as `config_of`; or a tensor is missing or has
@@ -74,31 +79,15 @@ def starting_model(
     """
     if is_untrained(checkpoint):
         return untrained_model(config_of(checkpoint, feature_dim), compatibility)
-    # As stored: `cast_parameters` rounds each weight once it is known whether it is trained.
-    model = build(read_release(checkpoint), compatibility=compatibility, dtype=None)
-    add_denoiser(model)
-    return model
-
-
-def add_denoiser(model: PublishedEchoX) -> None:
-    """Give a unit translator that was only pretrained on T2C an untrained denoising adapter."""
+    release = read_release(checkpoint)
+    if meta:
+        model = outline(release, compatibility=compatibility)
+    else:
+        # As stored: `cast_parameters` rounds each weight once it is known whether it is trained.
+        model = build(release, compatibility=compatibility, dtype=None)
     if model.translator is not None and model.translator.denoiser is None:
         config = model.language.body.config
         model.translator.denoiser = denoising_adapter(config.hidden_size, config.intermediate_size)
-
-
-def outline_starting_model(
-    checkpoint: str, compatibility: Compatibility, feature_dim: int | None = None
-) -> PublishedEchoX:
-    """Build `starting_model` without reading weights; to be called under `torch.device("meta")`.
-
-    Raises:
-        CheckpointError, ConfigError, AssetError: as `starting_model`.
-    """
-    if is_untrained(checkpoint):
-        return untrained_model(config_of(checkpoint, feature_dim), compatibility)
-    model = outline(read_release(checkpoint), compatibility=compatibility)
-    add_denoiser(model)
     return model
 
 

@@ -20,7 +20,6 @@ from echox.models.release.model import PublishedEchoX, ReleaseSpeechLLM
 from echox.models.release.train_forward import TextPass, forward_text
 from echox.models.release.trainable import (
     cast_parameters,
-    outline_starting_model,
     select_trained,
     starting_model,
 )
@@ -148,7 +147,7 @@ class SpokenTask(ReleaseTask[ReleaseSpeechLLM, TaskBatch]):
         encoder = ENCODERS.entry_of(encoder_config).implementation.outline(encoder_config)
         # On the meta device too, where LoRA's new weights must be.
         with torch.device("meta"):
-            release = outline_starting_model(config.checkpoint, config.form(), encoder.dim)
+            release = starting_model(config.checkpoint, config.form(), encoder.dim, meta=True)
             model = self._prepared(encoder, release)
         adapter = {name: SpeechAdapter.parts[name] for name in ADAPTER_PARTS}
         parts = {

@@ -15,12 +15,12 @@ from echox.core.signals import Batch
 from echox.criteria.base import UnitOutputs
 from echox.data.manifest import Item, Role, Row
 from echox.models.footprint import layer_bytes
+from echox.models.release.model import PublishedEchoX
 from echox.models.release.tokens import ReleaseTokens
 from echox.models.release.train_forward import pretrain_outputs
 from echox.models.release.trainable import (
     TrainableEchoX,
     cast_parameters,
-    outline_starting_model,
     select_trained,
     starting_model,
     trained_tensors,
@@ -121,28 +121,28 @@ class ReleaseUnitsTask(ReleaseTask[TrainableEchoX, TextUnitsBatch]):
             ManifestError: no training turn has a text and units.
         """
         release = starting_model(self.config.checkpoint, self.config.form())
-        select_trained(release, self.config.modules)
         self.tokens, self.compatibility = release.tokens, release.compatibility
-        # The rest of the release is dropped here; only its tokenizer is used on.
-        model = TrainableEchoX(release.require_translator())
-        cast_parameters(model, half=self.context.bf16)
+        model = self._translator_of(release)
         self.splits = {split: self._read_examples(split) for split in ("train", "valid")}
         return model
 
-    def outline(self, parents: Mapping[str, Outline]) -> Outline:
-        """Build the unit translator on the meta device.
+    def _translator_of(self, release: PublishedEchoX) -> TrainableEchoX:
+        """The unit translator as it is trained; the rest of the release is dropped.
 
         Raises:
-            CheckpointError: the folder is incomplete or damaged.
             ConfigError: a module does not exist.
         """
-        # The whole model is outlined, because shapes of the translator depend on the rest.
-        with torch.device("meta"):
-            release = outline_starting_model(self.config.checkpoint, self.config.form())
         select_trained(release, self.config.modules)
         model = TrainableEchoX(release.require_translator())
         cast_parameters(model, half=self.context.bf16)
-        body = release.require_translator().body
+        return model
+
+    def outline(self, parents: Mapping[str, Outline]) -> Outline:
+        # The whole model is outlined, because shapes of the translator depend on the rest.
+        with torch.device("meta"):
+            release = starting_model(self.config.checkpoint, self.config.form(), meta=True)
+        model = self._translator_of(release)
+        body = model.translator.body
         return Outline(
             model=model,
             parts=named_parts("unit translator", "translator", TRANSLATOR_PARTS),
