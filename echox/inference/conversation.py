@@ -105,8 +105,18 @@ class Conversation:
         """
         del self.items[self._at(item_id)]
 
-    def truncate(self, item_id: str, text: str) -> None:
-        """Keep of an answer what was heard; nothing heard removes it.
+    def begin_answer(self, item_id: str) -> str | None:
+        """Add an answer before its text is known: what comes meanwhile stands behind it.
+
+        `set_text` gives it its text. Until then it is no part of a question.
+
+        Returns:
+            id of the item before it; None at the beginning, and where the limits left it out.
+        """
+        return self.add(Item(item_id, ASSISTANT))
+
+    def set_text(self, item_id: str, text: str) -> None:
+        """Set the text of an answer, such as what was heard of it; without any it is removed.
 
         Raises:
             KeyError: there is no such item.
@@ -120,7 +130,8 @@ class Conversation:
         """Return the conversation as a question to answer."""
         system = [Turn(SYSTEM, self.instructions)] if self.instructions else []
         clips = tuple(item.clip for item in self.items if item.clip is not None)
-        return Question((*system, *(item.turn for item in self.items)), clips)
+        turns = (item.turn for item in self.items if item.text or item.clip is not None)
+        return Question((*system, *turns), clips)
 
     def _at(self, item_id: str) -> int:
         for place, item in enumerate(self.items):

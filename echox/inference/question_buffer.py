@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class QuestionBuffer:
         """Seconds of audio that the question has so far."""
         return len(self._kept) / self.rate_hz
 
-    def push(self, samples: Tensor, source_hz: int) -> list[Activity]:
+    def push(self, samples: Tensor, source_hz: int) -> Iterator[Activity]:
         """Take the next samples [T] float32.
 
         Args:
@@ -49,7 +51,8 @@ class QuestionBuffer:
             source_hz: samples per second; the same until a question ends.
 
         Returns:
-            borders of speech that are known now.
+            borders of speech that are known now, to be read to the end; `take` between two of them
+            returns the question that ended, however many lie in the samples.
 
         Raises:
             SignalError: the rate changed within a question, or the question is too long.
@@ -58,20 +61,24 @@ class QuestionBuffer:
         self._kept = torch.cat([self._kept, resampler.push(samples)])
         if self._detector is None:
             self._refuse_too_long()
-            return []
-        found = self._detector.push(for_detector.push(samples))
+            return iter(())
+        return self._borders(self._detector.push(for_detector.push(samples)), self._detector.config)
+
+    def _borders(
+        self, found: Iterable[Activity], config: VoiceActivityConfig
+    ) -> Iterator[Activity]:
         for activity in found:
             at_s = activity.sample / ACTIVITY_HZ
             if activity.begins:
                 self._begin_s, self._end_s = at_s, None
             else:
                 self._end_s = at_s
+            yield activity
         if self._begin_s is None:
             # Nobody speaks: what is kept may still turn out to be a beginning.
-            self._drop(self._time_s - 1.0 - self._detector.config.padding_ms / 1000)
+            self._drop(self._time_s - 1.0 - config.padding_ms / 1000)
         else:
             self._refuse_too_long()
-        return found
 
     def _resampler(self, source_hz: int) -> tuple[StreamResampler, StreamResampler]:
         if self._resamplers is None or (

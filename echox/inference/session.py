@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
@@ -16,7 +17,6 @@ from torch import Tensor
 from echox.core.errors import SignalError
 from echox.inference.answers import Answer, Piece
 from echox.inference.conversation import (
-    ASSISTANT,
     Conversation,
     ConversationLimits,
     Item,
@@ -172,11 +172,17 @@ class Session:
         """
         with self._lock:
             self.cancel()
+            question = self.conversation.question()
             response = self._response = _Response(f"item_{next(self._ids)}")
-            response.asked = self.service.ask(
-                self.conversation.question(), lambda piece: self._take(response, piece)
-            )
+            self.conversation.begin_answer(response.item)
+            response.asked = self.service.ask(question, lambda piece: self._take(response, piece))
             return response.item
+
+    def _keep(self, response: _Response, text: str) -> None:
+        """Keep what an answer said."""
+        # The limits may have dropped it meanwhile.
+        with suppress(KeyError):
+            self.conversation.set_text(response.item, text)
 
     def cancel(self) -> None:
         """Stop the answer that is being generated; what is held for it is free after a step."""
@@ -186,8 +192,7 @@ class Session:
                 return
             self.service.cancel(response.asked)
             response.asked = None
-            if response.text:
-                self.conversation.add(Item(response.item, ASSISTANT, response.text))
+            self._keep(response, response.text)
             self._tell(EventKind.cancelled, response.item, response.text)
 
     def interrupt(self, played_s: float) -> str:
@@ -207,7 +212,7 @@ class Session:
             speech_s = response.samples / self._rate_hz
             text = heard_text(response.text, played_s, speech_s, complete=response.complete)
             try:
-                self.conversation.truncate(response.item, text)
+                self.conversation.set_text(response.item, text)
             except KeyError:
                 return ""  # it was dropped, or nothing was generated
             return text
@@ -238,6 +243,7 @@ class Session:
                 return
             if piece.error:
                 response.asked = None
+                self._keep(response, "")
                 self._tell(EventKind.failed, response.item, piece.error)
                 return
             if piece.heard and not response.heard:
@@ -264,8 +270,7 @@ class Session:
 
     def _end(self, response: _Response, answer: Answer) -> None:
         response.complete, response.asked = True, None
-        if answer.text:
-            self.conversation.add(Item(response.item, ASSISTANT, answer.text))
+        self._keep(response, answer.text)
         self._events.put(
             SessionEvent(EventKind.done, self._now_s(), response.item, answer.text, answer=answer)
         )

@@ -73,7 +73,8 @@ def described(item: Item) -> dict[str, Any]:
         "id": item.id,
         "object": "realtime.item",
         "type": "message",
-        "status": "completed",
+        # An answer is known before it has a text.
+        "status": "completed" if item.text or item.clip is not None else "in_progress",
         "role": item.role,
         "content": content,
     }

@@ -14,6 +14,7 @@ import binascii
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from echox.core.errors import EchoxError
 from echox.inference.answers import USER, Piece
 from echox.inference.audio_input import StreamResampler, decoded
 from echox.inference.conversation import (
-    ASSISTANT,
     Conversation,
     ConversationLimits,
     Item,
@@ -151,7 +151,11 @@ class RealtimeSession:
         source_hz, buffer = self.settings.input.rate_hz, self._require_buffer()
         self._appended_s += len(samples) / source_hz
         for activity in buffer.push(samples, source_hz):
-            self._follow(activity)
+            try:
+                self._follow(activity)
+            except EventError as error:
+                # Not of this event, and not of what else its audio brings.
+                self._tell_error(error, None)
 
     def _samples(self, value: Any, place: str) -> Tensor:
         """Decode a text of base64 to samples [T] at the input's rate."""
@@ -182,7 +186,8 @@ class RealtimeSession:
         self._observe("detection_s", (activity.known_at - activity.sample) / ACTIVITY_HZ)
         self._commit_audio()
         if detection is not None and detection.create_response:
-            self._cancel_response("turn_detected")
+            if detection.interrupt_response:
+                self._cancel_response("turn_detected")
             self._begin_response(self.settings, self.conversation, {}, writes=True)
 
     def _commit(self, event: Event) -> None:
@@ -263,7 +268,7 @@ class RealtimeSession:
                 "audio_end_ms",
             )
         text = heard_text(spoken.text, end_ms / 1000, spoken.seconds, complete=spoken.complete)
-        self.conversation.truncate(item.id, text)
+        self.conversation.set_text(item.id, text)
         self.tell(
             "conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=end_ms
         )
@@ -317,11 +322,15 @@ class RealtimeSession:
             )
         if not conversation.items:
             raise EventError("the conversation is empty, so there is nothing to answer")
-        response = Response(self, settings, metadata, writes, self._question_end_s)
+        asked = [item for item in conversation.items if item.role == USER]
+        question = conversation.question()
+        response = Response(
+            self, settings, metadata, writes, asked[-1] if asked else None, self._question_end_s
+        )
         self.response = response
         response.begin()
         response.asked = self.service.ask(
-            conversation.question(),
+            question,
             lambda piece: self._post(lambda: self._take(response, piece)),
             speak=settings.speaks,
             max_tokens=settings.max_tokens,
@@ -347,22 +356,25 @@ class RealtimeSession:
     def ended(self, response: Response, spoken: Spoken) -> None:
         """Take note that a response has ended, and keep what it said."""
         self.response = None
-        if response.writes and spoken.text:
-            self.conversation.add(Item(response.item_id, ASSISTANT, spoken.text))
-            self._spoken[response.item_id] = spoken
+        if response.writes:
+            # The client, or the limits, may have removed it meanwhile.
+            with suppress(KeyError):
+                self.conversation.set_text(response.item_id, spoken.text)
+                self._spoken[response.item_id] = spoken
         known = {item.id for item in self.conversation.items}
         self._spoken = {name: each for name, each in self._spoken.items() if name in known}
 
-    def heard(self, transcript: str) -> None:
-        """Tell what was heard in the last question that was spoken, if the client wants to know."""
-        asked = [item for item in self.conversation.items if item.role == USER]
+    def heard(self, question: Item | None, transcript: str) -> None:
+        """Tell what was heard in a question, if the client wants to know."""
         # A typed question was not heard; the one before it was told already.
-        if not self.settings.transcribes or not asked or asked[-1].clip is None:
+        if not self.settings.transcribes or question is None or question.clip is None:
             return
-        seconds = len(asked[-1].clip) / self.conversation.rate_hz
+        if not any(item is question for item in self.conversation.items):
+            return  # it was the input of one response
+        seconds = len(question.clip) / self.conversation.rate_hz
         self.tell(
             "conversation.item.input_audio_transcription.completed",
-            item_id=asked[-1].id,
+            item_id=question.id,
             content_index=0,
             transcript=transcript,
             usage={"type": "duration", "seconds": round(seconds, 3)},
@@ -372,9 +384,9 @@ class RealtimeSession:
         """Pass a measure on."""
         self._observe(name, value)
 
-    def previous_item(self) -> str | None:
-        """Return the id of the last item, if there is one."""
-        return self.conversation.items[-1].id if self.conversation.items else None
+    def add_answer(self, item_id: str) -> str | None:
+        """Add an answer's item to the conversation, and return the id of the one before it."""
+        return self.conversation.begin_answer(item_id)
 
     _HANDLERS: dict[str, Callable[[RealtimeSession, Event], None]] = {
         "session.update": _update_session,

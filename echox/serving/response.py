@@ -11,6 +11,7 @@ from torch import Tensor
 
 from echox.inference.answers import Answer, Piece
 from echox.inference.audio_input import StreamResampler, encoded
+from echox.inference.conversation import Item
 from echox.inference.milestones import AUDIBLE
 from echox.inference.service import AnswerService, Asked
 from echox.serving.items import new_id
@@ -27,14 +28,14 @@ class Owner(Protocol):
     def tell(self, type_: str, **fields: Any) -> None:
         """Send an event."""
 
-    def heard(self, transcript: str) -> None:
+    def heard(self, question: Item | None, transcript: str) -> None:
         """Tell what was heard of the question."""
 
     def observe(self, name: str, value: float) -> None:
         """Pass a measure on."""
 
-    def previous_item(self) -> str | None:
-        """Return the id of the conversation's last item."""
+    def add_answer(self, item_id: str) -> str | None:
+        """Add the answer's item to the conversation, and return the id of the one before it."""
 
     def ended(self, response: Response, spoken: Spoken) -> None:
         """Take note that the response has ended."""
@@ -58,6 +59,7 @@ class Response:
         settings: SessionSettings,
         metadata: dict[str, Any],
         writes: bool,
+        question: Item | None,
         question_end_s: float | None,
     ) -> None:
         """Prepare a response.
@@ -67,12 +69,14 @@ class Response:
             settings: of this response.
             metadata: of the client, told back to it.
             writes: whether the answer becomes an item of the conversation.
+            question: that is answered, if there is one.
             question_end_s: when the question ended, on `time.perf_counter`; None if it was typed.
         """
         self.id, self.item_id = new_id("resp"), new_id("item")
         self.settings, self.writes = settings, writes
         self.asked: Asked | None = None
-        self._session, self._metadata = session, metadata
+        self._session, self._metadata, self._question = session, metadata, question
+        self._before: str | None = None  # id of the item before the answer's
         self._begun_s = time.perf_counter() if question_end_s is None else question_end_s
         self._text, self._samples, self._heard = "", 0, False
         self._resampler: StreamResampler | None = None
@@ -85,8 +89,9 @@ class Response:
         item = self._item("in_progress")
         session.tell("response.output_item.added", item=item, **self._place(item=False))
         if self.writes:
-            before = session.previous_item()
-            session.tell("conversation.item.added", item=item, previous_item_id=before)
+            # Now, not at the end: a question that comes meanwhile stands behind the answer.
+            self._before = session.add_answer(self.item_id)
+            session.tell("conversation.item.added", item=item, previous_item_id=self._before)
         part = (
             {"type": AUDIO, "transcript": ""}
             if self.settings.speaks
@@ -105,7 +110,7 @@ class Response:
             return
         if piece.heard and not self._heard:
             self._heard = True
-            self._session.heard(piece.heard)
+            self._session.heard(self._question, piece.heard)
         self._take_text(piece.text)
         if piece.samples is not None:
             self._take_samples(piece.samples)
@@ -150,7 +155,7 @@ class Response:
     def _finish(self, answer: Answer) -> None:
         if not self._heard:
             # Nothing was heard, which the client is told too.
-            self._session.heard(answer.heard)
+            self._session.heard(self._question, answer.heard)
         if self._resampler is not None:
             self._send_audio(self._resampler.finish())
         status, reason = ("incomplete", "max_output_tokens") if answer.cut else ("completed", "")
@@ -191,11 +196,10 @@ class Response:
         is_complete = status == "completed"
         item = self._item("completed" if is_complete else "incomplete")
         seconds = self._samples / self._rate_hz if self._rate_hz else 0.0
-        before = session.previous_item()
         generated = status in ("completed", "incomplete")
         session.ended(self, Spoken(self._text, seconds, generated))
         if self.writes:
-            session.tell("conversation.item.done", item=item, previous_item_id=before)
+            session.tell("conversation.item.done", item=item, previous_item_id=self._before)
         session.tell("response.output_item.done", item=item, **self._place(item=False))
         response = {**self._described(status, reason, error, tokens), "output": [item]}
         if timings_s is not None:

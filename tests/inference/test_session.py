@@ -79,6 +79,22 @@ def test_the_answer_belongs_to_the_next_question(service):
     assert list(session.events())[-1].kind is EventKind.done
 
 
+def test_a_question_during_an_answer_stands_behind_it(service):
+    session = Session(service)
+    ask(session)
+    for event in session.events():
+        if event.kind is EventKind.text:
+            ask(session, seed=2)
+            break
+    roles = [item.role for item in session.conversation.items]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    assert [turn.role for turn in session.conversation.question().turns] == roles[:3]
+    kinds = []
+    while EventKind.done not in kinds:
+        kinds += [event.kind for event in session.events()]
+    assert all(item.text or item.clip is not None for item in session.conversation.items)
+
+
 def test_int16_and_other_rates_are_taken(service):
     session = Session(service)
     session.push((noise(1, 0.5) * 32767).to(torch.int16), 16_000)
@@ -233,7 +249,7 @@ def test_silence_is_not_kept_and_a_question_without_end_is_refused():
     buffer = QuestionBuffer(16_000, None)
     buffer._detector = Detector([], padding_ms=300)
     for _ in range(20):
-        buffer.push(torch.zeros(16_000), 16_000)
+        assert not list(buffer.push(torch.zeros(16_000), 16_000))
     assert buffer.seconds < 1.5
     endless = QuestionBuffer(16_000, None)
     with pytest.raises(SignalError, match="longer than 60 s"):

@@ -173,7 +173,7 @@ class Session:
     async def response_create(self, event):
         if self.response:
             return await self.refuse(event, "a response is under way; cancel it first")
-        self.response = f"resp_{next(self.ids)}"
+        self.response, self.has_begun = f"resp_{next(self.ids)}", False
         self.task = asyncio.create_task(self.answer(f"item_{next(self.ids)}"))
 
     async def response_cancel(self, event):
@@ -184,7 +184,13 @@ class Session:
     async def cancel(self, reason):
         if self.response:
             self.task.cancel()
+            if not self.has_begun:
+                await self.begin()
             await self.end("cancelled", {"type": "cancelled", "reason": reason})
+
+    async def begin(self):
+        self.has_begun = True
+        await self.tell("response.created", response={"id": self.response})
 
     async def end(self, status, details=None):
         name, self.response = self.response, None
@@ -195,7 +201,7 @@ class Session:
         place = {"response_id": self.response, "item_id": item, "output_index": 0}
         place["content_index"] = 0
         await asyncio.sleep(self.script.delay_s)
-        await self.tell("response.created", response={"id": self.response})
+        await self.begin()
         await self.tell(
             "response.output_item.added",
             response_id=self.response,

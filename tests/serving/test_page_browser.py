@@ -227,6 +227,26 @@ def test_hands_free_finds_questions_and_is_interrupted_by_speech(page, script):
     wait_until(page, lambda: script.sent("input_audio_buffer.clear"), "clearing")
 
 
+def test_a_question_that_comes_before_the_answer_begins_replaces_the_one_before(page, script):
+    script.speech_s, script.delay_s = 0.8, 1.0
+    ask(page)
+    wait_until(page, lambda: script.sent("response.create"), "first question")
+    ask(page)
+    wait_until(page, lambda: len(script.sent("response.create")) == 2, "second question")
+    page.wait_for_selector("#stop", state="visible")
+    page.wait_for_selector("#stop", state="hidden")
+    names = ("input_audio_buffer.commit", "response.create", "response.cancel")
+    wanted = [names[0], names[1], names[2], names[0], names[1]]
+    assert [event["type"] for event in script.events if event["type"] in names] == wanted
+    assert page.locator("#notice").is_hidden()
+    assert page.locator(".assistant").count() == 1
+    assert page.inner_text(".assistant .caption") == ANSWER
+    # What was heard is the second question's.
+    first, second = page.locator(".user").all()
+    assert second.locator(".caption").inner_text() == HEARD and HEARD not in first.inner_text()
+    assert "stopped" in first.inner_text()
+
+
 def test_typed_questions_and_text_alone_need_no_microphone(page, script):
     page.check("#text-only input")
     page.fill("#question", "What is the capital of France?")

@@ -361,6 +361,68 @@ def test_places_in_the_audio_count_from_the_start_of_the_session(client):
     assert client.last("input_audio_buffer.speech_stopped")["audio_end_ms"] == 800 + 750
 
 
+def roles(client):
+    return [item.role for item in client.session.conversation.items]
+
+
+def test_a_question_that_comes_during_an_answer_stands_behind_it(client):
+    client.speak()
+    client.send("response.create")
+    # Nothing of the answer was taken yet.
+    client.speak(seed=2)
+    first, second = client.of("input_audio_buffer.committed")
+    answer = client.last("response.output_item.added")["item"]
+    assert second["previous_item_id"] == answer["id"]
+    client.send("conversation.item.retrieve", item_id=answer["id"])
+    assert client.last("conversation.item.retrieved")["item"]["status"] == "in_progress"
+    client.send("response.create")
+    error = client.last("error")["error"]
+    assert error["code"] == "conversation_already_has_active_response"
+    client.wait()
+    assert roles(client) == ["user", "assistant", "user"]
+    done = client.last("conversation.item.done")
+    assert (done["item"]["id"], done["previous_item_id"]) == (answer["id"], first["item_id"])
+    client.send("response.create")
+    client.wait(count=2)
+    assert roles(client) == ["user", "assistant", "user", "assistant"]
+    heard = client.of("conversation.item.input_audio_transcription.completed")
+    assert [event["item_id"] for event in heard] == [first["item_id"], second["item_id"]]
+
+
+def test_an_answer_that_said_nothing_leaves_no_item(client):
+    client.speak()
+    client.send("response.create")
+    client.send("response.cancel")
+    assert roles(client) == ["user"]
+    client.speak(seed=2)
+    client.send("response.create")
+    client.send("conversation.item.delete", item_id=client.session.response.item_id)
+    client.wait(count=2)
+    assert roles(client) == ["user", "user"], "what the client has deleted stays away"
+
+
+def test_speech_that_may_not_interrupt_is_committed_and_not_answered(client):
+    client.send("session.update", session=HANDS)
+    buffer = client.session._require_buffer()
+    borders = [(True, 2_000, 3_000), (False, 8_000, 9_000), (True, 10_000, 11_000)]
+    borders += [(False, 16_000, 17_000), (True, 17_500, 18_000)]
+    buffer._detector = Detector([Activity(*border) for border in borders])
+    detection = {"type": "server_vad", "interrupt_response": False}
+    client.session.settings = client.session.settings.updated(
+        {"audio": {"input": {"turn_detection": detection}}}
+    )
+    client.send("input_audio_buffer.append", audio=in_base64(noise(5, 2.0)))
+    assert len(client.of("input_audio_buffer.committed")) == 2
+    assert client.last("error")["error"]["code"] == "conversation_already_has_active_response"
+    clips = [item.clip for item in client.session.conversation.items if item.role == "user"]
+    assert [len(clip) for clip in clips] == [7_600, 7_600], "with 0.1 s behind the detected end"
+    # The error keeps nothing that came with the same audio.
+    assert len(client.of("input_audio_buffer.speech_started")) == 3
+    client.wait()
+    assert client.last("response.done")["response"]["status"] == "incomplete"
+    assert roles(client) == ["user", "assistant", "user"]
+
+
 WRONG = [
     ("", "the message is not JSON"),
     ("[]", "must be a JSON object"),

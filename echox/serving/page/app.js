@@ -40,9 +40,12 @@ class Page {
     this.truncated = null; // answer, until the server has told what it kept of it
     this.interrupting = Promise.resolve();
     this.latest = null; // turn of the question that was sent last
-    this.unnamed = null; // turn of a question whose item is not known yet
+    this.unnamed = new Map(); // id of a commit -> turn of the question, until its item is known
     this.questions = new Map(); // item -> turn
     this.question = null; // {end, detected, isTyped}, of the next answer
+    this.requested = null; // id of the request whose answer the server has not begun yet
+    this.dropped = new Set(); // ids of requests that were cancelled before
+    this.requests = 0;
     this.sentQuietly = 0;
     this.restored = []; // items for the next session
     this.clock = []; // {samples, time} of the audio that was sent in this session
@@ -124,7 +127,7 @@ class Page {
       "conversation.item.input_audio_transcription.failed": () => this.mishear(event),
       "conversation.item.retrieved": () => this.keep(event.item),
       "response.created": () => this.beginAnswer(event.response),
-      "response.output_item.added": () => this.nameAnswer(event.item.id),
+      "response.output_item.added": () => this.nameAnswer(event),
       "response.output_audio_transcript.delta": () => this.writeAnswer(event),
       "response.output_text.delta": () => this.writeAnswer(event),
       "response.output_audio.delta": () => this.playAnswer(event),
@@ -135,6 +138,9 @@ class Page {
   }
 
   showError({ message, event_id: id }) {
+    this.unnamed.delete(id);
+    if (id === this.requested) this.requested = null;
+    if (this.dropped.delete(id)) return;
     if (this.quiet.has(id)) {
       this.quiet.get(id)();
       this.quiet.delete(id);
@@ -257,12 +263,14 @@ class Page {
     }
     this.recording = null;
     this.question = { end };
-    this.unnamed = this.latest = turn;
+    this.latest = turn;
     this.show();
-    this.interrupt(); // an answer that came while the question was spoken
+    this.interrupt({ next: turn }); // an answer that came while the question was spoken
     await this.interrupting; // so that the conversation holds what was heard alone
-    this.connection.send({ type: "input_audio_buffer.commit" });
-    this.connection.send({ type: "response.create" });
+    const id = `commit_${(this.requests += 1)}`;
+    this.unnamed.set(id, turn);
+    this.connection.send({ type: "input_audio_buffer.commit", event_id: id });
+    this.requestAnswer();
   }
 
   dropRecording() {
@@ -284,15 +292,32 @@ class Page {
     const content = [{ type: "input_text", text }];
     const item = { type: "message", role: "user", content };
     this.connection.send({ type: "conversation.item.create", item });
-    this.connection.send({ type: "response.create" });
+    this.requestAnswer();
     this.show();
+  }
+
+  requestAnswer() {
+    this.requested = `request_${(this.requests += 1)}`;
+    this.connection.send({ type: "response.create", event_id: this.requested });
+  }
+
+  /** Cancels the answer that was asked for and has not begun: two at a time are refused. */
+  dropRequest() {
+    this.dropped.add(this.requested);
+    this.requested = null;
+    this.sendQuietly({ type: "response.cancel" });
+  }
+
+  forgetRequests() {
+    this.requested = null;
+    this.dropped.clear();
+    this.unnamed.clear();
   }
 
   beginSpeech({ item_id: item }) {
     if (!this.isListening) return;
     this.interrupt({ isCancelled: true });
-    this.unnamed = this.conversation.add("user");
-    this.nameQuestion(item);
+    this.questions.set(item, this.conversation.add("user"));
     this.show();
   }
 
@@ -317,10 +342,13 @@ class Page {
       this.questions.get(item).isSent = true;
       return;
     }
-    if (!this.unnamed) return;
-    this.unnamed.isSent = this.mode === "press";
-    this.questions.set(item, this.unnamed);
-    this.unnamed = null;
+    // Items are told in the order of their commits.
+    const [first] = this.unnamed;
+    if (!first) return;
+    const [id, turn] = first;
+    this.unnamed.delete(id);
+    turn.isSent = true;
+    this.questions.set(item, turn);
   }
 
   hear({ item_id: item, transcript }) {
@@ -340,6 +368,9 @@ class Page {
   // The answer
 
   beginAnswer({ id }) {
+    const [dropped] = this.dropped;
+    if (this.dropped.delete(dropped)) return;
+    this.requested = null;
     if (this.answer) this.interrupt({ isCancelled: true });
     const latency = new Latency(this.question ?? { end: performance.now() });
     this.question = null;
@@ -353,8 +384,9 @@ class Page {
     this.show();
   }
 
-  nameAnswer(item) {
-    if (this.answer) this.answer.item = item;
+  nameAnswer(event) {
+    const answer = this.current(event);
+    if (answer) answer.item = event.item.id;
   }
 
   /** The answer that an event belongs to, unless it was interrupted. */
@@ -411,16 +443,19 @@ class Page {
   /**
    * Stops the answer, and tells the server how much of it was played.
    *
-   * @param {object} how `isCancelled`: the server has stopped it itself.
+   * @param {object} how `isCancelled`: the server has stopped it itself; `next`: turn of the question
+   *   that is sent next.
    */
-  interrupt({ isCancelled = false } = {}) {
+  interrupt({ isCancelled = false, next = this.recording?.turn } = {}) {
     const answer = this.answer;
+    if (this.requested) this.dropRequest();
+    else if (!answer) return;
+    this.conversation.settle("stopped", next);
     if (!answer) return;
     this.answer = null;
     if (!answer.isDone && !isCancelled) {
       this.sendQuietly({ type: "response.cancel", response_id: answer.id });
     }
-    this.conversation.settle("stopped", this.recording?.turn ?? this.unnamed);
     answer.turn.mark("stopped");
     if (answer.samples > 0) this.interrupting = this.truncate(answer);
     this.show();
@@ -549,6 +584,7 @@ class Page {
       this.devices.endPlayback(this.answer.item);
       this.answer = null;
     }
+    this.forgetRequests();
     this.conversation.settle("the connection was lost");
     this.restored = this.conversation.items(RESTORED_TURNS);
     this.show();
@@ -576,6 +612,7 @@ class Page {
     this.conversation.clear();
     this.questions.clear();
     this.restored = [];
+    this.forgetRequests();
     this.connection.renew();
     this.show();
   }
