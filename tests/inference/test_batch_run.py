@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from full_disk import fill_disk
 from tiny_run import RATE_HZ, noise, write_questions, write_run
 
-from echox.core.errors import CapacityError, ConfigError, ManifestError, SignalError
+from echox.core.errors import CapacityError, ConfigError, DiskError, ManifestError, SignalError
 from echox.data.audio import save_audio
 from echox.inference import batch_run
 from echox.inference.batch_run import GenerateConfig, generate
@@ -184,6 +185,21 @@ def test_a_stopped_run_goes_on_where_it_stopped(config, monkeypatch):
     assert [row["id"] for row in records(config)] == [f"ask/{number}" for number in range(5)]
     before = records(config)
     assert generate(config) == 0 and records(config) == before and len(calls) == 4
+
+
+def test_a_run_on_a_full_disk_keeps_what_it_answered_and_goes_on(config, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        # That of the last answer; batches are of two rows.
+        fill_disk(patched, holds=lambda path: path.name.startswith(".ask_4"))
+        with pytest.raises(DiskError, match="No space left on device .* needed, .* free in .*wavs"):
+            generate(config)
+    assert [row["id"] for row in records(config)] == [f"ask/{number}" for number in range(4)]
+    assert not [path for path in tmp_path.rglob(".*.wav")]
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("wavs/*.wav")}
+    assert generate(config) == 0
+    assert len(kept) == 4 and {path: path.stat().st_mtime_ns for path in kept} == kept
+    row = records(config)[4]
+    assert row["error"] is None and Path(f"{config.out_dir}/{row['audio']}").is_file()
 
 
 def add_other_rows(config, folder):
