@@ -514,6 +514,9 @@ def test_segments_are_decoded_together_as_alone(model):
         states = hidden[row : row + 1, :length]
         assert echo.speak_segments(states, whole(torch.tensor([length])), 30) == [together[row]]
     assert any(together)
+    # An engine has the positions of as many steps as are asked for, beyond the model's own limit.
+    framing = len(model.segment_prompt(hidden[:1], lengths[:1]).embeddings[0]) - 9
+    assert echo.decode_engine(9, 1, 3000).capacity == framing + 9 + 3000
 
 
 def test_a_translator_without_denoiser_says_so(copy):

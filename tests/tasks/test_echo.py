@@ -68,6 +68,8 @@ def test_before_the_first_step_echo_is_the_cascade(stage):
     text = model.speech_llm.backbone.logits(hidden).argmax(-1)
     unit_tokens = model.speak(hidden, lengths)
     assert all(unit_tokens) and unit_tokens == model.voice.speak(text, lengths)
+    # More steps than a segment has by default are no reason to refuse it.
+    assert model.speak(hidden, lengths, max_steps=1500) == unit_tokens
     vectors = model.denoise(hidden, model.candidates(hidden))
     assert torch.equal(vectors, model.voice.rows(text))
 
