@@ -27,16 +27,11 @@ from echox.tasks.conversations import UnitPair, unit_error
 from echox.tasks.echo.cached_labels import CachedLabels, LabelledBatch, LabelledConversation
 from echox.tasks.echo.pseudo_labels import PseudoLabels, make_labels
 from echox.tasks.release.audit import (
-    WINDOWS_NOTE,
-    clip_targets,
-    conversation_targets,
-    end_id_padding,
     token_text,
     translator_vocabulary,
     unit_id_range,
     units_of_ids,
 )
-from echox.tasks.release.base import vocoder_unit_count
 from echox.tasks.release.conversations import ReleaseExample
 from echox.tasks.release.spoken import FullModelConfig, SpokenTask, teacher_forced
 from echox.tasks.views import length_with_end
@@ -159,18 +154,12 @@ class ReleaseEchoTask(SpokenTask[LabelledBatch]):
         return unit_error(batches(), pairs, self.config.scored_rows)
 
     def audit_batch(self, model: ReleaseSpeechLLM, batch: LabelledBatch) -> AuditBatch:
-        tokens, conversations = self.reader.tokens, batch.conversation
+        translator = model.release.require_translator()
         units = [
-            self._segment_targets(model.release.require_translator(), row, targets)
+            self._segment_targets(translator, row, targets)
             for row, targets in batch.segment_targets()
         ]
-        return AuditBatch(
-            tracks=[*conversation_targets(tokens, conversations), *units],
-            ctc_targets=clip_targets(tokens, conversations),
-            padding=end_id_padding(conversations.ids, tokens.end_id),
-            unit_count=vocoder_unit_count(self.config.checkpoint),
-            notes=[WINDOWS_NOTE],
-        )
+        return self.audit_conversations(batch.conversation, units)
 
     def _segment_targets(self, translator: UnitTranslator, row: int, units: Tensor) -> TokenTargets:
         """Targets of a segment, from its pseudo-label [T]."""

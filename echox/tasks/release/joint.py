@@ -17,14 +17,7 @@ from echox.models.release.train_forward import joint_outputs
 from echox.models.speech_llm import IGNORE
 from echox.tasks.base import TASKS, AuditBatch
 from echox.tasks.conversations import padded
-from echox.tasks.release.audit import (
-    WINDOWS_NOTE,
-    clip_targets,
-    conversation_targets,
-    end_id_padding,
-    translator_targets,
-)
-from echox.tasks.release.base import vocoder_unit_count
+from echox.tasks.release.audit import end_id_padding, translator_targets
 from echox.tasks.release.conversations import ConversationBatch, ReleaseExample, ReleaseExamples
 from echox.tasks.release.spoken import FullModelConfig, SpokenTask, teacher_forced
 from echox.tasks.release.t2c import unit_token_ids
@@ -125,15 +118,7 @@ class ReleaseJointTask(SpokenTask[JointBatch]):
         )
 
     def audit_batch(self, model: ReleaseSpeechLLM, batch: JointBatch) -> AuditBatch:
-        tokens, conversations = self.reader.tokens, batch.conversations
-        units = translator_targets(
-            model.release.require_translator(), tokens, batch.ids, batch.labels
-        )
-        padding = end_id_padding(conversations.ids, tokens.end_id)
-        return AuditBatch(
-            tracks=[*conversation_targets(tokens, conversations), *units],
-            ctc_targets=clip_targets(tokens, conversations),
-            padding=padding + end_id_padding(batch.ids, tokens.end_id),
-            unit_count=vocoder_unit_count(self.config.checkpoint),
-            notes=[WINDOWS_NOTE],
-        )
+        tokens, translator = self.reader.tokens, model.release.require_translator()
+        units = translator_targets(translator, tokens, batch.ids, batch.labels)
+        padding = end_id_padding(batch.ids, tokens.end_id)
+        return self.audit_conversations(batch.conversations, units, padding)

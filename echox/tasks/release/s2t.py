@@ -10,12 +10,6 @@ from echox.criteria.base import SpeechTextOutputs
 from echox.models.release.model import ReleaseSpeechLLM
 from echox.models.release.train_forward import text_outputs
 from echox.tasks.base import TASKS, AuditBatch
-from echox.tasks.release.audit import (
-    WINDOWS_NOTE,
-    clip_targets,
-    conversation_targets,
-    end_id_padding,
-)
 from echox.tasks.release.conversations import ConversationBatch, ReleaseExample, ReleaseExamples
 from echox.tasks.release.spoken import ReleaseTextConfig, SpokenTask, teacher_forced
 
@@ -52,10 +46,4 @@ class ReleaseTextTask(SpokenTask[ConversationBatch]):
         return text_outputs(model.release, teacher_forced(model, batch), batch.transcripts)
 
     def audit_batch(self, model: ReleaseSpeechLLM, batch: ConversationBatch) -> AuditBatch:
-        tokens = self.reader.tokens
-        return AuditBatch(
-            conversation_targets(tokens, batch),
-            clip_targets(tokens, batch),
-            end_id_padding(batch.ids, tokens.end_id),
-            notes=[WINDOWS_NOTE],
-        )
+        return self.audit_conversations(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,20 @@ from echox.models.release.trainable import (
     starting_model,
 )
 from echox.models.speech_adapter import SpeechAdapter
-from echox.tasks.base import Outline, StageContext, TaskBatch, named_parts
+from echox.tasks.base import (
+    AuditBatch,
+    Outline,
+    StageContext,
+    TaskBatch,
+    TokenTargets,
+    named_parts,
+)
+from echox.tasks.release.audit import (
+    WINDOWS_NOTE,
+    clip_targets,
+    conversation_targets,
+    end_id_padding,
+)
 from echox.tasks.release.base import (
     ADAPTER_MODULES,
     DENOISER_MODULE,
@@ -32,6 +45,7 @@ from echox.tasks.release.base import (
     ReleaseTask,
     ReleaseTaskConfig,
     release_lora,
+    vocoder_unit_count,
 )
 from echox.tasks.release.conversations import (
     WINDOW_TOKENS,
@@ -192,6 +206,28 @@ class SpokenTask(ReleaseTask[ReleaseSpeechLLM, TaskBatch]):
             for name, params in groups.items()
             if params
         ]
+
+    def audit_conversations(
+        self,
+        batch: ConversationBatch,
+        units: Iterable[TokenTargets] = (),
+        padding: Iterable[Tensor] = (),
+    ) -> AuditBatch:
+        """Return B conversations as their losses see them.
+
+        Args:
+            batch: the conversations.
+            units: targets of the unit translator.
+            padding: of what it reads.
+        """
+        tokens = self.reader.tokens
+        return AuditBatch(
+            tracks=[*conversation_targets(tokens, batch), *units],
+            ctc_targets=clip_targets(tokens, batch),
+            padding=[*end_id_padding(batch.ids, tokens.end_id), *padding],
+            unit_count=vocoder_unit_count(self.config.checkpoint) if self.has_translator else None,
+            notes=[WINDOWS_NOTE],
+        )
 
     def conversations(self, split: str) -> ReleaseExamples:
         """Return the conversations of a split, as they are read in an epoch."""
