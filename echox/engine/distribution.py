@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -142,7 +142,8 @@ def _gradient_group() -> dist.ProcessGroup:
     Gradients are averaged in buckets that Python does not know; all other tensors travel in the
     default group, whose threads are joined when it is destroyed.
     """
-    return dist.new_group(timeout=TIMEOUT)
+    # Every rank is a member; of a group that it is no member of, a rank would get a number.
+    return cast(dist.ProcessGroup, dist.new_group(timeout=TIMEOUT))
 
 
 def _leave() -> None:
