@@ -4,6 +4,7 @@ PyTorch and echox are imported by the fixtures that need them: the process that 
 workers needs neither.
 """
 
+import gc
 import os
 
 # Before anything imports Triton or the hub client: kernels are interpreted, and no test uses the
@@ -43,6 +44,14 @@ def pytest_collection_modifyitems(items):
     """Run long files first, since the last worker would be alone with them."""
     # The sort is stable, so the order within a file stays.
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what importing and collecting made, which stays."""
+    gc.collect()
+    gc.freeze()
+    # Parts and recipes are made of many small objects, few of which are in cycles.
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -34,7 +34,7 @@ def partial_path(path: Path, suffix: str | None = None) -> Path:
     if len(os.fsencode(stem)) > _LONGEST_STEM:
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
     pid = os.getpid()
-    owner = f"{_machine()}-{pid}-{_start_time(pid) or 0}-{next(_numbers)}"
+    owner = f"{_machine()}-{pid}-{_own_start_time(pid)}-{next(_numbers)}"
     return path.with_name(f".{stem}.{owner}{ending}")
 
 
@@ -85,6 +85,11 @@ def _machine() -> str:
     except OSError:
         namespace = ""
     return hashlib.sha256(f"{socket.gethostname()}|{namespace}".encode()).hexdigest()[:6]
+
+
+@functools.cache  # corpora of thousands of clips ask for it at every file
+def _own_start_time(pid: int) -> int:
+    return _start_time(pid) or 0
 
 
 def _start_time(pid: int) -> int | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from importlib import resources
 
-from echox.data.text import number_words
+from echox.data.text import number_words, without_accents
 
 # Numbers from here on are read as years, "nineteen sixty nine", unless a comma says otherwise.
 YEARS = range(1100, 2000)
@@ -39,9 +38,7 @@ def clean(text: str) -> str | None:
         the text on one line with its numbers in words, or None where something in it has no plain
         spoken form (other scripts, symbols, decimals).
     """
-    # Decomposed, so that accents become marks of their own and can be dropped.
-    text = unicodedata.normalize("NFKD", text.translate(_SAME_SOUND))
-    text = "".join(character for character in text if not unicodedata.combining(character))
+    text = without_accents(text.translate(_SAME_SOUND), "NFKD")
     # Hyphens within words become spaces, other dashes and colons a pause.
     text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", " ", text)
     text = re.sub(r"\s+-\s+|[;:](?=\s|$)", ", ", text).replace('"', "")

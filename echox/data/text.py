@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -19,14 +20,21 @@ _CONVERTED_DIGITS = 4_000
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text: accents dropped, digits spelled out, punctuation removed."""
-    # Decomposed, an accent is a character of its own.
-    decomposed = unicodedata.normalize("NFD", text.lower())
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
+    plain = without_accents(text.lower(), "NFD")
     # "1,000" is one number; the comma of "3, 4" has no three digits after it.
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", plain)
     plain = re.sub(r"\d+", lambda match: f" {_spelled(match.group())} ", plain)
     # Apostrophes join: "it's" is one word, as "its".
     return re.sub(r"[^\w\s]|_", " ", plain.replace("'", "")).split()
+
+
+def without_accents(text: str, form: Literal["NFD", "NFKD"]) -> str:
+    """Return a text decomposed into a Unicode normal form, without its combining marks."""
+    if text.isascii():
+        return text
+    # Decomposed, an accent is a character of its own.
+    decomposed = unicodedata.normalize(form, text)
+    return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def _spelled(digits: str) -> str:

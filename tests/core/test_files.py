@@ -55,7 +55,7 @@ def left_by(path, monkeypatch, *, pid=None, started=None, machine=None):
     with monkeypatch.context() as patched:
         if pid is not None:
             patched.setattr(os, "getpid", lambda: pid)
-            patched.setattr(partial_files, "_start_time", lambda pid: started or 1)
+            patched.setattr(partial_files, "_own_start_time", lambda pid: started or 1)
         if machine is not None:
             patched.setattr(partial_files, "_machine", lambda: machine)
         partial = partial_files.partial_path(path)
