@@ -135,30 +135,39 @@ class CachedBody(ABC, Generic[P]):
         visible = self.positions[:filled] <= positions[:, None]
         return torch.where(visible, 0.0, float("-inf")).to(self.dtype)[:, None, None]
 
-    def prefill(self, x: Tensor, first: int) -> None:
-        """Fill positions 0 .. P-1 of slots first .. first+N-1 from prompts.
+    def prefill(self, x: Tensor, first: int, begin: int = 0) -> None:
+        """Fill positions begin .. begin+P-1 of slots first .. first+N-1 from prompts.
 
         Padding leaves cells that are masked until they are written over.
 
         Args:
             x: prompt vectors [N, P, C], right-padded.
             first: the first slot.
+            begin: positions before them, which are filled already.
         """
         N, P, _ = x.shape
         keys = self.heads * self.groups
         x = x.reshape(N * P, -1).float()
+        slots, filled = slice(first, first + N), begin + P
+        mask = self._mask(self.positions[begin:filled], filled)[:, 0, 0] if begin else None
         for layer, cache in zip(self.layers, self.cache):
             qkv = layer.qkv.matmul(self._normed(x, layer.attention_norm))
             qkv = qkv.view(N, P, keys + 2 * self.heads, self.head_dim)
-            rotated = self._rotated_from_zero(qkv[:, :, : keys + self.heads])
+            rotated = self._rotated_from(begin, qkv[:, :, : keys + self.heads])
             new = torch.stack([rotated[:, :, keys:], qkv[:, :, keys + self.heads :]])
             new = new.transpose(2, 3)  # keys and values [2, N, k, P, d]
-            cache[:, first : first + N, :, :P] = new
+            cache[:, slots, :, begin:filled] = new
             if layer is self.layers[-1]:
                 return  # the rest would only reach hidden states, and steps compute theirs
             queries = rotated[:, :, :keys].transpose(1, 2)
+            past = cache[:, slots, :, :filled] if begin else new
             mixed = F.scaled_dot_product_attention(
-                queries, new[0], new[1], is_causal=True, enable_gqa=self.groups > 1
+                queries,
+                past[0],
+                past[1],
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.groups > 1,
             )
             mixed = mixed.transpose(1, 2).reshape(N * P, -1)
             x = self._feed_forward(x + layer.out.matmul(mixed), layer)
@@ -186,10 +195,10 @@ class CachedBody(ABC, Generic[P]):
         """
         return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
-    def _rotated_from_zero(self, x: Tensor) -> Tensor:
-        """Queries or keys [N, P, heads, d] rotated to positions 0 .. P-1."""
-        P = x.shape[1]
-        return self._rotated(x, self.cosine[:P, None], self.sine[:P, None])
+    def _rotated_from(self, begin: int, x: Tensor) -> Tensor:
+        """Queries or keys [N, P, heads, d] rotated to positions begin .. begin+P-1."""
+        places = slice(begin, begin + x.shape[1])
+        return self._rotated(x, self.cosine[places, None], self.sine[places, None])
 
     def _feed_forward(self, x: Tensor, layer: Layer) -> Tensor:
         gate, up = layer.gate_up.matmul(self._normed(x, layer.feed_norm)).chunk(2, dim=-1)

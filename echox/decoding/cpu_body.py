@@ -153,9 +153,9 @@ class CpuBody(CachedBody[CpuPlaces]):
             self._buffers[A] = ScratchBuffers(self, A)
         return self._buffers[A]
 
-    def _rotated_from_zero(self, x: Tensor) -> Tensor:
+    def _rotated_from(self, begin: int, x: Tensor) -> Tensor:
         pairs = torch.view_as_complex(x.to(self.accumulate_dtype).unflatten(-1, (-1, 2)))
-        rotated = torch.view_as_real(pairs * self.rotations[: x.shape[1], None])
+        rotated = torch.view_as_real(pairs * self.rotations[begin : begin + x.shape[1], None])
         return rotated.flatten(-2).to(self.dtype)
 
     def _rotary_order(self, weight: Tensor) -> Tensor:

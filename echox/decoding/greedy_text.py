@@ -54,6 +54,7 @@ def greedy_text(
     temperature: float = 0.0,
     seed: int | None = None,
     engine: DecodeEngine | None = None,
+    parts: Sequence[tuple[int, ...]] | None = None,
 ) -> GeneratedText:
     """Generate text from prompts of different lengths; rows never influence each other.
 
@@ -66,13 +67,14 @@ def greedy_text(
         seed: of the samples; None takes the global generator, or 0 in an engine.
         engine: `text_decode_engine` of the backbone, which is faster and generates the same
             greedy text; a batch that is too long for it goes without.
+        parts: of each prompt, as a `Request` has them, for the engine.
 
     Raises:
         SignalError: scores in the engine are NaN or infinite.
     """
     if engine is not None and int(mask.sum(1).max()) + max_tokens <= engine.capacity:
         completions = continue_prompts(
-            engine, embeddings, mask.sum(1).tolist(), max_tokens, temperature, seed or 0
+            engine, embeddings, mask.sum(1).tolist(), max_tokens, temperature, seed or 0, parts
         )
         ends = [backbone.end_id, *backbone.other_end_ids]
         return text_of_completions(completions, ends, backbone.pad_id, backbone.head_rows().device)

@@ -11,9 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from echox.decoding.body import CachedBody, PlainBody, lazy_zeros
 from echox.decoding.cpu_body import CpuBody
+from echox.decoding.prompt_cache import PromptCache
 from echox.decoding.steps import Request, Rows, Steps
 from echox.kernels.unit_decode import GREEDY, UnitParams, UnitState, sample_units
 from echox.kernels.unit_decode.state import on_device
+
+KEPT_SHARE = 8  # of the slots' positions, one in so many more is kept of prompts
 
 
 class Slots:
@@ -24,6 +27,7 @@ class Slots:
     ) -> None:
         self.steps = steps
         self.body = _body_class(steps, dtype)(steps.body, slots, capacity, dtype, steps.weight_of)
+        self.prompts = PromptCache(slots * capacity // KEPT_SHARE)
         device = self.body.norm.device
         self.params = UnitParams.of([GREEDY] * slots, steps.head)
         self.state = UnitState.empty(slots, steps.head)
@@ -56,16 +60,18 @@ class Slots:
         )
 
     def admit(self, first: int, requests: Sequence[Request]) -> None:
-        """Put requests into the slots from `first` on and prefill their prompts in one batch.
+        """Put requests into the slots from `first` on and prefill their prompts.
+
+        Prompts of parts are prefilled one by one, others in one batch.
 
         Raises:
             ConfigError: a request allows or stops at rows that the head does not have.
         """
-        P = max(len(request.inputs) for request in requests) - 1
-        if P > 0:
-            # Cut to P: the last vector of the longest prompt belongs to the first step.
-            prompts = pad_sequence([request.inputs[:P] for request in requests], batch_first=True)
-            self.body.prefill(prompts[:, :P], first)
+        if any(request.parts for request in requests):
+            for slot, request in enumerate(requests, first):
+                self.prompts.prefill(self.body, request, slot)
+        else:
+            self._prefill(first, requests)
         sampling = [request.sampling for request in requests]
         self.params.put(first, sampling, self.steps.head)
         self.state.put(first, sampling)
@@ -76,6 +82,13 @@ class Slots:
         self.inputs[rows] = torch.stack([request.inputs[-1] for request in requests])
         for name, tensor in self.rules.items():
             _write_rule(tensor, rows, [request.rules[name] for request in requests])
+
+    def _prefill(self, first: int, requests: Sequence[Request]) -> None:
+        P = max(len(request.inputs) for request in requests) - 1
+        if P > 0:
+            # Cut to P: the last vector of the longest prompt belongs to the first step.
+            prompts = pad_sequence([request.inputs[:P] for request in requests], batch_first=True)
+            self.body.prefill(prompts[:, :P], first)
 
     def move(self, source: int, target: int, filled: int) -> None:
         """Copy slot `source`, of which `filled` positions matter, over the finished `target`."""

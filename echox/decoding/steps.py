@@ -22,6 +22,9 @@ class Request:
     sampling: UnitRequest  # how tokens are chosen, which tokens stop, and the token limit
     # This request's value of each tensor that `Steps.slot_tensors` allocates.
     rules: Mapping[str, Tensor | int] = field(default_factory=dict)
+    # Ends of the prompt's first parts, ascending. Each is prefilled by itself, and kept for other
+    # requests that begin alike.
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import transformers
 from torch import Tensor, nn
@@ -55,6 +57,7 @@ def text_request(
     max_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    parts: tuple[int, ...] = (),
 ) -> Request:
     """Return a request for the text that follows a prompt.
 
@@ -64,11 +67,12 @@ def text_request(
         max_tokens: text tokens at most, the end token included.
         temperature: 0 is greedy.
         seed: of the samples.
+        parts: of the prompt, as a `Request` has them.
     """
     sampling = UnitRequest(
         stop_ids=steps.stop_ids, max_length=max_tokens, temperature=temperature, seed=seed
     )
-    return Request(prompt, sampling)
+    return Request(prompt, sampling, parts=parts)
 
 
 @torch.no_grad()
@@ -79,6 +83,7 @@ def continue_prompts(
     max_tokens: int,
     temperature: float,
     seed: int,
+    parts: Sequence[tuple[int, ...]] | None = None,
 ) -> list[Completion]:
     """Decode text from prompts.
 
@@ -89,13 +94,17 @@ def continue_prompts(
         max_tokens: text tokens at most.
         temperature: 0 is greedy.
         seed: of the samples; each row derives its own.
+        parts: of each prompt, as a `Request` has them; None is without.
 
     Raises:
         SignalError: scores are NaN or infinite, or a prompt is too long for the engine.
     """
+    steps = engine.steps
     completions = engine.run(
-        text_request(engine.steps, prompt[:length], max_tokens, temperature, seed * SEEDS + row)
-        for row, (prompt, length) in enumerate(zip(prompts, lengths))
+        text_request(steps, prompt[:length], max_tokens, temperature, seed * SEEDS + row, ends)
+        for row, (prompt, length, ends) in enumerate(
+            zip(prompts, lengths, parts or [()] * len(lengths))
+        )
     )
     for row, completion in enumerate(completions):
         if completion.failed:

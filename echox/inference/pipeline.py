@@ -54,6 +54,9 @@ class EncodedQuestions:
     """Conversations as the language model reads them, and what was heard."""
 
     prompted: Prompted
+    # Of each one where its prompt may be parted: before each clip, so that what was said before a
+    # question, and the system's message, are parts of their own.
+    parts: list[tuple[int, ...]]
     transcripts: list[Transcript]  # of each one's last clip
 
 
@@ -185,7 +188,7 @@ class SpeechToSpeechPipeline(Pipeline):
         speech, ended = [NO_SPEECH] * len(questions), [True] * len(questions)
         if any(answered):
             with clock.part("text"), self.autocast():
-                generated = _kept(self._continue(encoded.prompted), answered)
+                generated = _kept(self._continue(encoded), answered)
             texts, ended = list(map(tuple, generated.rows())), generated.ended.tolist()
             if speak and self.speaks:
                 speech = self._synthesize(generated, clock)
@@ -232,7 +235,7 @@ class SpeechToSpeechPipeline(Pipeline):
 
         encoded = encode(clips) if known is None else known.encode(clips, encode)
         transcripts = self._transcribe(questions, encoded)
-        return EncodedQuestions(self._prompt(questions, encoded), transcripts)
+        return EncodedQuestions(*self._prompt(questions, encoded), transcripts)
 
     def _encode_clips(self, clips: Sequence[Tensor], clock: Clock) -> list[EncodedClip]:
         if not clips:
@@ -258,16 +261,21 @@ class SpeechToSpeechPipeline(Pipeline):
             return clip
         return without_silent_windows(clip, self.rate_hz, window_s)
 
-    def _continue(self, prompted: Prompted) -> GeneratedText:
+    def _continue(self, encoded: EncodedQuestions) -> GeneratedText:
+        prompted = encoded.prompted
         return greedy_text(
             self.backbone,
             prompted.embeddings,
             prompted.mask,
             self.max_tokens,
             engine=self.text_engine,
+            parts=encoded.parts,
         )
 
-    def _prompt(self, questions: Sequence[Question], clips: Sequence[EncodedClip]) -> Prompted:
+    def _prompt(
+        self, questions: Sequence[Question], clips: Sequence[EncodedClip]
+    ) -> tuple[Prompted, list[tuple[int, ...]]]:
+        """Embed B conversations: -> their prompts, and where each of their clips begins."""
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
         # Clips of all rows one after the other, the order that `SpeechLLM.prompt` takes.
         clip_rows = torch.tensor(
@@ -277,7 +285,12 @@ class SpeechToSpeechPipeline(Pipeline):
         )
         padded_ids = padded(ids, PAD).to(self.device)
         speech = _ClipVectors.of([clip.vectors for clip in clips]) if clips else None
-        return self.speech_llm.prompt(padded_ids, speech, clip_rows, self.max_tokens)
+        prompted = self.speech_llm.prompt(padded_ids, speech, clip_rows, self.max_tokens)
+        starts = [
+            tuple(positions[ids == AUDIO].tolist())
+            for ids, positions in zip(padded_ids, prompted.positions)
+        ]
+        return prompted, starts
 
     @torch.no_grad()
     def generate_text(self, questions: Sequence[Question]) -> GeneratedText:
@@ -291,7 +304,7 @@ class SpeechToSpeechPipeline(Pipeline):
         for question in questions:
             refuse_unanswerable(question)
         with self.autocast():
-            return self._continue(self.encode_questions(questions).prompted)
+            return self._continue(self.encode_questions(questions))
 
     def _synthesize(self, generated: GeneratedText, clock: Clock) -> list[Speech]:
         """Per row, the speech of its answer."""

@@ -174,15 +174,19 @@ class AnswerStreams:
         questions = [asked.question for _, asked in waiting]
         encoded = pipeline.encode_questions(questions, self._clips)
         prompted = encoded.prompted
-        rows = zip(prompted.embeddings, prompted.mask, encoded.transcripts, strict=True)
-        for (number, asked), (prompt, mask, transcript) in zip(waiting, rows):
+        prompts = zip(prompted.embeddings, prompted.mask, encoded.parts, strict=True)
+        for (number, asked), transcript, (prompt, mask, parts) in zip(
+            waiting, encoded.transcripts, prompts, strict=True
+        ):
             answers = pipeline.answers(transcript)
             milestones, speech, cutting = asked.milestones, None, None
             milestones.mark("encoded")
             if answers and asked.speak:
                 speech = SpeechStream(pipeline.speech_parts, milestones)
                 cutting = pipeline.cutting(self.segments)
-            text = text_stream(pipeline, prompt, mask, asked.max_tokens) if answers else NoText()
+            text: TextStream = NoText()
+            if answers:
+                text = text_stream(pipeline, prompt, mask, asked.max_tokens, parts)
             self._answers[number] = _Answering(text, transcript, milestones, speech, cutting)
 
     @property

@@ -45,16 +45,23 @@ class EngineText(TextStream):
 
     uses_engine = True
 
-    def __init__(self, engine: DecodeEngine[BackboneSteps], prompt: Tensor, limit: int) -> None:
+    def __init__(
+        self,
+        engine: DecodeEngine[BackboneSteps],
+        prompt: Tensor,
+        limit: int,
+        parts: tuple[int, ...] = (),
+    ) -> None:
         """Ask for the text.
 
         Args:
             engine: of the language model.
             prompt: [P, H].
             limit: text tokens at most, the end token included.
+            parts: of the prompt, as a `Request` has them.
         """
         self._engine, self._taken = engine, 0
-        self._ticket = engine.add(text_request(engine.steps, prompt, limit))
+        self._ticket = engine.add(text_request(engine.steps, prompt, limit, parts=parts))
 
     def take(self) -> list[tuple[int, Tensor]]:
         """Return the tokens that are new; see `TextStream.take`."""
@@ -127,7 +134,11 @@ class NoText(TextStream):
 
 
 def text_stream(
-    pipeline: SpeechToSpeechPipeline, prompt: Tensor, mask: Tensor, limit: int
+    pipeline: SpeechToSpeechPipeline,
+    prompt: Tensor,
+    mask: Tensor,
+    limit: int,
+    parts: tuple[int, ...] = (),
 ) -> TextStream:
     """Begin the text that follows a prompt, decoded as whole answers of the pipeline are.
 
@@ -136,10 +147,11 @@ def text_stream(
         prompt: [P, H], right-padded.
         mask: bool [P], True at positions that may be attended to.
         limit: text tokens at most, the end token included.
+        parts: of the prompt, as a `Request` has them.
     """
     engine = pipeline.text_engine
     length = int(mask.sum())
     # By the pipeline's own limit, so that the way is that of whole answers.
     if engine is not None and length + pipeline.max_tokens <= engine.capacity:
-        return EngineText(engine, prompt[:length], limit)
+        return EngineText(engine, prompt[:length], limit, parts)
     return LibraryText(pipeline, prompt, mask, limit)

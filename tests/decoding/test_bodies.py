@@ -59,6 +59,19 @@ def test_steps_after_prompts_are_those_of_the_general_body(llama, body_class, po
         torch.testing.assert_close(states, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("body_class", [CpuBody, PlainBody])
+@torch.inference_mode()
+def test_prompts_may_be_filled_part_by_part(llama, body_class, dtype):
+    whole, parted = (body_class(llama, 3, 12, dtype, lambda p: p.weight) for _ in range(2))
+    prompts = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(1))
+    whole.prefill(prompts, 1)
+    for begin, end in ((0, 2), (2, 6), (6, 9)):
+        parted.prefill(prompts[:, begin:end], 1, begin)
+    torch.testing.assert_close(parted.cache, whole.cache, atol=TOLERANCE[dtype], rtol=0)
+    assert whole.cache[:, :, 1:, :, :9].abs().sum() > 0
+
+
 @torch.inference_mode()
 def test_a_step_leaves_its_inputs_and_earlier_results_alone(llama):
     body = CpuBody(llama, 2, 8, torch.float32, lambda projection: projection.weight)

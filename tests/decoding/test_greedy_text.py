@@ -134,3 +134,35 @@ def test_only_llamas_have_an_engine_and_nan_scores_are_an_error(monkeypatch):
         greedy_text(backbone, prompts, mask, 5, engine=text_decode_engine(backbone))
     monkeypatch.setattr(HubBackbone, "llama", lambda self: None)
     assert text_decode_engine(backbone) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_of_prompts_are_prefilled_once_and_change_no_bit(monkeypatch, dtype):
+    backbone = backbone_with_lora()
+    prompts, mask = ragged_prompts(backbone)
+    prompts[3, :4] = prompts[0, :4]  # which begin alike
+    parts = [(2, 4, 7), (2,), (), (2, 4), ()]
+
+    def states(engine, row):
+        one = slice(row, row + 1)
+        return greedy_text(backbone, prompts[one], mask[one], 6, engine=engine, parts=parts[one])
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        engine, alone = text_decode_engine(backbone), text_decode_engine(backbone)
+    prefilled, prefill = [], type(engine._batch.body).prefill
+
+    def counted(body, x, first, begin=0):
+        prefilled.append((begin, x.shape[1]))
+        prefill(body, x, first, begin)
+
+    monkeypatch.setattr(type(engine._batch.body), "prefill", counted)
+    first, unknown = states(engine, 0), states(alone, 3)
+    assert prefilled == [(0, 2), (2, 2), (4, 3), (7, 1), (0, 2), (2, 2), (4, 1)]
+    prefilled.clear()
+    # Of row 0 only the rest behind its parts, and of row 3 too, whose parts are row 0's.
+    again, other = states(engine, 0), states(engine, 3)
+    assert prefilled == [(7, 1), (4, 1)]
+    assert torch.equal(again.hidden, first.hidden) and torch.equal(other.hidden, unknown.hidden)
+    if dtype is torch.float32:
+        plain = greedy_text(backbone, prompts[:1], mask[:1], 6)
+        torch.testing.assert_close(first.hidden, plain.hidden, atol=1e-4, rtol=0)

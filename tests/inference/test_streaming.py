@@ -7,6 +7,7 @@ from tiny_run import noise, write_run
 from echox.backbones.base import Turn
 from echox.core.errors import SignalError
 from echox.core.signals import Units, Waveform
+from echox.decoding.prompt_cache import PromptCache
 from echox.inference import speech_stream
 from echox.inference.answers import USER, Clock, Question
 from echox.inference.clip_cache import ClipCache, EncodedClip
@@ -313,6 +314,28 @@ def test_questions_of_a_conversation_are_encoded_once(cut_pipeline, monkeypatch)
     check_equal(pieces, whole)
 
 
+def test_what_was_said_before_is_prefilled_once(cut_pipeline, monkeypatch):
+    prefilled, prefill = [], type(cut_pipeline.text_engine._batch.body).prefill
+
+    def counted(body, x, first, begin=0):
+        if body is cut_pipeline.text_engine._batch.body:
+            prefilled.append((begin, x.shape[1]))
+        prefill(body, x, first, begin)
+
+    monkeypatch.setattr(type(cut_pipeline.text_engine._batch.body), "prefill", counted)
+    monkeypatch.setattr(cut_pipeline.text_engine._batch, "prompts", PromptCache(1_000))
+    asked, streams = question(11), AnswerStreams(cut_pipeline)
+    finished(streams, Question(asked.turns[:1], asked.clips[:1]))
+    (_, header), _ = prefilled
+    prefilled.clear()
+    (pieces,) = finished(streams, asked)
+    # The header is known; the first question with its answer, and the new question, are not.
+    assert prefilled[0][0] == header and len(prefilled) == 2
+    prefilled.clear()
+    check_equal(pieces, cut_pipeline.reply([asked])[0])
+    assert len(prefilled) == 1
+
+
 def test_clips_that_are_kept_have_a_bound():
     cache = ClipCache(positions=10)
 
@@ -322,7 +345,7 @@ def test_clips_that_are_kept_have_a_bound():
     clips = [torch.full((5,), float(number)) for number in range(4)]
     for clip in clips:
         cache.encode([clips[0], clip], encode)
-    assert len(cache._kept) == 2 and cache._count == 8
+    assert len(cache._kept) == 2
     asked = []
     cache.encode(clips[::3], lambda new: asked.append(new))
     assert not asked, "the last ones are kept"
