@@ -176,6 +176,16 @@ class DecodeEngine(Generic[AnySteps]):
             states = None if batch.states is None else batch.states[slot, taken].cpu().clone()
             return Progress(batch.tokens[slot, taken].cpu().clone(), states, False)
 
+    def prefill(self, request: Request) -> None:
+        """Prefill the parts of a prompt and keep them, for requests that begin with them.
+
+        Nothing is done while requests have all the slots, since it takes a free one.
+        """
+        with self._lock, _inference(self.device):
+            slot = len(self._active)
+            if slot < self.slots and len(request.inputs) <= self.capacity:
+                self._batch.prompts.prefill(self._batch.body, request, slot)
+
     def cancel(self, tickets: Iterable[int]) -> None:
         """Free the slots of requests whose result nobody wants.
 

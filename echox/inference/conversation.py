@@ -133,6 +133,16 @@ class Conversation:
         turns = (item.turn for item in self.items if item.text or item.clip is not None)
         return Question((*system, *turns), clips)
 
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """What the next question follows, to compare with it later."""
+        return (self.instructions, *(part for item in self.items for part in (item.id, item.text)))
+
+    def before_question(self) -> Question:
+        """Return the conversation as the next spoken question will follow it, without its clip."""
+        known = self.question()
+        return Question((*known.turns, Turn(USER, "", True)), known.clips)
+
     def _at(self, item_id: str) -> int:
         for place, item in enumerate(self.items):
             if item.id == item_id:

@@ -40,7 +40,7 @@ class AnswerService:
     """
 
     pipeline: SpeechToSpeechPipeline
-    _commands: SimpleQueue[Asked | None] = field(default_factory=SimpleQueue)
+    _commands: SimpleQueue[Asked | Question | None] = field(default_factory=SimpleQueue)
     _thread: Thread | None = None
     _asked: dict[int, Asked] = field(default_factory=dict)
 
@@ -63,12 +63,24 @@ class AnswerService:
         Returns:
             what `cancel` takes.
         """
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="echox answers", daemon=True)
-            self._thread.start()
+        self._start()
         asked = Asked(question, receive, speak, max_tokens)
         self._commands.put(asked)
         return asked
+
+    def prefill(self, question: Question) -> None:
+        """Have the model read what precedes a question that is still being spoken, if it is idle.
+
+        Args:
+            question: whose last turn has a place for audio, without a clip for it.
+        """
+        self._start()
+        self._commands.put(question)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="echox answers", daemon=True)
+            self._thread.start()
 
     def cancel(self, asked: Asked) -> None:
         """Stop an answer: no piece follows, and what it holds is free after a step."""
@@ -114,6 +126,11 @@ class AnswerService:
                 return True
             if command is None:
                 return False
+            if isinstance(command, Question):
+                # Nobody waits for it, so it is left out where there is anything else to do.
+                if streams.is_idle and self._commands.empty():
+                    _prefill(streams, command)
+                continue
             self._carry_out(command, streams)
             is_idle = False
 
@@ -149,3 +166,12 @@ class AnswerService:
             sentence = out_of_memory_text(error, "ask again when fewer sessions speak")
         for number in list(self._asked):
             self._give(number, Piece("", error=sentence))
+
+
+def _prefill(streams: AnswerStreams, question: Question) -> None:
+    try:
+        streams.prefill(question)
+    except EchoxError:
+        pass  # such as too long a conversation, which is told when its answer is asked for
+    except Exception as error:
+        log.error("a conversation could not be read", exc_info=error)

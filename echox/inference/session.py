@@ -100,6 +100,7 @@ class Session:
         self.conversation = Conversation(limits or ConversationLimits(), rate_hz)
         self._buffer = QuestionBuffer(rate_hz, voice_activity)
         self._response: _Response | None = None
+        self._read: tuple[str, ...] | None = None  # of the conversation, what the model has read
         self._events: SimpleQueue[SessionEvent | None] = SimpleQueue()
         self._ids = count()
         self._lock = RLock()
@@ -123,6 +124,14 @@ class Session:
         with self._lock:
             for activity in self._buffer.push(wave, rate_hz):
                 self._follow(activity)
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Have the model read what was said before, while a question is spoken."""
+        answers = self._response is not None and self._response.asked is not None
+        if not answers and (contents := self.conversation.contents) != self._read:
+            self._read = contents
+            self.service.prefill(self.conversation.before_question())
 
     def _follow(self, activity: Activity) -> None:
         at_s = activity.sample / ACTIVITY_HZ

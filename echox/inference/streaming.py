@@ -118,6 +118,18 @@ class AnswerStreams:
         self._waiting.append((number, Asked(question, speaks, limit, Milestones())))
         return number
 
+    @torch.no_grad()
+    def prefill(self, question: Question) -> None:
+        """Read what precedes a question that is still being spoken.
+
+        Args:
+            question: whose last turn has a place for audio, without a clip for it.
+
+        Raises:
+            SignalError: the conversation is too long for the model.
+        """
+        self.pipeline.prefill(question, self._clips)
+
     def cancel(self, number: int) -> None:
         """Stop an answer and free what it holds; one that has ended is passed over."""
         self._waiting = deque(each for each in self._waiting if each[0] != number)

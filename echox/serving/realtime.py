@@ -74,6 +74,7 @@ class RealtimeSession:
         self.conversation = Conversation(limits or ConversationLimits(), service.pipeline.rate_hz)
         self.response: Response | None = None
         self._spoken: dict[str, Spoken] = {}  # by item, for `truncate`
+        self._read: tuple[str, ...] | None = None  # of the conversation, what the model has read
         self._buffer: QuestionBuffer | None = None
         self._buffer_from_s = 0.0  # of the session's audio, where the buffer begins
         self._appended_s = 0.0  # seconds of audio that came in the session
@@ -156,6 +157,13 @@ class RealtimeSession:
             except EventError as error:
                 # Not of this event, and not of what else its audio brings.
                 self._tell_error(error, None)
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Have the model read what was said before, while a question is spoken."""
+        if self.response is None and (contents := self.conversation.contents) != self._read:
+            self._read = contents
+            self.service.prefill(self.conversation.before_question())
 
     def _samples(self, value: Any, place: str) -> Tensor:
         """Decode a text of base64 to samples [T] at the input's rate."""

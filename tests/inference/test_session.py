@@ -7,6 +7,7 @@ import torch
 from tiny_run import noise, write_run
 
 from echox.core.errors import SignalError
+from echox.decoding.prompt_cache import PromptCache
 from echox.inference.answers import Piece
 from echox.inference.conversation import (
     Conversation,
@@ -77,6 +78,24 @@ def test_the_answer_belongs_to_the_next_question(service):
     assert [turn.role for turn in turns] == ["user", "assistant", "user"]
     assert turns[1].text == first.text and len(session.conversation.question().clips) == 2
     assert list(session.events())[-1].kind is EventKind.done
+
+
+def test_the_model_reads_ahead_while_a_question_is_spoken(pipeline, service, monkeypatch):
+    read = PromptCache(1_000)
+    monkeypatch.setattr(pipeline.text_engine._batch, "prompts", read)
+    session = Session(service)
+    session.push(noise(1, 0.1), 16_000)
+    for _ in range(200):
+        if len(read._kept):
+            break
+        threading.Event().wait(0.02)
+    assert len(read._kept) == 1, "the beginning of every prompt"
+    # What cannot be read is told where it is asked for.
+    session.ask("a" * 2100)
+    session.push(noise(1, 0.6), 16_000)
+    session.commit()
+    session.respond()
+    assert "longer than the 2048" in list(session.events())[-1].text
 
 
 def test_a_question_during_an_answer_stands_behind_it(service):

@@ -336,6 +336,28 @@ def test_what_was_said_before_is_prefilled_once(cut_pipeline, monkeypatch):
     assert len(prefilled) == 1
 
 
+def test_what_precedes_a_question_is_prefilled_while_it_is_spoken(cut_pipeline, monkeypatch):
+    prefilled, prefill = [], type(cut_pipeline.text_engine._batch.body).prefill
+
+    def counted(body, x, first, begin=0):
+        if body is cut_pipeline.text_engine._batch.body:
+            prefilled.append((begin, x.shape[1]))
+        prefill(body, x, first, begin)
+
+    asked, streams = question(21), AnswerStreams(cut_pipeline)
+    whole = cut_pipeline.reply([asked])[0]
+    monkeypatch.setattr(type(cut_pipeline.text_engine._batch.body), "prefill", counted)
+    monkeypatch.setattr(cut_pipeline.text_engine._batch, "prompts", PromptCache(1_000))
+    streams.prefill(Question(asked.turns[:1]))
+    streams.prefill(Question(asked.turns, asked.clips[:1]))
+    (_, header), (begin, length) = prefilled
+    assert begin == header
+    prefilled.clear()
+    (pieces,) = finished(streams, asked)
+    assert [begin for begin, _ in prefilled] == [header + length]
+    check_equal(pieces, whole)
+
+
 def test_clips_that_are_kept_have_a_bound():
     cache = ClipCache(positions=10)
 

@@ -361,6 +361,20 @@ def test_places_in_the_audio_count_from_the_start_of_the_session(client):
     assert client.last("input_audio_buffer.speech_stopped")["audio_end_ms"] == 800 + 750
 
 
+def test_what_was_said_is_read_while_the_next_question_is_spoken(client, monkeypatch):
+    read = []
+    monkeypatch.setattr(AnswerService, "prefill", lambda _, question: read.append(question))
+    client.speak()
+    assert [(len(each.turns), len(each.clips)) for each in read] == [(1, 0)], "once a question"
+    client.send("response.create")
+    client.send("input_audio_buffer.append", audio=in_base64(noise(2, 0.1)))
+    assert len(read) == 1, "an answer is under way"
+    client.wait()
+    client.send("input_audio_buffer.append", audio=in_base64(noise(2, 0.1)))
+    assert [turn.role for turn in read[-1].turns] == ["user", "assistant", "user"]
+    assert len(read) == 2 and len(read[1].clips) == 1
+
+
 def roles(client):
     return [item.role for item in client.session.conversation.items]
 
