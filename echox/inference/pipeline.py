@@ -305,7 +305,7 @@ class SpeechToSpeechPipeline(Pipeline):
         ids = [_with_audio(self.backbone.prompt(list(question.turns))) for question in questions]
         # Clips of all rows one after the other, the order that `SpeechLLM.prompt` takes.
         clip_rows = torch.tensor(
-            [row for row, question in enumerate(questions) for _ in question.clips],
+            [row for row, each in enumerate(questions) for turn in each.turns if turn.has_audio],
             dtype=torch.int64,  # without clips the list is empty, which would be float
             device=self.device,
         )

@@ -344,17 +344,20 @@ def test_what_precedes_a_question_is_prefilled_while_it_is_spoken(cut_pipeline, 
             prefilled.append((begin, x.shape[1]))
         prefill(body, x, first, begin)
 
-    asked, streams = question(21), AnswerStreams(cut_pipeline)
+    two, streams = question(21), AnswerStreams(cut_pipeline)
+    turns = (*two.turns[:2], *two.turns[:2], two.turns[2])
+    asked = Question(turns, (noise(20, 0.6), *two.clips))
     whole = cut_pipeline.reply([asked])[0]
     monkeypatch.setattr(type(cut_pipeline.text_engine._batch.body), "prefill", counted)
     monkeypatch.setattr(cut_pipeline.text_engine._batch, "prompts", PromptCache(1_000))
     streams.prefill(Question(asked.turns[:1]))
-    streams.prefill(Question(asked.turns, asked.clips[:1]))
-    (_, header), (begin, length) = prefilled
-    assert begin == header
+    streams.prefill(Question(asked.turns[:3], asked.clips[:1]))
+    streams.prefill(Question(asked.turns, asked.clips[:2]))
+    (_, header), (second, length), (third, last) = prefilled
+    assert (second, third) == (header, header + length)
     prefilled.clear()
     (pieces,) = finished(streams, asked)
-    assert [begin for begin, _ in prefilled] == [header + length]
+    assert [begin for begin, _ in prefilled] == [third + last]
     check_equal(pieces, whole)
 
 
