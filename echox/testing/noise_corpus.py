@@ -116,6 +116,12 @@ def smoke_recipe() -> Recipe:
 
 
 @functools.cache
+def _recipes() -> tuple[Recipe, ...]:
+    """Return the recipes that hold every stage of echox, the smoke recipe first."""
+    return smoke_recipe(), load_recipe("release_finetune")
+
+
+@functools.cache
 def noise_corpus() -> NoiseCorpus:
     """Write the corpus of noise."""
     temporary = tempfile.TemporaryDirectory(prefix="echox-contract-")
@@ -231,8 +237,7 @@ def prepared_stage(config: TaskConfig) -> PreparedStage:
 
 def _criterion(config: TaskConfig) -> Criterion | None:
     """Return the task's criterion in echox's recipes, or else the one of its name, or None."""
-    recipes = (smoke_recipe(), load_recipe("release_finetune"))
-    plans = [plan for recipe in recipes for plan in recipe.stages.values() if plan is not None]
+    plans = [plan for recipe in _recipes() for plan in recipe.stages.values() if plan is not None]
     criteria = [plan.criterion for plan in plans if type(plan.task) is type(config)]
     name = TASKS.name_of(config)
     # A plugin has no recipe here, but usually registers a criterion under its task's name.
