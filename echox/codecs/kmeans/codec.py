@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,11 +69,13 @@ class KMeansCodec(QuantizedCodec):
             CheckpointError: the folder is missing, incomplete, changed or of another version.
         """
         is_random = config.folder == RANDOM
-        content = _random_folder(config) if is_random else read_folder(Path(config.folder))
-        encoder: Encoder = ENCODERS.build(ENCODERS.parse(content.encoder))
-        super().__init__(
-            encoder, content.tensors["centroids"], content.language, content.fingerprint
+        content = (
+            _random_folder(config.random_units) if is_random else read_folder(Path(config.folder))
         )
+        encoder: Encoder = ENCODERS.build(ENCODERS.parse(content.encoder))
+        # A random folder is shared by all codecs of its size.
+        centroids = content.tensors["centroids"].clone()
+        super().__init__(encoder, centroids, content.language, content.fingerprint)
         self.config = config
         self.vocoder: Vocoder = build_vocoder(content.vocoder)
         self.metrics = content.metrics  # measured at the end of the fit
@@ -252,13 +255,13 @@ def _load_acoustic_model(model: AcousticModel, tensors: Mapping[str, Tensor], fo
         ) from error
 
 
-def _random_folder(config: KMeansCodecConfig) -> CodecFolder:
-    """A codec with random weights, the same in every process.
+@functools.cache  # every stage of a trial builds its codec anew
+def _random_folder(V: int) -> CodecFolder:
+    """A codec of V units with random weights, the same in every process.
 
     The centroids are frames of noise under a random encoder, so that other noise falls to many
     different units.
     """
-    V = config.random_units
     described = {"name": "whisper", "weights": "random"}
     encoder, vocoder = ENCODERS.build(ENCODERS.parse(described)), build_vocoder(RANDOM)
     sizes = AcousticModelSizes(
