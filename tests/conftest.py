@@ -4,6 +4,7 @@ PyTorch and echox are imported by the fixtures that need them: the process that 
 workers needs neither.
 """
 
+import copy
 import gc
 import os
 
@@ -61,6 +62,42 @@ def one_number_format():
     from echox.core.number_format import VARIABLE
 
     os.environ.setdefault(VARIABLE, "bf16" if has_bf16_products() else "fp32")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once():
+    """Compose a recipe once for all tests that find the same files and parts.
+
+    Hydra takes a quarter of a second for each, which a command needs once and a test run a thousand
+    times. Overrides are applied by echox itself, to a copy.
+    """
+    from echox.pipeline import compose, plugins
+
+    compose_yaml, composed = compose._compose_yaml, {}
+
+    def compose_once(schema, yaml_name, folders):
+        parts = [
+            (kind, name, registry[name].config_type)
+            for kind, registry in plugins.REGISTRIES.items()
+            for name in registry
+        ]
+        files = [
+            (path, path.stat().st_mtime_ns, path.stat().st_size)
+            for folder in folders
+            for path in sorted(folder.rglob("*.y*ml"))
+            if path.is_file()
+        ]
+        # Defaults of fields may depend on the environment.
+        environment = [item for item in os.environ.items() if item[0].startswith("ECHOX_")]
+        places = [folder.resolve() for folder in folders]
+        key = (schema, yaml_name, *map(tuple, (places, parts, files, environment)))
+        if key not in composed:
+            composed[key] = compose_yaml(schema, yaml_name, folders)
+        return copy.deepcopy(composed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "_compose_yaml", compose_once)
+        yield
 
 
 @pytest.fixture
