@@ -4,9 +4,9 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,11 @@ from echox.engine.own_process import in_own_process
 PATIENCE_S = 600  # starting takes two seconds, and minutes where others keep every core
 
 WORK = """
-import os, signal, sys, time
+import os, signal, time
 from pathlib import Path
 import torch
 from echox.engine.distribution import join
 from echox.engine.interruption import Interrupted, listening
-from echox.engine.own_process import in_own_process
 from echox.core.errors import ConfigError
 from echox.core.number_format import number_format
 
@@ -77,10 +76,6 @@ def waits(path):
         Path(path + ".interrupted").touch()
         time.sleep(0.2)
         raise
-
-if __name__ == "__main__":
-    import work
-    in_own_process(getattr(work, sys.argv[1]), sys.argv[2], ranks=int(sys.argv[3]))
 """
 
 
@@ -172,7 +167,8 @@ def test_a_rank_that_fails_ends_the_others_too(work, end, error, holds):
 def test_signals_are_forwarded(tmp_path, function, signum, to_group, left, status):
     parent, child = start(tmp_path, function, ranks=2 if function == "both_train" else 1)
     os.killpg(parent.pid, signum) if to_group else os.kill(parent.pid, signum)
-    assert parent.wait(PATIENCE_S) == status
+    parent.join(PATIENCE_S)
+    assert parent.exitcode == status
     assert left is None or (tmp_path / f"pid.{left}").exists()
     assert not is_alive(child)
 
@@ -181,28 +177,42 @@ def test_signals_are_forwarded(tmp_path, function, signum, to_group, left, statu
 def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path, function, ranks):
     parent, child = start(tmp_path, function, ranks)
     parent.kill()
-    parent.wait(PATIENCE_S)
+    parent.join(PATIENCE_S)
     assert within(PATIENCE_S, lambda: not is_alive(child))
     assert not (tmp_path / "pid.saved").exists()
 
 
-def start(folder: Path, function: str, ranks: int = 1) -> tuple[subprocess.Popen, int]:
+def start(folder: Path, function: str, ranks: int = 1) -> tuple[ForkServerProcess, int]:
     """A process that has started another, and the other's id."""
     (folder / "work.py").write_text(WORK)
-    parent = subprocess.Popen(
-        [sys.executable, "work.py", function, "pid", str(ranks)],
-        cwd=folder,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    # A server that has imported PyTorch once is forked for each.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["echox.engine.distribution", "echox.engine.own_process"])
+    parent = context.Process(target=run_as_a_script, args=(folder, function, ranks))
+    parent.start()
     assert within(
         PATIENCE_S,
         lambda: (
-            parent.poll() is not None
-            or ((folder / "pid").is_file() and (folder / "pid").read_text())
+            not parent.is_alive() or ((folder / "pid").is_file() and (folder / "pid").read_text())
         ),
     )
     return parent, int((folder / "pid").read_text())
+
+
+def run_as_a_script(folder: Path, function: str, ranks: int) -> None:
+    """Call a function of `work.py` in its own process, in a session of this one's own."""
+    os.setsid()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.stderr = open(os.devnull, "w")
+    import work
+
+    try:
+        in_own_process(getattr(work, function), "pid", ranks=ranks)
+    except KeyboardInterrupt:
+        # As Python ends a script that is interrupted.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def is_alive(pid: int) -> bool:
