@@ -27,5 +27,5 @@ def test_threads_that_release_tensors_of_python_end_before_the_interpreter(tmp_p
     assert threads() == before + 2 * of_one_group > before
     distribution._leave()
     del model
-    # DistributedDataParallel never releases its group, the one of the gradients.
-    assert threads() == before + of_one_group
+    # DistributedDataParallel may never release its group, the one of the gradients.
+    assert threads() <= before + of_one_group
