@@ -244,7 +244,6 @@ def add_lora(model: transformers.PreTrainedModel, config: LoraConfig) -> None:
     # Imported here, because a run without adapters does not need peft.
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
 
     settings = PeftLora(
         r=config.rank,
@@ -262,10 +261,17 @@ def add_lora(model: transformers.PreTrainedModel, config: LoraConfig) -> None:
             f"lora.targets {list(config.targets)} name no layer of {type(model).__name__}; use "
             "names such as q_proj"
         ) from error
+    _leave_casts_to_autocast(model)
+
+
+def _leave_casts_to_autocast(model: transformers.PreTrainedModel) -> None:
+    """Switch off peft's own cast of the inputs to the adapters' float32."""
+    from peft.tuners.lora import LoraLayer
+
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            # Autocast casts the inputs anyway; peft's own cast to the adapter's float32 before
-            # it would add thousands of copies a step.
+            # Autocast casts the inputs anyway; a cast before it would add thousands of copies a
+            # step.
             layer.cast_input_dtype_enabled = False
 
 

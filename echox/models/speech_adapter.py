@@ -208,12 +208,13 @@ class SpeechAdapter(nn.Module):
         self.look_back = nn.MultiheadAttention(H, config.heads, config.dropout)
         self.look_back_norm = nn.LayerNorm(H)
         if token_rows is not None:
-            # Not in checkpoints: the embeddings come with the language model.
-            rows = token_rows.detach().float().clone()
-            self.register_buffer("token_rows", rows, persistent=False)
             self._initialise(token_rows)
 
     def _initialise(self, token_rows: Tensor) -> None:
+        """Keep the tokens' embeddings [C-1, H], and start the CTC head from them."""
+        # Not in checkpoints: the embeddings come with the language model.
+        rows = token_rows.detach().float().clone()
+        self.register_buffer("token_rows", rows, persistent=False)
         with torch.no_grad():
             # Rows of length 1 on average, whatever the scale of the language model's embeddings.
             scale = token_rows.float().square().mean().sqrt() * token_rows.shape[1] ** 0.5

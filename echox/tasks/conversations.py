@@ -288,6 +288,18 @@ class SpokenData(SpokenRows):
         }
         if self.trains_encoder:
             return
+        cached = self._keys_to_cache(clips)
+        self.cache.fill(
+            cached,
+            lambda keys: self._encode_readable([by_key[key] for key in keys]),
+            costs=[round(durations_s[key] * COST_PER_S) for key in cached],
+            batch_cost=round(self.config.batch_s * COST_PER_S),
+            label=label,
+        )
+        self._report_unreadable([by_key[key] for key in cached])
+
+    def _keys_to_cache(self, clips: Mapping[str, Sequence[Clip]]) -> list[str]:
+        """Keys of the clips whose features stay the same at every step, each once, in order."""
         # Whether training clips sound different at every step; masks alone work on cached features.
         online = self.augmentation is not None and self.augmentation.config.changes_sound
         if online:
@@ -296,20 +308,13 @@ class SpokenData(SpokenRows):
                 "instead of once; caches hold the others"
             )
         # A dictionary, for unique keys in the order of the clips.
-        cached = dict.fromkeys(
+        keys = dict.fromkeys(
             clip_key(clip)
             for split, split_clips in clips.items()
             if not (online and split == "train")
             for clip in split_clips
         )
-        self.cache.fill(
-            list(cached),
-            lambda keys: self._encode_readable([by_key[key] for key in keys]),
-            costs=[round(durations_s[key] * COST_PER_S) for key in cached],
-            batch_cost=round(self.config.batch_s * COST_PER_S),
-            label=label,
-        )
-        self._report_unreadable([by_key[key] for key in cached])
+        return list(keys)
 
     def _encode_readable(self, clips: Sequence[Audio]) -> list[Tensor]:
         """Features [F, D] of each clip; no frames for one that cannot be decoded.

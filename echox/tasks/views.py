@@ -125,11 +125,7 @@ def unit_targets(
     def text(ids: Sequence[int]) -> str:
         return " ".join(marks.get(token, str(token)) for token in ids)
 
-    first = targets.unflatten(0, (-1, decoder.codebooks))[:, 0]
-    scored = first
-    if decoder.codebooks > 1:
-        # BEGIN stands where a codebook has no code, which is not scored.
-        scored = first.masked_fill(first == decoder.begin_id, IGNORE)
+    first, scored = _first_codebook(targets, decoder)
     length = length_with_end(first, decoder.end_id)
     # The decoder reads what it predicts, one step later: read and scored ids are the same.
     return TokenTargets(
@@ -147,6 +143,15 @@ def unit_targets(
         units,
         given=given,
     )
+
+
+def _first_codebook(targets: Tensor, decoder: UnitDecoder) -> tuple[Tensor, Tensor]:
+    """Ids [U] of the first codebook among targets [U * K], and those that the loss scores."""
+    first = targets.unflatten(0, (-1, decoder.codebooks))[:, 0]
+    if decoder.codebooks == 1:
+        return first, first
+    # BEGIN stands where a codebook has no code, which is not scored.
+    return first, first.masked_fill(first == decoder.begin_id, IGNORE)
 
 
 def length_with_end(targets: Tensor, end_id: int) -> int:

@@ -211,10 +211,15 @@ def _train(sentences: list[str], config: LanguageConfig, seeds_file: str) -> byt
         num_threads=1,  # repeatable
         minloglevel=2,
     )
+    return _without_seeds_path(content.getvalue())
+
+
+def _without_seeds_path(serialised: bytes) -> bytes:
+    """A serialised model without the path of its seeds, which is that of a temporary file."""
     # Protobuf makes the class when the module is imported.
     prototype = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # made at import
-    model = prototype.FromString(content.getvalue())
-    # The path of a temporary file would change the codec's fingerprint.
+    model = prototype.FromString(serialised)
+    # The path would change the codec's fingerprint.
     model.trainer_spec.ClearField("seed_sentencepieces_file")
     return model.SerializeToString(deterministic=True)
 

@@ -193,16 +193,6 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
             ids = torch.arange(backbone.vocab_size)
             adapter = join_adapter(encoder, backbone, self.config.adapter, ids)
             model = AlignmentModel(encoder, adapter)
-        # Notes are shown as they are by a dry run.
-        notes = [
-            "the language model gives its embeddings from the CPU's memory and is not on the GPU",
-            *encoder_notes(encoder),
-        ]
-        if not self.config.full_vocabulary:
-            notes.append(
-                "CTC is counted over the whole vocabulary; "
-                "it will be over the tokens of the training texts alone"
-            )
         return Outline(
             model=model,
             parts={
@@ -213,8 +203,21 @@ class AlignmentTask(Task[AlignmentModel, AlignmentBatch]):
             cost_unit="encoder frames",
             longest_cost=round(self.config.data.max_audio_s * encoder.frame_rate_hz),
             activations=adapter_activations(model.adapter, SCORE_BYTES),
-            notes=notes,
+            notes=self._notes(encoder),
         )
+
+    def _notes(self, encoder: Encoder) -> list[str]:
+        """Notes of the outline, which a dry run shows as they are."""
+        notes = [
+            "the language model gives its embeddings from the CPU's memory and is not on the GPU",
+            *encoder_notes(encoder),
+        ]
+        if not self.config.full_vocabulary:
+            notes.append(
+                "CTC is counted over the whole vocabulary; "
+                "it will be over the tokens of the training texts alone"
+            )
+        return notes
 
     def _read_examples(self, split: str) -> list[AlignmentExample]:
         pairs = [

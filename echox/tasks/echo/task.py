@@ -198,14 +198,13 @@ class EchoTask(Task[EchoModel, EchoBatch]):
             teacher = teacher_of(t2c) if self.config.online else None
             model = EchoModel(speech_llm, denoiser, t2c, self.config.segments, teacher)
         self._freeze(speech_llm)
-        teacher_part = {"T2C teacher": ["teacher"]} if teacher is not None else {}
         return Outline(
             model=model,
             parts={
                 **speech_llm_parts("speech_llm."),
                 "denoising adapter": ["denoiser"],
                 **t2c_parts("voice."),
-                **teacher_part,
+                **({} if teacher is None else {"T2C teacher": ["teacher"]}),
             },
             cost_unit="tokens",
             longest_cost=longest_conversation(self.config.data, speech_llm.encoder.frame_rate_hz),

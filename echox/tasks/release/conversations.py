@@ -158,16 +158,7 @@ class ReleaseExampleReader:
             return [example]
 
         examples = row_examples(rows, make, _cost, on_broken=self.config.on_broken, lengths=lengths)
-        if len(examples) < len(rows):
-            log.warning(
-                "%d of %d rows of the %s split are left out: without audio, answer or what else "
-                "is learned, or longer than %g s or %d tokens",
-                len(rows) - len(examples),
-                len(rows),
-                split,
-                self.config.max_audio_s,
-                self.config.max_tokens,
-            )
+        self._warn_left_out(len(rows) - len(examples), len(rows), split)
         # With `wanted`, the caller knows better why none remains.
         if split == "train" and wanted is None and not examples:
             raise ManifestError(
@@ -178,25 +169,27 @@ class ReleaseExampleReader:
             )
         return examples
 
+    def _warn_left_out(self, count: int, total: int, split: str) -> None:
+        if count:
+            log.warning(
+                "%d of %d rows of the %s split are left out: without audio, answer or what else "
+                "is learned, or longer than %g s or %d tokens",
+                count,
+                total,
+                split,
+                self.config.max_audio_s,
+                self.config.max_tokens,
+            )
+
     def _example(self, row: Row, last_only: bool) -> ReleaseExample | None:
         """A row as an example; None where it has no audio or target, or is too long."""
-        turns = list(row.turns)
-        # What follows the last answer is not learned from.
-        while turns and not (turns[-1].role is Role.ASSISTANT and turns[-1].text):
-            turns.pop()
+        turns = _until_last_answer(row.turns)
         spoken = [turn for turn in turns if turn.audio is not None and turn.role is Role.USER]
         if not spoken:
             return None
-        ids, labels = self.tokens.example(
-            [Turn(turn.role.value, turn.text, turn in spoken) for turn in turns],
-            last_only=last_only,
-        )
-        if self.compatibility.forget_answers_before_audio:
-            # Also here, not only in the forward pass, so that such rows are left out.
-            first = ids.index(self.tokens.audio_id)
-            labels = [IGNORE] * first + labels[first:]
-        # As the manifest states them where it does, which saves opening the files.
+        ids, labels = self._ids_and_labels(turns, spoken, last_only)
         clips = [turn.require_audio() for turn in spoken]
+        # As the manifest states them where it does, which saves opening the files.
         durations_s = [
             stated_seconds(turn) or audio_header(clip).duration_s
             for turn, clip in zip(spoken, clips)
@@ -216,6 +209,20 @@ class ReleaseExampleReader:
             units=grouped_units(turns[-1]),
             cost=len(ids) + WINDOW_TOKENS * sum(windows),
         )
+
+    def _ids_and_labels(
+        self, turns: Sequence[Item], spoken: Sequence[Item], last_only: bool
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and a label for each."""
+        ids, labels = self.tokens.example(
+            [Turn(turn.role.value, turn.text, turn in spoken) for turn in turns],
+            last_only=last_only,
+        )
+        if self.compatibility.forget_answers_before_audio:
+            # Also here, not only in the forward pass, so that such rows are left out.
+            first = ids.index(self.tokens.audio_id)
+            labels = [IGNORE] * first + labels[first:]
+        return ids, labels
 
     def _transcript(self, text: str) -> tuple[int, ...]:
         """CTC targets of a transcription; none where it is unknown or too long."""
@@ -245,6 +252,14 @@ class ReleaseExampleReader:
             clip_rows=torch.tensor(clip_rows),
             transcripts=padded(transcripts, IGNORE),
         )
+
+
+def _until_last_answer(turns: Sequence[Item]) -> list[Item]:
+    """Turns up to the last answer with text; what follows it is not learned from."""
+    kept = list(turns)
+    while kept and not (kept[-1].role is Role.ASSISTANT and kept[-1].text):
+        kept.pop()
+    return kept
 
 
 def _transcriptions(turns: Sequence[Item]) -> list[str]:

@@ -193,7 +193,11 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
         if self.context.parts.codec is None:
             return None
         codec = CODECS.build(self.context.parts.codec)
-        name = CODECS.name_of(self.context.parts.codec)
+        self._check_codec(codec, CODECS.name_of(self.context.parts.codec))
+        return codec
+
+    def _check_codec(self, codec: Codec, name: str | None) -> None:
+        """Refuse a codec whose units the generator cannot take; see `_codec`."""
         rate_hz = self.config.generator.rate_hz
         unit_rate_hz = rate_hz / self.hop_samples
         if not codec.encodes:
@@ -213,7 +217,6 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
                 f"{self.hop_samples} samples at {rate_hz} Hz speak {unit_rate_hz:g}; "
                 "set vocoder.task.generator.upsample_rates"
             )
-        return codec
 
     def _unit_count(self) -> int:
         if self.config.units is not None:
@@ -234,12 +237,6 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
         sizes = self.config.generator
         has_speakers = bool(self.speakers)
         speakers = {"num_speakers": len(self.speakers), "speakers": self.speakers}
-        durations = sizes.duration_channels and {
-            "encoder_embed_dim": sizes.embedding_dim,
-            "var_pred_hidden_dim": sizes.duration_channels,
-            "var_pred_kernel_size": layout.KERNEL,
-            "var_pred_dropout": sizes.duration_dropout,
-        }
         return {
             "resblock": "1",  # HiFi-GAN's first kind of residual blocks
             "upsample_rates": sizes.upsample_rates,
@@ -258,7 +255,17 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
             "multispkr": self.config.speaker_key if has_speakers else None,
             **(speakers if has_speakers else {}),
             "dur_prediction_weight": 1.0,
-            "dur_predictor_params": durations,
+            "dur_predictor_params": self._duration_settings(),
+        }
+
+    def _duration_settings(self) -> dict[str, Any] | int:
+        """Settings of the duration predictor by their published keys; 0 where there is none."""
+        sizes = self.config.generator
+        return sizes.duration_channels and {
+            "encoder_embed_dim": sizes.embedding_dim,
+            "var_pred_hidden_dim": sizes.duration_channels,
+            "var_pred_kernel_size": layout.KERNEL,
+            "var_pred_dropout": sizes.duration_dropout,
         }
 
     def manifests(self) -> list[str]:
@@ -268,13 +275,7 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
         sizes, discriminators = self.config.generator, self.config.discriminators
         # Speakers are counted in the manifests, which are not read here; their table is small.
         self.speakers = []
-        # At least one row in the table of units, where their number is not known.
-        settings = self._settings(max(1, self._expected_unit_count()))
-        with torch.device("meta"):
-            generator = layout.normed(layout.build_generator(settings, GENERATOR_PATH))
-            model = TrainedVocoder(
-                generator, None if discriminators is None else Discriminators(discriminators)
-            )
+        model = self._meta_model()
         longest = round(self.config.data.max_audio_s * sizes.rate_hz / self.hop_samples)
         # Costs count whole utterances, but only a segment of each runs through the generator.
         share = min(1.0, self.config.segment_frames / longest)
@@ -294,6 +295,17 @@ class VocoderTask(Task[TrainedVocoder, VocoderBatch]):
                 "a unit language",
             ],
         )
+
+    def _meta_model(self) -> TrainedVocoder:
+        """The model as `build` makes it, without memory for its weights."""
+        discriminators = self.config.discriminators
+        # At least one row in the table of units, where their number is not known.
+        settings = self._settings(max(1, self._expected_unit_count()))
+        with torch.device("meta"):
+            generator = layout.normed(layout.build_generator(settings, GENERATOR_PATH))
+            return TrainedVocoder(
+                generator, None if discriminators is None else Discriminators(discriminators)
+            )
 
     def _expected_unit_count(self) -> int:
         """Number of units before the codec is built or fitted; 0 where it is not known."""
