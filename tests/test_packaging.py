@@ -281,9 +281,9 @@ def test_the_first_commands_install_the_constraints():
         line.startswith("pip install -c constraints.txt ") for line in installs
     )
     assert '".[demo]" && .venv/bin/echox-train recipe=echo_mini' in installs[0]
-    assert 'install --quiet --no-compile -c constraints.txt ".[test]"' in (ROOT / ".ci/run").read_text(
-        encoding="utf-8"
-    )
+    assert 'install --quiet --no-compile -c constraints.txt ".[test]"' in (
+        ROOT / ".ci/run"
+    ).read_text(encoding="utf-8")
 
 
 def script(name):
